@@ -1,0 +1,1 @@
+"""Everything that changes weights: adapters, world models, policies, judges."""
