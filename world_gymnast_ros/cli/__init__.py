@@ -1,0 +1,65 @@
+"""The `world-gymnast` command: one module per verb, each with HELP, add_arguments(parser) and run(args) -> int."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from world_gymnast_ros.errors import WorldGymnastError
+
+VERBS = ("demo", "adapt", "evaluate", "train", "bench", "episodes", "twin", "judge")
+
+DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
+EXAMPLES = """\
+examples:
+  world-gymnast demo                 no robot needed: the whole story on the simulated twin, with a report
+  world-gymnast adapt --help         what one verb takes, with examples of its own
+  world-gymnast episodes --help      recorded episodes: look, mark, export
+
+exit status: 0 done, 1 ran but did not reach its aim, 2 refused (one line on stderr says why), 130 stopped by Ctrl-C
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status. `argv` defaults to the command line."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parser(words).parse_args(words)
+        return int(args.run(args))
+    except WorldGymnastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def installed_verbs() -> tuple[str, ...]:
+    """List the verbs whose module is there, without importing any."""
+    return tuple(verb for verb in VERBS if importlib.util.find_spec(f"{__name__}.{verb}"))
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="world-gymnast", description=DESCRIPTION, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    verb_names = installed_verbs()
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    # Only the chosen verb is imported, because some pull in torch and MuJoCo; the general help needs every HELP.
+    for name in (chosen,) if chosen in verb_names else verb_names:
+        module = _load(name)
+        text = (module.__doc__ or module.HELP).strip()
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def _load(verb: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{verb}")
