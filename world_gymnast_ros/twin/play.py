@@ -1,0 +1,169 @@
+"""Make play data on the twin: many short episodes with truth, for policy, world model and judge.
+
+Files hold plain arrays (no pickle), one file per (family, batch); the format is documented in `docs/data.md`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.twin.bridge_loop import BridgeLoop
+from world_gymnast_ros.twin.expert import demonstrator, player
+from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import DIRECTIONS, parse_instruction
+from world_gymnast_ros.types import U8
+
+SIZE_PX = 64
+RENDER_WIDTH, RENDER_HEIGHT = 320, 240
+KNOWN_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
+KNOWN_SHAPES = ("block", "cylinder")
+TRAIN_SCENES = ("train_oak", "train_grey", "train_green")
+MAX_OBJECTS, MAX_ALTERNATIVES = 5, 14
+PLAY_MIX = {"expert": 0.32, "perturbed": 0.36, "wander": 0.24, "halting": 0.08}
+
+
+def random_objects(rng: np.random.Generator, family: str, wide: bool) -> tuple[ObjectSpec, ...]:
+    """Draw two or three movable objects (and a plate where the family or chance asks for one)."""
+    pairs = [(c, s) for c in KNOWN_COLOURS for s in KNOWN_SHAPES]
+    count = int(rng.integers(1, 4)) if family != "pick_place" else int(rng.integers(1, 3))
+    objects = []
+    for i in rng.permutation(len(pairs))[:count]:
+        colour, shape = pairs[i]
+        rgb = np.array(COLOURS[colour])
+        if wide:
+            rgb = np.clip(rgb * rng.uniform(0.8, 1.15) + rng.normal(0, 0.04, 3), 0.02, 1.0)
+        objects.append(ObjectSpec(colour, shape, size_m=float(rng.uniform(0.037, 0.043)) if wide else 0.04,
+                                  mass_kg=float(rng.uniform(0.03, 0.09)) if wide else 0.05,
+                                  friction=float(rng.uniform(0.7, 1.2)) if wide else 1.0, rgb=tuple(rgb)))
+    if family == "pick_place" or rng.random() < 0.25:
+        objects.append(ObjectSpec(str(rng.choice(KNOWN_COLOURS + ("white",))), "plate", size_m=0.11))
+    return tuple(objects)
+
+
+def instructions_for(objects: tuple[ObjectSpec, ...]) -> list[str]:
+    """Return every instruction the twin can measure for these objects."""
+    movable = [o.name for o in objects if o.shape != "plate"]
+    plates = [o.name for o in objects if o.shape == "plate"]
+    out = [f"reach the {n}" for n in movable]
+    out += [f"push the {n} {d}" for n in movable for d in DIRECTIONS]
+    return out + [f"put the {n} on the {p}" for n in movable for p in plates]
+
+
+def pick_instruction(rng: np.random.Generator, family: str, objects: tuple[ObjectSpec, ...]) -> str:
+    """Draw one instruction of the family."""
+    return str(rng.choice([i for i in instructions_for(objects) if parse_instruction(i).family == family]))
+
+
+def training_scene(rng: np.random.Generator, family: str) -> Scene:
+    """One of the policy's training scenes: its fixed look and camera, with random objects in free places."""
+    base = load_scene(str(rng.choice(TRAIN_SCENES)))
+    objects = random_objects(rng, family, wide=False)
+    return dataclasses.replace(base, objects=objects, instructions=(pick_instruction(rng, family, objects),))
+
+
+def wide_scene(rng: np.random.Generator, family: str) -> Scene:
+    """A scene of varied looks, for world model and judge: table, walls, light, camera, arm shade, physics."""
+    hue, saturation, value = rng.random(), rng.uniform(0.0, 0.45), rng.uniform(0.25, 0.9)
+    k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
+    table = value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)
+    objects = random_objects(rng, family, wide=True)
+    used = {o.name for o in objects}
+    spare = [(c, s) for c in (*COLOURS,) for s in ("block", "cylinder") if f"{c} {s}" not in used]
+    distractors = tuple(ObjectSpec(*spare[i], size_m=float(rng.uniform(0.03, 0.045)))
+                        for i in rng.permutation(len(spare))[:int(rng.integers(0, 2))])
+    return Scene(
+        name="wide", split="wide", instructions=(pick_instruction(rng, family, objects),), objects=objects,
+        distractors=distractors, table_rgb=tuple(table), wall_rgb=tuple(rng.uniform(0.25, 0.95, 3)),
+        light=float(rng.uniform(0.45, 0.9)), ambient=float(rng.uniform(0.2, 0.45)),
+        light_xyz_m=(float(rng.uniform(-0.5, 1.0)), float(rng.uniform(-1, 1)), 1.5),
+        camera_offset_m=tuple(rng.uniform(-0.03, 0.03, 3)), camera_rotation_rad=tuple(rng.uniform(-0.05, 0.05, 3)),
+        arm_shade=float(rng.uniform(0.08, 0.2)), table_friction=float(rng.uniform(0.8, 1.1)))
+
+
+def picture(twin: Twin) -> U8:
+    """Return the camera picture as the tiny models see it, uint8 (64, 64, 3)."""
+    return resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (SIZE_PX, SIZE_PX))
+
+
+def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) -> dict[str, np.ndarray]:
+    """Run one episode and return its row of the play-data format."""
+    rng = np.random.default_rng(seed)
+    instruction = scene.instructions[0]
+    task = parse_instruction(instruction)
+    steps = task.horizon_steps
+    twin = Twin(scene, seed)
+    try:
+        start = None
+        if wide_start:
+            start = np.array([rng.uniform(0.17, 0.33), rng.uniform(-0.10, 0.12), rng.uniform(0.10, 0.21), 0, 0, 0, 1.0])
+        twin.reset(seed, instruction, start)
+        alternatives = [i for i in instructions_for(scene.objects) if i != instruction][:MAX_ALTERNATIVES]
+        twin.track(alternatives)
+        loop = BridgeLoop(twin)
+        hand = demonstrator(task, loop, rng) if behaviour == "demo" else player(behaviour, task, loop, rng)
+        twist = rng.random() < 0.12 and behaviour not in ("demo", "expert")
+        frames = np.zeros((steps + 1, SIZE_PX, SIZE_PX, 3), np.uint8)
+        deltas = np.zeros((steps, 7), np.float32)
+        states, measured = np.zeros((steps + 1, 7), np.float32), np.zeros((steps + 1, 7), np.float32)
+        success, alt_success = np.zeros(steps + 1, bool), np.zeros((MAX_ALTERNATIVES, steps + 1), bool)
+        xyz = np.zeros((steps + 1, MAX_OBJECTS, 3), np.float32)
+        names = [o.name for o in scene.objects][:MAX_OBJECTS]
+
+        def observe(t: int) -> None:
+            frames[t] = picture(twin)
+            state = twin.arm_state(0)
+            states[t], measured[t] = loop.target, bridge_state(state.T_base_ee, state.gripper)
+            success[t] = twin.success()
+            for i, text in enumerate(alternatives):
+                alt_success[i, t] = twin.success(text)
+            for i, name in enumerate(names):
+                xyz[t, i] = twin.object_xyz(name)
+
+        observe(0)
+        for t in range(steps):
+            delta = hand.act(loop)
+            if twist:
+                delta[3:6] = rng.normal(0, 0.06, 3) * (0.3, 0.3, 1.0)
+            deltas[t] = loop.step(delta)
+            observe(t + 1)
+    finally:
+        twin.close()
+    pad = lambda items, n: np.array(list(items) + [""] * (n - len(items)), dtype="U64")  # noqa: E731
+    return {"frames": frames, "deltas": deltas, "states": states, "measured": measured, "length": np.int32(steps),
+            "success": success, "alt_success": alt_success, "alt_instructions": pad(alternatives, MAX_ALTERNATIVES),
+            "object_names": pad(names, MAX_OBJECTS), "objects_xyz": xyz, "instruction": np.array(instruction, "U64"),
+            "family": np.array(task.family, "U16"), "scene": np.array(scene.name, "U32"),
+            "behaviour": np.array(behaviour, "U16"), "seed": np.int64(seed)}
+
+
+def write_episodes(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
+    """Write episodes of one family as one .npz; whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, **{k: np.stack([e[k] for e in episodes]) for k in episodes[0]})
+    os.replace(partial, path)
+
+
+def make_file(path: Path, family: str, kind: str, count: int, seed: int) -> dict[str, float]:
+    """Make `count` episodes of `kind` (demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour;
+    wide_play: varied scenes, mixed behaviour) and write them to `path`. Return success rates per behaviour."""
+    episodes = []
+    names = list(PLAY_MIX)
+    for i in range(count):
+        episode_seed = seed * 100_000 + i
+        rng = np.random.default_rng((episode_seed, 7))
+        scene = wide_scene(rng, family) if kind == "wide_play" else training_scene(rng, family)
+        behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
+        episodes.append(record_episode(scene, episode_seed, behaviour, wide_start=kind != "demo" and rng.random() < 0.5))
+    write_episodes(path, episodes)
+    rates: dict[str, list[bool]] = {}
+    for e in episodes:
+        rates.setdefault(str(e["behaviour"]), []).append(bool(e["success"][-1]))
+    return {k: float(np.mean(v)) for k, v in rates.items()}
