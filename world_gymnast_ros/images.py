@@ -1,0 +1,40 @@
+"""Pictures: one check and one resize for policy, world model, recorder and twin, so that all see the same pixels."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from world_gymnast_ros.errors import BadFrame
+from world_gymnast_ros.types import U8
+
+
+def check_rgb(rgb: Any, name: str = "rgb") -> U8:
+    """Return `rgb` if it is uint8 (..., H, W, 3) with no empty axis among the last three; else raise BadFrame."""
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8:
+        got = getattr(rgb, "dtype", type(rgb).__name__)
+        raise BadFrame(f"{name} must be a uint8 numpy array, got {got}: convert at the boundary (RGB, 0..255)")
+    if rgb.ndim < 3 or rgb.shape[-1] != 3 or 0 in rgb.shape[-3:]:
+        raise BadFrame(f"{name} must have shape (..., H, W, 3), got {rgb.shape}: drop alpha, put channels last")
+    return rgb
+
+
+def resize_rgb(rgb: U8, size: tuple[int, int]) -> U8:
+    """Return pictures uint8 (..., h, w, 3) of `size` (h, w), squashed to that shape as Bridge does (no crop).
+
+    Shrinking averages the covered area (box filter: no aliasing, like cv2.INTER_AREA); enlarging is bilinear.
+    """
+    check_rgb(rgb)
+    height, width = int(size[0]), int(size[1])
+    if height < 1 or width < 1:
+        raise BadFrame(f"size is {size}; height and width must be at least 1")
+    if rgb.shape[-3:-1] == (height, width):
+        return rgb.copy()
+    shrinks = height <= rgb.shape[-3] and width <= rgb.shape[-2]
+    resample = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    flat = np.ascontiguousarray(rgb).reshape(-1, *rgb.shape[-3:])
+    out = np.empty((len(flat), height, width, 3), np.uint8)
+    for i, picture in enumerate(flat):
+        out[i] = np.asarray(Image.fromarray(picture).resize((width, height), resample))
+    return out.reshape(*rgb.shape[:-3], height, width, 3)
