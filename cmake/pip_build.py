@@ -3,6 +3,7 @@
 Imported by `setup.py` here and in `interfaces/interbotix_xs_msgs`. The ROS 2 packages come from wheels in the
 environment that pip builds in.
 """
+import filecmp
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 SHARED_FOLDERS = ("checkpoints", "config", "docs", "launch")
 """Folders of share/<package> that an editable install leaves in the source tree, so that no stale copy is read."""
+KINDS = ("msg", "srv", "action")
 
 
 def ros_prefixes() -> list[str]:
@@ -72,18 +74,21 @@ class BuildInterfaces(build_ext):
 
     @staticmethod
     def _copy_generated(site: Path, target: Path) -> None:
-        generated = list(site.glob("*.so"))
-        for old in target.glob("*.so"):
-            old.unlink()
-        for kind in ("msg", "srv", "action"):
-            shutil.rmtree(target / kind, ignore_errors=True)
-            generated += (site / kind).glob("*.py")
+        generated = [*site.glob("*.so"), *(path for kind in KINDS for path in (site / kind).glob("*.py"))]
         if not (target / "__init__.py").exists():
             generated.append(site / "__init__.py")
-        for path in generated:
-            out = target / path.relative_to(site)
+        wanted = {target / path.relative_to(site): path for path in generated}
+        stale = {*target.glob("*.so"), *(path for kind in KINDS for path in (target / kind).glob("*.py"))} - set(wanted)
+        for path in stale:
+            path.unlink()
+        for out, path in wanted.items():
+            # An editable install writes into the source tree, where a running node may have the same file open.
+            if out.is_file() and filecmp.cmp(path, out, shallow=False):
+                continue
             out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, out)
+            fresh = out.with_name(out.name + ".new")
+            shutil.copy2(path, fresh)
+            fresh.replace(out)
 
     def _add_data_files(self, stage: Path, name: str, editable: bool) -> None:
         files = self.distribution.data_files = list(self.distribution.data_files or [])

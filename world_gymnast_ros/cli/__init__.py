@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from world_gymnast_ros.errors import WorldGymnastError
 
@@ -51,15 +50,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     chosen = next((word for word in words if not word.startswith("-")), None)
     # Only the chosen verb is imported, because some pull in torch and MuJoCo; the general help needs every HELP.
     for name in (chosen,) if chosen in verb_names else verb_names:
-        module = _load(name)
-        text = (module.__doc__ or module.HELP).strip()
+        module = importlib.import_module(f"{__name__}.{name}")
         verb = verbs.add_parser(
-            name, help=module.HELP, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=module.HELP, description=(module.__doc__ or module.HELP).strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     return parser
-
-
-def _load(verb: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{verb}")
