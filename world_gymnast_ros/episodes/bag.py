@@ -1,0 +1,128 @@
+"""The MCAP file of an episode, in the form that rosbag2, Foxglove, rosbags and mcap read."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import yaml
+from mcap.writer import CompressionType, Writer
+
+from world_gymnast_ros.episodes.files import MCAP_NAME
+from world_gymnast_ros.episodes.schemas import schema_of
+
+CHUNK_BYTES = 64 * 1024
+"""Small, because what a kill can cost is the chunk in the making."""
+ROS_DISTRO = "jazzy"
+LATCHED_TOPICS = ("instruction", "adapter", "arm_status", "tf_static")
+
+_FOREVER = {"sec": 9223372036, "nsec": 854775807}
+
+
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors, as rosbag2 writes it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Spell every value out."""
+        return True
+
+
+def _yaml(value: Any) -> str:
+    return cast("str", yaml.dump(value, Dumper=_Plain, sort_keys=False))
+
+
+def _qos(latched: bool) -> list[dict[str, Any]]:
+    return [{
+        "history": "keep_last", "depth": 1 if latched else 10, "reliability": "reliable",
+        "durability": "transient_local" if latched else "volatile", "deadline": _FOREVER, "lifespan": _FOREVER,
+        "liveliness": "automatic", "liveliness_lease_duration": _FOREVER, "avoid_ros_namespace_conventions": False,
+    }]
+
+
+class BagFile:
+    """One MCAP file being written. Every method may raise OSError."""
+
+    def __init__(self, path: Path, custom_data: dict[str, str]) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("xb")
+        # mcap leaves some methods without types.
+        self._writer: Any = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.NONE)
+        self._channels: dict[str, tuple[int, str]] = {}
+        self._schemas: dict[str, int] = {}
+        self._hashes: dict[str, str] = {}
+        self._latched: dict[str, bool] = {}
+        self._custom_data = custom_data
+        self.counts: dict[str, int] = {}
+        self.first_ns: int | None = None
+        self.last_ns = 0
+        self._writer.start(profile="ros2", library="world_gymnast_ros")
+        self._writer.add_metadata("world_gymnast_ros", custom_data)
+        self.flush()
+
+    def add(self, topic: str, msg_type: str, cdr: bytes, stamp_ns: int, definition: str | None) -> None:
+        """Add one message; the first of a topic names the topic's type. Raises ValueError if the type changes."""
+        if topic not in self._channels:
+            self._open_channel(topic, msg_type, definition)
+        channel, known_type = self._channels[topic]
+        if known_type != msg_type:
+            raise ValueError(f"topic {topic} was {known_type} and is now {msg_type}")
+        self._writer.add_message(channel, log_time=stamp_ns, data=cdr, publish_time=stamp_ns,
+                                 sequence=self.counts[topic])
+        self.counts[topic] += 1
+        self.first_ns = stamp_ns if self.first_ns is None else min(self.first_ns, stamp_ns)
+        self.last_ns = max(self.last_ns, stamp_ns)
+
+    def flush(self) -> None:
+        """Hand every message to the operating system: a killed process loses nothing written before."""
+        self._writer.flush()
+
+    def links(self) -> int:
+        """Return how many names the file has: 0 when somebody removed it."""
+        return os.fstat(self._file.fileno()).st_nlink
+
+    def finish(self) -> str:
+        """Write the index and close; return the text of rosbag2's metadata.yaml."""
+        info = self._metadata()
+        self._writer.add_metadata("rosbag2", {"serialized_metadata": _yaml(info)})
+        self._writer.finish()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return _yaml({"rosbag2_bagfile_information": info})
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        try:
+            self._file.close()
+        except OSError:
+            # The flush inside close fails again on a full disk; Python closes the descriptor all the same.
+            return
+
+    def _open_channel(self, topic: str, msg_type: str, definition: str | None) -> None:
+        if msg_type not in self._schemas:
+            text, digest = schema_of(msg_type, definition)
+            self._schemas[msg_type] = self._writer.register_schema(msg_type, "ros2msg", text.encode())
+            self._hashes[msg_type] = digest
+        latched = topic.rsplit("/", 1)[-1] in LATCHED_TOPICS
+        metadata = {"offered_qos_profiles": _yaml(_qos(latched)), "topic_type_hash": self._hashes[msg_type]}
+        channel = self._writer.register_channel(topic, "cdr", self._schemas[msg_type], metadata)
+        self._channels[topic], self._latched[topic], self.counts[topic] = (channel, msg_type), latched, 0
+
+    def _metadata(self) -> dict[str, Any]:
+        start_ns = self.first_ns or 0
+        duration_ns = max(0, self.last_ns - start_ns)
+        total = sum(self.counts.values())
+        topics = [{
+            "topic_metadata": {
+                "name": topic, "type": kind, "serialization_format": "cdr",
+                "offered_qos_profiles": _qos(self._latched[topic]), "type_description_hash": self._hashes[kind],
+            },
+            "message_count": self.counts[topic],
+        } for topic, (_, kind) in self._channels.items()]
+        times = {"starting_time": {"nanoseconds_since_epoch": start_ns}, "duration": {"nanoseconds": duration_ns}}
+        return {
+            "version": 9, "storage_identifier": "mcap", **times, "message_count": total,
+            "topics_with_message_count": topics, "compression_format": "", "compression_mode": "",
+            "relative_file_paths": [MCAP_NAME], "files": [{"path": MCAP_NAME, **times, "message_count": total}],
+            "custom_data": self._custom_data, "ros_distro": ROS_DISTRO,
+        }
