@@ -1,6 +1,7 @@
 """The MCAP file of an episode, in the form that rosbag2, Foxglove, rosbags and mcap read."""
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,16 +20,9 @@ LATCHED_TOPICS = ("instruction", "adapter", "arm_status", "tf_static")
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
-class _Plain(yaml.SafeDumper):
-    """YAML without anchors, as rosbag2 writes it."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Spell every value out."""
-        return True
-
-
 def _yaml(value: Any) -> str:
-    return cast("str", yaml.dump(value, Dumper=_Plain, sort_keys=False))
+    """Dump YAML without anchors: the copy shares no part with itself."""
+    return cast("str", yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False))
 
 
 def _qos(latched: bool) -> list[dict[str, Any]]:
