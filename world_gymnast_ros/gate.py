@@ -1,0 +1,108 @@
+"""Held-out imagination and the decision it leads to: promote an adapter, or keep the base and say why."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.evaluate import Interval, newcombe_paired, paired_bootstrap, wilson
+from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.jitter import jitter_start
+from world_gymnast_ros.trust import TrustConfig, TrustCounts, filter_group
+from world_gymnast_ros.types import F32, Judge, Policy, RolloutGroup, WorldModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Outcomes of D dreams x C copies on seeds that training never sees.
+
+    `success` bool (D, C): claimed and reproduced. `known` bool (D, C): the judge gave a verdict. `scores` float32
+    (D, C), NaN where unknown. A rollout that the trust filter rejected is known and not a success.
+    """
+
+    success: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    scores: F32
+    counts: TrustCounts
+    first_group: RolloutGroup
+
+    @property
+    def rate(self) -> float:
+        return float(self.success[self.known].mean()) if self.known.any() else 0.0
+
+    @property
+    def mean_score(self) -> float:
+        return float(self.scores[self.known].mean()) if self.known.any() else 0.0
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds."""
+
+    promote: bool
+    reason: str
+    before: Interval
+    after: Interval
+    difference: Interval
+    margin: float
+    lower_bound: float
+
+
+def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
+             copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
+             seed: int, cancelled: Callable[[], bool] = never) -> HeldOut:
+    """Evaluate the policy as it stands on `dreams` jittered starts; everything random comes from `seed`.
+
+    The same seed gives the same starts, world-model noise and sampling noise to any policy: results are pairs.
+    """
+    success, known = np.zeros((dreams, copies), np.bool_), np.zeros((dreams, copies), np.bool_)
+    scores = np.full((dreams, copies), np.nan, np.float32)
+    counts = TrustCounts()
+    first: RolloutGroup | None = None
+    for d in range(dreams):
+        start = jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter)
+        group = imagine(policy, world_model, judge, start, copies, horizon_steps, temperature, derive_seed(seed, d, 1),
+                        cancelled=cancelled)
+        known[d] = [j.score is not None for j in group.judgements]
+        scores[d] = [np.nan if j.score is None else j.score for j in group.judgements]
+        group, more = filter_group(world_model, judge, start, group, trust, derive_seed(seed, d, 2), cancelled)
+        success[d] = [is_success(j) for j in group.judgements]
+        counts += more
+        first = first or group
+    assert first is not None
+    return HeldOut(success, known, scores, counts, first)
+
+
+def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
+           margin: float, confidence: float, seed: int) -> GateDecision:
+    """Compare paired outcomes bool (D, C) and promote only if surely better by more than `margin`.
+
+    Two one-sided lower bounds of the difference at `confidence` must both exceed the margin: a bootstrap that
+    resamples whole dreams (copies of one dream are not independent), and the paired Newcombe interval (which stays
+    honest where all dreams agree and the bootstrap collapses to a point). Pairs without both verdicts are left out;
+    fewer than half of the pairs, or fewer than two dreams, decide nothing.
+    """
+    two_sided = 2 * confidence - 1
+    usable = known.any(1)
+    if known.mean() < 0.5 or usable.sum() < 2:
+        nothing = Interval(0.0, -1.0, 1.0, two_sided, int(known.sum()))
+        return GateDecision(False, f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; "
+                            "need at least half: base kept", nothing, nothing, nothing, margin, -1.0)
+    a, b = success_before[known], success_after[known]
+    gains = success_after.astype(np.float64) - success_before
+    per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
+    bootstrap = paired_bootstrap(per_dream, two_sided, seed)
+    paired = newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()),
+                             two_sided)
+    lower = min(bootstrap.low, paired.low)
+    before, after = wilson(int(a.sum()), a.size, two_sided), wilson(int(b.sum()), b.size, two_sided)
+    gain = after.value - before.value
+    promote = lower > margin
+    sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
+    compare = "above" if promote else "not above"
+    reason = (f"imagined success {sums}: gain {gain:+.2f}, {confidence:.0%} sure of at least {lower:+.2f}, "
+              f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'base kept'}")
+    difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
+    return GateDecision(promote, reason, before, after, difference, margin, lower)

@@ -1,0 +1,189 @@
+"""Roll a policy out inside a world model and have a judge score what came of it.
+
+The inner loop of the paper: frame -> policy -> chunk -> K dreamed frames -> judge. It knows neither which policy, nor
+which world model, nor which judge. The world model is asked for every action, the policy once per chunk.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
+from world_gymnast_ros.types import (
+    ACTION_DIM,
+    F32,
+    U8,
+    Frame,
+    Judge,
+    Judgement,
+    Policy,
+    RolloutGroup,
+    SampledChunks,
+    WorldModel,
+)
+
+SUCCESS_THRESHOLD = 0.5
+"""A score counts as success strictly above this: a tie is not success."""
+
+
+class Cancelled(WorldGymnastError):
+    """The operator cancelled; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where imagination begins: a captured frame, the Bridge state float32 (7,) there (or None), the task in words."""
+
+    frame: Frame
+    state: F32 | None
+    instruction: str
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise BadInstruction("the instruction is empty; say what the arm shall do, e.g. 'reach the red block'")
+        if self.state is not None and (self.state.shape != (ACTION_DIM,) or not np.isfinite(self.state).all()):
+            raise BadAction(f"Start.state must be finite and of shape (7,), got {self.state!r}; pass None if unknown")
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """Derive an independent 31-bit seed for the branch `path` of `seed` (numpy SeedSequence)."""
+    return int(np.random.SeedSequence([abs(int(seed)), *path]).generate_state(1)[0] >> 1)
+
+
+def is_success(judgement: Judgement) -> bool:
+    """Tell whether a judgement claims success. No verdict is not success, and neither is a tie."""
+    return judgement.score is not None and judgement.score > SUCCESS_THRESHOLD
+
+
+def judge_safely(judge: Judge, frames: U8, instruction: str) -> list[Judgement]:
+    """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0."""
+    copies = len(frames)
+    try:
+        judgements = judge.score(frames, instruction)
+    except Exception as error:  # noqa: BLE001 - any judge may be plugged in, and none may crash or bias the session
+        return [Judgement(None, detail=f"judge failed: {type(error).__name__}: {error}")] * copies
+    if len(judgements) != copies:
+        return [Judgement(None, detail=f"judge gave {len(judgements)} verdicts for {copies} rollouts")] * copies
+    return [j if j.score is None or 0.0 <= j.score <= 1.0  # NaN fails this comparison too
+            else Judgement(None, detail=f"score {j.score} is outside 0..1") for j in judgements]
+
+
+def start_picture(start: Start, world_model: WorldModel) -> U8:
+    """Return the start frame at the size the world model draws, so that every frame of a rollout has one size.
+
+    A world model says its size in an attribute `frame_size` (h, w); without one the captured size is kept.
+    """
+    size: tuple[int, int] | None = getattr(world_model, "frame_size", None)
+    rgb = start.frame.rgb
+    if size is None or rgb.shape[:2] == tuple(size):
+        return rgb
+    from world_gymnast_ros.images import resize_rgb  # only needed for a camera larger than the dream
+    return resize_rgb(rgb, (int(size[0]), int(size[1])))
+
+
+def check_frames(frames: U8, like: U8, copies: int, world_model: str) -> U8:
+    """Refuse frames of a world model that are not uint8 (copies, H, W, 3) like the start frame."""
+    expected = (copies, *like.shape)
+    if frames.dtype != np.uint8 or frames.shape != expected:
+        raise BadFrame(f"world model {world_model} drew {frames.dtype} {frames.shape}, expected uint8 {expected}; "
+                       "give the world model a matching `frame_size` attribute")
+    return frames
+
+
+def never() -> bool:
+    """Stand for 'nobody cancels'."""
+    return False
+
+
+def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start, copies: int, horizon_steps: int,
+            temperature: float, seed: int, *, judge_every_chunks: int = 1,
+            cancelled: Callable[[], bool] = never) -> RolloutGroup:
+    """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from one start.
+
+    A copy judged successful is finished: its later chunks are masked in `valid` and its picture stands still. When
+    every copy is finished the dream ends early and the last frame is repeated. `judge_every_chunks` 0 judges only
+    at the end. Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
+    """
+    if copies < 1 or horizon_steps < 1:
+        raise BadBudget(f"copies {copies} and horizon_steps {horizon_steps} must both be at least 1")
+    K = policy.chunk_size
+    N = -(-horizon_steps // K)
+    first = start_picture(start, world_model)
+    frames = np.empty((copies, N * K + 1, *first.shape), np.uint8)
+    frames[:] = first
+    dream = world_model.begin(Frame(first, start.frame.stamp_ns), start.state, copies, derive_seed(seed, 0))
+    chunks: list[SampledChunks] = []
+    judgements = [Judgement(None, detail="not judged")] * copies
+    last_chunk = np.full(copies, N - 1)
+    active = np.ones(copies, np.bool_)
+    for n in range(N):
+        if cancelled():
+            raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
+        chunk = policy.sample(frames[:, n * K], start.instruction, temperature, derive_seed(seed, 1, n))
+        _check_chunk(chunk, copies, K)
+        chunks.append(chunk)
+        for k in range(K):
+            drawn = dream.step(chunk.deltas[:, k])
+            frames[active, n * K + k + 1] = check_frames(drawn, first, copies, world_model.name)[active]
+        frames[:, (n + 1) * K + 1:] = frames[:, (n + 1) * K, None]  # what comes next, or the still of a finished copy
+        last = n == N - 1
+        if last or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
+            seen = frames[active, : (n + 1) * K + 1]
+            verdicts = judge_safely(judge, seen, start.instruction)
+            for i, verdict in zip(np.flatnonzero(active), verdicts, strict=True):
+                judgements[i] = verdict
+                if verdict.done_at is not None or is_success(verdict):
+                    done_at = verdict.done_at if verdict.done_at is not None else (n + 1) * K
+                    last_chunk[i] = min((done_at - 1) // K, n)
+                    active[i] = False
+        if not active.any():
+            break
+    N = len(chunks)
+    valid = np.arange(N)[None, :] <= last_chunk[:, None]
+    valid &= np.array([j.score is not None for j in judgements])[:, None]
+    return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(N)), tuple(judgements), valid,
+                        start.instruction, chunks[0].adapter, world_model.name)
+
+
+def replay(world_model: WorldModel, start: Start, deltas: F32, seed: int,
+           cancelled: Callable[[], bool] = never) -> U8:
+    """Replay actions float32 (G, T, 7) in a fresh dream under other noise; return frames uint8 (G, T+1, H, W, 3)."""
+    copies, steps = deltas.shape[:2]
+    first = start_picture(start, world_model)
+    frames = np.empty((copies, steps + 1, *first.shape), np.uint8)
+    frames[:, 0] = first
+    dream = world_model.begin(Frame(first, start.frame.stamp_ns), start.state, copies, derive_seed(seed, 0))
+    for t in range(steps):
+        if cancelled():
+            raise Cancelled(f"cancelled while replaying step {t + 1} of {steps}")
+        frames[:, t + 1] = check_frames(dream.step(deltas[:, t]), first, copies, world_model.name)
+    return frames
+
+
+def group_deltas(group: RolloutGroup) -> F32:
+    """Return the actions of a group as float32 (G, T, 7)."""
+    return np.concatenate([chunk.deltas for chunk in group.chunks], axis=1)
+
+
+def executed_steps(group: RolloutGroup) -> NDArray[np.int64]:
+    """Return int64 (G,): how many actions of each rollout count, i.e. up to the chunk that was judged done."""
+    K = group.chunks[0].deltas.shape[1]
+    N = len(group.chunks)
+    steps = np.full(len(group.judgements), N * K, np.int64)
+    for i, judgement in enumerate(group.judgements):
+        if judgement.done_at is not None:
+            steps[i] = min(-(-judgement.done_at // K) * K, N * K)
+        elif judgement.score is not None:
+            steps[i] = int(group.valid[i].sum()) * K
+    return steps
+
+
+def _check_chunk(chunk: SampledChunks, copies: int, chunk_size: int) -> None:
+    expected = (copies, chunk_size, ACTION_DIM)
+    if chunk.deltas.shape != expected:
+        raise BadAction(f"the policy gave actions of shape {chunk.deltas.shape}, expected {expected}")
+    if not np.isfinite(chunk.deltas).all():
+        raise BadAction("the policy gave a non-finite action; its weights or its adapter are broken, load the base")

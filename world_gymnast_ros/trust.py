@@ -1,0 +1,145 @@
+"""Distrust the dream: reject rollouts that look wrong, and successes that do not happen again.
+
+A rejected rollout loses its verdict (`score=None`) and takes no part in the advantages. It is never scored 0: the
+dream failed there, not the policy.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.imagine import (
+    Start,
+    executed_steps,
+    group_deltas,
+    is_success,
+    judge_safely,
+    never,
+    replay,
+)
+from world_gymnast_ros.types import U8, Judge, Judgement, RolloutGroup, WorldModel
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Limits of the image checks, and whether claimed successes are dreamed a second time.
+
+    `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
+    differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
+    start frame's; `colour_shift_levels` largest allowed shift of the mean colour.
+    """
+
+    moved_m: float = 0.03
+    static_levels: float = 16.0
+    static_fraction: float = 0.001
+    sharpness_floor: float = 0.35
+    colour_shift_levels: float = 40.0
+    reroll: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels"):
+            if not 0.0 <= getattr(self, name) < 1e4:
+                raise BadConfig(f"trust.{name} must be zero or positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrustCounts:
+    """What happened to the rollouts of one or more groups. `no_verdict`: the judge gave none."""
+
+    rollouts: int = 0
+    static: int = 0
+    blurred: int = 0
+    colour: int = 0
+    not_reproduced: int = 0
+    no_verdict: int = 0
+    rerolled: int = 0
+
+    @property
+    def rejected(self) -> int:
+        return self.static + self.blurred + self.colour + self.not_reproduced
+
+    @property
+    def rejection_rate(self) -> float:
+        return self.rejected / self.rollouts if self.rollouts else 0.0
+
+    def __add__(self, other: TrustCounts) -> TrustCounts:
+        return TrustCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
+
+
+def edge_energy(frames: U8) -> NDArray[np.float64]:
+    """Return the mean squared response of a Laplacian on grey frames uint8 (..., H, W, 3): small means blurred."""
+    grey = frames.astype(np.float32).mean(-1)
+    inner = grey[..., 1:-1, 1:-1]
+    laplacian = grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:] - 4 * inner
+    return np.asarray((laplacian.astype(np.float64) ** 2).mean((-1, -2)))
+
+
+def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
+    """Return for each rollout '' or what is wrong with its pictures: 'static', 'blurred' or 'colour'."""
+    deltas = group_deltas(group)
+    faults: list[str] = []
+    for i, steps in enumerate(executed_steps(group)):
+        seen = group.frames[i, : int(steps) + 1]
+        start, later = seen[0].astype(np.float32), seen[1:]
+        if not len(later):
+            faults.append("")
+            continue
+        path_m = float(np.linalg.norm(deltas[i, : int(steps), :3], axis=-1).sum())
+        changed = (np.abs(later.astype(np.float32) - start).max(-1) > config.static_levels).mean((-1, -2)).max()
+        sharpness = float(edge_energy(later[-1]) / max(float(edge_energy(seen[0])), 1e-6))
+        shift = float(np.abs(later[-1].mean((0, 1)) - start.mean((0, 1))).max())
+        if path_m > config.moved_m and changed < config.static_fraction:
+            faults.append("static")
+        elif sharpness < config.sharpness_floor:
+            faults.append("blurred")
+        else:
+            faults.append("colour" if shift > config.colour_shift_levels else "")
+    return faults
+
+
+def filter_group(world_model: WorldModel, judge: Judge, start: Start, group: RolloutGroup, config: TrustConfig,
+                 seed: int, cancelled: Callable[[], bool] = never) -> tuple[RolloutGroup, TrustCounts]:
+    """Reject what cannot be trusted; return the group with those rollouts without verdict, and the counts.
+
+    Claimed successes are replayed, same actions, in a new dream with noise `seed`; a success that does not come
+    again is dropped (dual-noise verification, as in RAW-Dream). A re-roll without verdict also drops it.
+    """
+    judgements = list(group.judgements)
+    no_verdict = sum(j.score is None for j in judgements)
+    faults = picture_faults(group, config)
+    for i, fault in enumerate(faults):
+        if judgements[i].score is None:
+            faults[i] = ""
+        elif fault:
+            judgements[i] = Judgement(None, detail=f"rejected: {fault} picture (was {judgements[i].score:.2f})",
+                                      frame_scores=judgements[i].frame_scores)
+    claims = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
+    lost = 0
+    if claims:
+        again = reroll(world_model, judge, start, group, claims, seed, cancelled)
+        for i, second in zip(claims, again, strict=True):
+            if not is_success(second):
+                lost += 1
+                told = "no verdict" if second.score is None else f"{second.score:.2f}"
+                judgements[i] = Judgement(None, votes=(judgements[i].score or 0.0, second.score or 0.0),
+                                          detail=f"rejected: not reproduced ({judgements[i].score:.2f}, then {told})",
+                                          frame_scores=judgements[i].frame_scores)
+    valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
+    counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
+                         lost, no_verdict, len(claims))
+    return replace(group, judgements=tuple(judgements), valid=valid), counts
+
+
+def reroll(world_model: WorldModel, judge: Judge, start: Start, group: RolloutGroup, which: list[int], seed: int,
+           cancelled: Callable[[], bool] = never) -> list[Judgement]:
+    """Dream the same actions of rollouts `which` once more under noise `seed`, as far as they went; judge that."""
+    steps = executed_steps(group)[which]
+    longest = max(int(steps.max()), 1)
+    frames = replay(world_model, start, group_deltas(group)[which, :longest], seed, cancelled)
+    for i, end in enumerate(steps):
+        frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
+    return judge_safely(judge, frames, group.instruction)
