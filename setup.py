@@ -6,7 +6,7 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "cmake"))
-from pip_build import BuildInterfaces, InterfaceDistribution  # noqa: E402
+from pip_build import KINDS, BuildInterfaces, InterfaceDistribution  # noqa: E402
 
 NAME = "world_gymnast_ros"
 
@@ -15,7 +15,7 @@ setup(
     version="0.1.0",
     python_requires=">=3.11,<3.13",
     distclass=InterfaceDistribution,
-    packages=find_packages(include=[NAME, f"{NAME}.*"], exclude=[f"{NAME}.{kind}" for kind in ("msg", "srv", "action")]),
+    packages=find_packages(include=[NAME, f"{NAME}.*"], exclude=[f"{NAME}.{kind}" for kind in KINDS]),
     package_data={NAME: ["**/*.yaml"]},
     # No sources: the name only makes setuptools call build_ext and mark the wheel as one for this platform.
     ext_modules=[Extension(f"{NAME}._interfaces", sources=[])],
