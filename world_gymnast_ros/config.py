@@ -1,0 +1,190 @@
+"""Parameters: one frozen dataclass per YAML file in `config/`, with type, range and meaning of every key.
+
+The files are in ROS parameter form, so that `--params-file`, launch files and the command line read the same text.
+This loader is strict where ROS is not: an unknown key, a wrong type or a value out of range raises BadConfig naming
+the key, the value, the limit and the remedy. The nodes declare their ROS parameters from the same fields.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from world_gymnast_ros.errors import BadConfig
+
+T = TypeVar("T")
+NODE_WILDCARD = "/**"
+"""Key for "every node that is given this file", so that a namespace or another node name changes nothing."""
+
+
+def number(default: Any, low: float, high: float, doc: str) -> Any:
+    """Declare an int, float or tuple-of-floats parameter; every number must lie in [low, high]."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "doc": doc})
+
+
+def text(default: str, doc: str, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a string parameter, or a bool where the default is one; `choices` empty means any text."""
+    return dataclasses.field(default=default, metadata={"choices": choices, "doc": doc})
+
+
+def flag(default: bool, doc: str) -> Any:
+    """Declare a bool parameter."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """`camera_node`: a device, a video file or a folder of clips as an image topic."""
+
+    source: str = text("", "camera index such as 0, a video file (mp4), or a folder of clips played in name order")
+    rate_hz: float = number(5.0, 0.1, 120.0, "pictures per second; for a clip its true rate, whatever its container says")
+    loop: bool = flag(True, "start again when the clips end; false: exit after the last picture")
+    width: int = number(640, 16, 4096, "pixels asked of a camera device; clips keep their own size")
+    height: int = number(480, 16, 4096, "pixels asked of a camera device; clips keep their own size")
+    focal_px: float = number(0.0, 0.0, 10000.0, "focal length for camera_info at `height`; 0: not calibrated")
+    frame_id: str = text("camera_optical_frame", "frame of the header")
+    max_gap_s: float = number(1.0, 0.1, 60.0, "a device silent for longer ends the node with an error")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """`policy_node`: newest frame and instruction in, action chunks out."""
+
+    checkpoint: str = text("", "folder of the policy; empty: the small one that ships with the package")
+    image_compressed: bool = flag(False, "subscribe image_raw/compressed (JPEG, PNG) in place of image_raw")
+    image_width: int = number(0, 0, 8192, "pictures of another width are refused; 0: any")
+    image_height: int = number(0, 0, 8192, "pictures of another height are refused; 0: any")
+    dt_s: float = number(0.2, 0.05, 1.0, "control period the actions are made for")
+    settle_fraction: float = number(0.9, 0.0, 2.0, "look this part of dt_s after the last action was sent, or later")
+    max_frame_age_s: float = number(0.5, 0.05, 5.0, "an older frame is not acted on")
+    retry_s: float = number(1.0, 0.1, 30.0, "a chunk that brought no step in this time is counted lost; look again")
+    dry_run_without_arm: bool = flag(False, "act on every chunk's worth of frames with no arm in the graph (clips)")
+    instruction: str = text("", "instruction until one arrives on the topic")
+    threads: int = number(0, 0, 256, "torch threads; 0: torch's own choice")
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """`arm_node`: plays chunks through the guard to the Interbotix driver. Lengths in m, base_link axes."""
+
+    robot_name: str = text("wx250s", "namespace of the driver")
+    dry_run: bool = flag(False, "compute and publish everything, send nothing to the driver")
+    dt_s: float = number(0.2, 0.05, 1.0, "control period; Bridge: 0.2 s, not blocking")
+    moving_time_s: float = number(0.25, 0.05, 5.0, "time profile of the servos, set on arming")
+    accel_time_s: float = number(0.10, 0.0, 2.0, "acceleration part of the time profile, set on arming")
+    workspace_low_m: tuple[float, ...] = number((0.12, -0.20, 0.022), -1.0, 1.0, "lowest x y z of the end effector")
+    workspace_high_m: tuple[float, ...] = number((0.42, 0.25, 0.25), -1.0, 1.0, "highest x y z of the end effector")
+    max_step_m: float = number(0.05, 0.001, 0.1, "longest step per action, per axis and as a vector")
+    max_step_rad: float = number(0.25, 0.001, 0.5, "largest turn per action and axis")
+    max_frame_age_s: float = number(1.5, 0.1, 10.0, "a chunk chosen at an older frame is not begun")
+    command_timeout_s: float = number(0.3, 0.05, 5.0, "hold when the next chunk is later than this after it is due")
+    joint_state_timeout_s: float = number(0.1, 0.02, 2.0, "hold when the driver is silent for longer")
+    gripper_rate_hz: float = number(50.0, 10.0, 200.0, "rate of the gripper's PWM position loop")
+    service_timeout_s: float = number(3.0, 0.1, 30.0, "longest wait for a service of the driver on arming")
+
+
+@dataclass(frozen=True)
+class RecorderConfig:
+    """`recorder_node`: episodes on disk."""
+
+    directory: str = text("runs/episodes", "folder that gets one sub-folder per episode")
+    image_compressed: bool = flag(False, "record image_raw/compressed in place of image_raw")
+    robot_name: str = text("wx250s", "namespace of the driver, for joint_states")
+    min_free_mb: float = number(500.0, 0.0, 1e6, "refuse to start with less free disk than this")
+    max_episode_s: float = number(300.0, 1.0, 36000.0, "an episode that nobody stops ends here, marked `time`")
+
+
+@dataclass(frozen=True)
+class TwinConfig:
+    """`twin_node`: MuJoCo in place of driver and camera, under the same names and types."""
+
+    robot_name: str = text("wx250s", "namespace of the driver it stands in for")
+    scene: str = text("train_oak", "name of a scene in config/scenes, or a YAML file")
+    instruction: str = text("", "instruction whose true success is measured; empty: the scene's first")
+    seed: int = number(0, 0, 2**31 - 1, "start state of the first episode")
+    image_rate_hz: float = number(15.0, 0.5, 60.0, "pictures per second")
+    image_width: int = number(640, 16, 640, "pixels")
+    image_height: int = number(480, 16, 480, "pixels")
+    joint_rate_hz: float = number(100.0, 10.0, 200.0, "joint states per second; the driver sends 100")
+    truth_rate_hz: float = number(5.0, 0.5, 50.0, "twin/truth messages per second")
+    max_catch_up_s: float = number(0.1, 0.02, 1.0, "physics runs at most this far per tick; beyond, time stretches")
+
+
+FILES: dict[str, type[Any]] = {
+    "camera.yaml": CameraConfig,
+    "policy.yaml": PolicyConfig,
+    "arm.yaml": ArmConfig,
+    "recorder.yaml": RecorderConfig,
+    "twin.yaml": TwinConfig,
+}
+"""Shipped file -> its dataclass."""
+
+
+def _bounded(where: str, spec: dataclasses.Field[Any], value: float) -> None:
+    low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
+    if not (math.isfinite(value) and low <= value <= high):
+        raise BadConfig(f"{where}{spec.name} is {value}; it must lie in {low:g}..{high:g} ({spec.metadata['doc']})")
+
+
+def _coerce(where: str, spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Return `value` in the type of the field's default (an int passes for a float); raise BadConfig otherwise."""
+    default = spec.default
+    kind = type(default)
+    good: Any = None
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        good = float(value)
+    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
+        good = value
+    elif kind in (bool, str) and isinstance(value, kind):
+        good = value
+    elif isinstance(default, tuple) and not isinstance(value, str | Mapping) and hasattr(value, "__iter__"):
+        items = tuple(value)
+        if len(items) == len(default) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
+            good = tuple(float(v) for v in items)
+    if good is None:
+        wanted = f"{len(default)} numbers" if isinstance(default, tuple) else kind.__name__
+        raise BadConfig(f"{where}{spec.name} is {value!r}; it must be {wanted}, such as {default!r}")
+    for item in good if isinstance(good, tuple) else (good,):
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            _bounded(where, spec, item)
+    choices = spec.metadata.get("choices", ())
+    if choices and good not in choices:
+        raise BadConfig(f"{where}{spec.name} is {good!r}; choose one of {', '.join(choices)}")
+    return good
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], source: str = "") -> T:
+    """Build a config dataclass from key and value; missing keys keep their defaults. Raises BadConfig."""
+    where = f"{source}: " if source else ""
+    specs = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(specs))
+    if unknown:
+        raise BadConfig(f"{where}unknown key {unknown[0]!r} = {values[unknown[0]]!r}; known keys: {', '.join(specs)}")
+    return cls(**{k: _coerce(where, specs[k], v) for k, v in values.items()})
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Return the parameters of a file in ROS form, one block for one node. Raises BadConfig."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadConfig(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict) or len(data) != 1:
+        raise BadConfig(f"{path} must hold one block ('{NODE_WILDCARD}:' or a node name), each node has its own file")
+    ((name, block),) = data.items()
+    if not isinstance(block, dict) or set(block) != {"ros__parameters"}:
+        raise BadConfig(f"{path}: '{name}' must hold 'ros__parameters' and nothing else")
+    values = block["ros__parameters"] or {}
+    if not isinstance(values, dict):
+        raise BadConfig(f"{path}: ros__parameters must be a mapping of key to value, got {type(values).__name__}")
+    return values
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Load one config file into its dataclass. Raises BadConfig."""
+    return from_mapping(cls, read_parameters(path), str(path))

@@ -1,0 +1,124 @@
+"""What every node shares: strict parameters, quality of service, and a loop that ends cleanly on SIGINT and SIGTERM."""
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+from world_gymnast_ros import config
+from world_gymnast_ros.errors import BadConfig, WorldGymnastError
+from world_gymnast_ros.nodes.convert import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+T = TypeVar("T")
+
+NEWEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Pictures: matches reliable and best-effort publishers, and never queues an old one."""
+NEWEST_RELIABLE = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+"""Publishers of pictures: a reliable one also serves recorders and viewers that ask for it."""
+RELIABLE = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
+                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
+"""State that a late joiner must see: instruction, adapter, arm_status."""
+
+_OWN = ("use_sim_time", "start_type_description_service")
+
+
+class ConfiguredNode(Node):
+    """A node whose ROS parameters are the fields of one config dataclass: read-only, typed, ranged."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, automatically_declare_parameters_from_overrides=True)
+
+    def read_config(self, cls: type[T]) -> T:
+        """Declare every field of `cls` as a parameter and return the values given. Raises BadConfig."""
+        given = {name: parameter.value for name, parameter in self.get_parameters_by_prefix("").items()
+                 if name not in _OWN and not name.startswith("qos_overrides.")}
+        result = config.from_mapping(cls, given, self.get_name())
+        for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if self.has_parameter(spec.name):  # replaced, so that it gets its range and description
+                self.undeclare_parameter(spec.name)
+            value = getattr(result, spec.name)
+            value = list(value) if isinstance(value, tuple) else value
+            self.declare_parameter(spec.name, value, _descriptor(spec), ignore_override=True)
+        return result
+
+    def now_ns(self) -> int:
+        """Return ROS time, for stamps. Deadlines use `time.monotonic_ns`."""
+        return int(self.get_clock().now().nanoseconds)
+
+    def close(self) -> None:
+        """Do what must happen before the node goes; called once, with the context still valid."""
+
+
+class NodeDone(Exception):
+    """Raised by a callback to end the node with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _descriptor(spec: dataclasses.Field[Any]) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=spec.metadata["doc"], read_only=True)
+    if "low" in spec.metadata:
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        if isinstance(spec.default, int):
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
+        elif isinstance(spec.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)]
+    return descriptor
+
+
+def _check_params_files(argv: list[str]) -> None:
+    """Refuse a missing params file by name; rcl's own message does not say which argument was meant."""
+    for i, word in enumerate(argv[:-1]):
+        if word == "--params-file" and not Path(argv[i + 1]).is_file():
+            raise BadConfig(f"--params-file {argv[i + 1]} does not exist")
+
+
+def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None) -> int:
+    """Run one node until a signal, and return the exit code: 0 after a signal or `SystemExit(0)`, 2 on a start error.
+
+    The context is not shut down by the signal handler (rclpy's own does that): so `close` can still publish, and no
+    wait can miss its wake-up. A signal is served within the 0.25 s of one spin.
+    """
+    argv = sys.argv if argv is None else argv
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _frame: stopped.append(n))
+    node: ConfiguredNode | None = None
+    try:
+        _check_params_files(argv)
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+        node = make()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while rclpy.ok() and not stopped:
+            executor.spin_once(timeout_sec=0.25)
+        return 0
+    except WorldGymnastError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except NodeDone as done:
+        return done.code
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def steady_ns() -> int:
+    """Return the steady clock, for every deadline: wall time may jump."""
+    return time.monotonic_ns()
+
