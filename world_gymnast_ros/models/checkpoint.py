@@ -1,0 +1,89 @@
+"""Read and write model directories: config.json and model.safetensors, nothing that executes."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from world_gymnast_ros.errors import BadCheckpoint
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+REMEDY = "train one with `world-gymnast train`, or fetch the repository's checkpoints again"
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_config(directory: Path, kind: str) -> dict[str, Any]:
+    """Return config.json; BadCheckpoint where it is missing, unreadable or says another `model_type`."""
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise BadCheckpoint(f"no checkpoint of kind '{kind}' at {directory} ({path.name} is missing); {REMEDY}") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{path} is not JSON ({error}); {REMEDY}") from error
+    if not isinstance(config, dict) or config.get("model_type") != kind:
+        found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise BadCheckpoint(f"{path} describes '{found}', expected '{kind}'; point at the right directory")
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; BadCheckpoint names the file and the remedy."""
+    if not path.is_file():
+        raise BadCheckpoint(f"{path} is missing; {REMEDY}")
+    try:
+        return load_file(path)
+    except Exception as error:  # the reader raises its own bare type for a truncated or foreign file
+        raise BadCheckpoint(f"{path} cannot be read as safetensors ({error}); {REMEDY}") from error
+
+
+def fill(model: nn.Module, directory: Path) -> str:
+    """Load the weights into `model`, exactly; return their SHA-256. Any missing, extra or misshapen tensor is an error."""
+    path = directory / WEIGHTS
+    tensors = read_tensors(path)
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if wrong:
+        raise BadCheckpoint(f"{path} does not fit its config.json at '{wrong[0]}' ({len(wrong)} tensors); {REMEDY}")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise BadCheckpoint(f"{path} holds numbers that are not finite; {REMEDY}")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    return sha256_file(path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors to a temporary name, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial, metadata or {"format": "pt"})
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file to a temporary name, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def save_model(model: nn.Module, config: dict[str, Any], directory: Path) -> str:
+    """Write config.json and model.safetensors in bfloat16 (half the size); return the weights' SHA-256."""
+    tensors = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_tensors(tensors, directory / WEIGHTS)
+    write_text(directory / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return sha256_file(directory / WEIGHTS)

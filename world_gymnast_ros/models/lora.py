@@ -1,0 +1,152 @@
+"""One LoRA slot on a network: add, read, write, switch off, take away. Files are peft's, weights safetensors."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, LoraModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint
+from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors, write_text
+
+SLOT = "live"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TARGETS = r".*(vision_backbone\.blocks|projector|language_model\.model\.layers)\..*" \
+          r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv|proj|fc1|fc2)|projector\.fc[12]"
+"""Every linear layer of vision blocks, projector and language model; not the heads, tables and window stem."""
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """A read adapter: `rank`, `alpha`, tensors by peft's file names."""
+
+    rank: int
+    alpha: float
+    tensors: dict[str, Tensor]
+
+
+class LoraSlot:
+    """Wraps the linear layers of `network` while an adapter is in it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.tuner: LoraModel | None = None
+        self.rank, self.alpha = 0, 0.0
+
+    def layers(self) -> list[tuple[str, LoraLayer]]:
+        """Return the wrapped layers by name."""
+        return [(n, m) for n, m in self.network.named_modules() if isinstance(m, LoraLayer)]
+
+    def add(self, rank: int, alpha: float, seed: int) -> None:
+        """Put a fresh adapter in (its product is zero, so outputs do not change); any earlier one is dropped."""
+        self.remove()
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.tuner = LoraModel(self.network, config, SLOT)
+        self.rank, self.alpha = rank, alpha
+
+    def remove(self) -> None:
+        """Take the adapter out; the network has its own layers again."""
+        if self.tuner is not None:
+            self.tuner.unload()
+            self.tuner, self.rank, self.alpha = None, 0, 0.0
+        self.network.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the adapter's weights, set trainable; everything else stays frozen."""
+        found = [p for n, p in self.network.named_parameters() if "lora_" in n]
+        for p in found:
+            p.requires_grad_(True)
+        return found
+
+    def enable(self, on: bool) -> None:
+        """Switch the adapter on or off; neither weights nor their trainability change (peft's own switch alters it)."""
+        for _, layer in self.layers():
+            layer._disable_adapters = not on
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies of the adapter's weights by peft's file names."""
+        out: dict[str, Tensor] = {}
+        for name, layer in self.layers():
+            for part in ("lora_A", "lora_B"):
+                out[f"base_model.model.{name}.{part}.weight"] = getattr(layer, part)[SLOT].weight.detach().clone()
+        return out
+
+    def put(self, weights: LoraWeights | None) -> None:
+        """Replace the adapter by `weights` (None: none); AdapterMismatch, and no change, if they do not fit."""
+        if weights is None:
+            self.remove()
+            return
+        before = LoraWeights(self.rank, self.alpha, self.tensors()) if self.tuner is not None else None
+        if before is None or (before.rank, before.alpha) != (weights.rank, weights.alpha):
+            self.add(weights.rank, weights.alpha, seed=0)
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(weights.tensors))
+        wrong += [k for k in own if k in weights.tensors and own[k].shape != weights.tensors[k].shape]
+        if wrong:
+            self.put(before)
+            raise AdapterMismatch(f"the adapter does not fit this policy at '{wrong[0]}' ({len(wrong)} tensors); "
+                                  "it was made for another network: adapt again from this base")
+        with torch.no_grad():
+            for name, layer in self.layers():
+                for part in ("lora_A", "lora_B"):
+                    getattr(layer, part)[SLOT].weight.copy_(weights.tensors[f"base_model.model.{name}.{part}.weight"])
+        for p in self.parameters():
+            p.requires_grad_(False)
+        self.enable(True)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Bring back today's adapter (weights, trainability) when the block ends."""
+        kept = LoraWeights(self.rank, self.alpha, self.tensors()) if self.tuner is not None else None
+        trainable = any(p.requires_grad for p in self.network.parameters())
+        try:
+            yield
+        finally:
+            self.put(kept)
+            if trainable:
+                self.parameters()
+
+
+def write_adapter(directory: Path, slot: LoraSlot, base_policy: str, base_hash: str) -> Path:
+    """Write an adapter directory that peft can read too; return the weights file."""
+    config = {"peft_type": "LORA", "r": slot.rank, "lora_alpha": slot.alpha, "target_modules": TARGETS, "bias": "none",
+              "lora_dropout": 0.0, "base_model_name_or_path": base_policy, "inference_mode": True}
+    save_tensors(slot.tensors(), directory / WEIGHTS,
+                 {"format": "pt", "base_policy": base_policy, "base_hash": base_hash})
+    write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    return directory / WEIGHTS
+
+
+def adapter_file(path: Path) -> Path:
+    """Return the weights file of an adapter given as its directory or as the file itself."""
+    return path / WEIGHTS if path.is_dir() or path.suffix != ".safetensors" else path
+
+
+def read_adapter(path: Path, base_hash: str) -> LoraWeights:
+    """Read an adapter; AdapterMismatch if it belongs to another base, BadCheckpoint if it cannot be read."""
+    file = adapter_file(path)
+    tensors = read_tensors(file)
+    with safe_open(file, "pt") as header:
+        stored = (header.metadata() or {}).get("base_hash", "")
+    if stored != base_hash:
+        raise AdapterMismatch(f"{file} was trained for base policy weights {stored[:12] or 'unknown'}, this policy has "
+                              f"{base_hash[:12]}; load the matching policy or adapt again")
+    try:
+        config = json.loads((file.parent / CONFIG).read_text())
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{file.parent / CONFIG} is missing or broken ({error}); adapt again") from error
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise BadCheckpoint(f"{file} holds numbers that are not finite; adapt again")
+    if not 1 <= rank <= 512:
+        raise BadCheckpoint(f"{file.parent / CONFIG} has rank {rank}, the limit is 1..512; adapt again")
+    return LoraWeights(rank, alpha, tensors)
