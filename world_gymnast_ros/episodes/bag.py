@@ -1,6 +1,8 @@
 """The MCAP file of an episode, in the form that rosbag2, Foxglove, rosbags and mcap read."""
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -10,11 +12,11 @@ import yaml
 from mcap.writer import CompressionType, Writer
 
 from world_gymnast_ros.episodes.files import MCAP_NAME
-from world_gymnast_ros.episodes.schemas import schema_of
 
 CHUNK_BYTES = 64 * 1024
 """Small, because what a kill can cost is the chunk in the making."""
 ROS_DISTRO = "jazzy"
+CUSTOM_DATA_NAME = "world_gymnast_ros"
 LATCHED_TOPICS = ("instruction", "adapter", "arm_status", "tf_static")
 
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
@@ -39,9 +41,13 @@ class BagFile:
     def __init__(self, path: Path, custom_data: dict[str, str]) -> None:
         self.path = path
         self._file: BinaryIO = path.open("xb")
+        # Tells `repair` that this recording is alive; the kernel lets go of it when the process dies.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # mcap leaves some methods without types.
         self._writer: Any = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.NONE)
-        self._channels: dict[str, tuple[int, str]] = {}
+        self._channels: dict[str, int] = {}
+        self.types: dict[str, str] = {}
         self._schemas: dict[str, int] = {}
         self._hashes: dict[str, str] = {}
         self._latched: dict[str, bool] = {}
@@ -50,17 +56,22 @@ class BagFile:
         self.first_ns: int | None = None
         self.last_ns = 0
         self._writer.start(profile="ros2", library="world_gymnast_ros")
-        self._writer.add_metadata("world_gymnast_ros", custom_data)
+        self._writer.add_metadata(CUSTOM_DATA_NAME, custom_data)
         self.flush()
 
-    def add(self, topic: str, msg_type: str, cdr: bytes, stamp_ns: int, definition: str | None) -> None:
-        """Add one message; the first of a topic names the topic's type. Raises ValueError if the type changes."""
-        if topic not in self._channels:
-            self._open_channel(topic, msg_type, definition)
-        channel, known_type = self._channels[topic]
-        if known_type != msg_type:
-            raise ValueError(f"topic {topic} was {known_type} and is now {msg_type}")
-        self._writer.add_message(channel, log_time=stamp_ns, data=cdr, publish_time=stamp_ns,
+    def open_channel(self, topic: str, msg_type: str, definition: str, digest: str) -> None:
+        """Name the type of a topic, before its first message. `definition` with dependencies, `digest` RIHS01."""
+        if msg_type not in self._schemas:
+            self._schemas[msg_type] = self._writer.register_schema(msg_type, "ros2msg", definition.encode())
+            self._hashes[msg_type] = digest
+        latched = topic.rsplit("/", 1)[-1] in LATCHED_TOPICS
+        metadata = {"offered_qos_profiles": _yaml(_qos(latched)), "topic_type_hash": self._hashes[msg_type]}
+        self._channels[topic] = self._writer.register_channel(topic, "cdr", self._schemas[msg_type], metadata)
+        self.types[topic], self._latched[topic], self.counts[topic] = msg_type, latched, 0
+
+    def add(self, topic: str, cdr: bytes, stamp_ns: int) -> None:
+        """Add one message to an open channel. `stamp_ns`: when it was received."""
+        self._writer.add_message(self._channels[topic], log_time=stamp_ns, data=cdr, publish_time=stamp_ns,
                                  sequence=self.counts[topic])
         self.counts[topic] += 1
         self.first_ns = stamp_ns if self.first_ns is None else min(self.first_ns, stamp_ns)
@@ -92,16 +103,6 @@ class BagFile:
             # The flush inside close fails again on a full disk; Python closes the descriptor all the same.
             return
 
-    def _open_channel(self, topic: str, msg_type: str, definition: str | None) -> None:
-        if msg_type not in self._schemas:
-            text, digest = schema_of(msg_type, definition)
-            self._schemas[msg_type] = self._writer.register_schema(msg_type, "ros2msg", text.encode())
-            self._hashes[msg_type] = digest
-        latched = topic.rsplit("/", 1)[-1] in LATCHED_TOPICS
-        metadata = {"offered_qos_profiles": _yaml(_qos(latched)), "topic_type_hash": self._hashes[msg_type]}
-        channel = self._writer.register_channel(topic, "cdr", self._schemas[msg_type], metadata)
-        self._channels[topic], self._latched[topic], self.counts[topic] = (channel, msg_type), latched, 0
-
     def _metadata(self) -> dict[str, Any]:
         start_ns = self.first_ns or 0
         duration_ns = max(0, self.last_ns - start_ns)
@@ -112,7 +113,7 @@ class BagFile:
                 "offered_qos_profiles": _qos(self._latched[topic]), "type_description_hash": self._hashes[kind],
             },
             "message_count": self.counts[topic],
-        } for topic, (_, kind) in self._channels.items()]
+        } for topic, kind in self.types.items()]
         times = {"starting_time": {"nanoseconds_since_epoch": start_ns}, "duration": {"nanoseconds": duration_ns}}
         return {
             "version": 9, "storage_identifier": "mcap", **times, "message_count": total,

@@ -75,6 +75,15 @@ def write_whole(path: Path, data: bytes) -> None:
         raise episode_error("write", path, error) from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` outlast a power cut. May raise OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to `path`, whole or not at all. Raises EpisodeError."""
     write_whole(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())

@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,26 @@ def serialize(msg_type: str, message: Any) -> bytes:
     return bytes(typestore().serialize_cdr(message, msg_type))
 
 
-def deserialize(msg_type: str, cdr: bytes) -> Any:
-    """Return a typestore message from CDR bytes. Raises EpisodeError if they do not fit the type."""
-    schema_of(msg_type)
-    try:
-        return typestore().deserialize_cdr(cdr, msg_type)
-    except Exception as error:
-        # rosbags runs generated code, which fails in many ways on bytes of another type.
-        raise EpisodeError(f"{len(cdr)} bytes are not a {msg_type}: {error!r}") from error
+def decoder(msg_type: str, definition: str | None = None) -> Callable[[bytes], Any]:
+    """Return a function from CDR bytes to a typestore message; it raises EpisodeError if they do not fit the type.
+
+    `definition`: the text a recording carries, dependencies included. Without it, today's definition is used.
+    """
+    store = typestore()
+    if definition is None:
+        schema_of(msg_type)
+    elif msg_type not in store.fielddefs or store.generate_msgdef(msg_type, ros_version=2)[0] != definition:
+        store = get_typestore(Stores.EMPTY)
+        store.register(_parsed(msg_type, definition))
+
+    def decode(cdr: bytes) -> Any:
+        try:
+            return store.deserialize_cdr(cdr, msg_type)
+        except Exception as error:
+            # rosbags runs generated code, which fails in many ways on bytes of another type.
+            raise EpisodeError(f"{len(cdr)} bytes are not a {msg_type}: {error!r}") from error
+
+    return decode
 
 
 def message_class(msg_type: str) -> Any:
@@ -101,7 +114,7 @@ def jpeg_cdr(rgb: U8, stamp_ns: int, frame_id: str = "", quality: int = JPEG_QUA
 
 def decode_picture(msg_type: str, cdr: bytes) -> U8:
     """Return the RGB picture uint8 (H, W, 3) in an Image (rgb8, bgr8, mono8) or CompressedImage. Raises BadFrame."""
-    message = deserialize(msg_type, cdr)
+    message = decoder(msg_type)(cdr)
     if msg_type == COMPRESSED_IMAGE:
         try:
             with Image.open(io.BytesIO(message.data.tobytes())) as picture:
@@ -127,14 +140,19 @@ def _register(msg_type: str, definition: str | None) -> None:
             f"no definition of message type {msg_type} found; pass its text, or source the workspace that holds "
             f"share/{msg_type.split('/')[0]}/msg"
         )
-    try:
-        found = get_types_from_msg(text, msg_type)
-    except Exception as error:
-        raise EpisodeError(f"the definition of {msg_type} cannot be read: {error!r}") from error
+    found = _parsed(msg_type, text)
     store.register({name: fields for name, fields in found.items() if name not in store.fielddefs})
     for name in _names_in(found[msg_type][1]):
         if name not in store.fielddefs:
             _register(name, None)
+
+
+def _parsed(msg_type: str, text: str) -> Any:
+    try:
+        return get_types_from_msg(text, msg_type)
+    except Exception as error:
+        # rosbags' parser has no error class of its own.
+        raise EpisodeError(f"the definition of {msg_type} cannot be read: {error!r}") from error
 
 
 def _names_in(fields: Any) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from world_gymnast_ros.episodes.files import write_whole
-from world_gymnast_ros.episodes.schemas import STEP, deserialize
+from world_gymnast_ros.episodes.schemas import STEP, decoder
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import F32, F64, I64, U8
 
@@ -85,6 +85,9 @@ def _stamp_ns(time: Any) -> int:
 def _row(message: Any) -> dict[str, Any]:
     same = ("chunk_sequence", "chunk_index", "chunk_size", "requested", "sent", "verdict", "reason", "joints",
             "joint_velocities", "efforts", "commanded_joints", "gripper", "gripper_command", "adapter", "instruction")
+    missing = [name for name in (*same, "header", "frame_stamp", "t_base_target") if not hasattr(message, name)]
+    if missing:
+        raise EpisodeError(f"this Step has no {', '.join(missing)}: another version recorded it; use that version")
     return {
         **{name: getattr(message, name) for name in same},
         "stamps_ns": _stamp_ns(message.header.stamp), "frame_stamps_ns": _stamp_ns(message.frame_stamp),
@@ -92,9 +95,13 @@ def _row(message: Any) -> dict[str, Any]:
     }
 
 
-def step_table(cdrs: Sequence[bytes]) -> StepTable:
-    """Build the table from serialized Step messages, sorted by send time. Raises EpisodeError on other bytes."""
-    rows = sorted((_row(deserialize(STEP, cdr)) for cdr in cdrs), key=lambda row: int(row["stamps_ns"]))
+def step_table(cdrs: Sequence[bytes], definition: str | None = None) -> StepTable:
+    """Build the table from serialized Step messages, sorted by send time. Raises EpisodeError on other bytes.
+
+    `definition`: the Step definition that the recording carries, when it may be another version's.
+    """
+    decode = decoder(STEP, definition)
+    rows = sorted((_row(decode(cdr)) for cdr in cdrs), key=lambda row: int(row["stamps_ns"]))
     return _table({name: [row[name] for row in rows] for name in _NAMES}, len(rows))
 
 

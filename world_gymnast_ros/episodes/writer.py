@@ -22,11 +22,12 @@ from world_gymnast_ros.episodes.files import (
     check_episode_id,
     episode_error,
     free_bytes,
+    sync_folder,
     write_json,
     write_whole,
 )
 from world_gymnast_ros.episodes.outcome import Outcome, check_ended_by, write_outcome
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, JPEG_QUALITY, STEP, jpeg_cdr
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, JPEG_QUALITY, STEP, decoder, jpeg_cdr, schema_of
 from world_gymnast_ros.episodes.steps import step_table, write_steps
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import U8
@@ -43,6 +44,13 @@ def new_episode_id(instruction: str, now_ns: int) -> str:
     time = datetime.fromtimestamp(now_ns / 1e9, tz=UTC)
     words = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:60].strip("-")
     return f"{time:%Y%m%d-%H%M%S}-{now_ns // 10**6 % 1000:03d}" + (f"-{words}" if words else "")
+
+
+def episode_header(episode_id: str, header: dict[str, Any], started_ns: int, ended_ns: int | None,
+                   ended_by: str | None, messages: dict[str, int]) -> dict[str, Any]:
+    """Return the content of `episode.json`; `repair` adds what it found."""
+    return {"format": FORMAT, "episode_id": episode_id, "header": header, "started_ns": started_ns,
+            "ended_ns": ended_ns, "ended_by": ended_by, "messages": messages, "repaired": None}
 
 
 class EpisodeWriter:
@@ -94,16 +102,21 @@ class EpisodeWriter:
         self._check_open()
         if self._refusal is not None:
             raise self._refusal
+        if msg_type == STEP:
+            decoder(STEP)(cdr)  # bytes that are no Step would only be found when the table is written
         try:
-            self._bag.add(topic, msg_type, cdr, stamp_ns, definition)
+            if topic not in self._bag.types:
+                self._bag.open_channel(topic, msg_type, *schema_of(msg_type, definition))
+            if self._bag.types[topic] != msg_type:
+                raise EpisodeError(f"topic {topic} was {self._bag.types[topic]} and now brings {msg_type}; "
+                                   "record it under another name")
+            self._bag.add(topic, cdr, stamp_ns)
             if msg_type == STEP:
                 self._steps.append(cdr)
             # A clock that jumps back (a simulator reset) must not stop the flushing.
             if not 0 <= stamp_ns - self._last_flush_ns < FLUSH_EVERY_NS:
                 self._last_flush_ns = stamp_ns
                 self._flush()
-        except ValueError as error:
-            raise EpisodeError(f"{error}; record it under another topic name") from error
         except OSError as error:
             raise self._broken("write to", error) from error
 
@@ -136,6 +149,7 @@ class EpisodeWriter:
             write_outcome(self.folder, marked)
             self._write_header(ended_by, now_ns)
             self.folder.rename(self.final)
+            sync_folder(self.final.parent)
         except OSError as error:
             raise self._broken("close", error) from error
         except EpisodeError as error:
@@ -185,7 +199,5 @@ class EpisodeWriter:
         return f"`world-gymnast episodes repair {self.folder}` saves what is there"
 
     def _write_header(self, ended_by: str | None, ended_ns: int | None) -> None:
-        write_json(self.folder / HEADER_NAME, {
-            "format": FORMAT, "episode_id": self.episode_id, "header": self._header, "started_ns": self._started_ns,
-            "ended_ns": ended_ns, "ended_by": ended_by, "messages": self.counts, "repaired": None,
-        })
+        write_json(self.folder / HEADER_NAME, episode_header(
+            self.episode_id, self._header, self._started_ns, ended_ns, ended_by, self.counts))

@@ -1,0 +1,188 @@
+"""Read a recorded episode back as arrays: row t is the action taken at frame t."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mcap.exceptions import McapError
+from mcap.reader import make_reader
+
+from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.episodes.files import (
+    HEADER_NAME,
+    MCAP_NAME,
+    PARTIAL_SUFFIX,
+    STEPS_NAME,
+    episode_error,
+    read_json,
+)
+from world_gymnast_ros.episodes.outcome import Outcome, read_outcome
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, decode_picture, decoder, header_stamp_ns
+from world_gymnast_ros.episodes.steps import StepTable, read_steps
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.kinematics import JOINT_NAMES, fk
+from world_gymnast_ros.types import CONTROL_DT_S, F32, F64, I64, U8
+
+JOINT_STATE = "sensor_msgs/msg/JointState"
+FINGER_CLOSED_M, FINGER_TRAVEL_M = 0.010, 0.025
+"""Bridge's gripper reading: (left_finger - 0.010) / 0.025."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T actions. `frames` uint8 (T+1, H, W, 3) RGB; `frame_stamps_ns` int64 (T+1,), capture times.
+
+    `steps` has T rows; row t was taken at frame t, and frame T is the first picture after the last action.
+    `states` float32 (T+1, 7) measured Bridge states at the frames; `last_state_measured` is False when no joint
+    states were recorded, and row T is then the last commanded target. `header` is what the recorder was started with.
+    """
+
+    episode_id: str
+    path: Path
+    instruction: str
+    adapter: str
+    header: dict[str, Any]
+    ended_by: str
+    outcome: Outcome
+    frames: U8
+    frame_stamps_ns: I64
+    steps: StepTable
+    states: F32
+    last_state_measured: bool
+
+    @property
+    def actions(self) -> F32:
+        """Return what the arm was told, float32 (T, 7), physical units. See `StepTable.executed`."""
+        return self.steps.executed()
+
+    @property
+    def frame_ages_s(self) -> F64:
+        """Return the age of frame t when action t was sent, (T,): a jump tells of lost pictures."""
+        ages: F64 = (self.steps.stamps_ns - self.frame_stamps_ns[:-1]).astype(np.float64) * 1e-9
+        return ages
+
+
+def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic: str | None = None) -> Episode:
+    """Read a finished episode, pictures resized to `size` (h, w) if given.
+
+    `image_topic` chooses between cameras. Raises EpisodeError when the episode is partial or broken, holds no step or
+    no picture, or the camera is ambiguous.
+    """
+    if folder.name.endswith(PARTIAL_SUFFIX):
+        raise EpisodeError(f"{folder} was never finished; run `world-gymnast episodes repair {folder}`")
+    header = read_json(folder / HEADER_NAME)
+    steps = read_steps(folder / STEPS_NAME)
+    if len(steps) == 0:
+        raise EpisodeError(f"{folder} holds no control step, so there is no action to read; was the arm armed?")
+    topic, kind = _camera(folder, image_topic)
+    stamps_ns = np.array(sorted(header_stamp_ns(cdr) for _, cdr in messages(folder, topic)), dtype=np.int64)
+    chosen_ns = stamps_ns[choose_frames(steps, stamps_ns)]
+    last_state = _state_after(folder, int(chosen_ns[-1]))
+    states = np.empty((len(steps) + 1, 7), np.float32)
+    states[:-1] = bridge_state(steps.T_base_measured, steps.gripper)
+    fallback = bridge_state(steps.T_base_target[-1], float(steps.gripper_command[-1]))
+    states[-1] = fallback if last_state is None else last_state
+    return Episode(
+        episode_id=str(header["episode_id"]), path=folder, instruction=_instruction(steps, header["header"]),
+        adapter=steps.adapter[0], header=dict(header["header"]), ended_by=str(header["ended_by"]),
+        outcome=read_outcome(folder), frames=_decode(folder, topic, kind, chosen_ns, size), frame_stamps_ns=chosen_ns,
+        steps=steps, states=states, last_state_measured=last_state is not None,
+    )
+
+
+def choose_frames(steps: StepTable, stamps_ns: I64, dt_s: float = CONTROL_DT_S) -> I64:
+    """Return the indices (T+1,) into sorted capture times `stamps_ns` of the frames that the steps were taken at.
+
+    The first action of a chunk belongs to the very frame that the policy saw (Step.frame_stamp); a later one to the
+    newest frame when it was sent. The last frame is the first one 0.9 periods after the last action, or the newest.
+    """
+    newest = np.searchsorted(stamps_ns, steps.stamps_ns, side="right") - 1
+    seen = np.searchsorted(stamps_ns, steps.frame_stamps_ns, side="left")
+    exact = (steps.chunk_index == 0) & (stamps_ns[np.minimum(seen, len(stamps_ns) - 1)] == steps.frame_stamps_ns)
+    rows = np.where(exact, seen, newest)
+    after_ns = int(steps.stamps_ns[-1]) + round(0.9e9 * dt_s)
+    last = min(int(np.searchsorted(stamps_ns, after_ns, side="left")), len(stamps_ns) - 1)
+    # Never back in time, and never before the first picture.
+    out: I64 = np.maximum.accumulate(np.append(np.maximum(rows, 0), last)).astype(np.int64)
+    return out
+
+
+def messages(folder: Path, topic: str) -> Iterator[tuple[int, bytes]]:
+    """Yield (receive time ns, CDR) of one topic. Raises EpisodeError if the file cannot be read."""
+    path = folder / MCAP_NAME
+    try:
+        with path.open("rb") as file:
+            for _, _, message in make_reader(file).iter_messages(topics=[topic]):
+                yield message.log_time, message.data
+    except OSError as error:
+        raise episode_error("read", path, error) from error
+    except McapError as error:
+        raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
+
+
+def topics(folder: Path) -> dict[str, str]:
+    """Return the type of every recorded topic. Raises EpisodeError if the file cannot be read."""
+    path = folder / MCAP_NAME
+    try:
+        with path.open("rb") as file:
+            summary = make_reader(file).get_summary()
+    except OSError as error:
+        raise episode_error("read", path, error) from error
+    except McapError as error:
+        raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
+    if summary is None:
+        raise EpisodeError(f"{path} has no index; run `world-gymnast episodes repair {folder}`")
+    return {c.topic: summary.schemas[c.schema_id].name for c in summary.channels.values()}
+
+
+def _camera(folder: Path, wanted: str | None) -> tuple[str, str]:
+    found = {topic: kind for topic, kind in topics(folder).items() if kind in (COMPRESSED_IMAGE, RAW_IMAGE)}
+    if wanted is not None:
+        found = {topic: kind for topic, kind in found.items() if topic in (wanted, f"{wanted}/compressed")}
+    if len(found) != 1:
+        raise EpisodeError(
+            f"{folder} holds {len(found)} picture topics{'' if wanted is None else f' named {wanted}'}: "
+            f"{sorted(found)}; name one of {sorted(topics(folder))}"
+        )
+    return next(iter(found.items()))
+
+
+def _decode(folder: Path, topic: str, kind: str, chosen_ns: I64, size: tuple[int, int] | None) -> U8:
+    """Decode the pictures with the given capture times, in order."""
+    wanted = set(chosen_ns.tolist())
+    pictures: dict[int, U8] = {}
+    for _, cdr in messages(folder, topic):
+        stamp_ns = header_stamp_ns(cdr)
+        if stamp_ns in wanted and stamp_ns not in pictures:
+            picture = decode_picture(kind, cdr)
+            pictures[stamp_ns] = picture if size is None else resize_rgb(picture, size)
+    shapes = {picture.shape for picture in pictures.values()}
+    if len(shapes) != 1:
+        raise EpisodeError(f"{folder}: the pictures have {len(shapes)} sizes {sorted(shapes)}; read with one `size`")
+    return np.stack([pictures[stamp] for stamp in chosen_ns.tolist()])
+
+
+def _state_after(folder: Path, stamp_ns: int) -> F32 | None:
+    """Return the measured Bridge state at the first joint states received at or after `stamp_ns`, or the newest."""
+    topic = next((t for t, kind in topics(folder).items() if kind == JOINT_STATE), None)
+    newest: bytes | None = None
+    for received_ns, cdr in messages(folder, topic) if topic else ():
+        newest = cdr
+        if received_ns >= stamp_ns:
+            break
+    if newest is None:
+        return None
+    message = decoder(JOINT_STATE)(newest)
+    places = dict(zip(message.name, message.position, strict=False))
+    if not all(name in places for name in (*JOINT_NAMES, "left_finger")):
+        return None
+    gripper = (places["left_finger"] - FINGER_CLOSED_M) / FINGER_TRAVEL_M
+    return bridge_state(fk(np.array([places[name] for name in JOINT_NAMES])), gripper)
+
+
+def _instruction(steps: StepTable, header: dict[str, Any]) -> str:
+    return next((text for text in steps.instruction if text), str(header.get("instruction", "")))
