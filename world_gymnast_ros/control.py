@@ -1,0 +1,231 @@
+"""Playing chunks: a state machine without clocks, threads or messages.
+
+The node passes messages and steady-clock times in and publishes what comes out:
+
+    player.accept(chunk, now_ns, sequence=..., frame_age_s=...)   on a chunk
+    played = player.tick(now_ns, arm, arm_age_s)                  at 50 Hz or more, and after every change of mode
+    if played is not None:  send played.command if played.send;  publish the step
+
+DISARMED --arm--> ARMED --hold, timeout, repeated holds--> HOLDING --arm--> ARMED;  any --stop--> STOPPED --disarm-->
+DISARMED. Nothing arms itself.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from math import isfinite
+
+import numpy as np
+
+from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, observe
+from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.safety import guard, hold, remember
+from world_gymnast_ros.types import F32, ActionChunk, ArmCommand, ArmState, Verdict
+
+_MAX_CHUNK = 64
+_CATCH_UP = 0.1  # of dt: a tick this late keeps the beat; a later one starts a new beat, so actions never bunch up
+
+
+class ArmMode(IntEnum):
+    """Mode of the player; the numbers of ArmStatus.state."""
+
+    DISARMED = 0
+    ARMED = 1
+    HOLDING = 2
+    STOPPED = 3
+
+
+@dataclass(frozen=True)
+class DueAction:
+    """One action whose time has come. `delta` float32 (7,); `frame_ns` steady time of capture."""
+
+    delta: F32
+    sequence: int
+    index: int
+    size: int
+    frame_stamp_ns: int
+    frame_ns: int
+    adapter: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class PlayedStep:
+    """What one tick did. `action` None: a hold without a request. `send` False: no position known, send nothing."""
+
+    command: ArmCommand
+    action: DueAction | None
+    arm: ArmState | None
+    frame_age_s: float
+    send: bool
+
+
+class ChunkPlayer:
+    """Plays action chunks through the guard at the control rate. Owns the target; the caller owns clock and driver."""
+
+    def __init__(self, config: SafetyConfig) -> None:
+        self.config = config
+        self.mode = ArmMode.DISARMED
+        self.reason = "not armed yet"
+        self.verdict_counts: dict[Verdict, int] = dict.fromkeys(Verdict, 0)
+        self.refused_chunks = 0
+        self.memory = GuardState()
+        self._dt_ns = round(config.dt_s * 1e9)
+        self._queue: list[DueAction] = []
+        self._last_sequence = -1
+        self._last_frame_stamp_ns = -(2**63)
+        self._last_action_ns = 0
+        self._due_ns = 0
+        self._waiting = False
+        self._consecutive_holds = 0
+        self._pending: tuple[str, Verdict] | None = None
+
+    def arm(
+        self, now_ns: int, arm: ArmState | None, arm_age_s: float, hardware_errors: tuple[int, ...] = ()
+    ) -> str:
+        """Arm from DISARMED or HOLDING, forgetting target and sequence. Return "" or why it was refused."""
+        inputs = GuardInputs(arm, arm_age_s, 0.0, now_ns, hardware_errors)
+        if self.mode is ArmMode.ARMED:
+            return ""
+        if self.mode is ArmMode.STOPPED:
+            return f"stopped ({self.reason}): clear the cause, disarm, then arm"
+        if any(hardware_errors):
+            return f"hardware error {hardware_errors}: power-cycle or reboot the motor first"
+        # While disarmed the arm may be moved by hand: an old measurement says nothing about a bus fault now.
+        fault = arm_fault(GuardState(), inputs, self.config)
+        if fault:
+            return fault
+        self.memory = GuardState()
+        self._set_mode(ArmMode.ARMED, "armed by the operator")
+        self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
+        self._last_action_ns, self._due_ns = now_ns, now_ns
+        self._waiting, self._consecutive_holds, self._pending = False, 0, None
+        return ""
+
+    def disarm(self, reason: str = "disarmed by the operator") -> None:
+        """Go to DISARMED from any mode, clearing a stop; an arm that was playing is held by the next tick."""
+        was_armed = self.mode is ArmMode.ARMED
+        self._set_mode(ArmMode.DISARMED, reason)
+        self._pending = (reason, Verdict.HOLD) if was_armed else self._pending
+
+    def hold(self, reason: str = "held by the operator") -> None:
+        """Latch HOLDING if armed; the next tick sends the hold."""
+        if self.mode is ArmMode.ARMED:
+            self._set_mode(ArmMode.HOLDING, reason)
+            self._pending = (reason, Verdict.HOLD)
+
+    def stop(self, reason: str = "stop requested") -> None:
+        """Latch STOPPED from any mode; the next tick holds an arm that is ours. Only `disarm` clears it."""
+        if self.mode is not ArmMode.STOPPED:
+            ours = self.mode is not ArmMode.DISARMED  # a disarmed arm may be in other hands: send it nothing
+            self._set_mode(ArmMode.STOPPED, reason)
+            self._pending = (reason, Verdict.STOP) if ours else None
+
+    def accept(
+        self, chunk: ActionChunk, now_ns: int, *, sequence: int, frame_age_s: float, instruction: str = ""
+    ) -> str:
+        """Take a chunk, replacing what is left of the last one. Return "" or why it was refused (nothing changes)."""
+        refusal = self._refusal(chunk, sequence, frame_age_s)
+        if refusal:
+            self.refused_chunks += 1
+            return refusal
+        frame_ns, size = now_ns - round(frame_age_s * 1e9), len(chunk.deltas)
+        deltas = chunk.deltas.copy()  # the caller's buffer may be reused
+        self._queue = [
+            DueAction(deltas[i], sequence, i, size, chunk.frame_stamp_ns, frame_ns, chunk.adapter, instruction)
+            for i in range(size)
+        ]
+        self._last_sequence, self._last_frame_stamp_ns = sequence, chunk.frame_stamp_ns
+        self._due_ns = max(now_ns, self._due_ns)
+        return ""
+
+    def next_action(self, now_ns: int) -> DueAction | None:
+        """Take the action that is due now, or None. Late actions are played later, never faster."""
+        if self.mode is not ArmMode.ARMED or not self._queue or now_ns < self._due_ns:
+            return None
+        late_ns = now_ns - self._due_ns
+        self._due_ns = (self._due_ns if late_ns <= _CATCH_UP * self._dt_ns else now_ns) + self._dt_ns
+        self._last_action_ns = now_ns
+        return self._queue.pop(0)
+
+    def starved(self, now_ns: int) -> bool:
+        """Tell whether the player is armed and has had nothing to play for `command_timeout_s`."""
+        return (self.mode is ArmMode.ARMED and not self._queue
+                and self.command_age_s(now_ns) > self.config.command_timeout_s)
+
+    def command_age_s(self, now_ns: int) -> float:
+        """Return the time since the last action was played (or since arming), s."""
+        return (now_ns - self._last_action_ns) * 1e-9
+
+    def tick(
+        self, now_ns: int, arm: ArmState | None, arm_age_s: float, hardware_errors: tuple[int, ...] = ()
+    ) -> PlayedStep | None:
+        """Advance to `now_ns`: play the due action through the guard, or send the hold a change of mode asks for."""
+        inputs = GuardInputs(arm, arm_age_s, 0.0, now_ns, hardware_errors)
+        if self.mode in (ArmMode.ARMED, ArmMode.HOLDING) and any(hardware_errors):
+            self.stop(f"hardware error {hardware_errors}: power-cycle or reboot the motor, then disarm and arm")
+        self.memory = observe(self.memory, inputs, self.config)
+        if self._pending is not None:
+            (reason, verdict), self._pending = self._pending, None
+            return self._finish(hold(self.memory, inputs, reason, verdict), None, inputs)
+        action = self.next_action(now_ns)
+        if action is None:
+            return self._starve(now_ns, inputs)
+        self._waiting = False
+        inputs = GuardInputs(arm, arm_age_s, (now_ns - action.frame_ns) * 1e-9, now_ns, hardware_errors)
+        step = self._finish(guard(action.delta, self.memory, inputs, self.config), action, inputs)
+        self._after(step.command)
+        return step
+
+    def _refusal(self, chunk: ActionChunk, sequence: int, frame_age_s: float) -> str:
+        size, limit_s = len(chunk.deltas), self.config.max_frame_age_s
+        if self.mode is not ArmMode.ARMED:
+            return f"arm is {self.mode.name}; arm it first"
+        if not 1 <= size <= _MAX_CHUNK:
+            return f"chunk has {size} actions, limit 1 to {_MAX_CHUNK}; set the policy's chunk size"
+        if not np.isfinite(chunk.deltas).all():
+            return "chunk holds a non-finite number; check the policy"
+        if abs(chunk.dt_s - self.config.dt_s) > 1e-3:
+            return f"chunk's dt_s is {chunk.dt_s}, the arm plays at {self.config.dt_s}; make them equal"
+        if sequence <= self._last_sequence:
+            return f"chunk sequence {sequence} is not after {self._last_sequence}; arm again after a restart"
+        if chunk.frame_stamp_ns < self._last_frame_stamp_ns:
+            return "chunk's frame is older than the last chunk's; drop late replies"
+        if not isfinite(frame_age_s) or not -0.05 <= frame_age_s <= limit_s:
+            return f"chunk's frame is {frame_age_s:.3f} s old, limit {limit_s} s; check camera, clocks, inference time"
+        return ""
+
+    def _starve(self, now_ns: int, inputs: GuardInputs) -> PlayedStep | None:
+        """Hold once when nothing has come for a while; latch the hold when nothing comes for longer."""
+        if not self.starved(now_ns):
+            return None
+        age_s = self.command_age_s(now_ns)
+        if age_s > self.config.latch_timeout_s:
+            self._set_mode(ArmMode.HOLDING, f"no chunk for {age_s:.1f} s, limit {self.config.latch_timeout_s} s; "
+                           "check the policy, then arm again")
+        elif self._waiting:
+            return None
+        reason = self.reason if self.mode is ArmMode.HOLDING else f"no chunk for {age_s:.2f} s: waiting"
+        self._waiting = True
+        return self._finish(hold(self.memory, inputs, reason), None, inputs)
+
+    def _after(self, command: ArmCommand) -> None:
+        """Drop the rest of a chunk whose action was held: it was planned from a state that did not come about."""
+        if command.verdict in (Verdict.OK, Verdict.CLAMPED):
+            self._consecutive_holds = 0
+            return
+        self._queue = []
+        self._consecutive_holds += 1
+        if command.verdict is Verdict.STOP:
+            self._set_mode(ArmMode.STOPPED, command.reason)
+        elif self._consecutive_holds >= self.config.max_consecutive_holds:
+            self._set_mode(ArmMode.HOLDING, f"{self._consecutive_holds} holds in a row, the last: {command.reason}")
+
+    def _finish(self, command: ArmCommand, action: DueAction | None, inputs: GuardInputs) -> PlayedStep:
+        self.memory = remember(self.memory, command)
+        self.verdict_counts[command.verdict] += 1
+        return PlayedStep(command, action, inputs.arm, inputs.frame_age_s, bool(np.isfinite(command.joints).all()))
+
+    def _set_mode(self, mode: ArmMode, reason: str) -> None:
+        self.mode, self.reason = mode, reason
+        self._queue = []
