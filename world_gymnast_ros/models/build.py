@@ -1,0 +1,50 @@
+"""Load a policy, a world model or a judge from a checkpoint folder. The one place that knows which class is which."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.openvla import OpenVLA
+from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.paths import share_dir
+
+
+def checkpoint_dir(path: str | Path | None, kind: str) -> Path:
+    """Resolve a checkpoint folder; None or '' means the tiny one shipped under `checkpoints/tiny/<kind>`."""
+    directory = Path(path) if path else share_dir() / "checkpoints" / "tiny" / kind
+    if not directory.is_dir():
+        raise BadCheckpoint(f"checkpoint folder {directory} does not exist; give the path of a folder that holds "
+                            f"config.json and model.safetensors, or leave it empty for the shipped tiny {kind}")
+    return directory
+
+
+def load_policy(path: str | Path | None = None) -> OpenVLA:
+    """Load the VLA."""
+    return OpenVLA.from_pretrained(checkpoint_dir(path, "policy"))
+
+
+def load_world_model(path: str | Path | None = None) -> ActionDiTWorld:
+    """Load the world model."""
+    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"))
+
+
+def load_judge(path: str | Path | None = None) -> Reflector:
+    """Load the judge."""
+    return Reflector.from_pretrained(checkpoint_dir(path, "reflector"))
+
+
+def release_table(path: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Return the paired-replay table that was measured for a world model: {family: {auc, low, high, episodes}}.
+
+    Empty when the folder has none: then nothing is known, and nothing is offered for adaptation by default.
+    """
+    file = checkpoint_dir(path, "world_model") / "release.json"
+    if not file.is_file():
+        return {}
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))["families"]
+        return {str(k): {str(n): float(v) for n, v in row.items()} for k, row in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpoint(f"{file} is not a release table ({error}); make it with `world-gymnast bench replay`") from error
