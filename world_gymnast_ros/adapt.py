@@ -9,20 +9,20 @@ this function as it came: a promoted adapter is saved, and loading it is the cal
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from world_gymnast_ros.advantage import METHODS, Advantages, group_advantages, rollout_rewards
-from world_gymnast_ros.errors import BadBudget, BadConfig, BadInstruction
+from world_gymnast_ros.adapt_config import AdaptConfig
+from world_gymnast_ros.advantage import Advantages, group_advantages, rollout_rewards
+from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.gate import GateDecision, HeldOut, decide, hold_out
 from world_gymnast_ros.imagine import Cancelled, Start, derive_seed, imagine, is_success, never
 from world_gymnast_ros.jitter import jitter_start
 from world_gymnast_ros.session import AdaptReport, Progress, SessionLog, Stopwatch, Strip, UpdateRow
 from world_gymnast_ros.strips import keep_extremes, strip_pair
-from world_gymnast_ros.trust import TrustConfig, TrustCounts, filter_group
+from world_gymnast_ros.trust import TrustCounts, filter_group
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, WorldModel
 
 
@@ -47,52 +47,6 @@ class Learner(Protocol):
 
     def end(self) -> None:
         """Detach: the policy is again what it was before `begin`. Safe to call twice."""
-
-
-@dataclass(frozen=True)
-class AdaptConfig:
-    """The declaration of a session; every value is checked. Times in s; `copies` rollouts per group."""
-
-    budget_s: float = 300.0
-    max_updates: int = 12
-    groups_per_update: int = 1
-    copies: int = 32
-    horizon_steps: int = 16
-    temperature: float = 1.2
-    advantage: str = "grpo"
-    speed_bonus: float = 0.2
-    judge_every_chunks: int = 1
-    jitter_shift: float = 0.012
-    jitter_colour: float = 0.03
-    evaluate_every: int = 2
-    select_dreams: int = 4
-    gate_dreams: int = 12
-    held_out_copies: int = 4
-    held_out_temperature: float = 1.0
-    margin: float = 0.05
-    confidence: float = 0.95
-    patience: int = 3
-    max_idle_updates: int = 4
-    max_rejection_rate: float = 0.5
-    trust: TrustConfig = field(default_factory=TrustConfig)
-
-    def __post_init__(self) -> None:
-        if not (self.budget_s > 0 and math.isfinite(self.budget_s)):
-            raise BadBudget(f"budget_s must be positive and finite, got {self.budget_s}; give at least some seconds")
-        if self.max_updates < 1:
-            raise BadBudget(f"max_updates must be at least 1, got {self.max_updates}")
-        if self.advantage not in METHODS:
-            raise BadConfig(f"advantage must be one of {METHODS}, got {self.advantage!r}")
-        limits: dict[str, tuple[float, float]] = {
-            "groups_per_update": (1, 1024), "copies": (2, 4096), "horizon_steps": (1, 2000), "temperature": (1e-3, 10),
-            "speed_bonus": (0, 10), "judge_every_chunks": (0, 2000), "jitter_shift": (0, 0.2),
-            "jitter_colour": (0, 0.5), "evaluate_every": (1, 10**6), "select_dreams": (1, 1024),
-            "gate_dreams": (4, 1024), "held_out_copies": (1, 1024), "held_out_temperature": (0, 10),
-            "margin": (0, 1), "confidence": (0.5001, 0.9999), "patience": (1, 10**6), "max_idle_updates": (1, 10**6),
-            "max_rejection_rate": (0, 1)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise BadConfig(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
 
 
 class _Session:
@@ -123,7 +77,7 @@ class _Session:
         """Imagine one group, distrust it, and turn what is left into advantages."""
         c = self.config
         which = ((update - 1) * c.groups_per_update + g) % len(self.starts)
-        start = jitter_start(self.starts[which], derive_seed(self.seed, 1, update, g, 0), c.jitter_shift, c.jitter_colour)
+        start = jitter_start(self.starts[which], derive_seed(self.seed, 1, update, g, 0), *c.jitter)
         with self.watch.stage("imagine and judge"):
             group = imagine(self.policy, self.world_model, self.judge, start, c.copies, c.horizon_steps, c.temperature,
                             derive_seed(self.seed, 1, update, g, 1), judge_every_chunks=c.judge_every_chunks,
@@ -146,7 +100,7 @@ class _Session:
         with self.watch.stage("held-out evaluation"):
             result = hold_out(self.policy, self.world_model, self.judge, self.starts, dreams=dreams,
                               copies=copies or c.held_out_copies, horizon_steps=c.horizon_steps,
-                              temperature=c.held_out_temperature, jitter=(c.jitter_shift, c.jitter_colour),
+                              temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), cancelled=self.cancelled)
         self.held_out_s = max(self.held_out_s, (self.watch.elapsed_s - began_s) / dreams)
         self.count(result.counts, c.horizon_steps)
@@ -239,6 +193,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     c = s.config
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_dreams)
+    s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
     best, best_key, best_update = base, (before.rate, before.mean_score), 0
     counts, stop = TrustCounts(), ""
     for update in range(1, c.max_updates + 1):
@@ -256,7 +211,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     s.log.write("stop", reason=stop)
     s.log.write("select", update=best_update)
     if best_update == 0:
-        why = "no update fitted into the budget" if not s.curve else "no checkpoint beat the base on the selection seeds"
+        why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update fitted into the budget"
         return "kept", f"{why} ({stop}): base kept", stop, None, None
     gate = _gate(s, learner, base, best)
     if not gate.promote:

@@ -39,7 +39,7 @@ def _z(confidence: float) -> float:
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of a proportion (Wilson 1927)."""
     if trials < 1 or not 0 <= successes <= trials:
-        raise BadConfig(f"successes {successes} of trials {trials}: need at least one trial and 0 <= successes <= trials")
+        raise BadConfig(f"{successes} successes of {trials} trials: need at least one trial and no more successes")
     z = _z(confidence)
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
@@ -66,9 +66,9 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int, confidenc
     n = both + only_a + only_b + neither
     a, b = wilson(both + only_a, n, confidence), wilson(both + only_b, n, confidence)
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    determinant = both * neither - only_a * only_b
+    determinant = float(both * neither - only_a * only_b)
     if determinant > 0:
-        determinant = max(determinant - n / 2, 0)  # continuity correction of the paper, phi-hat of method 10
+        determinant = max(determinant - n / 2, 0.0)  # continuity correction of the paper, phi-hat of method 10
     phi = determinant / math.sqrt(margins) if margins else 0.0
     difference = (only_b - only_a) / n
     down, up = (b.value - b.low, a.high - a.value), (b.high - b.value, a.value - a.low)
@@ -120,9 +120,11 @@ def paired_replay_auc(imagined_scores: Sequence[float], true_success: Sequence[b
     rng = np.random.default_rng(seed)
     positive, negative = scores[labels], scores[~labels]
     draws = np.empty(resamples)
-    for i in range(resamples):
-        p, q = rng.choice(positive, positive.size), rng.choice(negative, negative.size)
-        draws[i] = (p[:, None] > q[None]).mean() + 0.5 * (p[:, None] == q[None]).mean()
+    wins = (positive[:, None] > negative[None]) + 0.5 * (positive[:, None] == negative[None])
+    for i in range(resamples):  # how often each was drawn, from either side of the table of wins
+        p = np.bincount(rng.integers(0, positive.size, positive.size), minlength=positive.size)
+        q = np.bincount(rng.integers(0, negative.size, negative.size), minlength=negative.size)
+        draws[i] = p @ wins @ q / (positive.size * negative.size)
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(value, float(low), float(high), confidence, int(scores.size))

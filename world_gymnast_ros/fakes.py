@@ -41,7 +41,7 @@ def draw_dot(x_px: NDArray[np.float64], y_px: NDArray[np.float64]) -> U8:
     ink = np.exp(-d2 / 4.0)[..., None]
     table = np.full((SIZE, SIZE, 3), 110.0)
     table[::4] += 30.0  # stripes: a picture with edges, so that blur can be told
-    return (table * (1 - ink) + np.array([255.0, 0.0, 0.0]) * ink).astype(np.uint8)
+    return np.asarray(table * (1 - ink) + np.array([255.0, 0.0, 0.0]) * ink, np.uint8)
 
 
 def find_dots(frames: U8) -> NDArray[np.float64]:

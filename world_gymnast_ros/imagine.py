@@ -63,7 +63,7 @@ def judge_safely(judge: Judge, frames: U8, instruction: str) -> list[Judgement]:
     copies = len(frames)
     try:
         judgements = judge.score(frames, instruction)
-    except Exception as error:  # noqa: BLE001 - any judge may be plugged in, and none may crash or bias the session
+    except Exception as error:  # any judge may be plugged in, and none may crash or bias the session
         return [Judgement(None, detail=f"judge failed: {type(error).__name__}: {error}")] * copies
     if len(judgements) != copies:
         return [Judgement(None, detail=f"judge gave {len(judgements)} verdicts for {copies} rollouts")] * copies

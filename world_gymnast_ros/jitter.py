@@ -10,9 +10,9 @@ from world_gymnast_ros.types import U8, Frame
 
 
 def jitter_rgb(rgb: U8, seed: int, max_shift: float, max_colour: float) -> U8:
-    """Shift uint8 (H, W, 3) by up to `max_shift` of its width (edges repeated) and scale its colours by 1 +- `max_colour`.
+    """Shift uint8 (H, W, 3) by up to `max_shift` of its width and scale its colours by 1 +- `max_colour`.
 
-    Whole pixels only: interpolation would blur, and blur is what the trust filter looks for.
+    Edges are repeated. Whole pixels only: interpolation would blur, and blur is what the trust filter looks for.
     """
     rng = np.random.default_rng(seed)
     reach = round(max_shift * rgb.shape[1])

@@ -125,9 +125,9 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start, group: Rol
             if not is_success(second):
                 lost += 1
                 told = "no verdict" if second.score is None else f"{second.score:.2f}"
-                judgements[i] = Judgement(None, votes=(judgements[i].score or 0.0, second.score or 0.0),
-                                          detail=f"rejected: not reproduced ({judgements[i].score:.2f}, then {told})",
-                                          frame_scores=judgements[i].frame_scores)
+                first = judgements[i]
+                judgements[i] = Judgement(None, detail=f"rejected: not reproduced ({first.score:.2f}, then {told})",
+                                          frame_scores=first.frame_scores)
     valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
     counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
                          lost, no_verdict, len(claims))
