@@ -16,7 +16,6 @@ setup(
     python_requires=">=3.11,<3.13",
     distclass=InterfaceDistribution,
     packages=find_packages(include=[NAME, f"{NAME}.*"], exclude=[f"{NAME}.{kind}" for kind in KINDS]),
-    package_data={NAME: ["**/*.yaml"]},
     # No sources: the name only makes setuptools call build_ext and mark the wheel as one for this platform.
     ext_modules=[Extension(f"{NAME}._interfaces", sources=[])],
     cmdclass={"build_ext": BuildInterfaces},
