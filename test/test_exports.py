@@ -1,0 +1,182 @@
+"""Exports of recorded episodes, read back; and the published clips that set the alignment."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from episode_maker import bar_position_m, record
+
+from world_gymnast_ros.actions import pose_from_state
+from world_gymnast_ros.episodes import Episode, read_episode
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.export.bridge_npz import export_bridge
+from world_gymnast_ros.export.irasim import export_irasim, relative_actions
+from world_gymnast_ros.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
+from world_gymnast_ros.export.video import read_mp4, write_mp4
+from world_gymnast_ros.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
+
+CLIPS = Path(os.environ.get("WORLD_GYMNAST_CLIPS") or
+             Path(__file__).resolve().parents[2] / "shared" / "data" / "bridge_clips")
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> list[Episode]:
+    root = tmp_path_factory.mktemp("episodes")
+    return [read_episode(record(root, "a", chunks=2, seed=1, outcome="success")[0]),
+            read_episode(record(root, "b", chunks=3, seed=2, outcome="failure", instruction="wave")[0])]
+
+
+def test_worldgym_units_golden_values() -> None:
+    """From the format: 0.05 m is 1.75, 0.25 rad is 1.4, each clipped 0.01 inside; open is -1."""
+    rows = to_rows(np.array([[0.01, -0.02, 0.05, 0.1, -0.25, 0, 1], [0, 0, -0.05, 0, 0, 0.25, 0]], np.float32))
+    np.testing.assert_allclose(rows, [[0.35, -0.7, 1.74, 0.56, -1.39, 0, -1, 0, 0, 0],
+                                      [0, 0, -1.74, 0, 0, 1.39, 1, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(from_rows(rows)[0], [0.01, -0.02, 0.05 * 1.74 / 1.75, 0.1, -0.25 * 1.39 / 1.4, 0, 1],
+                               atol=1e-6)
+
+
+def test_worldgym_clips_round_trip(tmp_path: Path, episodes: list[Episode]) -> None:
+    clips = export_worldgym(episodes, tmp_path / "ours" / "train", size=(96, 320))
+    clips += export_worldgym(episodes[:1], tmp_path / "ours" / "train", size=(96, 320))
+    assert [clip.name for clip in clips] == ["000000000.mp4", "000000001.mp4", "000000002.mp4"]
+    for clip, episode in zip(clips[:2], episodes, strict=True):
+        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
+        assert frames.shape == (len(episode.steps) + 1, 96, 320, 3) and deltas.dtype == np.float32
+        np.testing.assert_allclose(deltas[:-1], episode.actions, atol=3e-4)
+        np.testing.assert_array_equal(deltas[-1], [0, 0, 0, 0, 0, 0, 1])
+        moved_m = np.diff([bar_position_m(rgb) for rgb in frames])  # row t moves the picture from t to t+1
+        np.testing.assert_allclose(moved_m, deltas[:-1, 0], atol=0.004)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_broken_clips_are_refused(tmp_path: Path, episodes: list[Episode]) -> None:
+    clip = export_worldgym(episodes[:1], tmp_path, size=(64, 64))[0]
+    npz = clip.with_suffix(".npz")
+    rows = np.load(npz)["arr_0"]
+    for bad in (rows[:-1], rows[:, :7], np.full_like(rows, np.nan)):
+        np.savez(npz, bad)
+        with pytest.raises(EpisodeError):
+            read_worldgym_clip(clip, npz)
+    np.savez(npz, other=rows)
+    with pytest.raises(EpisodeError, match="arr_0"):
+        read_worldgym_clip(clip, npz)
+    np.savez(npz, np.array([{"a": 1}], dtype=object))
+    with pytest.raises(EpisodeError):
+        read_worldgym_clip(clip, npz)
+    clip.write_bytes(clip.read_bytes()[:200])
+    with pytest.raises(EpisodeError, match="cannot read"):
+        read_worldgym_clip(clip, npz)
+    with pytest.raises(EpisodeError, match="even"):
+        write_mp4(tmp_path / "odd.mp4", [np.zeros((2, 8, 8, 3), np.uint8)], (63, 64), 5)
+
+
+def test_lerobot_dataset_is_consistent(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(iter(episodes), tmp_path / "dataset", size=(96, 320))
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    data = pq.read_table(folder / info["data_path"].format(chunk_index=0, file_index=0))
+    rows = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pylist()
+    frames = read_mp4(folder / info["video_path"].format(video_key=CAMERA, chunk_index=0, file_index=0))
+    assert set(data.column_names) | {CAMERA} == set(info["features"]) and set(FEATURES) == set(data.column_names)
+    assert info["total_frames"] == len(data) == len(frames) == 20 and info["codebase_version"] == "v3.0"
+    assert data["index"].to_pylist() == list(range(20))
+    for row, episode in zip(rows, episodes, strict=True):
+        inside = slice(row["dataset_from_index"], row["dataset_to_index"])
+        part = data.slice(inside.start, row["length"])
+        np.testing.assert_array_equal(np.array(part["action"].to_pylist(), np.float32), episode.actions)
+        np.testing.assert_array_equal(np.array(part["observation.state"].to_pylist(), np.float32), episode.states[:-1])
+        np.testing.assert_allclose(part["timestamp"].to_pylist(), np.arange(row["length"]) / 5, atol=1e-6)
+        first = round(row[f"videos/{CAMERA}/from_timestamp"] * info["fps"])
+        positions_m = [bar_position_m(rgb) for rgb in frames[first : first + row["length"]]]
+        np.testing.assert_allclose(positions_m, episode.states[:-1, 0], atol=0.004)
+        assert row["tasks"] == [episode.instruction]
+        assert part["next.success"].to_pylist()[-1] == (episode.outcome.outcome == "success")
+    tasks = pq.read_table(folder / "meta" / "tasks.parquet")
+    assert tasks["task"].to_pylist() == ["push the red block left", "wave"] and tasks["task_index"].to_pylist() == [0, 1]
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
+    with pytest.raises(EpisodeError, match="exists"):
+        export_lerobot(episodes, folder)
+    with pytest.raises(EpisodeError, match="no episode"):
+        export_lerobot([], tmp_path / "empty")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_lerobot_statistics_are_those_of_the_rows(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(episodes, tmp_path / "dataset", size=(96, 320))
+    stats = json.loads((folder / "meta" / "stats.json").read_text())
+    actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
+    for key, wanted in (("min", actions.min(0)), ("max", actions.max(0)), ("mean", actions.mean(0)),
+                        ("std", actions.std(0))):
+        np.testing.assert_allclose(stats["action"][key], wanted, atol=1e-6)
+    assert stats["action"]["count"] == [20] and np.shape(stats[CAMERA]["mean"]) == (3, 1, 1)
+    assert 0 < stats[CAMERA]["mean"][0][0][0] < 1
+
+
+def test_bridge_steps_round_trip(tmp_path: Path, episodes: list[Episode]) -> None:
+    paths = export_bridge(episodes, tmp_path, size=(48, 160))
+    with np.load(paths[0], allow_pickle=False) as steps:
+        count = len(episodes[0].steps) + 1
+        np.testing.assert_array_equal(steps["steps/action"][:-1], episodes[0].actions)
+        assert not steps["steps/action"][-1].any() and steps["steps/reward"].tolist() == [0] * (count - 1) + [1]
+        np.testing.assert_array_equal(steps["steps/observation/image_0"], episodes[0].frames)
+        np.testing.assert_array_equal(steps["steps/observation/state"], episodes[0].states)
+        assert steps["steps/is_last"].sum() == steps["steps/is_first"].sum() == 1
+        assert set(steps["steps/language_instruction"]) == {"push the red block left"}
+
+
+def test_irasim_actions_rebuild_the_states(tmp_path: Path, episodes: list[Episode]) -> None:
+    rng = np.random.default_rng(0)
+    states = np.concatenate([rng.uniform(-0.3, 0.3, (9, 6)), rng.uniform(0, 1, (9, 1))], axis=1).astype(np.float32)
+    actions = relative_actions(states)
+    for t in range(8):  # compose: T_{t+1} = T_t * (moved, turned), Bridge rotations
+        before, after = pose_from_state(states[t]), pose_from_state(states[t + 1])
+        down = pose_from_state(np.zeros(7, np.float32))[:3, :3]
+        R = before[:3, :3] @ down.T
+        np.testing.assert_allclose(before[:3, 3] + R @ (actions[t, :3] / 20), after[:3, 3], atol=1e-6)
+        turned = pose_from_state(np.concatenate([np.zeros(3), actions[t, 3:6] / 20, [0]]))[:3, :3] @ down.T
+        np.testing.assert_allclose(R @ turned, after[:3, :3] @ down.T, atol=1e-6)
+    path = export_irasim(episodes[:1], tmp_path)[0]
+    note = json.loads(path.read_text())
+    assert read_mp4(tmp_path / note["videos"][0]["video_path"]).shape == (len(note["state"]), 256, 320, 3)
+    assert note["texts"] == ["push the red block left"] and len(note["action"]) == len(note["state"]) - 1
+
+
+def _published_clips() -> list[Path]:
+    clips = sorted(CLIPS.glob("*.mp4"))
+    if not clips:
+        pytest.skip(f"no published clips in {CLIPS}; set WORLD_GYMNAST_CLIPS to a folder of WorldGym mp4 and npz files")
+    return clips
+
+
+def test_published_clips_read_in_physical_units() -> None:
+    for clip in _published_clips():
+        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
+        assert frames.shape[1:] == (256, 256, 3) and len(frames) == len(deltas)
+        assert np.abs(deltas[:, :3]).max() <= 0.05 and np.abs(deltas[:, 3:6]).max() <= 0.25
+        assert set(np.unique(deltas[:, 6])) <= {0.0, 1.0}
+        np.testing.assert_allclose(to_rows(deltas)[:, :7], np.load(clip.with_suffix(".npz"))["arr_0"][:, :7], atol=1e-5)
+
+
+def test_published_clips_pair_row_t_with_the_action_taken_at_frame_t() -> None:
+    """In clips that begin at rest, the picture first changes after the frame of the first motion, never before."""
+    changes_at_rest, changes_after, correlations = [], [], {-2: [], -1: [], 0: [], 1: []}
+    for clip in _published_clips():
+        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
+        change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))  # [t]: from frame t to t+1
+        size_m = np.linalg.norm(deltas[:, :3], axis=1)
+        first = int(np.flatnonzero(size_m > 1e-6)[0])
+        if first > 0:
+            changes_at_rest.append(change[first - 1])
+            changes_after.append(change[first])
+        for lag, found in correlations.items():
+            t = np.arange(2, len(change))
+            found.append(np.corrcoef(change[t], size_m[t + lag])[0, 1])
+    at_rest, after = np.array(changes_at_rest), np.array(changes_after)
+    assert len(at_rest) >= 5
+    # Were row t the action that led to frame t, its motion would show in the change into frame t.
+    assert at_rest.max() < 0.5 and after.min() > 0.7 and (after / at_rest).min() > 4
+    mean = {lag: float(np.mean(found)) for lag, found in correlations.items()}
+    assert mean[1] < 0.15 < mean[0] < mean[-1], mean

@@ -1,0 +1,140 @@
+"""Look after recorded episodes: list, check, repair, mark, export, or draw one as a film strip.
+
+examples:
+  world-gymnast episodes list runs/episodes
+  world-gymnast episodes check runs/episodes                  every episode there; exit status 1 if one has a fault
+  world-gymnast episodes repair runs/episodes/<id>.partial    after a crash or a full disk
+  world-gymnast episodes mark runs/episodes/<id> success --by alice
+  world-gymnast episodes export runs/episodes dataset --format lerobot
+  world-gymnast episodes show runs/episodes/<id> strip.png
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from world_gymnast_ros import episodes as recorded
+from world_gymnast_ros.episodes.files import MCAP_NAME, PARTIAL_SUFFIX, episode_error
+from world_gymnast_ros.episodes.reader import Episode
+from world_gymnast_ros.episodes.strip import film_strip
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.export.bridge_npz import export_bridge
+from world_gymnast_ros.export.irasim import export_irasim
+from world_gymnast_ros.export.lerobot_v3 import export_lerobot
+from world_gymnast_ros.export.worldgym import export_worldgym
+
+HELP = "recorded episodes: list, check, repair, mark, export, show"
+EXPORTS: dict[str, Callable[[Iterator[Episode], Path], object]] = {
+    "lerobot": export_lerobot, "worldgym": export_worldgym, "bridge": export_bridge, "irasim": export_irasim,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs of `world-gymnast episodes`."""
+    verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (("list", "one line per episode"), ("check", "read everything and name what is wrong"),
+                       ("repair", "rebuild what a crash left")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("path", type=Path, help="an episode, or a folder of episodes")
+    mark = verbs.add_parser("mark", help="say what came of an episode")
+    mark.add_argument("path", type=Path, help="an episode")
+    mark.add_argument("outcome", choices=recorded.OUTCOMES)
+    mark.add_argument("--by", required=True, help="who says so")
+    mark.add_argument("--score", type=float, help="partial success, 0 to 1")
+    export = verbs.add_parser("export", help="write another project's format")
+    export.add_argument("path", type=Path, help="an episode, or a folder of episodes")
+    export.add_argument("out", type=Path, help="folder to write")
+    export.add_argument("--format", choices=sorted(EXPORTS), required=True)
+    export.add_argument("--outcome", choices=recorded.OUTCOMES, help="only episodes marked so")
+    show = verbs.add_parser("show", help="draw a film strip")
+    show.add_argument("path", type=Path, help="an episode")
+    show.add_argument("out", type=Path, help="PNG file to write")
+    show.add_argument("--frames", type=int, default=8)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one verb; return 1 when `check` found a fault or something could not be repaired."""
+    actions = {"list": _list, "check": _check, "repair": _repair, "mark": _mark, "export": _export, "show": _show}
+    return actions[args.action](args)
+
+
+def _folders(path: Path) -> list[Path]:
+    if (path / MCAP_NAME).is_file():
+        return [path]
+    return [info.path for info in recorded.list_episodes(path)]
+
+
+def _list(args: argparse.Namespace) -> int:
+    folders = _folders(args.path)
+    for info in map(recorded.describe, folders):
+        score = "" if info.outcome.partial_score is None else f" {info.outcome.partial_score:.2f}"
+        by = f" ({info.outcome.marked_by})" if info.outcome.marked_by else ""
+        state = "not finished" if info.partial else info.ended_by
+        print(f"{info.path.name}  {info.steps:4d} steps  {info.duration_s:6.1f} s  {state:12s}  "
+              f"{info.outcome.outcome}{score}{by}  {info.instruction}")
+    print(f"{len(folders)} episodes in {args.path}", file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    faulty = 0
+    for folder in _folders(args.path):
+        problems = recorded.check(folder)
+        faulty += bool(problems)
+        print(f"{folder.name}: {'; '.join(problems) if problems else 'good'}")
+    return 1 if faulty else 0
+
+
+def _repair(args: argparse.Namespace) -> int:
+    alone = (args.path / MCAP_NAME).is_file()
+    # Of a whole folder only what needs it; a named episode in any case.
+    folders = [args.path] if alone else [f for f in _folders(args.path) if f.name.endswith(PARTIAL_SUFFIX)]
+    failed = 0
+    for folder in folders:
+        try:
+            final, saved = recorded.repair(folder, time.time_ns())
+        except EpisodeError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        lost = f", lost {saved.lost_chunks} corrupt chunks" if saved.lost_chunks else ""
+        print(f"{final}: saved {saved.messages} messages, {saved.steps} steps{lost}")
+    if not folders:
+        print(f"nothing to repair in {args.path}")
+    return 1 if failed else 0
+
+
+def _mark(args: argparse.Namespace) -> int:
+    if not (args.path / MCAP_NAME).is_file():
+        raise EpisodeError(f"{args.path} is not an episode; name a folder that holds {MCAP_NAME}")
+    marked = recorded.mark_outcome(args.path, args.outcome, args.by, args.score, time.time_ns())
+    print(f"{args.path.name}: {marked.outcome}, says {marked.marked_by}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    infos = [info for info in map(recorded.describe, _folders(args.path)) if not info.partial]
+    wanted = [info.path for info in infos if info.steps and args.outcome in (None, info.outcome.outcome)]
+    if not wanted:
+        raise EpisodeError(f"no finished episode with steps{f' marked {args.outcome}' if args.outcome else ''} "
+                           f"in {args.path}; see `world-gymnast episodes list {args.path}`")
+    EXPORTS[args.format]((recorded.read_episode(path) for path in wanted), args.out)
+    print(f"{len(wanted)} episodes to {args.out} ({args.format})")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    if args.frames < 1:
+        raise EpisodeError(f"--frames is {args.frames}; at least 1 is needed")
+    strip = film_strip(recorded.read_episode(args.path), args.frames)
+    try:
+        Image.fromarray(strip).save(args.out, "PNG")
+    except OSError as error:
+        raise episode_error("write", args.out, error) from error
+    print(args.out)
+    return 0
