@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import yaml
 
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.limits import _RANGES as SAFETY_RANGES
+from world_gymnast_ros.limits import SafetyConfig
 
 T = TypeVar("T")
 NODE_WILDCARD = "/**"
@@ -28,7 +30,7 @@ def number(default: Any, low: float, high: float, doc: str) -> Any:
 
 
 def text(default: str, doc: str, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a string parameter, or a bool where the default is one; `choices` empty means any text."""
+    """Declare a string parameter; `choices` empty means any text."""
     return dataclasses.field(default=default, metadata={"choices": choices, "doc": doc})
 
 
@@ -37,12 +39,18 @@ def flag(default: bool, doc: str) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc})
 
 
+def _limit(name: str, doc: str) -> Any:
+    """Declare a limit of the guard, with the default and the range that the guard gives it."""
+    low, high = SAFETY_RANGES[name]
+    return number(getattr(SafetyConfig, name), low, high, doc)
+
+
 @dataclass(frozen=True)
 class CameraConfig:
     """`camera_node`: a device, a video file or a folder of clips as an image topic."""
 
-    source: str = text("", "camera index such as 0, a video file (mp4), or a folder of clips played in name order")
-    rate_hz: float = number(5.0, 0.1, 120.0, "pictures per second; for a clip its true rate, whatever its container says")
+    source: str = text("", "camera index such as 0, video file, or folder of clips (in name order)")
+    rate_hz: float = number(5.0, 0.1, 120.0, "pictures per second, whatever a clip says")
     loop: bool = flag(True, "start again when the clips end; false: exit after the last picture")
     width: int = number(640, 16, 4096, "pixels asked of a camera device; clips keep their own size")
     height: int = number(480, 16, 4096, "pixels asked of a camera device; clips keep their own size")
@@ -70,22 +78,42 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """`arm_node`: plays chunks through the guard to the Interbotix driver. Lengths in m, base_link axes."""
+    """`arm_node`: plays chunks through the guard to the Interbotix driver. Lengths in m, base_link axes.
+
+    The second half is `safety.SafetyConfig`, field by field, with its ranges.
+    """
 
     robot_name: str = text("wx250s", "namespace of the driver")
     dry_run: bool = flag(False, "compute and publish everything, send nothing to the driver")
-    dt_s: float = number(0.2, 0.05, 1.0, "control period; Bridge: 0.2 s, not blocking")
     moving_time_s: float = number(0.25, 0.05, 5.0, "time profile of the servos, set on arming")
     accel_time_s: float = number(0.10, 0.0, 2.0, "acceleration part of the time profile, set on arming")
+    tick_hz: float = number(100.0, 20.0, 500.0, "how often the player looks for a due action")
+    gripper_rate_hz: float = number(50.0, 10.0, 200.0, "rate of the gripper's PWM position loop")
+    gripper_gain_per_m: float = number(300.0, 1.0, 3000.0, "gain of that loop: share of max_gripper_pwm per m of error")
+    max_gripper_pwm: float = number(350.0, 1.0, 885.0, "PWM of the gripper motor at most; 885 is full")
+    health_period_s: float = number(2.0, 0.0, 60.0, "how often the motors' torque and errors are read; 0: never")
+    service_timeout_s: float = number(3.0, 0.1, 30.0, "longest wait for a service of the driver")
+    dt_s: float = _limit("dt_s", "control period; Bridge: 0.2 s, not blocking")
+    max_step_m: float = _limit("max_step_m", "longest step per action, per axis and as a vector")
+    max_step_rad: float = _limit("max_step_rad", "largest turn per action and axis")
     workspace_low_m: tuple[float, ...] = number((0.12, -0.20, 0.022), -1.0, 1.0, "lowest x y z of the end effector")
     workspace_high_m: tuple[float, ...] = number((0.42, 0.25, 0.25), -1.0, 1.0, "highest x y z of the end effector")
-    max_step_m: float = number(0.05, 0.001, 0.1, "longest step per action, per axis and as a vector")
-    max_step_rad: float = number(0.25, 0.001, 0.5, "largest turn per action and axis")
-    max_frame_age_s: float = number(1.5, 0.1, 10.0, "a chunk chosen at an older frame is not begun")
-    command_timeout_s: float = number(0.3, 0.05, 5.0, "hold when the next chunk is later than this after it is due")
-    joint_state_timeout_s: float = number(0.1, 0.02, 2.0, "hold when the driver is silent for longer")
-    gripper_rate_hz: float = number(50.0, 10.0, 200.0, "rate of the gripper's PWM position loop")
-    service_timeout_s: float = number(3.0, 0.1, 30.0, "longest wait for a service of the driver on arming")
+    joint_margin_rad: float = _limit("joint_margin_rad", "distance kept from the joint limits")
+    joint_speed_factor: float = _limit("joint_speed_factor", "part of pi rad/s that a joint may use")
+    max_frame_age_s: float = _limit("max_frame_age_s", "a chunk chosen at an older frame is refused")
+    max_action_age_s: float = _limit("max_action_age_s", "an action whose frame is older is held")
+    max_arm_age_s: float = _limit("max_arm_age_s", "hold when the driver is silent for longer")
+    max_target_drift_m: float = _limit("max_target_drift_m", "target further from the arm: re-seeded from measured")
+    max_target_drift_rad: float = _limit("max_target_drift_rad", "target further from the arm: re-seeded from measured")
+    max_efforts: tuple[float, ...] = number(SafetyConfig.max_efforts, 1.0, 3000.0, "effort limit per joint, raw")
+    require_effort: bool = flag(SafetyConfig.require_effort, "false for drivers that report no effort")
+    command_timeout_s: float = number(0.48, 0.1, 5.0, "hold this long after the last action")
+    latch_timeout_s: float = _limit("latch_timeout_s", "latch the hold this long after the last action")
+    max_consecutive_holds: int = _limit("max_consecutive_holds", "latch after this many held actions in a row")
+
+    def safety(self) -> SafetyConfig:
+        """Return the guard's part."""
+        return SafetyConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SafetyConfig)})
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,10 @@ FILES: dict[str, type[Any]] = {
 """Shipped file -> its dataclass."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _bounded(where: str, spec: dataclasses.Field[Any], value: float) -> None:
     low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
     if not (math.isfinite(value) and low <= value <= high):
@@ -136,21 +168,19 @@ def _coerce(where: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     default = spec.default
     kind = type(default)
     good: Any = None
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and _is_number(value):
         good = float(value)
-    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-        good = value
-    elif kind in (bool, str) and isinstance(value, kind):
+    elif kind in (int, bool, str) and type(value) is kind:
         good = value
     elif isinstance(default, tuple) and not isinstance(value, str | Mapping) and hasattr(value, "__iter__"):
         items = tuple(value)
-        if len(items) == len(default) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
+        if len(items) == len(default) and all(_is_number(v) for v in items):
             good = tuple(float(v) for v in items)
     if good is None:
         wanted = f"{len(default)} numbers" if isinstance(default, tuple) else kind.__name__
         raise BadConfig(f"{where}{spec.name} is {value!r}; it must be {wanted}, such as {default!r}")
     for item in good if isinstance(good, tuple) else (good,):
-        if isinstance(item, int | float) and not isinstance(item, bool):
+        if _is_number(item):
             _bounded(where, spec, item)
     choices = spec.metadata.get("choices", ())
     if choices and good not in choices:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -26,6 +27,9 @@ NEWEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=Reliab
 NEWEST_RELIABLE = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 """Publishers of pictures: a reliable one also serves recorders and viewers that ask for it."""
 RELIABLE = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+RECORD = QoSProfile(depth=1000, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+"""The recorder's: a busy moment on the disk must not cost a step."""
+RECORD_IMAGES = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """State that a late joiner must see: instruction, adapter, arm_status."""
@@ -70,12 +74,12 @@ class NodeDone(Exception):
 
 def _descriptor(spec: dataclasses.Field[Any]) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=spec.metadata["doc"], read_only=True)
-    if "low" in spec.metadata:
-        low, high = spec.metadata["low"], spec.metadata["high"]
-        if isinstance(spec.default, int):
+    low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
+    if math.isfinite(low) and math.isfinite(high):
+        if type(spec.default) is int:
             descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
         elif isinstance(spec.default, float):
-            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)]
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
     return descriptor
 
 

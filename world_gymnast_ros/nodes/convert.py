@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from std_srvs.srv import Trigger
 
 from world_gymnast_ros import kinematics
 from world_gymnast_ros.action import Adapt
+from world_gymnast_ros.control import ArmMode, DueAction
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame
+from world_gymnast_ros.gripper import gripper_from_finger
 from world_gymnast_ros.msg import ActionChunk as ActionChunkMsg
 from world_gymnast_ros.msg import Adapter as AdapterMsg
 from world_gymnast_ros.msg import ArmStatus as ArmStatusMsg
@@ -56,12 +59,9 @@ __all__ = [
 ]
 
 NS_PER_S = 1_000_000_000
-GRIPPER_CLOSED_M, GRIPPER_SPAN_M = 0.010, 0.025
-"""Bridge: gripper = (left_finger - 0.010) / 0.025, so it reads about 1.1 when fully open."""
 DRIVER_JOINTS = (*kinematics.JOINT_NAMES, "gripper", "left_finger", "right_finger")
 VERDICTS = {Verdict.OK: StepMsg.OK, Verdict.CLAMPED: StepMsg.CLAMPED, Verdict.HOLD: StepMsg.HOLD,
             Verdict.STOP: StepMsg.STOP}
-VERDICT_OF = {number: verdict for verdict, number in VERDICTS.items()}
 CHANNELS: dict[str, tuple[int, tuple[int, ...]]] = {
     "rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)),
     "mono8": (1, (0, 0, 0)),
@@ -157,7 +157,7 @@ def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, K: F64 | 
 
 
 def arm_state(msg: Any) -> ArmState:
-    """Return the measured state of a JointState of the driver. Raises BadAction when joints are missing or not finite."""
+    """Return the measured state in the driver's JointState. Raises BadAction when joints are missing or not finite."""
     index = {name: i for i, name in enumerate(msg.name)}
     missing = [n for n in (*kinematics.JOINT_NAMES, "left_finger") if n not in index]
     if missing or len(msg.position) != len(msg.name):
@@ -172,8 +172,8 @@ def arm_state(msg: Any) -> ArmState:
     finger = float(position[index["left_finger"]])
     if not np.isfinite([*joints, *velocities, *efforts, finger]).all():
         raise BadAction("joint_states holds a number that is not finite: the driver's bus is faulty")
-    gripper = (finger - GRIPPER_CLOSED_M) / GRIPPER_SPAN_M
-    return ArmState(kinematics.fk(joints), joints, velocities, efforts, gripper, to_ns(msg.header.stamp))
+    return ArmState(kinematics.fk(joints), joints, velocities, efforts, gripper_from_finger(finger),
+                    to_ns(msg.header.stamp))
 
 
 def joint_state_msg(stamp_ns: int, position: F64, velocity: F64, effort: F64) -> Any:
@@ -204,25 +204,28 @@ def chunk_msg(chunk: ActionChunk, sequence: int, instruction: str, start_ns: int
     return msg
 
 
-def step_msg(command: ArmCommand, measured: ArmState, chunk: Any, index: int, now_ns: int) -> Any:
-    """Return the record of one control step. `chunk` is the ActionChunk message, `index` the action's place in it."""
-    msg = StepMsg(frame_stamp=chunk.frame_stamp, chunk_sequence=chunk.sequence, chunk_index=index,
-                  chunk_size=chunk.chunk_size, verdict=VERDICTS[command.verdict], reason=command.reason,
-                  gripper=float(measured.gripper), gripper_command=float(command.gripper), adapter=chunk.adapter,
-                  instruction=chunk.instruction)
+def step_msg(command: ArmCommand, action: DueAction, measured: ArmState | None, now_ns: int) -> Any:
+    """Return the record of one control step; what was not measured is NaN."""
+    msg = StepMsg(frame_stamp=to_time(action.frame_stamp_ns), chunk_sequence=action.sequence,
+                  chunk_index=action.index, chunk_size=action.size, verdict=VERDICTS[command.verdict],
+                  reason=command.reason, gripper=nan, gripper_command=float(command.gripper),
+                  adapter=action.adapter, instruction=action.instruction)
     msg.header.stamp, msg.header.frame_id = to_time(now_ns), "base_link"
     msg.requested, msg.sent = command.requested.astype(np.float32), command.sent.astype(np.float32)
-    msg.t_base_target, msg.t_base_measured = command.T_base_target.ravel(), measured.T_base_ee.ravel()
-    msg.joints, msg.joint_velocities, msg.efforts = measured.joints, measured.joint_velocities, measured.efforts
+    msg.t_base_target, msg.t_base_measured = command.T_base_target.ravel(), np.full(16, nan)
+    msg.joints, msg.joint_velocities, msg.efforts = (np.full(6, nan) for _ in range(3))
+    if measured is not None:
+        msg.t_base_measured, msg.gripper = measured.T_base_ee.ravel(), float(measured.gripper)
+        msg.joints, msg.joint_velocities, msg.efforts = measured.joints, measured.joint_velocities, measured.efforts
     msg.commanded_joints = command.joints.astype(np.float64)
     return msg
 
 
-def status_msg(state: int, state_name: str, reason: str, counts: list[int], frame_age_s: float, command_age_s: float,
+def status_msg(mode: ArmMode, reason: str, counts: dict[Verdict, int], frame_age_s: float, command_age_s: float,
                now_ns: int) -> Any:
-    """Return an ArmStatus."""
-    msg = ArmStatusMsg(state=state, state_name=state_name, reason=reason, verdict_counts=counts,
-                       frame_age_s=frame_age_s, command_age_s=command_age_s)
+    """Return an ArmStatus; ages are -1 before the first command."""
+    msg = ArmStatusMsg(state=int(mode), state_name=mode.name, reason=reason, frame_age_s=frame_age_s,
+                       command_age_s=command_age_s, verdict_counts=[counts[v] for v in VERDICTS])
     msg.header.stamp = to_time(now_ns)
     return msg
 

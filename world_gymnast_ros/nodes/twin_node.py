@@ -54,7 +54,8 @@ class TwinNode(base.ConfiguredNode):
                                  base.RELIABLE)
         for kind, name, callback in (
             (srv.TorqueEnable, "torque_enable", self._on_torque), (srv.Reboot, "reboot_motors", self._on_reboot),
-            (srv.RobotInfo, "get_robot_info", self._on_info), (srv.OperatingModes, "set_operating_modes", self._on_modes),
+            (srv.RobotInfo, "get_robot_info", self._on_info),
+            (srv.OperatingModes, "set_operating_modes", self._on_modes),
             (srv.RegisterValues, "set_motor_registers", self._on_set_register),
             (srv.RegisterValues, "get_motor_registers", self._on_get_register),
             (srv.MotorGains, "set_motor_pid_gains", self._on_gains),
@@ -110,7 +111,7 @@ class TwinNode(base.ConfiguredNode):
 
     def _on_get_register(self, request: Any, response: Any) -> Any:
         if request.reg in self.registers:  # the shoulder and elbow have two motors each, but answer as one joint
-            response.values = [self.registers[request.reg]] * (6 if request.name == "arm" else 1)
+            response.values = [self.registers[request.reg]] * {"all": 7, "arm": 6}.get(request.name, 1)
         return response
 
     def _on_gains(self, request: Any, response: Any) -> Any:

@@ -1,0 +1,24 @@
+"""The graph beside a running Interbotix driver: camera, policy, arm, adaptation, recorder. The arm starts disarmed.
+
+    ros2 launch world_gymnast_ros bringup.launch.py camera:=0
+    ros2 launch world_gymnast_ros bringup.launch.py camera:=  (another node publishes image_raw)
+"""
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+
+from launch import LaunchDescription
+from world_gymnast_ros import graph
+from world_gymnast_ros.nodes.launching import actions
+
+
+def setup(context):
+    camera = LaunchConfiguration("camera").perform(context)
+    return actions(graph.robot_graph(camera), context)
+
+
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument("camera", default_value="0", description="camera index, video file or folder of clips"),
+        DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
+        OpaqueFunction(function=setup),
+    ])

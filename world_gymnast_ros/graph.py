@@ -1,0 +1,184 @@
+"""Which processes make a graph, as plain data; and how to run them without `launch`, which pip does not have.
+
+The launch files and the command line read the same specs. Every node is a process of its own, in its own process
+group, with its output in a file, and is ended by SIGINT, then SIGTERM, then SIGKILL.
+"""
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.paths import share_path
+
+GRACE_S = 4.0
+"""Given to each of SIGINT and SIGTERM; the arm node holds within it."""
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One process. `params` file under the share folder; `overrides` parameters on top; `remaps` from -> to."""
+
+    name: str
+    params: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    remaps: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The Python module that `python -m` runs."""
+        return f"world_gymnast_ros.nodes.{self.name}"
+
+    def with_overrides(self, **overrides: Any) -> NodeSpec:
+        """Return a copy with more parameters set."""
+        return replace(self, overrides={**self.overrides, **overrides})
+
+    def arguments(self) -> list[str]:
+        """Return the ROS arguments."""
+        words: list[str] = []
+        if self.params:
+            words += ["--params-file", str(share_path(self.params))]
+        for key, value in self.overrides.items():
+            words += ["-p", f"{key}:={_yaml(value)}"]
+        for old, new in self.remaps.items():
+            words += ["-r", f"{old}:={new}"]
+        return ["--ros-args", *words] if words else []
+
+    def command(self) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, "-m", self.module, *self.arguments()]
+
+
+def _yaml(value: Any) -> str:
+    """Return a parameter value as ROS reads it on the command line; text is quoted, so that "0" stays text."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+# --- the graphs -------------------------------------------------------------------------------------------------------
+
+CAMERA = NodeSpec("camera_node", "config/camera.yaml")
+POLICY = NodeSpec("policy_node", "config/policy.yaml")
+ARM = NodeSpec("arm_node", "config/arm.yaml")
+RECORDER = NodeSpec("recorder_node", "config/recorder.yaml")
+ADAPT = NodeSpec("adapt_node", "config/adapt.yaml")
+TWIN = NodeSpec("twin_node", "config/twin.yaml")
+
+
+def robot_graph(camera_source: str = "0") -> list[NodeSpec]:
+    """Return the graph beside a running Interbotix driver. An empty `camera_source`: another driver is the camera."""
+    camera = [CAMERA.with_overrides(source=camera_source)] if camera_source else []
+    return [*camera, POLICY, ARM, ADAPT, RECORDER]
+
+
+def twin_graph(scene: str = "", seed: int = 0) -> list[NodeSpec]:
+    """Return the same graph with the twin in place of driver and camera. Empty `scene`: the one in twin.yaml."""
+    overrides: dict[str, Any] = {"seed": seed, **({"scene": scene} if scene else {})}
+    return [TWIN.with_overrides(**overrides), POLICY, ARM, ADAPT, RECORDER]
+
+
+def clip_graph(clips: str, rate_hz: float = 5.0) -> list[NodeSpec]:
+    """Return the graph over recorded clips: frames in, chunks out, no arm moves."""
+    return [CAMERA.with_overrides(source=clips, rate_hz=rate_hz), POLICY.with_overrides(dry_run_without_arm=True),
+            ARM.with_overrides(dry_run=True), ADAPT, RECORDER]
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+class GraphError(WorldGymnastError):
+    """A node ended by itself."""
+
+
+def ros_environment(domain_id: int | None = None, log_dir: Path | None = None) -> dict[str, str]:
+    """Return this process's environment with what a graph on one workstation needs; what is set already stays."""
+    env = dict(os.environ)
+    profile = str(share_path("config/fastdds.xml"))
+    env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    env.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", profile)
+    env.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", profile)
+    env.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+    env["PYTHONUNBUFFERED"] = "1"  # so that the log file has the last words of a node that is killed
+    if domain_id is not None:
+        env["ROS_DOMAIN_ID"] = str(domain_id)
+    if log_dir is not None:
+        env["ROS_LOG_DIR"] = str(log_dir)
+    return env
+
+
+@dataclass(frozen=True)
+class Running:
+    """One started node."""
+
+    spec: NodeSpec
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self, lines: int = 15) -> str:
+        """Return the last lines it wrote."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Graph:
+    """Started nodes. A context manager: leaving it ends them all, whatever happened."""
+
+    def __init__(self, nodes: Sequence[Running]) -> None:
+        self.nodes = {node.spec.name: node for node in nodes}
+        atexit.register(self.stop)
+
+    def check(self) -> None:
+        """Raise GraphError with the log's end if a node has ended."""
+        for name, node in self.nodes.items():
+            code = node.process.poll()
+            if code is not None:
+                raise GraphError(f"{name} ended with code {code}; {node.log} ends:\n{node.tail()}")
+
+    def stop(self, grace_s: float = GRACE_S) -> dict[str, int]:
+        """End all nodes, the arm first, and return their exit codes. Safe to call again."""
+        order = sorted(self.nodes.values(), key=lambda node: node.spec.name != ARM.name)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            for node in order:
+                _signal_group(node.process, number)
+            deadline = time.monotonic() + grace_s
+            while time.monotonic() < deadline and any(n.process.poll() is None for n in order):
+                time.sleep(0.02)
+        atexit.unregister(self.stop)
+        return {name: node.process.wait() for name, node in self.nodes.items()}
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def start(specs: Iterable[NodeSpec], env: Mapping[str, str], log_dir: Path) -> Graph:
+    """Start every node and return at once; `Graph.check` tells whether one has fallen."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    running: list[Running] = []
+    for spec in specs:
+        log = log_dir / f"{spec.name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(spec.command(), env=dict(env), stdin=subprocess.DEVNULL, stdout=file,
+                                       stderr=subprocess.STDOUT, start_new_session=True)
+        running.append(Running(spec, process, log))
+    return Graph(running)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a node and its children, if it still runs."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # it ended between the two lines
+            return

@@ -1,0 +1,80 @@
+"""A camera, a video file or recorded clips as `image_raw` and `camera_info`. Any other camera driver replaces it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from world_gymnast_ros.config import CameraConfig
+from world_gymnast_ros.errors import BadConfig, BadFrame
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.clips import Device, clip_frames, list_clips
+from world_gymnast_ros.types import U8
+
+
+class CameraNode(base.ConfiguredNode):
+    """Publishes at `rate_hz`; ends with code 1 when a device falls silent, 0 after the last picture of clips."""
+
+    def __init__(self) -> None:
+        super().__init__("camera_node")
+        self.config = c = self.read_config(CameraConfig)
+        if not c.source:
+            raise BadConfig("source is empty; set it to a camera index such as 0, a video file or a folder of clips")
+        self._images = self.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+        self._infos = self.create_publisher(convert.CameraInfo, "camera_info", base.NEWEST_RELIABLE)
+        self._last_ns = base.steady_ns()
+        if c.source.isdigit():
+            self._device = Device(int(c.source), c.width, c.height)
+            self.create_timer(1.0 / c.rate_hz, self._on_device)
+        else:
+            self._clips = list_clips(c.source)
+            self._pictures = self._play()
+            self.create_timer(1.0 / c.rate_hz, self._on_clip)
+            self.get_logger().info(f"{len(self._clips)} clips from {c.source} at {c.rate_hz:g} Hz")
+
+    def _play(self) -> Iterator[U8]:
+        while True:
+            for clip in self._clips:
+                yield from clip_frames(clip)
+            if not self.config.loop:
+                return
+
+    def _on_clip(self) -> None:
+        try:
+            rgb = next(self._pictures, None)
+        except BadFrame as error:
+            self.get_logger().fatal(str(error))
+            raise base.NodeDone(1) from error
+        if rgb is None:
+            self.get_logger().info("last picture sent")
+            raise base.NodeDone(0)
+        self._publish(rgb, self.now_ns())
+
+    def _on_device(self) -> None:
+        frame = self._device.take()
+        if frame is not None:
+            self._last_ns = base.steady_ns()
+            self._publish(frame.rgb, frame.stamp_ns)
+        elif self._device.error is not None or base.steady_ns() - self._last_ns > self.config.max_gap_s * 1e9:
+            self.get_logger().fatal(f"camera {self.config.source} gave no picture for {self.config.max_gap_s:g} s "
+                                    f"({self._device.error}); check cable and power, then start the node again")
+            raise base.NodeDone(1)
+
+    def _publish(self, rgb: U8, stamp_ns: int) -> None:
+        c = self.config
+        height, width = rgb.shape[:2]
+        K = None
+        if c.focal_px:
+            focal = c.focal_px * height / c.height
+            K = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+        self._images.publish(convert.image_from_rgb(rgb, stamp_ns, c.frame_id))
+        self._infos.publish(convert.camera_info(stamp_ns, c.frame_id, width, height, K))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the node."""
+    return base.run(CameraNode, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

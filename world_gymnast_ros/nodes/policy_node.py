@@ -1,0 +1,188 @@
+"""Newest frame and instruction in, action chunks out. Inference runs in a worker thread, so topics never wait.
+
+Adapters are swapped by that same thread, hence between chunks and never during one.
+"""
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.config import PolicyConfig
+from world_gymnast_ros.errors import AdapterMismatch, BadFrame, WorldGymnastError
+from world_gymnast_ros.models.build import load_policy
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.query import QueryGate, QueryRules
+from world_gymnast_ros.types import Frame
+
+
+class PolicyNode(base.ConfiguredNode):
+    """Asks the policy once per chunk, at the moment `QueryGate` allows."""
+
+    def __init__(self) -> None:
+        super().__init__("policy_node")
+        self.config = c = self.read_config(PolicyConfig)
+        if c.threads:
+            import torch
+
+            torch.set_num_threads(c.threads)
+        self.policy = load_policy(c.checkpoint or None)
+        self._gate = QueryGate(QueryRules(c.dt_s, c.settle_fraction, c.max_frame_age_s, c.retry_s))
+        self._gate.set_active(c.dry_run_without_arm, 0)
+        self._instruction = c.instruction
+        self._adapter = "base"
+        self._arm_state = convert.ArmStatusMsg.DISARMED
+        self._sequence = 0
+        self._epoch = 0  # counts arm starts and instructions: a chunk of an earlier one is dropped
+        self._counts = {"chunks": 0, "frames": 0, "bad_frames": 0, "dropped_chunks": 0, "adapters_refused": 0}
+        self._inference_s: deque[float] = deque(maxlen=200)
+        self._fault = ""
+        self._jobs: queue.Queue[Any] = queue.Queue()
+        self._busy = threading.Event()
+        self._warm_up()
+        self._connect()
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+        self.get_logger().info(f"policy '{self.policy.name}', {self.policy.chunk_size} actions per chunk, "
+                               f"{1000 * self._inference_s[-1]:.0f} ms per chunk")
+
+    def _warm_up(self) -> None:
+        """Run once before any arm can wait for it: the first inference is the slow one."""
+        black = Frame(np.zeros((480, 640, 3), np.uint8), 0)
+        for _ in range(2):
+            start = time.monotonic()
+            self.policy.act(black, self._instruction or "do nothing")
+            self._inference_s.append(time.monotonic() - start)
+
+    def _connect(self) -> None:
+        self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        if self.config.image_compressed:
+            self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
+        else:
+            self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
+        self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
+        self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
+        if not self.config.dry_run_without_arm:
+            self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
+            self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
+        self.create_timer(1.0, self._on_diagnostics)
+
+    # --- topics: decide, never compute ----------------------------------------------------------------------------
+
+    def _on_instruction(self, msg: Any) -> None:
+        if msg.data != self._instruction:
+            self._instruction = msg.data
+            self._epoch += 1
+            self.get_logger().info(f"instruction: '{msg.data}'")
+
+    def _on_arm_status(self, msg: Any) -> None:
+        taking = msg.state in (msg.ARMED, msg.HOLDING)
+        if taking and not self._gate.active:
+            self._epoch += 1
+        self._gate.set_active(taking, convert.to_ns(msg.header.stamp))
+
+    def _on_step(self, msg: Any) -> None:
+        refused = msg.verdict in (msg.HOLD, msg.STOP)
+        self._gate.played(msg.chunk_sequence, msg.chunk_index, msg.chunk_size, refused,
+                          convert.to_ns(msg.header.stamp), base.steady_ns())
+
+    def _on_adapter(self, msg: Any) -> None:
+        self._jobs.put(("adapter", msg))
+
+    def _on_image(self, msg: Any) -> None:
+        self._counts["frames"] += 1
+        if self._busy.is_set():
+            return
+        stamp_ns, instruction = convert.to_ns(msg.header.stamp), self._instruction
+        if self._gate.refusal(stamp_ns, self.now_ns(), base.steady_ns(), instruction):
+            return
+        size = (self.config.image_height, self.config.image_width)
+        try:
+            read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
+            frame = read(msg, size)
+        except BadFrame as error:
+            self._counts["bad_frames"] += 1
+            self._fault = str(error)
+            self.get_logger().error(str(error), throttle_duration_sec=2.0)
+            return
+        self._busy.set()
+        self._jobs.put(("frame", (frame, instruction, self._epoch)))
+
+    # --- worker ---------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            kind, job = self._jobs.get()
+            if kind == "stop":
+                return
+            try:
+                if kind == "adapter":
+                    self._swap(job)
+                else:
+                    self._infer(*job)
+            except Exception as error:  # the policy stays; the arm holds by itself when no chunk comes
+                self._fault = f"{type(error).__name__}: {error}"
+                self.get_logger().error(self._fault, throttle_duration_sec=2.0)
+            finally:
+                if kind == "frame":
+                    self._busy.clear()
+
+    def _infer(self, frame: Frame, instruction: str, epoch: int) -> None:
+        start_ns, start = self.now_ns(), time.monotonic()
+        chunk = self.policy.act(frame, instruction)
+        self._inference_s.append(time.monotonic() - start)
+        end_ns = self.now_ns()
+        if epoch != self._epoch or not self._gate.active:  # disarmed or asked something else meanwhile
+            self._counts["dropped_chunks"] += 1
+            return
+        self._sequence += 1
+        msg = convert.chunk_msg(chunk, self._sequence, instruction, start_ns, end_ns, self.now_ns())
+        self._gate.published(self._sequence, base.steady_ns())  # before sending: the step may be back at once
+        if self.config.dry_run_without_arm:
+            self._gate.played_alone(frame.stamp_ns, len(chunk.deltas))
+        self._chunks.publish(msg)
+        self._counts["chunks"] += 1
+        self._fault = ""
+
+    def _swap(self, msg: Any) -> None:
+        name = msg.name or "base"
+        try:
+            self.policy.load_adapter(convert.adapter_ref(msg))
+        except (AdapterMismatch, WorldGymnastError) as error:
+            self._counts["adapters_refused"] += 1
+            self._fault = f"adapter '{name}' refused, '{self._adapter}' stays: {error}"
+            self.get_logger().error(self._fault)
+            return
+        self._adapter = name
+        self.get_logger().info(f"adapter '{name}' in use")
+
+    # --- diagnostics ----------------------------------------------------------------------------------------------
+
+    def _on_diagnostics(self) -> None:
+        times = sorted(self._inference_s)
+        values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
+                  "active": self._gate.active, "inference_ms_median": round(1000 * times[len(times) // 2], 1),
+                  "inference_ms_max": round(1000 * times[-1], 1), **self._counts}
+        level = "error" if self._fault else "ok"
+        message = self._fault or ("acting" if self._gate.active else "waiting for the arm")
+        self._diagnostics.publish(convert.diagnostics_msg("policy_node", self.policy.name, level, message, values,
+                                                          self.now_ns()))
+
+    def close(self) -> None:
+        self._gate.set_active(False, 0)
+        self._jobs.put(("stop", None))
+        self._worker.join(timeout=5.0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the node."""
+    return base.run(PolicyNode, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

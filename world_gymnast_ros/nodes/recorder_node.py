@@ -1,0 +1,167 @@
+"""Records episodes: subscribes, and never sits inside a loop. The files are `episodes.EpisodeWriter`'s business."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from world_gymnast_ros.config import RecorderConfig
+from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id
+from world_gymnast_ros.episodes.files import check_episode_id
+from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
+from world_gymnast_ros.nodes import base, convert
+
+MIB = 2**20
+
+
+class RecorderNode(base.ConfiguredNode):
+    """Between StartEpisode and StopEpisode, writes every message of the graph's own topics as it came off the wire."""
+
+    def __init__(self) -> None:
+        super().__init__("recorder_node")
+        self.config = c = self.read_config(RecorderConfig)
+        self._root = Path(c.directory).expanduser().absolute()
+        self._writer: EpisodeWriter | None = None
+        self._started_ns = 0
+        self._latched: dict[str, tuple[str, bytes]] = {}
+        self._adapter = "base"
+        if c.image_compressed:
+            self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
+        else:
+            self.create_subscription(convert.Image, "image_raw", self._on_image, base.RECORD_IMAGES)
+        for topic, kind, qos in (
+            ("action_chunk", convert.ActionChunkMsg, base.RELIABLE), ("step", convert.StepMsg, base.RECORD),
+            ("adapter", convert.AdapterMsg, base.LATCHED), ("arm_status", convert.ArmStatusMsg, base.LATCHED),
+            ("instruction", convert.String, base.LATCHED), ("twin/truth", convert.TwinTruth, base.RELIABLE),
+            (f"{c.robot_name}/joint_states", convert.JointState, base.RECORD),
+        ):
+            self._listen(topic, kind, qos)
+        self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
+        self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
+        self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
+        self.create_timer(0.25, self._on_time)
+        self.get_logger().info(f"ready to record under {self._root}")
+
+    def _listen(self, topic: str, kind: Any, qos: Any) -> None:
+        name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+        latched = qos is base.LATCHED
+
+        def on_bytes(cdr: bytes) -> None:
+            if latched:  # said once, so an episode that starts later must carry it too
+                self._latched[topic] = (name, cdr)
+            self._write(topic, name, cdr)
+
+        self.create_subscription(kind, topic, on_bytes, qos, raw=True)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def _write(self, topic: str, name: str, cdr: bytes) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.write(f"/{topic}", name, cdr, self.now_ns())
+            except EpisodeError as error:
+                self._fault(error)
+
+    def _on_image(self, msg: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            frame = convert.frame_from_image(msg)
+            self._writer.write_image("/image_raw", frame.rgb, frame.stamp_ns, self.now_ns(), msg.header.frame_id)
+        except EpisodeError as error:
+            self._fault(error)
+        except WorldGymnastError as error:
+            self.get_logger().error(f"picture not recorded: {error}", throttle_duration_sec=5.0)
+
+    def _fault(self, error: EpisodeError) -> None:
+        self.get_logger().error(f"recording stopped: {error}")
+        try:
+            self._finish("fault")
+        except EpisodeError as second:
+            self.get_logger().error(str(second))
+
+    def _finish(self, ended_by: str, **outcome: Any) -> Path:
+        writer, self._writer = self._writer, None
+        assert writer is not None
+        path = writer.close(ended_by, self.now_ns(), **outcome)
+        self.get_logger().info(f"episode ended ({ended_by}): {path}")
+        return path
+
+    def _on_time(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+            if base.steady_ns() - self._started_ns > self.config.max_episode_s * 1e9:
+                self._finish("time")
+        except EpisodeError as error:
+            self._fault(error)
+
+    # --- services -------------------------------------------------------------------------------------------------
+
+    def _on_start(self, request: Any, response: Any) -> Any:
+        if self._writer is not None:
+            response.message = f"episode {self._writer.episode_id} is running; stop it first"
+            return response
+        now_ns = self.now_ns()
+        try:
+            episode_id = new_episode_id(request.instruction, now_ns)
+            header = {"instruction": request.instruction, "notes": request.notes, "robot": self.config.robot_name}
+            self._writer = EpisodeWriter(self._root, episode_id, header, now_ns,
+                                         reserve_bytes=int(self.config.min_free_mb * MIB))
+            for topic, (name, cdr) in self._latched.items():
+                self._writer.write(f"/{topic}", name, cdr, now_ns)
+        except EpisodeError as error:
+            response.message = str(error)
+            if self._writer is not None:
+                self._fault(error)
+            return response
+        self._started_ns = base.steady_ns()
+        response.success, response.message = True, f"recording {episode_id}"
+        response.path = str(self._writer.folder)
+        return response
+
+    def _on_stop(self, request: Any, response: Any) -> Any:
+        if self._writer is None:
+            response.message = "no episode is running"
+            return response
+        try:
+            path = self._finish(request.ended_by or "stopped", outcome=request.outcome or "unknown",
+                                marked_by=request.marked_by, partial_score=_score(request.partial_score))
+        except EpisodeError as error:
+            response.message = str(error)
+            return response
+        response.success, response.path, response.message = True, str(path), "episode saved"
+        return response
+
+    def _on_mark(self, request: Any, response: Any) -> Any:
+        folder = Path(request.path).absolute()
+        try:
+            check_episode_id(folder.name)
+            if folder.parent != self._root or not folder.is_dir():  # a service must not write just anywhere
+                raise EpisodeError(f"{folder} is not an episode under {self._root}")
+            mark_outcome(folder, request.outcome, request.marked_by, _score(request.partial_score), self.now_ns())
+        except EpisodeError as error:
+            response.message = str(error)
+            return response
+        response.success, response.message = True, f"{folder.name}: {request.outcome} by {request.marked_by}"
+        return response
+
+    def close(self) -> None:
+        if self._writer is not None:
+            try:
+                self._finish("stopped")
+            except EpisodeError as error:
+                self.get_logger().error(str(error))
+
+
+def _score(value: float) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the node."""
+    return base.run(RecorderNode, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
