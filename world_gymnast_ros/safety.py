@@ -25,7 +25,7 @@ from world_gymnast_ros.health import GuardInputs as GuardInputs
 from world_gymnast_ros.health import GuardState as GuardState
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_NAMES, JOINT_UPPER_RAD, fk, ik
 from world_gymnast_ros.limits import SafetyConfig as SafetyConfig
-from world_gymnast_ros.types import ACTION_DIM, F64, ArmCommand, Verdict
+from world_gymnast_ros.types import ACTION_DIM, F32, F64, ArmCommand, Verdict
 
 _PUSHED_AWAY_RAD = 0.15  # a held arm that is found this far away is held where it is, not driven back
 _HALVINGS = 6  # of the step, when it must be shortened: 1/64 of a step is finer than the arm's 1 mm
@@ -100,8 +100,8 @@ def _move(requested: F64, memory: GuardState, inputs: GuardInputs, config: Safet
     unclipped = apply_delta(T_target, T_measured, sent)
     sent[:3] += best.T[:3, 3] - unclipped[:3, 3]
     verdict = Verdict.CLAMPED if reasons else Verdict.OK
-    return ArmCommand(best.T, best.joints, float(step[6]), requested.astype(np.float32), sent.astype(np.float32),
-                      verdict, "; ".join(reasons))
+    return ArmCommand(best.T, best.joints, float(step[6]), _as_asked(requested), sent.astype(np.float32), verdict,
+                      "; ".join(reasons))
 
 
 def _start(memory: GuardState, T_measured: F64, joints: F64, config: SafetyConfig) -> tuple[F64, str]:
@@ -115,12 +115,9 @@ def _start(memory: GuardState, T_measured: F64, joints: F64, config: SafetyConfi
     drift_rad = float(np.arccos(np.clip(cosine, -1.0, 1.0)))
     if drift_m > config.max_target_drift_m or drift_rad > config.max_target_drift_rad:
         return measured, f"target was {drift_m:.3f} m, {drift_rad:.3f} rad from the arm: re-seeded from measured"
-    try:
-        lag = np.abs(ik(memory.T_target, joints) - joints)
-    except Unreachable:
-        return measured, "last target is out of reach from here: re-seeded from measured"
-    if (lag > config.max_joint_step_rad).any():
-        return measured, f"joints lag {lag.max():.3f} rad behind the target: re-seeded from measured"
+    standing = _try(np.zeros(ACTION_DIM), 0.0, memory.T_target, T_measured, joints, config)
+    if standing.joints is None:
+        return measured, f"last target cannot be kept from here ({standing.fault}): re-seeded from measured"
     return memory.T_target, ""
 
 
@@ -130,7 +127,7 @@ def _try(step: F64, scale: float, T_target: F64, T_measured: F64, joints: F64, c
     # A start outside the box may stay or come in, and is never thrown to the border in one step.
     start = T_target[:3, 3]
     inside = np.clip(T[:3, 3], np.minimum(config.workspace_low_m, start), np.maximum(config.workspace_high_m, start))
-    clipped = bool(np.abs(inside - T[:3, 3]).max() > 1e-9)
+    clipped = bool(np.abs(inside - T[:3, 3]).max() > 1e-6)
     T[:3, 3] = inside
     try:
         goal = ik(T, joints)
@@ -169,13 +166,6 @@ def _hold(
     requested: Any, memory: GuardState, inputs: GuardInputs, reason: str, verdict: Verdict = Verdict.HOLD
 ) -> ArmCommand:
     """Build a HOLD (or STOP) from whatever is usable. Must not raise: it is also the answer to errors."""
-    asked = np.full(ACTION_DIM, np.nan, np.float32)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.asarray(requested, np.float32)
-        asked = values.copy() if values.shape == (ACTION_DIM,) else asked
-    except Exception:  # not numbers at all; NaN says so
-        pass
     joints = _hold_joints(memory, inputs)
     if joints is None:
         joints, verdict = np.full(6, np.nan), Verdict.STOP
@@ -185,7 +175,17 @@ def _hold(
     gripper = _first_finite(getattr(memory, "gripper", None), getattr(getattr(inputs, "arm", None), "gripper", None))
     sent = np.zeros(ACTION_DIM, np.float32)
     sent[6] = gripper
-    return ArmCommand(T, joints, gripper, asked, sent, verdict, reason)
+    return ArmCommand(T, joints, gripper, _as_asked(requested), sent, verdict, reason)
+
+
+def _as_asked(requested: Any) -> F32:
+    """Return the request as float32 (7,) for the record; NaN where it is no such thing."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.array(requested, np.float32)
+    except Exception:  # not numbers at all
+        values = np.empty(0, np.float32)
+    return values if values.shape == (ACTION_DIM,) else np.full(ACTION_DIM, np.nan, np.float32)
 
 
 def _hold_joints(memory: GuardState, inputs: GuardInputs) -> F64 | None:
@@ -208,6 +208,6 @@ def _hold_joints(memory: GuardState, inputs: GuardInputs) -> F64 | None:
 def _first_finite(*values: Any) -> float:
     """Return the first usable gripper value in [0, 1]; open (1) when none is known, as that never crushes."""
     for value in values:
-        if isinstance(value, (int, float, np.floating)) and np.isfinite(value):
-            return float(np.clip(value, 0.0, 1.0))
+        if isinstance(value, (int, float, np.floating)) and -1e9 < value < 1e9:  # False for NaN
+            return min(max(float(value), 0.0), 1.0)
     return 1.0

@@ -112,7 +112,8 @@ class ArmCommand:
     """What goes to the driver, and why. Always produced; the guard never raises.
 
     `T_base_target` float64 (4, 4); `joints` float64 (6,) rad; `gripper` 0 closed to 1 open;
-    `requested` float32 (7,), the delta as asked; `sent` float32 (7,), the delta after limits (zeros on HOLD).
+    `requested` float32 (7,), the delta as asked; `sent` float32 (7,), the delta after limits (on
+    HOLD no motion, the gripper kept).
     """
 
     T_base_target: F64
@@ -129,7 +130,8 @@ class Judgement:
     """A judge's opinion of one rollout. `score` None means *no verdict*, which is not a failure.
 
     `score` probability of success, 0..1. `done_at` index of the first frame judged done, or None.
-    `frame_scores` float32 (frames,) per-frame probability, where the judge gives one.
+    `frame_scores` float32 (frames,) per-frame probability, `progress` the furthest progress 0..1 of two frames in a
+    row, where the judge gives them.
     """
 
     score: float | None
@@ -137,6 +139,7 @@ class Judgement:
     votes: tuple[float, ...] = ()
     detail: str = ""
     frame_scores: F32 | None = None
+    progress: float | None = None
 
 
 @dataclass(frozen=True)
