@@ -12,13 +12,13 @@ NAME = PACKAGE.name
 GENERATED = ("msg", "srv", "action")
 
 MESSAGES = {
-    "action_msgs", "builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "interbotix_xs_msgs", "sensor_msgs",
-    "std_msgs", "std_srvs", "trajectory_msgs", *(f"{NAME}.{kind}" for kind in GENERATED),
+    "action_msgs", "builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "interbotix_xs_msgs", "rcl_interfaces",
+    "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs", *(f"{NAME}.{kind}" for kind in GENERATED),
 }
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "cv_bridge"}
 TORCH = {"torch", "transformers", "diffusers", "peft", "tokenizers", "huggingface_hub", "accelerate"}
 PLAIN = {
-    "numpy", "scipy", "pinocchio", "yaml", "PIL", "matplotlib",
+    "numpy", "scipy", "pinocchio", "yaml", "PIL", "matplotlib", "tqdm",
     "av", "mcap", "mcap_ros2", "rosbags", "pyarrow", "safetensors",
 }
 
@@ -30,7 +30,7 @@ FOLDER_MAY = {
     "twin": PLAIN | {"mujoco"},
     "episodes": PLAIN,
     "export": PLAIN,
-    "cli": PLAIN | TORCH | {"mujoco", "psutil", "tqdm"},
+    "cli": PLAIN | TORCH | {"mujoco", "psutil"},
     "nodes": PLAIN | TORCH | {"mujoco"} | ROS,
 }
 """Third-party packages that each folder may import; root modules may import PLAIN."""

@@ -11,6 +11,10 @@ from world_gymnast_ros.errors import WorldGymnastError
 
 VERBS = ("demo", "adapt", "evaluate", "train", "bench", "episodes", "twin", "judge")
 
+class NotInstalled(WorldGymnastError):
+    """A verb needs a package that this environment lacks."""
+
+
 DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
 EXAMPLES = """\
 examples:
@@ -46,11 +50,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-    verb_names = installed_verbs()
+    known = installed_verbs()
     chosen = next((word for word in words if not word.startswith("-")), None)
     # Only the chosen verb is imported, because some pull in torch and MuJoCo; the general help needs every HELP.
-    for name in (chosen,) if chosen in verb_names else verb_names:
-        module = importlib.import_module(f"{__name__}.{name}")
+    for name in (chosen,) if chosen in known else known:
+        try:
+            module = importlib.import_module(f"{__name__}.{name}")
+        except ImportError as error:
+            if name == chosen:
+                raise NotInstalled(f"{name} needs a package that is not there ({error}); run make env") from error
+            verbs.add_parser(name, help=f"(not available: {error})")
+            continue
         verb = verbs.add_parser(
             name, help=module.HELP, description=(module.__doc__ or module.HELP).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,0 +1,108 @@
+"""The command line shell: what it imports, how it fails, and where data is looked for."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from world_gymnast_ros import cli, paths
+from world_gymnast_ros.errors import BadConfig
+
+VERB = '''"""{name} the thing.
+
+example: world-gymnast {name} --how {how}
+"""
+HELP = "{name} it"
+def add_arguments(parser):
+    parser.add_argument("--how", required=True)
+def run(args):
+    from world_gymnast_ros.errors import BadBudget
+    if args.how == "refused":
+        raise BadBudget("budget_s is 0; the least is 1; give more")
+    if args.how == "stopped":
+        raise KeyboardInterrupt
+    return 1 if args.how == "missed" else 0
+'''
+
+
+@pytest.fixture
+def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three verbs: one that works, one that cannot be imported, one that is not installed."""
+    monkeypatch.setattr(cli, "VERBS", ("hone", "broken_hone", "absent_hone"))
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    (tmp_path / "hone.py").write_text(VERB.format(name="hone", how="well"))
+    (tmp_path / "broken_hone.py").write_text("import a_package_that_is_not_there\n")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(("how", "status"), [("well", 0), ("missed", 1), ("refused", 2), ("stopped", 130)])
+def test_exit_status(how: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["hone", "--how", how]) == status
+    expected = "error: budget_s is 0; the least is 1; give more\n" if how == "refused" else ""
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.usefixtures("verbs")
+def test_general_help_survives_a_verb_that_cannot_be_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert "hone it" in out and "a_package_that_is_not_there" in out and "absent_hone" not in out
+
+
+@pytest.mark.usefixtures("verbs")
+def test_verb_help_shows_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["hone", "--help"])
+    assert "example: world-gymnast hone --how well\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("verbs")
+def test_chosen_verb_that_cannot_be_imported_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["broken_hone"]) == 2
+    assert "a_package_that_is_not_there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("verbs")
+def test_unknown_verb_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["polish"])
+    assert exit_info.value.code == 2
+    assert "hone" in capsys.readouterr().err
+
+
+def test_every_installed_verb_explains_itself() -> None:
+    for verb in cli.installed_verbs():
+        done = subprocess.run(
+            [sys.executable, "-m", "world_gymnast_ros.cli", verb, "--help"], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"usage: world-gymnast {verb}" in done.stdout and "world-gymnast" in done.stdout.split("usage:", 1)[1]
+
+
+def test_share_dir_is_the_source_tree() -> None:
+    assert paths.share_dir() == Path(__file__).resolve().parents[1]
+    assert paths.share_path("config/fastdds.xml").is_file()
+
+
+def test_share_dir_of_an_installed_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = tmp_path / "share" / "world_gymnast_ros"
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "lib/python3/site-packages/world_gymnast_ros/paths.py"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    with pytest.raises(BadConfig, match=paths.SHARE_VARIABLE):
+        paths.share_dir()
+    (share / "config").mkdir(parents=True)
+    assert paths.share_dir() == share
+    with pytest.raises(BadConfig, match=r"config/none\.yaml is missing"):
+        paths.share_path("config/none.yaml")
+
+
+def test_share_variable_wins_and_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.SHARE_VARIABLE, str(tmp_path))
+    with pytest.raises(BadConfig, match="holds no config/"):
+        paths.share_dir()
+    (tmp_path / "config").mkdir()
+    assert paths.share_dir() == tmp_path
