@@ -1,0 +1,298 @@
+"""The chunk player as a node would use it, on an arm that follows with a lag; and Bridge's gripper loop."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from world_gymnast_ros.actions import pose_from_state
+from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.gripper import GripperLoop, finger_from_gripper, gripper_from_finger
+from world_gymnast_ros.kinematics import NEUTRAL, fk, ik
+from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.types import ActionChunk, ArmState, Verdict
+
+TICK_NS = 10_000_000
+DT_NS = 200_000_000
+OVER_TABLE = ik(pose_from_state(np.array([0.3, 0, 0.15, 0, 0, 0, 1.0])), NEUTRAL)
+
+
+class Bench:
+    """A player with a clock and an arm that covers 90 % of the way to its goal in a control period."""
+
+    def __init__(self, **config: Any) -> None:
+        self.player = ChunkPlayer(SafetyConfig(**config))
+        self.now_ns = 10**12
+        self.joints = OVER_TABLE.copy()
+        self.goal = self.joints
+        self.sequence = 0
+        self.driver_alive = True
+        self.heard_ns = self.now_ns
+        self.heard: ArmState | None = None
+        self.errors: tuple[int, ...] = ()
+        self._hear()
+
+    def _hear(self) -> None:
+        if self.driver_alive:
+            self.heard_ns = self.now_ns
+            self.heard = ArmState(fk(self.joints), self.joints.copy(), np.zeros(6), np.zeros(6), 1.0, self.now_ns)
+
+    def arm(self) -> str:
+        return self.player.arm(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
+
+    def chunk(self, *actions: Any, age_s: float = 0.1, **changes: Any) -> str:
+        deltas = np.array(actions or [[0.01, 0, 0, 0, 0, 0, 1]] * 4, np.float32)
+        chunk = replace(ActionChunk(deltas, self.now_ns - round(age_s * 1e9)), **changes)
+        self.sequence += 1
+        return self.player.accept(chunk, self.now_ns, sequence=self.sequence, frame_age_s=age_s, instruction="reach")
+
+    def run(self, seconds: float, tick_ns: int = TICK_NS) -> list[tuple[float, PlayedStep]]:
+        """Tick for a while; return the steps with their times, s since the call."""
+        begin, steps = self.now_ns, []
+        while self.now_ns - begin < seconds * 1e9:
+            self.joints = self.joints + (1 - 0.1 ** (tick_ns / DT_NS)) * (self.goal - self.joints)
+            self._hear()
+            played = self.player.tick(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
+            if played is not None:
+                steps.append(((self.now_ns - begin) * 1e-9, played))
+                self.goal = played.command.joints if played.send else self.goal
+            self.now_ns += tick_ns
+        return steps
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    assert bench.arm() == ""
+    return bench
+
+
+def verdicts(steps: list[tuple[float, PlayedStep]]) -> list[Verdict]:
+    return [played.command.verdict for _, played in steps]
+
+
+def test_plays_a_chunk_at_five_hertz_and_names_every_action(bench: Bench) -> None:
+    assert bench.chunk(adapter="lora-3") == ""
+    steps = bench.run(0.75)
+    np.testing.assert_allclose([t for t, _ in steps], [0.0, 0.2, 0.4, 0.6], atol=0.011)
+    assert verdicts(steps) == [Verdict.OK] * 4
+    for i, (_, played) in enumerate(steps):
+        action = played.action
+        assert action is not None
+        assert (action.sequence, action.index, action.size, action.adapter) == (1, i, 4, "lora-3")
+        assert action.instruction == "reach" and played.frame_age_s == pytest.approx(0.1 + 0.2 * i, abs=0.02)
+    assert steps[-1][1].command.T_base_target[0, 3] == pytest.approx(0.34, abs=1e-6)  # of targets, whatever the lag
+
+
+def test_chunks_in_a_row_keep_the_beat_and_the_target(bench: Bench) -> None:
+    times, last = [], None
+    for _ in range(5):
+        assert bench.chunk(*[[0.005, 0.002, -0.004, 0, 0, 0.02, 1]] * 2) == ""
+        steps = bench.run(0.4)
+        times += [bench.now_ns * 1e-9 - 0.4 + t for t, _ in steps]
+        last = steps[-1][1].command
+        assert verdicts(steps) == [Verdict.OK] * 2
+    np.testing.assert_allclose(np.diff(times), 0.2, atol=0.011)
+    assert last is not None
+    np.testing.assert_allclose(last.T_base_target[:3, 3], [0.35, 0.02, 0.11], atol=2e-3)
+
+
+def test_actions_never_bunch_up_after_a_stall(bench: Bench) -> None:
+    bench.chunk()
+    bench.run(0.1)
+    bench.now_ns += 700_000_000  # the process was not scheduled
+    steps = bench.run(0.7)
+    assert np.diff([t for t, _ in steps]).min() > 0.17
+
+
+def test_a_slow_ticker_keeps_the_rate(bench: Bench) -> None:
+    bench.chunk(*[[0.001, 0, 0, 0, 0, 0, 1]] * 10)
+    steps = bench.run(1.95, tick_ns=17_000_000)
+    assert len(steps) == 10
+
+
+def test_a_newer_chunk_replaces_the_rest_of_the_old(bench: Bench) -> None:
+    bench.chunk(*[[0.01, 0, 0, 0, 0, 0, 1]] * 4)
+    bench.run(0.25)
+    bench.chunk(*[[0, 0.01, 0, 0, 0, 0, 1]] * 2)
+    steps = bench.run(0.7)
+    played = [(p.action.sequence, p.action.index) for _, p in steps if p.action]
+    assert played == [(2, 0), (2, 1)]
+    assert steps[0][0] >= 0.14  # not before the old action had its time
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"age_s": 1.5}, "1.500 s old, limit 1.0"), ({"age_s": float("inf")}, "old"), ({"age_s": -1.0}, "old"),
+    ({"dt_s": 0.1}, "dt_s is 0.1"), ({"deltas": np.full((4, 7), np.nan, np.float32)}, "non-finite"),
+    ({"deltas": np.zeros((0, 7), np.float32)}, "0 actions"), ({"deltas": np.zeros((65, 7), np.float32)}, "65 actions"),
+    ({"frame_stamp_ns": 5}, "older than the last"),
+])
+def test_refuses_bad_chunks_and_keeps_the_good_one(bench: Bench, changes: dict[str, Any], words: str) -> None:
+    assert bench.chunk() == ""
+    age_s = changes.pop("age_s", 0.1)
+    chunk = ActionChunk(np.zeros((4, 7), np.float32), bench.now_ns)
+    refusal = bench.player.accept(replace(chunk, **changes), bench.now_ns, sequence=9, frame_age_s=age_s)
+    assert words in refusal and bench.player.refused_chunks == 1
+    assert len(bench.run(0.75)) == 4
+
+
+def test_refuses_repeated_and_late_chunks(bench: Bench) -> None:
+    bench.chunk()
+    bench.sequence = 0
+    assert "sequence 1 is not after 1" in bench.chunk()
+    bench.player.disarm()
+    assert "DISARMED" in bench.chunk()
+    assert bench.arm() == "" and bench.chunk() == ""  # a restarted policy counts from the beginning
+
+
+def test_the_chunk_is_copied(bench: Bench) -> None:
+    deltas = np.array([[0.01, 0, 0, 0, 0, 0, 1]] * 2, np.float32)
+    bench.player.accept(ActionChunk(deltas, bench.now_ns), bench.now_ns, sequence=1, frame_age_s=0.0)
+    deltas[:] = 9.0
+    assert verdicts(bench.run(0.3)) == [Verdict.OK] * 2
+
+
+def test_nothing_moves_unless_armed() -> None:
+    bench = Bench()
+    assert "DISARMED" in bench.chunk()
+    assert bench.run(1.0) == []
+    assert bench.player.mode is ArmMode.DISARMED
+
+
+def test_arming_needs_a_healthy_arm() -> None:
+    bench = Bench()
+    bench.errors = (0, 4)
+    assert "hardware error" in bench.arm()
+    bench.errors = ()
+    bench.driver_alive = False
+    bench.now_ns += 10**9
+    assert "1.000 s old" in bench.arm()
+    assert "no arm state" in bench.player.arm(0, None, 0.0)
+    assert bench.player.mode is ArmMode.DISARMED
+
+
+def test_starvation_holds_once_then_latches() -> None:
+    bench = Bench(command_timeout_s=0.6, latch_timeout_s=2.0)
+    bench.arm()
+    bench.chunk(*[[0.02, 0, 0, 0, 0, 0, 1]] * 2)
+    steps = bench.run(1.5)
+    assert verdicts(steps) == [Verdict.OK, Verdict.OK, Verdict.HOLD]
+    assert steps[-1][0] == pytest.approx(0.2 + 0.6, abs=0.03) and "waiting" in steps[-1][1].command.reason
+    assert bench.player.mode is ArmMode.ARMED
+    assert bench.chunk() == ""  # a fresh chunk goes on, from where the arm is
+    assert verdicts(bench.run(0.5))[0] is Verdict.OK
+    steps = bench.run(4.0)
+    assert verdicts(steps)[-1] is Verdict.HOLD and bench.player.mode is ArmMode.HOLDING
+    assert "arm again" in bench.player.reason
+    assert "HOLDING" in bench.chunk() and bench.run(1.0) == []
+    assert bench.arm() == "" and bench.chunk() == ""
+
+
+def test_repeated_holds_latch(bench: Bench) -> None:
+    """A dead driver: every action is held, the rest of its chunk dropped, and after ten the player gives up."""
+    bench.run(0.1)
+    bench.driver_alive = False
+    bench.now_ns += 400_000_000
+    reasons = []
+    for i in range(12):
+        refusal = bench.chunk()
+        steps = [played for _, played in bench.run(0.25) if played.action]
+        reasons += [played.command.reason for played in steps]
+        assert len(steps) == (1 if i < 10 else 0)
+        assert bool(refusal) == (i >= 10)
+    assert len(reasons) == 10 and all("check the driver" in r for r in reasons)
+    assert bench.player.mode is ArmMode.HOLDING and "10 holds in a row" in bench.player.reason
+    assert bench.player.verdict_counts[Verdict.HOLD] == 10
+
+
+@pytest.mark.parametrize("act", ["hold", "disarm", "stop"])
+def test_each_way_out_holds_the_measured_joints_once(bench: Bench, act: str) -> None:
+    bench.chunk(*[[0.04, 0, 0, 0, 0, 0, 1]] * 4)
+    bench.run(0.05)
+    measured = bench.joints.copy()
+    getattr(bench.player, act)("because")
+    steps = bench.run(1.0)
+    assert len(steps) == 1 and steps[0][1].action is None and steps[0][1].send
+    command = steps[0][1].command
+    assert command.verdict is (Verdict.STOP if act == "stop" else Verdict.HOLD) and command.reason == "because"
+    np.testing.assert_allclose(command.joints, measured, atol=0.02)
+    expected = {"hold": ArmMode.HOLDING, "disarm": ArmMode.DISARMED, "stop": ArmMode.STOPPED}
+    assert bench.player.mode is expected[act]
+
+
+def test_a_stop_stays_until_disarmed(bench: Bench) -> None:
+    bench.player.stop("operator pressed stop")
+    bench.run(0.1)
+    assert "operator pressed stop" in bench.arm()
+    bench.player.hold("other")
+    bench.player.stop("later")
+    assert bench.player.mode is ArmMode.STOPPED and bench.player.reason == "operator pressed stop"
+    assert "STOPPED" in bench.chunk()
+    bench.player.disarm()
+    assert bench.arm() == "" and bench.player.mode is ArmMode.ARMED
+
+
+def test_a_stop_while_disarmed_sends_nothing_but_blocks_arming() -> None:
+    bench = Bench()
+    bench.player.stop("pressed")
+    assert bench.run(0.5) == []
+    assert "pressed" in bench.arm()
+
+
+def test_a_hardware_error_stops_at_the_next_tick(bench: Bench) -> None:
+    bench.chunk()
+    bench.run(0.05)
+    bench.errors = (0, 0, 0, 32)
+    steps = bench.run(0.05)
+    assert verdicts(steps) == [Verdict.STOP] and bench.player.mode is ArmMode.STOPPED
+
+
+def test_without_a_known_position_nothing_is_sent(bench: Bench) -> None:
+    bench.player.hold()
+    played = bench.player.tick(bench.now_ns, None, float("inf"))
+    assert played is not None and played.command.verdict is Verdict.STOP and not played.send
+
+
+def test_a_bad_reading_between_actions_is_caught_by_the_joints_before_it(bench: Bench) -> None:
+    bench.chunk(*[[0.01, 0, 0, 0, 0, 0, 1]] * 4)
+    bench.run(0.19)
+    good = bench.joints.copy()
+    bench.now_ns += TICK_NS
+    fault = np.array([0.0, 0.9, 0.9, 0.0, 0.9, 0.0])
+    broken = replace(bench.heard, joints=good - fault) if bench.heard else None
+    played = bench.player.tick(bench.now_ns, broken, 0.0)
+    assert played is not None and played.command.verdict is Verdict.HOLD and "jumped" in played.command.reason
+    np.testing.assert_allclose(played.command.joints, good, atol=1e-6)
+
+
+def test_rearming_starts_from_where_the_arm_is(bench: Bench) -> None:
+    bench.chunk(*[[0.04, 0, 0, 0, 0, 0, 1]] * 2)
+    bench.run(0.3)
+    bench.player.disarm()
+    bench.run(0.1)
+    moved = ik(pose_from_state(np.array([0.25, 0.1, 0.2, 0, 0, 0, 1.0])), OVER_TABLE)
+    bench.joints, bench.goal = moved.copy(), moved.copy()  # by hand, while disarmed
+    bench.run(0.1)
+    assert bench.arm() == "" and bench.chunk() == ""
+    first = bench.run(0.05)[0][1].command
+    assert first.verdict is Verdict.OK
+    np.testing.assert_allclose(first.T_base_target[:3, 3], [0.26, 0.1, 0.2], atol=1e-3)
+
+
+def test_gripper_scale_and_loop() -> None:
+    assert gripper_from_finger(0.035) == pytest.approx(1.0) and gripper_from_finger(0.010) == pytest.approx(0.0)
+    assert gripper_from_finger(0.0375) == pytest.approx(1.1)
+    assert finger_from_gripper(gripper_from_finger(0.02)) == pytest.approx(0.02)
+    loop = GripperLoop()
+    assert loop.pwm(1.0, 0.010) == 350.0  # 25 mm away: saturated
+    assert loop.pwm(0.0, 0.037) == -350.0
+    assert loop.pwm(1.0, 0.034) == pytest.approx(300 * 0.001 * 350)
+    assert loop.pwm(0.0, 0.015) == -350.0  # at the finger's limit it still squeezes
+    assert loop.pwm(0.6, 0.035) == pytest.approx(0.0) and loop.pwm(0.5, 0.010) == pytest.approx(0.0)
+    assert GripperLoop(binary=False).pwm(0.6, 0.025) == pytest.approx(0.0)
+    assert loop.pwm(float("nan"), 0.02) == 0.0 and loop.pwm(1.0, float("inf")) == 0.0
+    with pytest.raises(BadConfig, match="max_pwm"):
+        GripperLoop(max_pwm=2000)
