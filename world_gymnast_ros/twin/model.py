@@ -10,15 +10,16 @@ from __future__ import annotations
 import numpy as np
 
 from world_gymnast_ros.actions import rpy_to_matrix
-from world_gymnast_ros.types import F64
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene
+from world_gymnast_ros.types import F64
 
 PHYSICS_DT_S = 0.004
 CAMERA_XYZ_M = (0.0, -0.16, 0.36)
 CAMERA_LOOK = (1.0, 0.553, -1.085)
 CAMERA_WIDTH, CAMERA_HEIGHT, CAMERA_FOCAL_PX = 640, 480, 623.588
 FOVY_DEG = float(np.degrees(2 * np.arctan(0.5 * CAMERA_HEIGHT / CAMERA_FOCAL_PX)))
-FINGER_LOWER_M, FINGER_UPPER_M = 0.015, 0.037
+FINGER_LOWER_M, FINGER_UPPER_M = 0.010, 0.0375
+"""Mechanical range. The URDF says 0.015 to 0.037; Bridge drives to 0.010 (closed, squeezing), the linkage ends at 0.0375."""
 PLATE_HEIGHT_M = 0.006
 
 # name, parent offset (m), joint axis, joint range (rad), peak torque (Nm), mass, com, inertia quaternion, principal inertia
@@ -96,7 +97,7 @@ def _arm_xml() -> str:
         fingers += (
             f'<body name="{side}_finger" pos="0.066 0 0"><inertial mass="0.016246" pos="0.01382 0 0" '
             f'diaginertia="4.79509e-06 3.7467e-06 1.48651e-06"/><joint name="{side}_finger" type="slide" axis="0 {sign} 0" '
-            f'range="{FINGER_LOWER_M} {FINGER_UPPER_M}" damping="150" frictionloss="0.8" armature="0.05"/>'
+            f'range="{FINGER_LOWER_M} {FINGER_UPPER_M}" solreflimit="0.008 1" solimplimit="0.99 0.999 0.0005" damping="150" frictionloss="0.8" armature="0.05"/>'
             f'<geom name="{side}_finger" class="finger" type="box" size="0.0275 0.005 0.009" '
             f'pos="0.0175 {0.005 * sign} 0"/></body>')
     return opening + fingers + closing

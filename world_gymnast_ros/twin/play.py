@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,8 @@ def write_episodes(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
     os.replace(partial, path)
 
 
-def make_file(path: Path, family: str, kind: str, count: int, seed: int) -> dict[str, float]:
+def make_file(path: Path, family: str, kind: str, count: int, seed: int,
+              progress: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Make `count` episodes of `kind` (demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour;
     wide_play: varied scenes, mixed behaviour) and write them to `path`. Return success rates per behaviour."""
     episodes = []
@@ -162,6 +164,7 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int) -> dict
         scene = wide_scene(rng, family) if kind == "wide_play" else training_scene(rng, family)
         behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
         episodes.append(record_episode(scene, episode_seed, behaviour, wide_start=kind != "demo" and rng.random() < 0.5))
+        progress()
     write_episodes(path, episodes)
     rates: dict[str, list[bool]] = {}
     for e in episodes:

@@ -1,19 +1,15 @@
 """The twin: physics, servos, gripper motor, camera and truth. Knows nothing of ROS or of policies."""
 from __future__ import annotations
 
-import os
+import mujoco
+import numpy as np
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
-import mujoco  # noqa: E402  (the GL backend is chosen at import)
-import numpy as np  # noqa: E402
-
-from world_gymnast_ros import actions, kinematics  # noqa: E402
-from world_gymnast_ros.errors import BadInstruction  # noqa: E402
-from world_gymnast_ros.twin import model  # noqa: E402
-from world_gymnast_ros.twin.scene import Scene, place_objects  # noqa: E402
-from world_gymnast_ros.twin.tasks import Task, Truth, parse_instruction, progress  # noqa: E402
-from world_gymnast_ros.types import CONTROL_DT_S, F64, U8, ArmState  # noqa: E402
+from world_gymnast_ros import actions, kinematics
+from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.twin import model
+from world_gymnast_ros.twin.scene import Scene, place_objects
+from world_gymnast_ros.twin.tasks import Task, Truth, parse_instruction, progress
+from world_gymnast_ros.types import CONTROL_DT_S, F64, U8, ArmState
 
 CONTROL_TICK_S = 0.02
 """Servo goals are updated this often; five physics steps."""
@@ -104,7 +100,8 @@ class Twin:
         for name in (task.target, task.goal):
             if name and name not in self.object_names:
                 raise BadInstruction(
-                    f"{instruction!r} names '{name}', but scene '{self.scene.name}' holds only: {', '.join(self.object_names)}")
+                    f"{instruction!r} names '{name}', but scene '{self.scene.name}' holds only: "
+                    f"{', '.join(self.object_names)}")
         return task
 
     def track(self, instructions: list[str]) -> None:

@@ -1,0 +1,43 @@
+"""Fail in a novel scene, adapt inside the dream, do better on the same scene. No robot needed.
+
+examples:
+  world-gymnast demo                                          a novel scene, ten episodes before and after
+  world-gymnast demo --scene novel_evening --episodes 20      another scene
+  world-gymnast demo --scene my_scene.yaml --budget-s 120     your own scene, two minutes to adapt
+"""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HELP = "the whole story on the simulated twin, with a report"
+DOMAIN_ID = 87
+"""A ROS domain of its own, so that a demo never talks to a robot on the same network."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; `nodes/demo.py` reads the same words."""
+    parser.add_argument("--scene", default="novel_camera_shift", help="shipped scene or YAML file (default: %(default)s)")
+    parser.add_argument("--instruction", default="", help="default: the scene's first")
+    parser.add_argument("--episodes", type=int, default=10, help="true episodes before and after (default: %(default)s)")
+    parser.add_argument("--budget-s", type=float, default=180.0, help="time for the adaptation (default: %(default)s s)")
+    parser.add_argument("--updates", type=int, default=0, help="at most so many updates (default: as in adapt.yaml)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the adaptation (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=None, help="result folder (default: runs/demo-<time>)")
+    parser.add_argument("--no-record", action="store_true", help="do not record the episodes")
+    parser.add_argument("--domain-id", type=int, default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo in a process of its own: the command line itself never imports ROS."""
+    words = [w for key, value in vars(args).items() if key not in ("verb", "run", "no_record") and value not in (None, "")
+             for w in (f"--{key.replace('_', '-')}", str(value))]
+    process = subprocess.Popen([sys.executable, "-m", "world_gymnast_ros.nodes.demo", *words,
+                                *(["--no-record"] if args.no_record else [])])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # it got the same signal and is bringing the arm to a hold
+            continue

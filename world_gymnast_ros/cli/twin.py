@@ -1,0 +1,105 @@
+"""Work with the simulated twin: look at scenes, make play data, measure a policy in one process.
+
+examples:
+  world-gymnast twin scenes                                   list the scenes that ship
+  world-gymnast twin show novel_evening --out evening.png     the picture its camera sees
+  world-gymnast twin show my_scene.yaml --out mine.png        your own scene
+  world-gymnast twin play wide_play --family reach --count 100 --seed 7 --out data/wide_play/reach-007.npz
+  world-gymnast twin measure novel_evening --episodes 20      true success of the shipped policy, no ROS
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "scenes, play data and quick measurements on the simulated twin"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    sub.add_parser("scenes", help="list shipped scenes with their instructions")
+    show = sub.add_parser("show", help="write the picture a scene's camera sees")
+    show.add_argument("scene", help="shipped name or YAML file")
+    show.add_argument("--out", type=Path, required=True, help="PNG file")
+    show.add_argument("--seed", type=int, default=0)
+    play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
+    play.add_argument("kind", choices=("demo", "train_play", "wide_play"),
+                      help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour there, or "
+                           "in scenes of varied looks")
+    play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
+    play.add_argument("--count", type=int, default=100, help="episodes (default: %(default)s)")
+    play.add_argument("--seed", type=int, required=True, help="held-out files need seeds of their own")
+    play.add_argument("--out", type=Path, required=True, help=".npz file")
+    measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
+    measure.add_argument("scene")
+    measure.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
+    measure.add_argument("--adapter", type=Path, help="adapter folder from the store")
+    measure.add_argument("--instruction", default="", help="default: the scene's first")
+    measure.add_argument("--episodes", type=int, default=20)
+    measure.add_argument("--seed", type=int, default=1000, help="first episode seed")
+    measure.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "scenes":
+        return _scenes()
+    if args.what == "show":
+        return _show(args)
+    return _play(args) if args.what == "play" else _measure(args)
+
+
+def _scenes() -> int:
+    from world_gymnast_ros.twin.scene import known_scenes, load_scene
+
+    for name in known_scenes():
+        scene = load_scene(name)
+        print(f"{name} ({scene.split}): {'; '.join(scene.instructions)}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.sim import Twin
+
+    twin = Twin(load_scene(args.scene), args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(twin.render()).save(args.out)
+    twin.close()
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _play(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from world_gymnast_ros.twin.play import make_file
+
+    with tqdm(total=args.count, unit="episode") as bar:
+        rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
+    print(f"wrote {args.out}; success by behaviour: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items())))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    import torch
+
+    from world_gymnast_ros.evaluate import wilson
+    from world_gymnast_ros.models.build import load_policy
+    from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.twin.rollout import success_rate
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.sim import Twin
+
+    torch.set_num_threads(1)
+    policy = load_policy(args.policy)
+    if args.adapter:
+        policy.load_adapter(load_adapter(args.adapter))
+    scene = load_scene(args.scene)
+    twin = Twin(scene)
+    instruction = args.instruction or scene.instructions[0]
+    wins = success_rate(twin, policy, instruction, range(args.seed, args.seed + args.episodes), args.temperature)
+    twin.close()
+    print(f"{args.scene}, {instruction!r}: {sum(wins)} of {len(wins)}, {wilson(sum(wins), len(wins))}")
+    return 0
