@@ -175,9 +175,12 @@ def test_an_episode_in_the_making_is_partial_and_ids_are_never_reused(tmp_path: 
     with pytest.raises(EpisodeError, match="exists"):
         EpisodeWriter(tmp_path, "one", {}, START_NS, 0)
     writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
-    with pytest.raises(EpisodeError, match="ended_by"):
-        writer.close("bored", START_NS)
+    for wrong in (("bored",), ("done", START_NS, "won", "alice"), ("done", START_NS, "success", "")):
+        with pytest.raises(EpisodeError):
+            writer.close(*wrong, *(() if len(wrong) > 1 else (START_NS,)))
+        assert writer.is_open, "a refused outcome must not lose the recording"
     writer.close("stopped", START_NS + 1)
+    assert not writer.is_open
     with pytest.raises(EpisodeError, match="closed"):
         writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
     with pytest.raises(EpisodeError, match="exists"):

@@ -95,7 +95,8 @@ def test_lerobot_dataset_is_consistent(tmp_path: Path, episodes: list[Episode]) 
         assert row["tasks"] == [episode.instruction]
         assert part["next.success"].to_pylist()[-1] == (episode.outcome.outcome == "success")
     tasks = pq.read_table(folder / "meta" / "tasks.parquet")
-    assert tasks["task"].to_pylist() == ["push the red block left", "wave"] and tasks["task_index"].to_pylist() == [0, 1]
+    assert tasks["task"].to_pylist() == ["push the red block left", "wave"]
+    assert tasks["task_index"].to_pylist() == [0, 1]
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
     with pytest.raises(EpisodeError, match="exists"):
         export_lerobot(episodes, folder)

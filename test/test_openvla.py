@@ -88,7 +88,7 @@ def test_act_is_greedy_and_carries_the_stamp() -> None:
     policy = toy_policy()
     chunk = policy.act(Frame(pictures(1)[0], stamp_ns=77), "Reach the RED block.")
     assert chunk.deltas.shape == (4, 7) and chunk.deltas.dtype == np.float32 and chunk.frame_stamp_ns == 77
-    assert 0 <= chunk.deltas[:, 6].min() and chunk.deltas[:, 6].max() <= 1 and chunk.adapter == "base"
+    assert chunk.deltas[:, 6].min() >= 0 and chunk.deltas[:, 6].max() <= 1 and chunk.adapter == "base"
     cold = policy.sample(pictures(1), "reach the red block", temperature=0.05, seed=1)
     bins = policy.logits(pictures(1), "reach the red block").argmax(-1).numpy()
     np.testing.assert_array_equal(chunk.deltas, policy.stats.unnormalise(decode_bins(bins))[0])
@@ -137,7 +137,7 @@ def test_unreadable_instructions_are_refused(text: str) -> None:
 
 
 def test_temperature_outside_its_range_is_refused() -> None:
-    with pytest.raises(BadConfig, match="temperature 0.0"):
+    with pytest.raises(BadConfig, match="temperature 0"):
         toy_policy().sample(pictures(1), "reach the red block", 0.0, seed=0)
 
 
@@ -147,7 +147,8 @@ def test_a_checkpoint_comes_back(saved: Path) -> None:
     one, two = OpenVLA.from_pretrained(saved), OpenVLA.from_pretrained(saved)
     text = "put the red block on the blue plate"
     torch.testing.assert_close(one.logits(pictures(2), text), two.logits(pictures(2), text))
-    torch.testing.assert_close(one.logits(pictures(2), text), toy_policy().logits(pictures(2), text), atol=0.1, rtol=0.1)
+    unsaved = toy_policy()
+    torch.testing.assert_close(one.logits(pictures(2), text), unsaved.logits(pictures(2), text), atol=0.1, rtol=0.1)
     assert one.base_hash == two.base_hash and one.name == "toy"
 
 
@@ -157,7 +158,7 @@ def test_broken_checkpoints_are_named(saved: Path, tmp_path: Path) -> None:
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadCheckpoint, match="model.safetensors"):
+    with pytest.raises(BadCheckpoint, match="cannot be read"):
         OpenVLA.from_pretrained(saved)
     weights.unlink()
     with pytest.raises(BadCheckpoint, match="is missing"):
@@ -212,8 +213,8 @@ def test_a_foreign_adapter_changes_nothing(saved: Path, tmp_path: Path) -> None:
     foreign = AdapterRef("foreign", tmp_path / "foreign", stranger.save_adapter(tmp_path / "foreign"), "base", "toy")
     policy.load_adapter(mine)
     before = policy.logits(pictures(1), "reach the red block")
-    bad = [foreign, AdapterRef("x", mine.path, digest, "base", "other"), AdapterRef("x", mine.path, "0" * 64, "base", "toy")]
-    for ref in bad:
+    renamed = AdapterRef("x", mine.path, digest, "base", "other")
+    for ref in (foreign, renamed, AdapterRef("x", mine.path, "0" * 64, "base", "toy")):
         with pytest.raises(AdapterMismatch):
             policy.load_adapter(ref)
     with pytest.raises(BadCheckpoint):

@@ -93,15 +93,16 @@ class _Session:
                        details=sorted({j.detail for j in group.judgements if j.score is None and j.detail})[:4])
         return group, advantages, counts
 
-    def held_out(self, label: str, update: int, branch: int, dreams: int, copies: int | None = None) -> HeldOut:
+    def held_out(self, label: str, update: int, branch: int, dreams: int) -> HeldOut:
         """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 gates)."""
         c = self.config
         began_s = self.watch.elapsed_s
         with self.watch.stage("held-out evaluation"):
             result = hold_out(self.policy, self.world_model, self.judge, self.starts, dreams=dreams,
-                              copies=copies or c.held_out_copies, horizon_steps=c.horizon_steps,
+                              copies=c.held_out_copies, horizon_steps=c.horizon_steps,
                               temperature=c.held_out_temperature, jitter=c.jitter,
-                              trust=c.trust, seed=derive_seed(self.seed, branch), cancelled=self.cancelled)
+                              trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
+                              cancelled=self.cancelled)
         self.held_out_s = max(self.held_out_s, (self.watch.elapsed_s - began_s) / dreams)
         self.count(result.counts, c.horizon_steps)
         if branch == 2:

@@ -33,6 +33,7 @@ class AdaptConfig:
     select_dreams: int = number(4, 1, 1024, "held-out dreams that choose the checkpoint")
     gate_dreams: int = number(12, 4, 1024, "other held-out dreams that decide on promotion")
     held_out_copies: int = number(4, 1, 1024, "rollouts per held-out dream")
+    max_batch: int = number(64, 1, 4096, "held-out rollouts dreamed at once; lower it when memory runs out")
     held_out_temperature: float = number(1.0, 0.05, 10.0, "sampling temperature in held-out evaluation")
     margin: float = number(0.05, 0.0, 1.0, "gain in imagined success that must be exceeded")
     confidence: float = number(0.95, 0.5001, 0.9999, "one-sided confidence that it is exceeded")

@@ -37,8 +37,8 @@ GOALS = {"go left": (6, 16), "go right": (26, 16), "go up": (16, 6)}
 def draw_dot(x_px: NDArray[np.float64], y_px: NDArray[np.float64]) -> U8:
     """Draw red dots at pixel positions (G,), (G,) on a grey table; return uint8 (G, 32, 32, 3)."""
     grid = np.arange(SIZE)
-    d2 = (grid[None, None, :] - x_px[:, None, None]) ** 2 + (grid[None, :, None] - y_px[:, None, None]) ** 2
-    ink = np.exp(-d2 / 4.0)[..., None]
+    across, down = np.exp(-((grid - x_px[:, None]) ** 2) / 4.0), np.exp(-((grid - y_px[:, None]) ** 2) / 4.0)
+    ink = (down[:, :, None] * across[:, None, :])[..., None]
     table = np.full((SIZE, SIZE, 3), 110.0)
     table[::4] += 30.0  # stripes: a picture with edges, so that blur can be told
     return np.asarray(table * (1 - ink) + np.array([255.0, 0.0, 0.0]) * ink, np.uint8)
@@ -46,8 +46,7 @@ def draw_dot(x_px: NDArray[np.float64], y_px: NDArray[np.float64]) -> U8:
 
 def find_dots(frames: U8) -> NDArray[np.float64]:
     """Return the centroid (..., 2), pixels x y, of what is red in frames uint8 (..., 32, 32, 3)."""
-    f = frames.astype(np.float64)
-    red = np.clip(f[..., 0] - f[..., 1] - 60.0, 0.0, None) + 1e-9
+    red = np.clip(frames[..., 0].astype(np.int16) - frames[..., 1] - 60, 0, None) + 1e-9
     grid = np.arange(frames.shape[-2])
     total = red.sum((-1, -2))
     return np.stack([(red * grid).sum((-1, -2)) / total, (red * grid[:, None]).sum((-1, -2)) / total], -1)
@@ -130,7 +129,7 @@ class FakePolicy:
 class FakeLearner:
     """Plain policy-gradient ascent on the tables of a FakePolicy. Implements `adapt.Learner`."""
 
-    def __init__(self, policy: FakePolicy, learning_rate: float = 0.6) -> None:
+    def __init__(self, policy: FakePolicy, learning_rate: float = 3.0) -> None:
         self.policy, self.learning_rate = policy, learning_rate
         self.before: dict[str, NDArray[np.float64]] | None = None
 

@@ -52,27 +52,38 @@ class GateDecision:
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
              copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
-             seed: int, cancelled: Callable[[], bool] = never) -> HeldOut:
+             seed: int, max_batch: int = 64, cancelled: Callable[[], bool] = never) -> HeldOut:
     """Evaluate the policy as it stands on `dreams` jittered starts; everything random comes from `seed`.
 
     The same seed gives the same starts, world-model noise and sampling noise to any policy: results are pairs.
+    Dreams of one instruction share batches of at most `max_batch` rollouts.
     """
     success, known = np.zeros((dreams, copies), np.bool_), np.zeros((dreams, copies), np.bool_)
     scores = np.full((dreams, copies), np.nan, np.float32)
     counts = TrustCounts()
     first: RolloutGroup | None = None
-    for d in range(dreams):
-        start = jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter)
-        group = imagine(policy, world_model, judge, start, copies, horizon_steps, temperature, derive_seed(seed, d, 1),
-                        cancelled=cancelled)
-        known[d] = [j.score is not None for j in group.judgements]
-        scores[d] = [np.nan if j.score is None else j.score for j in group.judgements]
-        group, more = filter_group(world_model, judge, start, group, trust, derive_seed(seed, d, 2), cancelled)
-        success[d] = [is_success(j) for j in group.judgements]
+    jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(dreams)]
+    for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
+        batch = [jittered[d] for d in rows]
+        group = imagine(policy, world_model, judge, batch, copies, horizon_steps, temperature,
+                        derive_seed(seed, rows[0], 1), cancelled=cancelled)
+        known[rows] = np.array([j.score is not None for j in group.judgements]).reshape(-1, copies)
+        scores[rows] = np.array([np.nan if j.score is None else j.score for j in group.judgements]).reshape(-1, copies)
+        group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)
+        success[rows] = np.array([is_success(j) for j in group.judgements]).reshape(-1, copies)
         counts += more
         first = first or group
     assert first is not None
     return HeldOut(success, known, scores, counts, first)
+
+
+def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:
+    """Return row numbers grouped by instruction, in pieces of at most `size`."""
+    out: list[list[int]] = []
+    for words in dict.fromkeys(instructions):
+        rows = [i for i, w in enumerate(instructions) if w == words]
+        out += [rows[i: i + size] for i in range(0, len(rows), size)]
+    return out
 
 
 def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],

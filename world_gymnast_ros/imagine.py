@@ -5,17 +5,20 @@ which world model, nor which judge. The world model is asked for every action, t
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
     U8,
+    Dream,
     Frame,
     Judge,
     Judgement,
@@ -80,15 +83,13 @@ def start_picture(start: Start, world_model: WorldModel) -> U8:
     rgb = start.frame.rgb
     if size is None or rgb.shape[:2] == tuple(size):
         return rgb
-    from world_gymnast_ros.images import resize_rgb  # only needed for a camera larger than the dream
     return resize_rgb(rgb, (int(size[0]), int(size[1])))
 
 
-def check_frames(frames: U8, like: U8, copies: int, world_model: str) -> U8:
-    """Refuse frames of a world model that are not uint8 (copies, H, W, 3) like the start frame."""
-    expected = (copies, *like.shape)
-    if frames.dtype != np.uint8 or frames.shape != expected:
-        raise BadFrame(f"world model {world_model} drew {frames.dtype} {frames.shape}, expected uint8 {expected}; "
+def check_frames(frames: U8, like: U8, world_model: str) -> U8:
+    """Refuse frames of a world model that are not uint8 and shaped like the start pictures (G, H, W, 3)."""
+    if frames.dtype != np.uint8 or frames.shape != like.shape:
+        raise BadFrame(f"world model {world_model} drew {frames.dtype} {frames.shape}, expected uint8 {like.shape}; "
                        "give the world model a matching `frame_size` attribute")
     return frames
 
@@ -98,41 +99,72 @@ def never() -> bool:
     return False
 
 
-def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start, copies: int, horizon_steps: int,
-            temperature: float, seed: int, *, judge_every_chunks: int = 1,
-            cancelled: Callable[[], bool] = never) -> RolloutGroup:
-    """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from one start.
+class _SeveralDreams:
+    """Dreams of different starts, stepped as one."""
 
-    A copy judged successful is finished: its later chunks are masked in `valid` and its picture stands still. When
-    every copy is finished the dream ends early and the last frame is repeated. `judge_every_chunks` 0 judges only
-    at the end. Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
+    def __init__(self, dreams: list[Dream], copies: list[int]) -> None:
+        self.dreams, self.ends = dreams, np.cumsum(copies)[:-1]
+
+    def step(self, deltas: F32) -> U8:
+        return np.concatenate([d.step(part) for d, part in zip(self.dreams, np.split(deltas, self.ends), strict=True)])
+
+
+def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], seed: int) -> Dream:
+    """Start one dream from each of `firsts` uint8 (G, H, W, 3), each with its own noise.
+
+    A world model that can mix starts in one batch says so with `begin_many(frames, states, seeds)`; for others,
+    neighbours with the same picture share a batch.
+    """
+    many = getattr(world_model, "begin_many", None)
+    if many is not None:
+        known = [s for s in states if s is not None]
+        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None,
+                            [derive_seed(seed, i) for i in range(len(firsts))])
+        return batch
+    cuts = [0, *(i for i in range(1, len(firsts)) if (firsts[i] != firsts[i - 1]).any()), len(firsts)]
+    dreams = [world_model.begin(Frame(firsts[i], 0), states[i], j - i, derive_seed(seed, i))
+              for i, j in pairwise(cuts)]
+    return dreams[0] if len(dreams) == 1 else _SeveralDreams(dreams, [j - i for i, j in pairwise(cuts)])
+
+
+def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], copies: int,
+            horizon_steps: int, temperature: float, seed: int, *, judge_every_chunks: int = 1,
+            cancelled: Callable[[], bool] = never) -> RolloutGroup:
+    """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
+
+    Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
+    successful is finished: its later chunks are masked in `valid` and its picture stands still. When every copy is
+    finished the dream ends early and the last frame is repeated. `judge_every_chunks` 0 judges only at the end.
+    Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """
     if copies < 1 or horizon_steps < 1:
         raise BadBudget(f"copies {copies} and horizon_steps {horizon_steps} must both be at least 1")
+    starts = [start] if isinstance(start, Start) else list(start)
+    words = starts[0].instruction
+    if any(s.instruction != words for s in starts):
+        raise BadInstruction(f"one group has one instruction, got {sorted({s.instruction for s in starts})}")
     K = policy.chunk_size
     N = -(-horizon_steps // K)
-    first = start_picture(start, world_model)
-    frames = np.empty((copies, N * K + 1, *first.shape), np.uint8)
-    frames[:] = first
-    dream = world_model.begin(Frame(first, start.frame.stamp_ns), start.state, copies, derive_seed(seed, 0))
+    firsts = np.repeat(np.stack([start_picture(s, world_model) for s in starts]), copies, 0)
+    G = len(firsts)
+    frames = np.repeat(firsts[:, None], N * K + 1, 1)
+    dream = begin_dreams(world_model, firsts, [s.state for s in starts for _ in range(copies)], derive_seed(seed, 0))
     chunks: list[SampledChunks] = []
-    judgements = [Judgement(None, detail="not judged")] * copies
-    last_chunk = np.full(copies, N - 1)
-    active = np.ones(copies, np.bool_)
+    judgements = [Judgement(None, detail="not judged")] * G
+    last_chunk = np.full(G, N - 1)
+    active = np.ones(G, np.bool_)
     for n in range(N):
         if cancelled():
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
-        chunk = policy.sample(frames[:, n * K], start.instruction, temperature, derive_seed(seed, 1, n))
-        _check_chunk(chunk, copies, K)
+        chunk = policy.sample(frames[:, n * K], words, temperature, derive_seed(seed, 1, n))
+        _check_chunk(chunk, G, K)
         chunks.append(chunk)
         for k in range(K):
-            drawn = dream.step(chunk.deltas[:, k])
-            frames[active, n * K + k + 1] = check_frames(drawn, first, copies, world_model.name)[active]
+            drawn = check_frames(dream.step(chunk.deltas[:, k]), firsts, world_model.name)
+            frames[active, n * K + k + 1] = drawn[active]
         frames[:, (n + 1) * K + 1:] = frames[:, (n + 1) * K, None]  # what comes next, or the still of a finished copy
-        last = n == N - 1
-        if last or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
-            seen = frames[active, : (n + 1) * K + 1]
-            verdicts = judge_safely(judge, seen, start.instruction)
+        if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
+            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], words)
             for i, verdict in zip(np.flatnonzero(active), verdicts, strict=True):
                 judgements[i] = verdict
                 if verdict.done_at is not None or is_success(verdict):
@@ -141,25 +173,28 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start,
                     active[i] = False
         if not active.any():
             break
-    N = len(chunks)
-    valid = np.arange(N)[None, :] <= last_chunk[:, None]
+    valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
-    return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(N)), tuple(judgements), valid,
-                        start.instruction, chunks[0].adapter, world_model.name)
+    return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
+                        words, chunks[0].adapter, world_model.name)
 
 
 def replay(world_model: WorldModel, start: Start, deltas: F32, seed: int,
            cancelled: Callable[[], bool] = never) -> U8:
-    """Replay actions float32 (G, T, 7) in a fresh dream under other noise; return frames uint8 (G, T+1, H, W, 3)."""
-    copies, steps = deltas.shape[:2]
-    first = start_picture(start, world_model)
-    frames = np.empty((copies, steps + 1, *first.shape), np.uint8)
-    frames[:, 0] = first
-    dream = world_model.begin(Frame(first, start.frame.stamp_ns), start.state, copies, derive_seed(seed, 0))
-    for t in range(steps):
+    """Replay actions float32 (G, T, 7) from one start in a fresh dream; return frames uint8 (G, T+1, H, W, 3)."""
+    firsts = np.repeat(start_picture(start, world_model)[None], len(deltas), 0)
+    return replay_from(world_model, firsts, [start.state] * len(deltas), deltas, seed, cancelled)
+
+
+def replay_from(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], deltas: F32, seed: int,
+                cancelled: Callable[[], bool] = never) -> U8:
+    """Replay actions float32 (G, T, 7), each row from its own first picture and state, under the noise of `seed`."""
+    frames = np.repeat(firsts[:, None], deltas.shape[1] + 1, 1)
+    dream = begin_dreams(world_model, firsts, states, derive_seed(seed, 0))
+    for t in range(deltas.shape[1]):
         if cancelled():
-            raise Cancelled(f"cancelled while replaying step {t + 1} of {steps}")
-        frames[:, t + 1] = check_frames(dream.step(deltas[:, t]), first, copies, world_model.name)
+            raise Cancelled(f"cancelled while replaying step {t + 1} of {deltas.shape[1]}")
+        frames[:, t + 1] = check_frames(dream.step(deltas[:, t]), firsts, world_model.name)
     return frames
 
 

@@ -194,6 +194,11 @@ def read_card(directory: Path, kind: Kind = ADAPTER) -> AdapterRef:
                       scores if isinstance(scores, dict) else {})
 
 
+def load_adapter(path: str | Path) -> AdapterRef:
+    """Return the verified reference of an adapter directory. Raises BadCheckpoint or AdapterMismatch."""
+    return read_card(Path(path))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_JSON_BYTES:

@@ -5,7 +5,7 @@ dream failed there, not the policy.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,9 @@ from world_gymnast_ros.imagine import (
     is_success,
     judge_safely,
     never,
-    replay,
+    replay_from,
 )
-from world_gymnast_ros.types import U8, Judge, Judgement, RolloutGroup, WorldModel
+from world_gymnast_ros.types import F32, U8, Judge, Judgement, RolloutGroup, WorldModel
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,13 @@ def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
     return faults
 
 
-def filter_group(world_model: WorldModel, judge: Judge, start: Start, group: RolloutGroup, config: TrustConfig,
-                 seed: int, cancelled: Callable[[], bool] = never) -> tuple[RolloutGroup, TrustCounts]:
-    """Reject what cannot be trusted; return the group with those rollouts without verdict, and the counts.
+def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], group: RolloutGroup,
+                 config: TrustConfig, seed: int, cancelled: Callable[[], bool] = never) -> tuple[RolloutGroup, TrustCounts]:
+    """Reject what cannot be trusted; return the group with those rollouts without verdict, and counts.
 
-    Claimed successes are replayed, same actions, in a new dream with noise `seed`; a success that does not come
-    again is dropped (dual-noise verification, as in RAW-Dream). A re-roll without verdict also drops it.
+    `start` is what the group was imagined from. Claimed successes are replayed, same actions, in a new dream with
+    noise `seed`; a success that does not come again is dropped (dual-noise verification, as in RAW-Dream). A re-roll
+    without verdict also drops it.
     """
     judgements = list(group.judgements)
     no_verdict = sum(j.score is None for j in judgements)
@@ -120,7 +121,9 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start, group: Rol
     claims = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
     lost = 0
     if claims:
-        again = reroll(world_model, judge, start, group, claims, seed, cancelled)
+        starts = [start] if isinstance(start, Start) else list(start)
+        states = [starts[i * len(starts) // len(judgements)].state for i in claims]
+        again = reroll(world_model, judge, group, claims, states, seed, cancelled)
         for i, second in zip(claims, again, strict=True):
             if not is_success(second):
                 lost += 1
@@ -134,12 +137,13 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start, group: Rol
     return replace(group, judgements=tuple(judgements), valid=valid), counts
 
 
-def reroll(world_model: WorldModel, judge: Judge, start: Start, group: RolloutGroup, which: list[int], seed: int,
-           cancelled: Callable[[], bool] = never) -> list[Judgement]:
+def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: list[int],
+           states: Sequence[F32 | None], seed: int, cancelled: Callable[[], bool] = never) -> list[Judgement]:
     """Dream the same actions of rollouts `which` once more under noise `seed`, as far as they went; judge that."""
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)
-    frames = replay(world_model, start, group_deltas(group)[which, :longest], seed, cancelled)
+    frames = replay_from(world_model, group.frames[which, 0], states, group_deltas(group)[which, :longest], seed,
+                         cancelled)
     for i, end in enumerate(steps):
         frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
     return judge_safely(judge, frames, group.instruction)

@@ -19,10 +19,13 @@ DOMAIN_ID = 87
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; `nodes/demo.py` reads the same words."""
-    parser.add_argument("--scene", default="novel_camera_shift", help="shipped scene or YAML file (default: %(default)s)")
+    parser.add_argument("--scene", default="novel_camera_shift",
+                        help="shipped scene or YAML file (default: %(default)s)")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
-    parser.add_argument("--episodes", type=int, default=10, help="true episodes before and after (default: %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=180.0, help="time for the adaptation (default: %(default)s s)")
+    parser.add_argument("--episodes", type=int, default=10,
+                        help="true episodes before and after (default: %(default)s)")
+    parser.add_argument("--budget-s", type=float, default=180.0,
+                        help="time for the adaptation (default: %(default)s s)")
     parser.add_argument("--updates", type=int, default=0, help="at most so many updates (default: as in adapt.yaml)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the adaptation (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None, help="result folder (default: runs/demo-<time>)")
@@ -32,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo in a process of its own: the command line itself never imports ROS."""
-    words = [w for key, value in vars(args).items() if key not in ("verb", "run", "no_record") and value not in (None, "")
+    left_out = ("verb", "run", "no_record")
+    words = [w for key, value in vars(args).items() if key not in left_out and value not in (None, "")
              for w in (f"--{key.replace('_', '-')}", str(value))]
     process = subprocess.Popen([sys.executable, "-m", "world_gymnast_ros.nodes.demo", *words,
                                 *(["--no-record"] if args.no_record else [])])

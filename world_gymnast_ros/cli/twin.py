@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--seed", type=int, default=0)
     play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
     play.add_argument("kind", choices=("demo", "train_play", "wide_play"),
-                      help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour there, or "
-                           "in scenes of varied looks")
+                      help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
+                           "there, or in scenes of varied looks")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
     play.add_argument("--count", type=int, default=100, help="episodes (default: %(default)s)")
     play.add_argument("--seed", type=int, required=True, help="held-out files need seeds of their own")

@@ -94,6 +94,11 @@ class EpisodeWriter:
         """Messages written so far, by topic."""
         return dict(self._bag.counts)
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether `close` is still to come: false once it saved the episode, or the disk failed."""
+        return self._open
+
     def write(self, topic: str, msg_type: str, cdr: bytes, stamp_ns: int, definition: str | None = None) -> None:
         """Record one serialized message. `stamp_ns`: when it was received; `definition`: .msg text of a foreign type.
 

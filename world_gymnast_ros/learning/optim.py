@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Quintic coefficients of the Newton-Schulz iteration, tuned for slope at zero (Jordan et al., 2024)."""
-NOT_MATRICES = ("embed_tokens", "lm_head", "queries", "position")
-"""Names of 2-D parameters that are tables of vectors; they go to AdamW."""
+NOT_MATRICES = ("embed", "head", "queries", "position")
+"""Names of 2-D parameters that are tables of vectors or output layers; they go to AdamW."""
 
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:

@@ -22,7 +22,7 @@ RELEASE_AUC = 0.9
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded true episode: `frames` uint8 (T+1, H, W, 3), `deltas` float32 (T, 7), `state` float32 (7,) or None."""
+    """One recorded true episode: `frames` uint8 (T+1, H, W, 3), `deltas` float32 (T, 7), `state` (7,) or None."""
 
     family: str
     instruction: str
@@ -32,15 +32,18 @@ class Recorded:
     success: bool
 
 
+_NEEDED = ("frames", "deltas", "states", "success", "instruction", "family", "length")
+
+
 def read_play(paths: Iterable[Path], limit: int | None = None) -> list[Recorded]:
     """Read up to `limit` episodes of each play-data file."""
     out: list[Recorded] = []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as data:
-                arrays = {k: data[k] for k in ("frames", "deltas", "states", "success", "instruction", "family", "length")}
+                arrays = {k: data[k] for k in _NEEDED}
         except (OSError, ValueError, KeyError) as error:
-            raise EpisodeError(f"{path} is not a play-data file ({error}); make one with `world-gymnast twin play`") from error
+            raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`") from error
         for i in range(min(len(arrays["frames"]), limit or 10**9)):
             T = int(arrays["length"][i])
             out.append(Recorded(str(arrays["family"][i]), str(arrays["instruction"][i]), arrays["frames"][i, :T + 1],
@@ -78,7 +81,7 @@ def replay_all(world_model: WorldModel, judge: Judge, episodes: list[Recorded], 
 
 
 def release_rows(replayed: list[Replayed]) -> dict[str, dict[str, Any]]:
-    """Return per family: AUC with interval in the dream, AUC on true frames, false success rate with interval, counts."""
+    """Return per family: AUC in the dream and on true frames, false success rate, with intervals, and counts."""
     rows: dict[str, dict[str, Any]] = {}
     for family in sorted({r.recorded.family for r in replayed}):
         mine = [r for r in replayed if r.recorded.family == family]
@@ -100,11 +103,13 @@ def release_rows(replayed: list[Replayed]) -> dict[str, dict[str, Any]]:
 
 def release_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """Format the release table."""
-    lines = ["| family | episodes (successes) | AUC in the dream [95 %] | AUC on true frames | false success [95 %] | recall | offered |",
+    lines = ["| family | episodes (successes) | AUC in the dream [95 %] | AUC on true frames | false success [95 %] "
+             "| recall | offered |",
              "|---|---|---|---|---|---|---|"]
     for family, r in rows.items():
         why = "yes" if r["released"] else f"no: AUC below {RELEASE_AUC}"
-        lines.append(f"| {family} | {r['episodes']} ({r['successes']}) | {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] "
+        lines.append(f"| {family} | {r['episodes']} ({r['successes']}) "
+                     f"| {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] "
                      f"| {r['auc_true_frames']:.3f} | {r['false_success']:.3f} [{r['false_success_low']:.3f}, "
                      f"{r['false_success_high']:.3f}] | {r['recall']:.2f} | {why} |")
     return "\n".join(lines)

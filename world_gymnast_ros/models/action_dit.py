@@ -1,194 +1,282 @@
-"""`ActionDiT`: the action-conditioned video world model, a factorised space-time diffusion transformer.
+"""`ActionDiT`: a video world model as a factorised space-time transformer with action-conditioned adaLN.
 
-After WorldGym (arXiv 2506.00613): diffusion forcing (a noise level of its own for every frame), actions through
-adaLN, full attention inside a frame, causal attention over time. What differs, because it has to learn contact from
-minutes of data on a processor: it diffuses the *change* of the picture, the frame before enters clean through
-overlapping windows that also skip to the output, the first frame anchors what the arm hides later, and the *target
-state* of the arm (not only its change) conditions every frame, so that the arm cannot drift.
+Diffusion forcing (every frame of a clip carries its own noise level), attention inside a frame in every block and
+causal attention over time, within a window of `context_frames`, in some. Three things differ from the large model
+of WorldGym, because they decide whether a small one learns at all on a processor:
 
-Written for processors with bfloat16 matrix units: windows by unfold and linear, attention written out (the fused
-kernel is slow in backward there), optional training on the tokens that move (`tokens`).
+- it diffuses the *change* R_t = x_t - x_(t-1), not the frame: noisy input (1 - s) R + s * noise_scale * eps;
+- the previous frame enters clean, as overlapping windows, with a skip to the output;
+- one or a few denoising steps are enough, because R is almost determined by the condition.
+
+Pictures are channels-last; a frame is `tokens` patches in row-major order. Sizes: B clips, T frames, M tokens, C
+condition numbers.
 """
 from __future__ import annotations
 
 import math
-from dataclasses import field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
-NOISE_SCALE = 0.5
-"""Standard deviation of the noise at level 1, in units of picture values 0..1."""
+from world_gymnast_ros.errors import BadConfig
+
 CONDITION_DIM = 15
-"""Action 7, target state 7, and whether the state is known."""
-KeyValues = dict[int, tuple[list[Tensor], list[Tensor]]]
+"""Action (7), target state after it (7), flag: state known (1). See `models.dream.condition_vector`."""
+PLACE_AMPLITUDE = 0.7
+"""Places must be as loud as content from the first step, or positions are not learned in thousands of steps."""
+BANNED = -1e4
 
 
-class ActionDiTConfig(PretrainedConfig):
-    """Sizes. `context` frames are seen by each temporal layer; `temporal_blocks` says which blocks have one."""
+@dataclass(frozen=True)
+class ActionDiTConfig:
+    """Sizes of the network, its diffusion, and the units of its condition. Written to `config.json`.
 
-    model_type = "world_gymnast_action_dit"
+    `state_center`, `state_scale`: Bridge state (7,) is normalised as (state - center) / scale. `action_scale`
+    likewise, around zero for the motion and 0.5 for the gripper. `workspace_low_m`, `workspace_high_m`: box to which
+    the dream clips its target, None for no box. `still_threshold`: changes below it (0..1 grey) are not drawn.
+    """
 
+    model_type: ClassVar[str] = "action_dit"
     name: str = "action-dit-tiny"
     image_size: int = 64
     patch: int = 8
     window: int = 16
+    window_dim: int = 256
     dim: int = 192
     depth: int = 6
     heads: int = 4
     mlp_ratio: int = 3
-    skip_dim: int = 256
-    context: int = 6
-    temporal_blocks: list[int] = field(default_factory=lambda: [2, 4])
-    still_level: float = 0.03
+    temporal_blocks: tuple[int, ...] = (2, 4)
+    context_frames: int = 6
+    dropout: float = 0.0
+    noise_scale: float = 0.5
+    still_threshold: float = 0.03
     sampling_steps: int = 1
+    action_scale: tuple[float, ...] = (0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 0.5)
+    state_center: tuple[float, ...] = (0.28, 0.02, 0.10, 0.0, 0.0, 0.0, 0.5)
+    state_scale: tuple[float, ...] = (0.08, 0.10, 0.08, 0.3, 0.3, 0.3, 0.5)
+    workspace_low_m: tuple[float, ...] | None = None
+    workspace_high_m: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):  # JSON knows no tuples
+                object.__setattr__(self, name, tuple(value))
+        rules = (
+            ("image_size", self.image_size % self.patch == 0, "a multiple of patch"),
+            ("window", self.window >= self.patch and (self.window - self.patch) % 2 == 0, "patch plus an even margin"),
+            ("dim", self.dim % self.heads == 0 and self.dim % 4 == 0, "a multiple of heads and of 4"),
+            ("temporal_blocks", all(0 <= i < self.depth for i in self.temporal_blocks), "indices below depth"),
+            ("context_frames", self.context_frames >= 1, "at least 1"),
+            ("sampling_steps", 1 <= self.sampling_steps <= 1000, "within 1..1000"),
+        )
+        for name, good, limit in rules:
+            if not good:
+                raise BadConfig(f"ActionDiTConfig.{name} is {getattr(self, name)}; it must be {limit}")
 
     @property
     def side(self) -> int:
-        """Tokens along one edge of the picture."""
+        """Patches along one edge of the picture."""
         return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patches in a picture."""
+        return self.side**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `config.json` holds."""
+        return {"model_type": self.model_type, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ActionDiTConfig:
+        """Build from `config.json`; TypeError on an unknown key."""
+        return cls(**{k: v for k, v in values.items() if k != "model_type"})
 
 
 def place_table(side: int, dim: int) -> Tensor:
-    """Return sine-cosine places (side * side, dim), loud enough (0.7) to localise from the first steps."""
-    frequency = torch.exp(torch.linspace(0, math.log(side * 2), dim // 4)) / side * math.pi
-    grid = torch.arange(side) + 0.5
-    rows, columns = torch.meshgrid(grid, grid, indexing="ij")
-    parts = [wave for axis in (rows, columns) for wave in ((axis.reshape(-1, 1) * frequency).sin(),
-                                                           (axis.reshape(-1, 1) * frequency).cos())]
-    return 0.7 * torch.cat(parts, 1)
+    """Return sine-cosine places float32 (side * side, dim): half the channels for the row, half for the column."""
+    frequency = torch.exp(torch.linspace(0.0, math.log(side * 2), dim // 4)) / side * math.pi
+    centre = torch.arange(side) + 0.5
+    rows, cols = torch.meshgrid(centre, centre, indexing="ij")
+    angles = [c.reshape(-1, 1) * frequency for c in (rows, cols)]
+    return PLACE_AMPLITUDE * torch.cat([part for a in angles for part in (a.sin(), a.cos())], 1)
+
+
+class TemporalCache:
+    """Keys and values of the last `context_frames` frames of one dream, per temporal block, in a ring.
+
+    Each frame's keys and values depend on that frame's features alone once they are computed, and every temporal
+    layer looks back by the same window. So reuse equals a full recomputation under a banded causal mask for any
+    number of frames, also after the ring has turned (the receptive field reaches further back with depth).
+    """
+
+    def __init__(self, context_frames: int) -> None:
+        self.context_frames = context_frames
+        self.frame = 0
+        self._rings: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def put(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the current frame's keys and values (B, M, heads, 1, head_dim); return those of the ring."""
+        if block not in self._rings:
+            shape = (*k.shape[:3], self.context_frames, k.shape[-1])
+            self._rings[block] = (k.new_zeros(shape), v.new_zeros(shape))
+        keys, values = self._rings[block]
+        slot = self.frame % self.context_frames
+        keys[:, :, :, slot] = k[:, :, :, 0]
+        values[:, :, :, slot] = v[:, :, :, 0]
+        return keys, values
+
+    def ages(self) -> Tensor:
+        """Return how many frames ago each slot was written, int64 (1, context_frames); -1: never."""
+        age = (self.frame - torch.arange(self.context_frames)) % self.context_frames
+        return torch.where(age > self.frame, -1, age)[None]
+
+    def commit(self) -> None:
+        """Go on to the next frame; until then a frame's entries may be overwritten (further denoising steps)."""
+        self.frame += 1
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d) + bias) v over the last two axes."""
+    """Return softmax(q k^T + bias) v, written out: in bfloat16 on CPU the fused kernel is six times slower backward."""
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (weights if bias is None else weights + bias).softmax(-1) @ v
+    if bias is not None:
+        weights = weights + bias
+    return weights.softmax(-1) @ v
 
 
 class Block(nn.Module):
-    """Temporal attention (in some blocks), spatial attention and MLP, the last two under adaLN-zero."""
+    """Attention over time (if `temporal`), attention inside the frame, MLP; adaLN-zero from the condition."""
 
-    def __init__(self, config: ActionDiTConfig, temporal: bool) -> None:
+    def __init__(self, config: ActionDiTConfig, index: int) -> None:
         super().__init__()
         d = config.dim
-        self.heads, self.context, self.temporal = config.heads, config.context, temporal
-        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, config.mlp_ratio * d), nn.Linear(config.mlp_ratio * d, d)
+        self.index, self.heads, self.temporal = index, config.heads, index in config.temporal_blocks
+        self.spatial_qkv, self.spatial_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.mlp_up, self.mlp_down = nn.Linear(d, config.mlp_ratio * d), nn.Linear(config.mlp_ratio * d, d)
         self.modulation = nn.Linear(d, 6 * d)
-        if temporal:
-            self.time_qkv, self.time_proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-
-    def _time(self, x: Tensor, bias: Tensor, cache: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
-        B, T, M, d = x.shape
-        shape = (B, T, M, 3, self.heads, d // self.heads)
-        q, k, v = self.time_qkv(F.layer_norm(x, (d,))).view(shape).permute(3, 0, 2, 4, 1, 5).unbind(0)
-        if cache is not None:
-            for kept, new in zip(cache, (k, v), strict=True):
-                kept.append(new)
-                del kept[:-self.context]
-            k, v = torch.cat(cache[0], -2), torch.cat(cache[1], -2)
-        out: Tensor = self.time_proj(attend(q, k, v, bias).permute(0, 3, 1, 2, 4).reshape(B, T, M, d))
-        return out
-
-    def forward(self, x: Tensor, c: Tensor, bias: Tensor, cache: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
-        """Map tokens (B, T, M, d) under conditions (B, T, d)."""
-        B, T, M, d = x.shape
-        m = self.modulation(c).unsqueeze(2).chunk(6, -1)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
         if self.temporal:
-            x = x + self._time(x, bias, cache)
-        y = F.layer_norm(x, (d,)) * (1 + m[0]) + m[1]
-        q, k, v = self.qkv(y).view(B * T, M, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + m[2] * self.proj(attend(q, k, v).transpose(1, 2).reshape(B, T, M, d))
-        y = F.layer_norm(x, (d,)) * (1 + m[3]) + m[4]
-        out: Tensor = x + m[5] * self.down(F.gelu(self.up(y), approximate="tanh"))
-        return out
+            self.temporal_qkv, self.temporal_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+            nn.init.zeros_(self.temporal_out.weight)
+        self.dropout = config.dropout
+
+    def over_time(self, x: Tensor, bias: Tensor, cache: TemporalCache | None) -> Tensor:
+        """Attend to earlier frames at the same place; x (B, T, M, dim), bias (heads, T, frames seen)."""
+        B, T, M, d = x.shape
+        q, k, v = self.temporal_qkv(F.layer_norm(x, (d,))).view(B, T, M, 3, self.heads, -1).permute(3, 0, 2, 4, 1, 5)
+        if cache is not None:
+            k, v = cache.put(self.index, k, v)
+        return self.temporal_out(attend(q, k, v, bias).permute(0, 3, 1, 2, 4).reshape(B, T, M, d))
+
+    def in_frame(self, x: Tensor) -> Tensor:
+        """Attend among the tokens of each frame; x (B, T, M, dim)."""
+        B, T, M, d = x.shape
+        q, k, v = self.spatial_qkv(x).view(B * T, M, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.spatial_out(attend(q, k, v).transpose(1, 2).reshape(B, T, M, d))
+
+    def forward(self, x: Tensor, condition: Tensor, bias: Tensor, cache: TemporalCache | None) -> Tensor:
+        """Map tokens (B, T, M, dim) under a condition embedding (B, T, dim)."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition).unsqueeze(2).chunk(6, -1)
+        drop = self.dropout if self.training else 0.0
+        if self.temporal:
+            x = x + self.over_time(x, bias, cache)
+        y = self.in_frame(F.layer_norm(x, x.shape[-1:]) * (1 + scale1) + shift1)
+        x = x + gate1 * (F.dropout(y, drop) if drop else y)
+        y = F.layer_norm(x, x.shape[-1:]) * (1 + scale2) + shift2
+        y = self.mlp_down(F.gelu(self.mlp_up(y), approximate="tanh"))
+        return x + gate2 * (F.dropout(y, drop) if drop else y)
 
 
-class ActionDiT(PreTrainedModel):
-    """Predicts the clean change of the picture from a noisy one. See the module docstring."""
-
-    config_class = ActionDiTConfig
-    places: Tensor
-    frequencies: Tensor
+class ActionDiT(nn.Module):
+    """The network. It sees tokens; `windows`, `patches` and `picture` convert. It predicts the clean change R."""
 
     def __init__(self, config: ActionDiTConfig) -> None:
-        super().__init__(config)
-        d, inside = config.dim, 3 * config.window**2
-        self.see, self.see_in = nn.Linear(inside, config.skip_dim), nn.Linear(config.skip_dim, d)
-        self.anchor = nn.Linear(inside, d)
-        self.noisy = nn.Linear(3 * config.patch**2, d)
+        super().__init__()
+        self.config = config
+        d, seen, drawn = config.dim, 3 * config.window**2, 3 * config.patch**2
+        self.embed_window, self.embed_previous = nn.Linear(seen, config.window_dim), nn.Linear(config.window_dim, d)
+        self.embed_first, self.embed_noisy = nn.Linear(seen, d), nn.Linear(drawn, d)
         self.condition = nn.Sequential(nn.Linear(CONDITION_DIM + 64, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
-        self.blocks = nn.ModuleList(Block(config, i in config.temporal_blocks) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.modulation = nn.Linear(d, 2 * d)
-        self.out_in, self.out = nn.Linear(d + config.skip_dim, config.skip_dim), nn.Linear(config.skip_dim, 3 * config.patch**2)
-        self.time_bias = nn.Parameter(torch.zeros(32, config.heads))
+        self.head_in, self.head_out = nn.Linear(d + config.window_dim, 256), nn.Linear(256, drawn)
+        for zero in (self.modulation, self.head_out):  # an untrained network predicts that nothing changes
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+        self.age_bias = nn.Parameter(torch.zeros(config.context_frames, config.heads))
         self.register_buffer("places", place_table(config.side, d), persistent=False)
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(200), 32)), persistent=False)
-        self.post_init()
-        for module in self.modules():  # adaLN-zero, and a network that starts by predicting "nothing changes"
-            if isinstance(module, Block):
-                for zero in (module.modulation, *([module.time_proj] if module.temporal else [])):
-                    nn.init.zeros_(zero.weight)
-                    nn.init.zeros_(zero.bias)
-        for last in (self.modulation, self.out):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(200.0), 32)), persistent=False)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Keep torch's own initialisation."""
+    # ---- pictures and tokens -----------------------------------------------------------------------------------
 
-    def windows(self, frames: Tensor) -> Tensor:
-        """Cut (N, 3, H, W) into overlapping windows (N, tokens, 3 window^2)."""
-        pad = (self.config.window - self.config.patch) // 2
-        return F.unfold(F.pad(frames, (pad,) * 4, mode="replicate"), self.config.window,
-                        stride=self.config.patch).transpose(1, 2)
+    def windows(self, frames: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return overlapping windows (B, T, M, 3 window^2) of frames (B, T, H, W, 3), edges repeated.
 
-    def patches(self, frames: Tensor) -> Tensor:
-        """Cut (N, 3, H, W) into patches (N, tokens, 3 patch^2)."""
-        return F.unfold(frames, self.config.patch, stride=self.config.patch).transpose(1, 2)
+        `tokens` int64 (B, M) keeps only these places of each clip. Any dtype, values as they are.
+        """
+        c = self.config
+        margin = (c.window - c.patch) // 2
+        line = torch.arange(-margin, c.image_size + margin, device=frames.device).clamp(0, c.image_size - 1)
+        padded = frames.index_select(2, line).index_select(3, line)
+        return _pick(padded.unfold(2, c.window, c.patch).unfold(3, c.window, c.patch), c.side, tokens)
 
-    def unpatch(self, tokens: Tensor) -> Tensor:
-        """Put patches (N, tokens, 3 patch^2) together to (N, 3, H, W)."""
-        size = (self.config.image_size,) * 2
-        return F.fold(tokens.transpose(1, 2), size, self.config.patch, stride=self.config.patch)
+    def patches(self, frames: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return patches (B, T, M, 3 patch^2) of frames (B, T, H, W, 3); `tokens` as in `windows`."""
+        c = self.config
+        return _pick(frames.unfold(2, c.patch, c.patch).unfold(3, c.patch, c.patch), c.side, tokens)
 
-    def _time_bias(self, queries: int, keys: int) -> Tensor:
-        """Return (heads, queries, keys): learned by distance, blocked for the future and beyond the context."""
-        offset = keys - queries
-        distance = (torch.arange(queries, device=self.places.device)[:, None] + offset
-                    - torch.arange(keys, device=self.places.device)[None])
-        hidden = (distance < 0) | (distance >= self.config.context)
-        return self.time_bias[distance.clamp(0, 31)].permute(2, 0, 1).masked_fill(hidden, -1e4)
+    def picture(self, patches: Tensor) -> Tensor:
+        """Return pictures (..., H, W, 3) of all their patches (..., tokens, 3 patch^2)."""
+        c = self.config
+        grid = patches.unflatten(-1, (c.patch, c.patch, 3)).unflatten(-4, (c.side, c.side))
+        return grid.transpose(-4, -3).reshape(*patches.shape[:-2], c.image_size, c.image_size, 3)
+
+    # ---- prediction --------------------------------------------------------------------------------------------
+
+    def temporal_bias(self, ages: Tensor) -> Tensor:
+        """Return the attention bias (heads, queries, keys) for ages int64 (queries, keys) in frames."""
+        last = self.config.context_frames - 1
+        bias = self.age_bias[ages.clamp(0, last)].permute(2, 0, 1)
+        return bias.masked_fill((ages < 0) | (ages > last), BANNED)
 
     def forward(self, previous: Tensor, first: Tensor, noisy: Tensor, noise: Tensor, condition: Tensor,
-                tokens: Tensor | None = None, cache: KeyValues | None = None, **_: Any) -> Tensor:
-        """Predict changes as patches (B, T, M, 3 patch^2).
+                tokens: Tensor | None = None, cache: TemporalCache | None = None) -> Tensor:
+        """Predict the clean change (B, T, M, 3 patch^2), grey 0..1, that leads to each frame.
 
-        `previous`, `noisy` (B, T, 3, H, W): the frame before, the noisy change. `first` (B, 3, H, W). `noise` (B, T)
-        0..1. `condition` (B, T, 15). `tokens` (B, M): only these tokens. `cache`: keys and values of earlier frames,
-        extended in place; with it T is 1 and the result equals a run over the whole sequence.
+        `previous` windows (B, T, M, .) of the frame before; `first` windows (B, 1, M, .) of the clip's start frame;
+        `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
+        places these are (None: all). With a `cache`, T is 1 and the cache holds the frames before.
         """
         B, T = noise.shape
-        seen = self.windows(previous.flatten(0, 1)).view(B, T, self.config.side**2, -1)
-        change = self.patches(noisy.flatten(0, 1)).view(B, T, self.config.side**2, -1)
-        anchor, places = self.windows(first), self.places.expand(B, -1, -1)
-        if tokens is not None:
-            def pick(t: Tensor) -> Tensor:
-                index = tokens[:, None] if t.dim() == 4 else tokens
-                return t.gather(-2, index.unsqueeze(-1).expand(*t.shape[:-2], -1, t.shape[-1]))
-            seen, change, anchor, places = pick(seen), pick(change), pick(anchor), pick(places)
-        skip = F.gelu(self.see(seen), approximate="tanh")
-        x = (self.see_in(skip) + self.noisy(change) + (self.anchor(anchor) + places).unsqueeze(1)).to(skip.dtype)
-        wave = noise.unsqueeze(-1) * self.frequencies
-        c = self.condition(torch.cat([condition, wave.sin(), wave.cos()], -1))
-        for i, block in enumerate(self.blocks):
-            mine = cache.setdefault(i, ([], [])) if cache is not None and block.temporal else None
-            keys = T if mine is None else min(len(mine[0]) + 1, self.config.context)
-            x = block(x, c, self._time_bias(T, keys).to(x.dtype) if block.temporal else c, mine)
-        m = self.modulation(c).unsqueeze(2).chunk(2, -1)
-        x = F.layer_norm(x, x.shape[-1:]) * (1 + m[0]) + m[1]
-        out: Tensor = self.out(F.gelu(self.out_in(torch.cat([x, skip], -1)), approximate="tanh"))
-        return out
+        seen = F.gelu(self.embed_window(previous), approximate="tanh")
+        places = self.places if tokens is None else self.places[tokens].unsqueeze(1)
+        x = self.embed_previous(seen) + self.embed_noisy(noisy) + (self.embed_first(first) + places)
+        x = x.to(seen.dtype)
+        angle = noise.unsqueeze(-1) * self.frequencies
+        embedded = self.condition(torch.cat([condition, angle.sin(), angle.cos()], -1).to(self.age_bias.dtype))
+        if cache is None:
+            line = torch.arange(T, device=x.device)
+            ages = line[:, None] - line[None, :]
+        else:
+            ages = cache.ages().to(x.device)
+        bias = self.temporal_bias(ages).to(x.dtype)
+        for block in self.blocks:
+            x = block(x, embedded, bias, cache)
+        scale, shift = self.modulation(embedded).unsqueeze(2).chunk(2, -1)
+        x = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+        return self.head_out(F.gelu(self.head_in(torch.cat([x, seen], -1)), approximate="tanh"))
+
+
+def _pick(grid: Tensor, side: int, tokens: Tensor | None) -> Tensor:
+    """Return (B, T, M, size * size * 3) from a view (B, T, side, side, 3, size, size), copying only what is picked."""
+    grid = grid.permute(0, 1, 2, 3, 5, 6, 4)
+    if tokens is None:
+        return grid.reshape(*grid.shape[:2], side * side, -1)
+    clip = torch.arange(grid.shape[0], device=grid.device)[:, None, None]
+    frame = torch.arange(grid.shape[1], device=grid.device)[None, :, None]
+    return grid[clip, frame, (tokens // side)[:, None], (tokens % side)[:, None]].flatten(3)

@@ -47,4 +47,5 @@ def release_table(path: str | Path | None = None) -> dict[str, dict[str, float]]
         table = json.loads(file.read_text(encoding="utf-8"))["families"]
         return {str(k): {str(n): float(v) for n, v in row.items()} for k, row in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpoint(f"{file} is not a release table ({error}); make it with `world-gymnast bench replay`") from error
+        raise BadCheckpoint(f"{file} is not a release table ({error}); make it with `world-gymnast bench replay`"
+                            ) from error

@@ -32,7 +32,7 @@ def read_config(directory: Path, kind: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except OSError as error:
-        raise BadCheckpoint(f"no checkpoint of kind '{kind}' at {directory} ({path.name} is missing); {REMEDY}") from error
+        raise BadCheckpoint(f"no '{kind}' checkpoint at {directory} ({path.name} is missing); {REMEDY}") from error
     except ValueError as error:
         raise BadCheckpoint(f"{path} is not JSON ({error}); {REMEDY}") from error
     if not isinstance(config, dict) or config.get("model_type") != kind:
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, directory: Path) -> str:
-    """Load the weights into `model`, exactly; return their SHA-256. Any missing, extra or misshapen tensor is an error."""
+    """Load the weights into `model` and return their SHA-256. A missing, extra or misshapen tensor is an error."""
     path = directory / WEIGHTS
     tensors = read_tensors(path)
     own = model.state_dict()
@@ -69,7 +69,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write safetensors to a temporary name, then move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial, metadata or {"format": "pt"})
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    save_file(plain, partial, metadata or {"format": "pt"})
     os.replace(partial, path)
 
 

@@ -1,7 +1,7 @@
-"""`ActionDiTWorld`: the world model as the rest of the package sees it. Physical units and pictures in and out.
+"""`ActionDiTWorld`: imagined continuations of one picture, drawn by an `ActionDiT`. Implements `types.WorldModel`.
 
-Conversion to model units happens here and nowhere else, on copies. The dream integrates the commanded target with the
-same limits and the same arithmetic as the arm node, so that an action means the same in dream and reality.
+Physical units come in and uint8 pictures go out; normalised units stay in `condition_vector`. The dream's target
+pose is integrated by the same function and limits as the arm's, and the gripper command meets the same threshold.
 """
 from __future__ import annotations
 
@@ -10,126 +10,146 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
-from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadFrame
-from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.action_dit import NOISE_SCALE, ActionDiT, ActionDiTConfig, KeyValues
+from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig, BadFrame
+from world_gymnast_ros.images import check_rgb, resize_rgb
+from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig, TemporalCache
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
-from world_gymnast_ros.models.vision import fast_math
+from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.types import ACTION_DIM, F32, U8, Frame
 
 LIMITS = StepLimits()
-WORKSPACE = Workspace(np.array([0.12, -0.20, 0.022]), np.array([0.42, 0.25, 0.25]))
-"""The workspace of the shipped `config/arm.yaml`; the dream stops where the arm would be stopped."""
-_STATE_CENTRE = np.array([0.28, 0.02, 0.10, 0, 0, 0, 0.5], np.float32)
-_STATE_SCALE = np.array([0.08, 0.10, 0.08, 0.3, 0.3, 0.3, 0.5], np.float32)
-_ACTION_SCALE = np.array([0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 0.5], np.float32)
-_ACTION_CENTRE = np.array([0, 0, 0, 0, 0, 0, 0.5], np.float32)
 
 
-def condition(deltas: F32, next_states: F32, known: Any) -> Tensor:
-    """Return model conditions (..., 15) of actions (..., 7) and the target states (..., 7) they lead to.
+def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], states: NDArray[Any],
+                     known: NDArray[Any] | bool) -> F32:
+    """Return the condition float32 (..., 15): normalised action, normalised target state after it, state-known flag.
 
-    `known` broadcasts to the leading shape: 0 hides the state (clips that come without one).
+    `deltas`, `states` (..., 7) in physical units, not changed; `known` broadcasts against the leading axes, and where
+    it is False the state reads zero. The gripper of a command is made 0 or 1 by the arm's threshold.
     """
-    flag = np.broadcast_to(np.asarray(known, np.float32), next_states.shape[:-1])[..., None]
-    parts = [(deltas - _ACTION_CENTRE) / _ACTION_SCALE, (next_states - _STATE_CENTRE) / _STATE_SCALE * flag, flag]
-    return torch.from_numpy(np.concatenate(parts, -1).astype(np.float32))
+    action = np.array(deltas, np.float32)
+    action[..., 6] = gripper_is_open(action[..., 6])
+    action[..., 6] -= 0.5
+    action /= np.asarray(config.action_scale, np.float32)
+    state = (np.asarray(states, np.float32) - np.float32(config.state_center)) / np.float32(config.state_scale)
+    flag = np.broadcast_to(np.asarray(known, np.float32)[..., None], (*action.shape[:-1], 1))
+    return np.concatenate([action, state * flag, flag], -1).astype(np.float32)
 
 
-def to_tensor(frames: U8) -> Tensor:
-    """Return uint8 (..., H, W, 3) as float (..., 3, H, W), 0..1."""
-    x = torch.from_numpy(np.ascontiguousarray(frames))
-    return x.movedim(-1, -3).float() / 255
+class FrameSampler:
+    """Draw frames one after another for a batch of clips, each with its own start frame. Exact persistent cache."""
+
+    def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator) -> None:
+        """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame."""
+        self.network, self.steps, self.generator = network, steps, generator
+        self.dtype = network.age_bias.dtype
+        self.frame = first
+        self.first = network.windows(first[:, None]).to(self.dtype)
+        self.cache = TemporalCache(network.config.context_frames)
+
+    @torch.inference_mode()
+    def step(self, condition: Tensor) -> Tensor:
+        """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C)."""
+        net, c = self.network, self.network.config
+        previous = net.windows(self.frame[:, None]).to(self.dtype)
+        shape = (len(self.frame), 1, c.tokens, 3 * c.patch**2)
+        noisy = c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device)
+        condition = condition[:, None].to(self.frame.device)
+        for i in range(self.steps):
+            s, s_next = 1.0 - i / self.steps, 1.0 - (i + 1) / self.steps
+            level = torch.full(shape[:2], s, device=self.frame.device)
+            change = net(previous, self.first, noisy.to(self.dtype), level, condition, cache=self.cache).float()
+            if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
+                noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
+        self.cache.commit()  # the keys of the last denoising pass stay: no extra pass on the clean frame
+        change = F.hardshrink(change, c.still_threshold)
+        self.frame = (self.frame + net.picture(change[:, 0])).clamp_(0.0, 1.0)
+        return self.frame
 
 
 class ActionDiTDream:
-    """One batch of dreams with persistent keys and values; see `types.Dream`. Single use."""
+    """A single-use batch of imagined continuations of one start frame."""
 
-    def __init__(self, network: ActionDiT, first: Tensor, states: F32 | None, seeds: list[int]) -> None:
-        self._network, self._first, self._now = network, first, first
-        self._states = states
-        self._generators = [torch.Generator().manual_seed(s) for s in seeds]
-        self._cache: KeyValues = {}
-
-    def _noise(self, shape: torch.Size) -> Tensor:
-        return torch.stack([torch.randn(shape[1:], generator=g) for g in self._generators]).to(self._now.device)
+    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, state: F32 | None, copies: int) -> None:
+        self._sampler, self._config, self._copies = sampler, config, copies
+        self.state: F32 | None = None if state is None else np.repeat(state[None].astype(np.float32), copies, 0)
+        low, high = config.workspace_low_m, config.workspace_high_m
+        self._workspace = None if low is None or high is None else Workspace(low, high)
 
     def step(self, deltas: F32) -> U8:
-        """Apply one action per copy, float32 (G, 7); return the next frames uint8 (G, H, W, 3)."""
-        copies = len(self._now)
-        if deltas.shape != (copies, ACTION_DIM):
-            raise BadAction(f"this dream has {copies} copies and takes actions ({copies}, 7), got {deltas.shape}")
-        sent = clip_delta(deltas, LIMITS).astype(np.float32)
-        sent[:, 6] = gripper_is_open(sent[:, 6])
-        if self._states is not None:
-            self._states = integrate_states(self._states, sent, LIMITS, WORKSPACE)
-        states = np.zeros_like(sent) if self._states is None else self._states
-        c = condition(sent, states, float(self._states is not None)).unsqueeze(1).to(self._now.device)
-        change = self._sample(c)
-        still = self._network.config.still_level
-        self._now = (self._now + torch.where(change.abs() < still, torch.zeros(()), change)).clamp(0, 1)
-        pictures: U8 = (self._now.movedim(-3, -1) * 255).round().to(torch.uint8).cpu().numpy()
-        return pictures
+        """Apply one action per copy, float32 (G, 7), physical units; return next frames uint8 (G, H, W, 3).
 
-    @torch.inference_mode()
-    def _sample(self, c: Tensor) -> Tensor:
-        """Denoise the change in `sampling_steps` passes; the last pass leaves its keys and values in the cache."""
-        x = NOISE_SCALE * self._noise(self._now.shape)
-        steps = self._network.config.sampling_steps
-        for i in range(steps):
-            level = 1.0 - i / steps
-            # A trial cache for all but the last pass: lists are copied, tensors are shared.
-            cache = self._cache if i == steps - 1 else {n: (list(k), list(v)) for n, (k, v) in self._cache.items()}
-            with fast_math(x.device):
-                tokens = self._network(self._now[:, None], self._first, x[:, None],
-                                       torch.full((len(x), 1), level, device=x.device), c, cache=cache)
-            clean = self._network.unpatch(tokens[:, 0].float())
-            if i < steps - 1:  # deterministic step to the next level along the line from clean to noise
-                eps = (x - (1 - level) * clean) / level
-                after = 1.0 - (i + 1) / steps
-                x = (1 - after) * clean + after * eps
-        return clean
+        Actions beyond the step limits are clipped as on the arm. BadAction on a wrong shape or a non-finite number.
+        """
+        if np.shape(deltas) != (self._copies, ACTION_DIM):
+            raise BadAction(f"this dream takes actions of shape {(self._copies, ACTION_DIM)}, got {np.shape(deltas)}")
+        clipped = clip_delta(np.array(deltas, np.float32), LIMITS)
+        clipped[:, 6] = gripper_is_open(clipped[:, 6])
+        if self.state is not None:
+            self.state = integrate_states(self.state, clipped, LIMITS, self._workspace)
+        states = np.zeros_like(clipped) if self.state is None else self.state
+        condition = condition_vector(self._config, clipped, states, self.state is not None)
+        return to_uint8(self._sampler.step(torch.from_numpy(condition)))
+
+
+def to_uint8(frames: Tensor) -> U8:
+    """Return pictures uint8 of float pictures 0..1."""
+    out: U8 = frames.mul(255.0).round_().to(torch.uint8).cpu().numpy()
+    return out
 
 
 class ActionDiTWorld:
-    """A loaded world model; implements `types.WorldModel`. `frame_size` is what it draws."""
+    """An action-conditioned video world model on an `ActionDiT`."""
 
-    def __init__(self, network: ActionDiT, name: str, device: str = "cpu") -> None:
-        self.network = network.to(torch.device(device)).eval()
-        self.network.requires_grad_(False)
-        self.name = name
-        self.frame_size = (network.config.image_size,) * 2
+    def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """Wrap a network (in place). `dtype` None: bfloat16 where the device multiplies it in hardware, else float32."""
+        self.device = torch.device(device)
+        if dtype is None:
+            fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()
+            dtype = torch.bfloat16 if fast else torch.float32
+        self.config = network.config
+        self.network = network.to(self.device, dtype).eval().requires_grad_(False)
+        self.name = self.config.name
+        self.frame_size = (self.config.image_size, self.config.image_size)
+        self.sampling_steps = self.config.sampling_steps
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> ActionDiTWorld:
-        """Load a checkpoint directory; BadCheckpoint names the file and the remedy."""
-        directory = Path(path)
-        values = read_config(directory, ActionDiTConfig.model_type)
-        try:
-            network = ActionDiT(ActionDiTConfig(**values))
-        except (TypeError, ValueError, KeyError) as error:
-            raise BadCheckpoint(f"{directory / 'config.json'} does not describe a world model ({error})") from error
-        digest = fill(network, directory)
-        return cls(network, f"{network.config.name}@{digest[:12]}", device)
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> ActionDiTWorld:
+        """Load a checkpoint directory (config.json, model.safetensors); BadCheckpoint names the file and the remedy."""
+        network, _ = load_network(Path(path))
+        return cls(network, device, dtype)
 
     def save(self, directory: str | Path) -> str:
-        """Write config.json and model.safetensors; return the weights' SHA-256."""
-        return save_model(self.network, self.network.config.to_dict(), Path(directory))
+        """Write config.json and model.safetensors; return the SHA-256 of the weights."""
+        return save_model(self.network, self.config.to_dict(), Path(directory))
 
     def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> ActionDiTDream:
-        """Start `copies` dreams from one frame of any size; `state` (7,) Bridge state there, or None."""
-        rgb = frame.rgb if frame.rgb.shape[:2] == self.frame_size else resize_rgb(frame.rgb, self.frame_size)
-        states = None if state is None else np.repeat(np.asarray(state, np.float32)[None], copies, 0)
-        return self.begin_many(np.repeat(rgb[None], copies, 0), states, [seed * 4096 + i for i in range(copies)])
+        """Start `copies` dreams from one frame (resized to `frame_size`); the same seed gives the same dreams.
 
-    def begin_many(self, frames: U8, states: F32 | None, seeds: list[int]) -> ActionDiTDream:
-        """Start one dream from each of `frames` uint8 (G, H, W, 3) with its own state (G, 7) and noise seed."""
-        if frames.shape[1:] != (*self.frame_size, 3):
-            raise BadFrame(f"frames are {frames.shape}, the world model draws {self.frame_size}; resize them first")
-        if states is not None and not np.isfinite(states).all():
-            raise BadAction("a start state is not finite; pass None if the arm's state is unknown")
-        device = self.network.places.device
-        return ActionDiTDream(self.network, to_tensor(frames).to(device), states, seeds)
+        `state` float32 (7,) Bridge state at that frame, or None where it is unknown.
+        """
+        if copies < 1:
+            raise BadConfig(f"copies is {copies}; a dream needs at least 1")
+        if state is not None and (np.shape(state) != (ACTION_DIM,) or not np.isfinite(state).all()):
+            raise BadAction(f"state must be {ACTION_DIM} finite numbers or None, got {state!r}")
+        if check_rgb(frame.rgb, "Frame.rgb").ndim != 3:
+            raise BadFrame(f"Frame.rgb must have shape (H, W, 3), got {frame.rgb.shape}")
+        first = torch.from_numpy(resize_rgb(frame.rgb, self.frame_size)).to(self.device).float().div_(255.0)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        sampler = FrameSampler(self.network, first[None].repeat(copies, 1, 1, 1), self.sampling_steps, generator)
+        return ActionDiTDream(sampler, self.config, state, copies)
+
+
+def load_network(directory: Path) -> tuple[ActionDiT, str]:
+    """Load an `ActionDiT` and the SHA-256 of its weights; BadCheckpoint where the files do not describe one."""
+    values = read_config(directory, ActionDiTConfig.model_type)
+    try:
+        network = ActionDiT(ActionDiTConfig.from_dict(values))
+    except (TypeError, ValueError, ZeroDivisionError, BadConfig) as error:
+        raise BadCheckpoint(f"{directory / 'config.json'} does not describe a world model ({error})") from error
+    return network, fill(network, directory)

@@ -18,7 +18,7 @@ from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.vla_network import OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.words import WordReader
 from world_gymnast_ros.store import ADAPTER, read_card
-from world_gymnast_ros.types import U8, ActionChunk, AdapterRef, Frame, SampledChunks
+from world_gymnast_ros.types import F32, U8, ActionChunk, AdapterRef, Frame, SampledChunks
 
 __all__ = ["BASE", "OpenVLA", "OpenVLAConfig", "OpenVLAForActionPrediction"]
 
@@ -79,11 +79,15 @@ class OpenVLA:
             out: Tensor = self.model(pictures, ids)[0]
         return out
 
+    def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
+        """Return the most likely chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
+        with torch.inference_mode():
+            bins = self.logits(frames, instructions).argmax(-1).cpu().numpy()
+        return self.stats.unnormalise(decode_bins(bins))
+
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Choose one chunk greedily."""
-        with torch.inference_mode():
-            bins = self.logits(frame.rgb[None], instruction)[0].argmax(-1).cpu().numpy()
-        deltas = self.stats.unnormalise(decode_bins(bins))
+        deltas = self.greedy(frame.rgb[None], instruction)[0]
         return ActionChunk(deltas=deltas, frame_stamp_ns=frame.stamp_ns, adapter=self.adapter)
 
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:

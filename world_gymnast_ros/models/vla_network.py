@@ -7,7 +7,7 @@ object and the destination are. That regression teaches the trunk to localise; b
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
@@ -169,6 +169,12 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         return logits, places
 
 
+    def keep_trunk_only(self) -> None:
+        """Drop what only acting needs (a judge has the trunk alone)."""
+        del self.action_queries
+        self.language_model.lm_head = nn.Identity()
+        self.language_model.model.norm = nn.Identity()
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Compute without the LoRA adapter inside the block; neither weights nor trainability change."""
@@ -181,10 +187,3 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         finally:
             for layer, off in zip(layers, before, strict=True):
                 layer._disable_adapters = off
-
-
-def trunk_parameters(model: Trunk) -> list[str]:
-    """Return the names of the weights that `read` uses: what a judge copies from a policy."""
-    layers: Sequence[str] = [f"language_model.model.layers.{i}." for i in range(model.config.aux_layer)]
-    prefixes = ("vision_backbone.", "projector.", "aux_head.", "language_model.model.embed_tokens.", *layers)
-    return [name for name in model.state_dict() if name.startswith(prefixes)]

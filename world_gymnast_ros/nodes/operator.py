@@ -149,7 +149,7 @@ class Operator(Node):
             self.trigger("arm")
             # A chunk may be finished and its successor still under way: the limit is on actions, time is a backstop.
             self.spin_until(lambda: self.truth.success or self._steps >= max_steps, 0.2 * max_steps * 3 + 10.0,
-                            f"{max_steps} actions (got {self._steps}; arm: {self.status.state_name}, {self.status.reason})")
+                            f"{max_steps} actions")
             if not self.truth.success:  # the last action still takes effect
                 end = time.monotonic() + 0.45
                 self.spin_until(lambda: time.monotonic() > end, 2.0, "the last action")
@@ -160,7 +160,8 @@ class Operator(Node):
         path = None
         if record:
             request = convert.StopEpisode.Request(outcome="success" if success else "failure", marked_by="twin",
-                                                  partial_score=float(self.truth.progress), ended_by="done" if success else "time")
+                                                  partial_score=float(self.truth.progress),
+                                                  ended_by="done" if success else "time")
             path = Path(self.call(self._stop, request, 30.0).path)
         return TrueRun(seed, success, self._steps, self._held, film, path)
 

@@ -80,9 +80,13 @@ class RecorderNode(base.ConfiguredNode):
             self.get_logger().error(str(second))
 
     def _finish(self, ended_by: str, **outcome: Any) -> Path:
-        writer, self._writer = self._writer, None
+        writer = self._writer
         assert writer is not None
-        path = writer.close(ended_by, self.now_ns(), **outcome)
+        try:
+            path = writer.close(ended_by, self.now_ns(), **outcome)
+        finally:
+            if not writer.is_open:  # a refused outcome leaves the episode running, to be stopped with a better one
+                self._writer = None
         self.get_logger().info(f"episode ended ({ended_by}): {path}")
         return path
 

@@ -1,7 +1,7 @@
 """The MuJoCo model of a WidowX 250s on a table, written from its kinematics, limits and masses.
 
-Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo gains are
-tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The gripper is a
+Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo gains
+are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The gripper is a
 force on one finger, the other finger is coupled to it; nothing is ever attached by anything but contact and friction.
 Camera: the Logitech C920 of the Bridge set-up (ManiSkill2_real2sim, agents/configs/widowx/defaults.py).
 """
@@ -22,20 +22,26 @@ FINGER_LOWER_M, FINGER_UPPER_M = 0.010, 0.0375
 """Mechanical range. The URDF says 0.015 to 0.037; Bridge drives to 0.010 (closed, squeezing), the linkage ends at 0.0375."""
 PLATE_HEIGHT_M = 0.006
 
-# name, parent offset (m), joint axis, joint range (rad), peak torque (Nm), mass, com, inertia quaternion, principal inertia
+# joint, link, parent offset (m), axis, range (rad), peak torque (Nm), mass (kg), com (m), inertia quaternion and moments
 _LINKS = (
     ("waist", "shoulder_link", (0, 0, 0.072), (0, 0, 1), (-3.141583, 3.141583), 10.0,
-     0.480879, (0.00002, 0.00004, 0.00663), (0.0130352, 0.706387, 0.012996, 0.707586), (0.000588946, 0.000555655, 0.000378999)),
+     0.480879, (0.00002, 0.00004, 0.00663), (0.0130352, 0.706387, 0.012996, 0.707586),
+     (0.000588946, 0.000555655, 0.000378999)),
     ("shoulder", "upper_arm_link", (0, 0, 0.03865), (0, 1, 0), (-1.884956, 1.989675), 20.0,
-     0.430811, (0.01716, 0, 0.19132), (0.705539, 0.0470667, -0.0470667, 0.705539), (0.00364425, 0.003463, 0.000399348)),
+     0.430811, (0.01716, 0, 0.19132), (0.705539, 0.0470667, -0.0470667, 0.705539),
+     (0.00364425, 0.003463, 0.000399348)),
     ("elbow", "upper_forearm_link", (0.04975, 0, 0.25), (0, 1, 0), (-2.146755, 1.605703), 15.0,
-     0.234589, (0.10796, 0.00012, 0), (0.000980829, 0.707106, -0.000980829, 0.707106), (0.000888, 0.000887807, 0.0000397035)),
+     0.234589, (0.10796, 0.00012, 0), (0.000980829, 0.707106, -0.000980829, 0.707106),
+     (0.000888, 0.000887807, 0.0000397035)),
     ("forearm_roll", "lower_forearm_link", (0.175, 0, 0), (1, 0, 0), (-3.141583, 3.141583), 5.0,
-     0.220991, (0.03744, 0.00522, 0), (-0.0732511, 0.703302, 0.0732511, 0.703302), (0.0001834, 0.000172527, 0.0000588633)),
+     0.220991, (0.03744, 0.00522, 0), (-0.0732511, 0.703302, 0.0732511, 0.703302),
+     (0.0001834, 0.000172527, 0.0000588633)),
     ("wrist_angle", "wrist_link", (0.075, 0, 0), (0, 1, 0), (-1.745329, 2.146755), 5.0,
-     0.084957, (0.04236, -0.00001, 0.01058), (0.608721, 0.363497, -0.359175, 0.606895), (0.0000329057, 0.00003082, 0.0000268343)),
+     0.084957, (0.04236, -0.00001, 0.01058), (0.608721, 0.363497, -0.359175, 0.606895),
+     (0.0000329057, 0.00003082, 0.0000268343)),
     ("wrist_rotate", "gripper_link", (0.065, 0, 0), (1, 0, 0), (-3.141583, 3.141583), 3.0,
-     0.110084, (0.03253, 0, 0.00910), (0.546081, 0.419626, 0.62801, 0.362371), (0.00307592, 0.00307326, 0.0030332)),
+     0.110084, (0.03253, 0, 0.00910), (0.546081, 0.419626, 0.62801, 0.362371),
+     (0.00307592, 0.00307326, 0.0030332)),
 )
 _KP = (220.0, 260.0, 220.0, 90.0, 90.0, 50.0)
 
@@ -96,8 +102,10 @@ def _arm_xml() -> str:
     for side, sign in (("left", 1), ("right", -1)):
         fingers += (
             f'<body name="{side}_finger" pos="0.066 0 0"><inertial mass="0.016246" pos="0.01382 0 0" '
-            f'diaginertia="4.79509e-06 3.7467e-06 1.48651e-06"/><joint name="{side}_finger" type="slide" axis="0 {sign} 0" '
-            f'range="{FINGER_LOWER_M} {FINGER_UPPER_M}" solreflimit="0.008 1" solimplimit="0.99 0.999 0.0005" damping="150" frictionloss="0.8" armature="0.05"/>'
+            f'diaginertia="4.79509e-06 3.7467e-06 1.48651e-06"/>'
+            f'<joint name="{side}_finger" type="slide" axis="0 {sign} 0" '
+            f'range="{FINGER_LOWER_M} {FINGER_UPPER_M}" solreflimit="0.008 1" '
+            f'solimplimit="0.99 0.999 0.0005" damping="150" frictionloss="0.8" armature="0.05"/>'
             f'<geom name="{side}_finger" class="finger" type="box" size="0.0275 0.005 0.009" '
             f'pos="0.0175 {0.005 * sign} 0"/></body>')
     return opening + fingers + closing
@@ -111,7 +119,8 @@ def build_xml(scene: Scene) -> str:
     light_dir = np.array([0.3, 0.02, 0.0]) - np.array(scene.light_xyz_m)
     objects = "".join(_object_xml(i, s) for i, s in enumerate(scene.objects + scene.distractors))
     actuators = "".join(
-        f'<position name="{name}" joint="{name}" kp="{kp}" dampratio="1" forcerange="{-peak} {peak}" ctrlrange="{_v(limits)}"/>'
+        f'<position name="{name}" joint="{name}" kp="{kp}" dampratio="1" forcerange="{-peak} {peak}" '
+        f'ctrlrange="{_v(limits)}"/>'
         for (name, _, _, _, limits, peak, *_rest), kp in zip(_LINKS, _KP, strict=True))
     return f"""<mujoco model="wx250s_twin">
 <compiler angle="radian" autolimits="true" eulerseq="xyz"/>
@@ -123,15 +132,17 @@ def build_xml(scene: Scene) -> str:
 <default class="arm"><geom contype="1" conaffinity="2" rgba="{_v([shade] * 3)} 1" friction="0.6 0.01 0.001"/></default>
 <default class="finger"><geom contype="1" conaffinity="2" rgba="{_v([shade * 1.8 + 0.04] * 3)} 1" friction="1.2 0.02 0.001"
  condim="4" solref="0.008 1"/></default>
+<default class="far"><geom contype="0" conaffinity="0"/></default>
 <default class="servo"><joint armature="0.1" frictionloss="0.1" damping="0.4"/></default>
 </default>
 <worldbody>
-<light pos="{_v(scene.light_xyz_m)}" dir="{_v(light_dir)}" cutoff="70" exponent="2" diffuse="{_v([scene.light] * 3)}" specular="0.1 0.1 0.1" castshadow="false"/>
-<geom name="table" type="box" size="0.6 0.6 0.02" pos="0.3 0 -0.02" rgba="{_v(scene.table_rgb)} 1" contype="2" conaffinity="3"
- friction="{scene.table_friction} 0.01 0.001"/>
-<geom type="plane" size="5 5 0.1" pos="0 0 -0.7" rgba="{_v([c * 0.6 for c in scene.wall_rgb])} 1" contype="0" conaffinity="0"/>
-<geom type="box" size="0.02 3 2" pos="1.6 0 0.3" rgba="{_v(scene.wall_rgb)} 1" contype="0" conaffinity="0"/>
-<geom type="box" size="3 0.02 2" pos="0 1.6 0.3" rgba="{_v([c * 0.93 for c in scene.wall_rgb])} 1" contype="0" conaffinity="0"/>
+<light pos="{_v(scene.light_xyz_m)}" dir="{_v(light_dir)}" cutoff="70" exponent="2"
+ diffuse="{_v([scene.light] * 3)}" specular="0.1 0.1 0.1" castshadow="false"/>
+<geom name="table" type="box" size="0.6 0.6 0.02" pos="0.3 0 -0.02" rgba="{_v(scene.table_rgb)} 1"
+ contype="2" conaffinity="3" friction="{scene.table_friction} 0.01 0.001"/>
+<geom class="far" type="plane" size="5 5 0.1" pos="0 0 -0.7" rgba="{_v([c * 0.6 for c in scene.wall_rgb])} 1"/>
+<geom class="far" type="box" size="0.02 3 2" pos="1.6 0 0.3" rgba="{_v(scene.wall_rgb)} 1"/>
+<geom class="far" type="box" size="3 0.02 2" pos="0 1.6 0.3" rgba="{_v([c * 0.93 for c in scene.wall_rgb])} 1"/>
 <camera name="bridge" pos="{_v(pose[:3, 3])}" xyaxes="{_v(x_axis)} {_v(y_axis)}" fovy="{FOVY_DEG}"/>
 <body name="base_link"><geom class="arm" type="box" size="0.09 0.055 0.035" pos="-0.03 0 0.036"/>{_arm_xml()}</body>
 {objects}

@@ -43,7 +43,7 @@ def random_objects(rng: np.random.Generator, family: str, wide: bool) -> tuple[O
                                   mass_kg=float(rng.uniform(0.03, 0.09)) if wide else 0.05,
                                   friction=float(rng.uniform(0.7, 1.2)) if wide else 1.0, rgb=tuple(rgb)))
     if family == "pick_place" or rng.random() < 0.25:
-        objects.append(ObjectSpec(str(rng.choice(KNOWN_COLOURS + ("white",))), "plate", size_m=0.11))
+        objects.append(ObjectSpec(str(rng.choice((*KNOWN_COLOURS, "white"))), "plate", size_m=0.11))
     return tuple(objects)
 
 
@@ -154,8 +154,11 @@ def write_episodes(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
 
 def make_file(path: Path, family: str, kind: str, count: int, seed: int,
               progress: Callable[[], object] = lambda: None) -> dict[str, float]:
-    """Make `count` episodes of `kind` (demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour;
-    wide_play: varied scenes, mixed behaviour) and write them to `path`. Return success rates per behaviour."""
+    """Make `count` episodes and write them to `path`; return success rates per behaviour.
+
+    `kind` demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour; wide_play: varied scenes,
+    mixed behaviour. `progress` is called after each episode.
+    """
     episodes = []
     names = list(PLAY_MIX)
     for i in range(count):
@@ -163,7 +166,8 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int,
         rng = np.random.default_rng((episode_seed, 7))
         scene = wide_scene(rng, family) if kind == "wide_play" else training_scene(rng, family)
         behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
-        episodes.append(record_episode(scene, episode_seed, behaviour, wide_start=kind != "demo" and rng.random() < 0.5))
+        wide_start = kind != "demo" and rng.random() < 0.5
+        episodes.append(record_episode(scene, episode_seed, behaviour, wide_start))
         progress()
     write_episodes(path, episodes)
     rates: dict[str, list[bool]] = {}
