@@ -102,7 +102,8 @@ def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
 
 
 def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], group: RolloutGroup,
-                 config: TrustConfig, seed: int, cancelled: Callable[[], bool] = never) -> tuple[RolloutGroup, TrustCounts]:
+                 config: TrustConfig, seed: int, cancelled: Callable[[], bool] = never
+                 ) -> tuple[RolloutGroup, TrustCounts]:
     """Reject what cannot be trusted; return the group with those rollouts without verdict, and counts.
 
     `start` is what the group was imagined from. Claimed successes are replayed, same actions, in a new dream with

@@ -1,0 +1,199 @@
+"""The policy gradient: the loss against a written-out numpy case, and that LoRA on the real network learns."""
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from world_gymnast_ros.advantage import Advantages, group_advantages
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner, flatten, policy_loss
+from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
+
+torch.set_num_threads(1)
+TOY = {"image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
+       "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}}
+WORDS = "reach the red block"
+
+
+def toy_policy():
+    torch.manual_seed(0)
+    return OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), base_hash="random-0")
+
+
+def sampled_group(policy, copies, chunks, valid, seed=0, words=WORDS, temperature=1.2):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (copies, chunks * 4 + 1, 32, 32, 3), dtype=np.uint8)
+    samples = tuple(policy.sample(frames[:, 4 * n], words, temperature, seed * 100 + n) for n in range(chunks))
+    return RolloutGroup(frames, samples, tuple(4 * n for n in range(chunks)), (Judgement(0.5),) * copies,
+                        np.array(valid, bool), words, "base", "none")
+
+
+def tiny_group(logprobs, tokens, valid, words="a"):
+    """Chunks of one action; logprobs (G, N, 7)."""
+    copies, chunks = logprobs.shape[:2]
+    samples = tuple(SampledChunks(np.zeros((copies, 1, 7), np.float32), tokens[:, n, None], logprobs[:, n, None])
+                    for n in range(chunks))
+    return RolloutGroup(np.zeros((copies, chunks + 1, 2, 2, 3), np.uint8), samples, tuple(range(chunks)),
+                        (Judgement(0.5),) * copies, valid, words, "base", "none")
+
+
+def test_loss_is_the_written_out_one():
+    """Two groups of unlike length: M trajectories weigh 1/M each, their valid tokens share it; clip; leash."""
+    rng = np.random.default_rng(0)
+    groups, expected, pieces = [], 0.0, []
+    low, high, leash = 0.2, 0.28, 0.1
+    trajectories = 5  # 3 + 2: one more is without verdict, one is masked altogether
+    for copies, chunks, used in ((4, 3, [1, 1, 1, 0]), (3, 2, [1, 1, 1])):
+        old = rng.normal(-2, 0.5, (copies, chunks, 7)).astype(np.float32)
+        valid = np.ones((copies, chunks), bool)
+        valid[0, 1:] = False
+        if copies == 3:
+            valid[2] = False
+        advantages = rng.normal(0, 1, copies).astype(np.float32) * np.array(used, np.float32)
+        tokens = rng.integers(0, 256, (copies, chunks, 7))
+        groups.append((tiny_group(old, tokens, valid, words=f"task {copies}"),
+                       Advantages(advantages, np.array(used, bool), False, 0.0, 1.0)))
+        for i in range(copies):
+            count = valid[i].sum() * 7
+            for n in range(chunks):
+                if not (used[i] and valid[i, n]):
+                    continue
+                now, base = rng.normal(-2, 0.5, 7), rng.normal(-2, 0.5, 7)
+                pieces.append((now, base))
+                for a in range(7):
+                    ratio = math.exp(now[a] - old[i, n, a])
+                    clipped = min(max(ratio, 1 - low), 1 + high)
+                    gap = base[a] - now[a]
+                    loss = max(-advantages[i] * ratio, -advantages[i] * clipped) + leash * (math.exp(gap) - gap - 1)
+                    expected += loss / count / trajectories
+    data = flatten(groups)
+    assert data.weights.sum() * 7 == pytest.approx(1.0) and data.instructions.count("task 4") == 1 + 3 + 3
+    now = torch.tensor(np.array([p[0] for p in pieces]), dtype=torch.float32)[:, None]
+    base = torch.tensor(np.array([p[1] for p in pieces]), dtype=torch.float32)[:, None]
+    loss = policy_loss(now, *map(torch.tensor, (data.old, data.advantages, data.weights)), low, high, base, leash)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_minibatches_add_up_to_the_whole_loss():
+    """The scale C/m makes the mean of the minibatch losses the loss of the batch."""
+    group = tiny_group(np.full((4, 2, 7), -1.0, np.float32), np.zeros((4, 2, 7), np.int64), np.ones((4, 2), bool))
+    data = flatten([(group, group_advantages([0.1, 0.4, 0.2, 0.9]))])
+    now = torch.linspace(-1.3, -0.8, 8 * 7).reshape(8, 1, 7)
+
+    def loss(rows):
+        return float(policy_loss(now[rows], *(torch.tensor(a[rows]) for a in (data.old, data.advantages, data.weights)),
+                                 0.2, 0.28))
+
+    whole = loss(np.arange(8))
+    halves = [loss(np.array(rows)) * 2 for rows in ([0, 3, 5, 6], [1, 2, 4, 7])]
+    assert np.mean(halves) == pytest.approx(whole, rel=1e-5)
+
+
+def test_clipping_stops_the_gradient_on_one_side_only():
+    old, weights = torch.zeros(1, 1, 7), torch.ones(1) / 7
+    for advantage, shift, moves in ((1.0, 0.5, False), (1.0, -0.5, True), (-1.0, -0.5, False), (-1.0, 0.5, True)):
+        now = torch.full((1, 1, 7), shift, requires_grad=True)
+        policy_loss(now, old, torch.tensor([advantage]), weights, 0.2, 0.28).backward()
+        assert bool(now.grad.abs().max() > 0) == moves
+
+
+def test_degenerate_groups_and_masked_chunks_leave_no_trace():
+    policy = toy_policy()
+    group = sampled_group(policy, 3, 2, [[1, 0], [1, 1], [0, 0]])
+    assert len(flatten([(group, group_advantages([0.2, 0.2, 0.2]))]).instructions) == 0
+    data = flatten([(group, group_advantages([1.0, 0.0, None]))])
+    assert len(data.instructions) == 3 and data.weights.tolist() == pytest.approx([1 / 56, 1 / 112, 1 / 112])
+    learner = LoraLearner(policy)
+    learner.begin()
+    assert learner.update([(group, group_advantages([0.2] * 3))], 1.2, 0) == {"chunks": 0.0}
+    learner.end()
+
+
+def test_lora_learns_on_the_real_network_and_leaves_it_as_it_was():
+    policy = toy_policy()
+    policy.model.language_model.lm_head.weight.data.normal_(0, 0.5)  # decided enough to have something to unlearn
+    frames = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    before = policy.logits(frames, WORDS).detach().clone()
+    learner = LoraLearner(policy, LoraConfig(rank=4, alpha=8, learning_rate=1e-2, minibatch_chunks=24))
+    learner.begin()
+    torch.testing.assert_close(policy.logits(frames, WORDS).detach(), before)
+    wanted, first = [], {}
+    for update in range(8):  # reward: low bins in the first dimension
+        group = sampled_group(policy, 48, 1, np.ones((48, 1)), seed=update)
+        rewards = [float(-t[:, 0].mean()) / 256 for t in group.chunks[0].tokens]
+        wanted.append(np.mean(rewards))
+        stats = learner.update([(group, group_advantages(rewards))], 1.2, update)
+        first = first or stats
+    assert np.mean(wanted[-2:]) > np.mean(wanted[:2]) + 0.05
+    assert first["first_ratio_off"] < 0.02 < first["ratio_off"]  # on-policy at first, then the ratio leaves 1
+    assert all(math.isfinite(v) for v in stats.values()) and stats["chunks"] == 48
+    kept = learner.snapshot()
+    trained = policy.logits(frames, WORDS).detach().clone()
+    for p in learner.weights:
+        p.data.zero_()
+    learner.restore(kept)
+    torch.testing.assert_close(policy.logits(frames, WORDS).detach(), trained)
+    learner.end()
+    torch.testing.assert_close(policy.logits(frames, WORDS).detach(), before)
+    assert policy.adapter == "base" and not any(p.requires_grad for p in policy.model.parameters())
+    learner.end()
+
+
+def test_micro_batches_change_nothing():
+    losses = []
+    for micro in (3, 64):
+        policy = toy_policy()
+        group = sampled_group(policy, 8, 2, np.ones((8, 2)))
+        learner = LoraLearner(policy, LoraConfig(rank=2, micro_chunks=micro, epochs=1))
+        learner.begin()
+        stats = learner.update([(group, group_advantages(list(np.linspace(0, 1, 8))))], 1.2, 0)
+        losses.append((stats["loss"], stats["grad_norm"]))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2, abs=1e-3)
+
+
+def test_the_leash_holds_the_policy_near_the_base():
+    off = []
+    for leash in (0.0, 20.0):
+        policy = toy_policy()
+        learner = LoraLearner(policy, LoraConfig(rank=4, learning_rate=5e-3, leash=leash, epochs=3))
+        learner.begin()
+        for update in range(3):
+            group = sampled_group(policy, 12, 1, np.ones((12, 1)), seed=update)
+            learner.update([(group, group_advantages(list(np.linspace(0, 1, 12))))], 1.2, update)
+        frames = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        with torch.no_grad():
+            now = torch.log_softmax(policy.logits(frames, WORDS), -1)
+            with policy.without_adapter():
+                base = torch.log_softmax(policy.logits(frames, WORDS), -1)
+        off.append(float((base.exp() * (base - now)).sum(-1).mean()))
+    assert off[1] < 0.6 * off[0]
+
+
+def test_mixed_instructions_share_a_batch():
+    policy = toy_policy()
+    learner = LoraLearner(policy, LoraConfig(rank=2, epochs=1))
+    learner.begin()
+    batch = [(sampled_group(policy, 4, 1, np.ones((4, 1)), seed=i, words=w), group_advantages([0.0, 1.0, 0.5, 0.2]))
+             for i, w in enumerate((WORDS, "push the blue ball left"))]
+    stats = learner.update(batch, 1.2, 0)
+    assert stats["chunks"] == 8 and stats["grad_norm"] > 0 and stats["first_ratio_off"] < 0.02
+
+
+def test_senseless_settings_are_refused():
+    with pytest.raises(BadConfig, match=r"lora.rank must lie in \[1, 1024\], got 0"):
+        LoraConfig(rank=0)
+    with pytest.raises(BadConfig, match="begin"):
+        LoraLearner(toy_policy()).update([], 1.0, 0)
+
+
+def test_an_update_of_a_usual_batch_is_quick():
+    policy = toy_policy()
+    group = sampled_group(policy, 32, 4, np.ones((32, 4)))
+    learner = LoraLearner(policy)
+    learner.begin()
+    began = time.process_time()
+    learner.update([(group, group_advantages(list(np.linspace(0, 1, 32))))], 1.2, 0)
+    assert time.process_time() - began < 5.0
