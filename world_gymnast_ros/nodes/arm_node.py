@@ -97,6 +97,7 @@ class ArmNode(base.ConfiguredNode):
             self._steps.publish(convert.step_msg(command, played.action, played.arm, self.now_ns()))
         if command.verdict in (Verdict.HOLD, Verdict.STOP):
             self.get_logger().warning(f"{command.verdict.value}: {command.reason}", throttle_duration_sec=0.5)
+            self._publish_status()
 
     def _on_gripper(self) -> None:
         """Run the grip while the arm plays or is held; a disarmed arm lets go."""

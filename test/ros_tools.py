@@ -1,0 +1,127 @@
+"""A client of the graph for tests: keeps what it hears, calls services, and spins itself while it waits."""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from world_gymnast_ros import graph
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.types import ActionChunk
+
+PATIENCE_S = 40.0
+"""Longest wait for something that must happen; test machines can be very busy."""
+TICK = os.environ.get("WORLD_GYMNAST_TEST_TIMING", "") != ""
+"""Set WORLD_GYMNAST_TEST_TIMING=1 on a quiet machine to assert upper bounds of latencies too."""
+
+
+class Client(Node):
+    """Hears everything that the tests ask about."""
+
+    def __init__(self) -> None:
+        super().__init__("test_client")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self.heard: dict[str, list[Any]] = {}
+        self._sequence = 0
+        self._senders: dict[str, Any] = {}
+
+    def hear(self, topic: str, kind: Any, qos: Any = base.RELIABLE) -> list[Any]:
+        """Subscribe once and return the growing list of messages."""
+        if topic not in self.heard:
+            messages = self.heard.setdefault(topic, [])
+            self.create_subscription(kind, topic, messages.append, qos)
+        return self.heard[topic]
+
+    def until(self, done: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S,
+              check: Callable[[], None] = lambda: None) -> None:
+        """Spin until `done()`, or fail naming `what`."""
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+            self._executor.spin_once(timeout_sec=0.02)
+            check()
+
+    def spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def call(self, name: str, kind: Any, /, **fields: Any) -> Any:
+        client = self.create_client(kind, name)
+        try:
+            self.until(client.service_is_ready, f"service {name}")
+            future = client.call_async(kind.Request(**fields))
+            self.until(future.done, f"an answer of {name}")
+            return future.result()
+        finally:
+            self.destroy_client(client)
+
+    def trigger(self, name: str) -> Any:
+        return self.call(f"arm_node/{name}", convert.Trigger)
+
+    def say(self, topic: str, kind: Any, qos: Any, message: Any) -> None:
+        """Publish once somebody listens."""
+        if topic not in self._senders:
+            self._senders[topic] = self.create_publisher(kind, topic, qos)
+        publisher = self._senders[topic]
+        self.until(lambda: publisher.get_subscription_count() > 0, f"a subscriber of {topic}")
+        publisher.publish(message)
+
+    def send_chunk(self, delta: Any, actions: int = 4, gripper: float = 1.0, frame_age_s: float = 0.0) -> int:
+        """Publish a chunk that repeats one delta (6,); return its sequence number."""
+        now_ns = self.get_clock().now().nanoseconds
+        deltas = np.tile(np.array([*delta, gripper], np.float32), (actions, 1))
+        self._sequence += 1
+        chunk = ActionChunk(deltas, now_ns - round(frame_age_s * 1e9))
+        self.say("action_chunk", convert.ActionChunkMsg, base.RELIABLE,
+                 convert.chunk_msg(chunk, self._sequence, "test", now_ns, now_ns, now_ns))
+        return self._sequence
+
+    def steps_of(self, sequence: int) -> list[Any]:
+        return [m for m in self.heard["step"] if m.chunk_sequence == sequence]
+
+    def play(self, delta: Any, **chunk: Any) -> list[Any]:
+        """Send a chunk and return its steps: all of them, or those up to the one that was refused."""
+        size = chunk.get("actions", 4)
+        sequence = self.send_chunk(delta, **chunk)
+
+        def over() -> bool:
+            steps = self.steps_of(sequence)
+            return len(steps) == size or bool(steps and steps[-1].verdict >= steps[-1].HOLD)
+
+        self.until(over, f"{size} steps of chunk {sequence}")
+        return self.steps_of(sequence)
+
+
+def stamps_s(messages: list[Any]) -> np.ndarray:
+    return np.array([convert.to_ns(m.header.stamp) for m in messages]) * 1e-9
+
+
+@contextmanager
+def client() -> Iterator[Client]:
+    rclpy.init()
+    node = Client()
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+@contextmanager
+def running(specs: list[graph.NodeSpec], log_dir: Path) -> Iterator[graph.Graph]:
+    """Start nodes; at the end all of them must go on SIGINT with code 0."""
+    with graph.start(specs, graph.ros_environment(log_dir=log_dir), log_dir) as nodes:
+        yield nodes
+        codes = nodes.stop(grace_s=15.0)
+    logs = "\n".join(f"--- {name}\n{node.tail(30)}" for name, node in nodes.nodes.items())
+    assert set(codes.values()) <= {0}, f"{codes}\n{logs}"

@@ -1,0 +1,63 @@
+"""Parameters: shipped files equal the dataclasses, and bad ones are named."""
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from world_gymnast_ros import config
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.paths import share_dir
+
+
+@pytest.mark.parametrize("name", config.FILES)
+def test_shipped_file_holds_every_key_with_its_default(name: str) -> None:
+    cls = config.FILES[name]
+    path = share_dir() / "config" / name
+    assert set(config.read_parameters(path)) == {f.name for f in dataclasses.fields(cls)}
+    assert config.load(cls, path) == cls()
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"max_stepm": 0.05}, ["max_stepm", "0.05", "known keys", "max_step_m"]),
+    ({"max_step_m": 5}, ["max_step_m", "5", "0.1"]),
+    ({"max_step_m": "far"}, ["max_step_m", "'far'", "float"]),
+    ({"max_step_m": float("nan")}, ["max_step_m", "nan"]),
+    ({"dry_run": 1}, ["dry_run", "bool"]),
+    ({"max_consecutive_holds": 2.5}, ["max_consecutive_holds", "2.5", "int"]),
+    ({"max_consecutive_holds": True}, ["max_consecutive_holds", "True"]),
+    ({"workspace_low_m": [0.1, 0.2]}, ["workspace_low_m", "3 numbers"]),
+    ({"workspace_low_m": [0.1, 0.2, 9.0]}, ["workspace_low_m", "9.0"]),
+    ({"robot_name": 3}, ["robot_name", "str"]),
+])
+def test_bad_values_name_key_value_and_limit(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(BadConfig) as error:
+        config.from_mapping(config.ArmConfig, values, "arm.yaml")
+    assert all(word in str(error.value) for word in ["arm.yaml", *words]), error.value
+
+
+def test_an_int_passes_for_a_float_and_a_list_for_a_tuple() -> None:
+    c = config.from_mapping(config.ArmConfig, {"tick_hz": 50, "workspace_low_m": [0, 0, 0]})
+    assert c.tick_hz == 50.0 and isinstance(c.tick_hz, float) and c.workspace_low_m == (0.0, 0.0, 0.0)
+
+
+def test_every_limit_of_the_guard_can_be_set_from_the_arm_file() -> None:
+    values = {f.name: getattr(SafetyConfig(), f.name) for f in dataclasses.fields(SafetyConfig)}
+    assert config.from_mapping(config.ArmConfig, values).safety() == SafetyConfig()
+    assert config.from_mapping(config.ArmConfig, {"max_step_m": 0.02}).safety().max_step_m == 0.02
+
+
+@pytest.mark.parametrize("text", [
+    "a: [", "just words", "/**:\n  parameters: {}", "/**:\n  ros__parameters: 3", "a: {}\nb: {}",
+    "/**:\n  ros__parameters: {}\n  more: 1",
+])
+def test_files_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "arm.yaml"
+    path.write_text(text)
+    with pytest.raises(BadConfig, match=r"arm\.yaml"):
+        config.load(config.ArmConfig, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="nowhere"):
+        config.load(config.ArmConfig, tmp_path / "nowhere.yaml")
