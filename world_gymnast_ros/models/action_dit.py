@@ -252,7 +252,7 @@ class ActionDiT(nn.Module):
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
         places these are (None: all). With a `cache`, T is 1 and the cache holds the frames before.
         """
-        B, T = noise.shape
+        T = noise.shape[1]
         seen = F.gelu(self.embed_window(previous), approximate="tanh")
         places = self.places if tokens is None else self.places[tokens].unsqueeze(1)
         x = self.embed_previous(seen) + self.embed_noisy(noisy) + (self.embed_first(first) + places)

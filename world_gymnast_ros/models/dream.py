@@ -107,7 +107,7 @@ class ActionDiTWorld:
     """An action-conditioned video world model on an `ActionDiT`."""
 
     def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
-        """Wrap a network (in place). `dtype` None: bfloat16 where the device multiplies it in hardware, else float32."""
+        """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware."""
         self.device = torch.device(device)
         if dtype is None:
             fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()

@@ -1,0 +1,155 @@
+"""Train the tiny models: policy, judge (reflector) or world model.
+
+examples:
+  world-gymnast train policy --play data/demo --out runs/policy
+  world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
+  world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
+  world-gymnast train world-model --play data/wide_play --out runs/wm --resume --minutes 90   go on from a stopped run
+  world-gymnast train world-model --clips bridge_clips --hold-out 000000009 --out runs/bridge_wm   recorded clips
+
+With other loads on the machine set OMP_WAIT_POLICY=PASSIVE: spinning threads made steps several times slower.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from world_gymnast_ros.errors import BadConfig
+
+if TYPE_CHECKING:
+    from world_gymnast_ros.learning.play_data import PlayEpisode
+    from world_gymnast_ros.models.action_dit import ActionDiT
+
+HELP = "train policy, judge or world model"
+
+
+TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
+         "world-model": "the world model, on play data or recorded clips"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = "; ".join(f"{name}: {text}" for name, text in TEXTS.items())
+    parser.add_argument("what", choices=TEXTS, help=what)
+    # Each training has options of its own; `train policy --help` lists them.
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its options; --help lists them")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "world-model":
+        return _world_model(_world_model_parser().parse_args(args.rest))
+    import importlib
+
+    module = importlib.import_module(f"world_gymnast_ros.learning.train_{args.what}")
+    return int(module.main(args.rest))
+
+
+def _world_model_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="world-gymnast train world-model", description=TEXTS["world-model"])
+    data = parser.add_argument_group("data (one of --play and --clips)")
+    data.add_argument("--play", type=Path, nargs="+", help="folders of play data (*.npz)")
+    data.add_argument("--held-out", type=Path, nargs="+", default=[], help="folders of play data to report on only")
+    data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
+    data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
+    data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
+    data.add_argument("--variants", type=int, default=40, help="augmented versions per clip (default: %(default)s)")
+    run_ = parser.add_argument_group("run")
+    run_.add_argument("--out", type=Path, required=True, help="run folder; itself a loadable checkpoint")
+    run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
+    run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
+    run_.add_argument("--init", type=Path, help="checkpoint to start from")
+    run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
+    run_.add_argument("--seed", type=int, default=0)
+    run_.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    run_.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    how = parser.add_argument_group("how (None: a default that suits the data)")
+    how.add_argument("--batch", type=int, help="clips per step")
+    how.add_argument("--muon-lr", type=float)
+    how.add_argument("--rollouts-from", type=float, help="share of the budget after which own dreams join; 1: never")
+    how.add_argument("--moving-weight", type=float, help="extra loss weight of moving pixels")
+    how.add_argument("--dropout", type=float, help="dropout of a new network")
+    how.add_argument("--report-every-s", type=float, help="seconds between reports and saves")
+    how.add_argument("--workspace", type=float, nargs=6, metavar="M",
+                     help="box that clips the dream's target: low x y z, high x y z, m")
+    return parser
+
+
+def _world_model(args: argparse.Namespace) -> int:
+    import torch
+
+    from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, new_network
+    from world_gymnast_ros.models.action_dit import ActionDiTConfig
+
+    if (args.play is None) == (args.clips is None):
+        raise BadConfig("give exactly one of --play (twin data) and --clips (recorded clips)")
+    torch.set_num_threads(args.threads)
+    network_settings: dict[str, Any] = {} if args.workspace is None else {
+        "workspace_low_m": tuple(args.workspace[:3]), "workspace_high_m": tuple(args.workspace[3:])}
+    # Eight clips: the plain squared error (no extra weight, no floor) is what "better than copying" is measured by.
+    settings: dict[str, Any] = {} if args.clips is None else {
+        "batch": 8, "moving_weight": 0.0, "keep_best": True, "rollouts_from": 0.3, "report_every_s": 60.0,
+        "rollout_count": 48, "weight_decay": 0.05, "full_share": 1.0}
+    network_settings |= {} if args.clips is None else {"dropout": 0.1, "still_threshold": 0.0,
+                                                       "name": "action-dit-clips"}
+    chosen = {k: getattr(args, k) for k in ("batch", "muon_lr", "rollouts_from", "moving_weight", "report_every_s")}
+    settings |= {k: v for k, v in chosen.items() if v is not None}
+    if args.dropout is not None:
+        network_settings["dropout"] = args.dropout
+    config = TrainConfig(minutes=args.minutes, steps=args.steps, seed=args.seed, **settings)
+    size = ActionDiTConfig().image_size
+    training, held_out, test = _clips(args, size) if args.clips else _play(args)
+    network = new_network(ActionDiTConfig(**network_settings), args.init, args.seed).to(args.device)
+    trainer = Trainer(network, training, held_out, config, args.out)
+    if args.resume:
+        trainer.resume()
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    print(f"{millions:.2f} M parameters, {len(training)} training episodes, {sum(e.steps for e in training)} steps")
+    trainer.run()
+    if test:
+        _test(trainer.checkpoint_network(), test, args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _play(args: argparse.Namespace) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:
+    from world_gymnast_ros.learning.play_data import read_play
+
+    return read_play(args.play), read_play(args.held_out, every=6) if args.held_out else [], []
+
+
+def _clips(args: argparse.Namespace, size: int) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:
+    """Return training variants, the clip that decides when to stop, and the clip that is only tested at the end."""
+    import numpy as np
+
+    from world_gymnast_ros.learning.play_data import read_clips, resized, variants
+
+    clips = {e.name: e for e in read_clips(args.clips)}
+    for name in filter(None, (args.hold_out, args.validate)):
+        if name not in clips:
+            raise BadConfig(f"there is no clip '{name}' in {args.clips}; choose from {', '.join(clips)}")
+    test = [clips.pop(args.hold_out)] if args.hold_out else []
+    if len(clips) < 2:
+        raise BadConfig(f"{len(clips)} clips are left to train and validate in {args.clips}; at least 2 are needed")
+    validation = clips.pop(args.validate if args.validate in clips else sorted(clips)[-1])
+    rng = np.random.default_rng(args.seed)
+    training = [v for e in clips.values() for v in (resized(e, size), *variants(e, size, args.variants, rng))]
+    return training, [resized(validation, size)], [resized(e, size) for e in test]
+
+
+def _test(network: ActionDiT, test: list[PlayEpisode], out: Path) -> None:
+    """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
+    from world_gymnast_ros.learning.dream_error import cuts, dream_cuts, horizon_errors, write_strips
+    from world_gymnast_ros.models.checkpoint import write_text
+    from world_gymnast_ros.models.vision import fast_math
+
+    stretches = cuts(test, 5, 1)
+    with fast_math(network.age_bias.device):
+        films = dream_cuts(network, stretches, seed=3)
+    errors = horizon_errors(stretches, films, (1, 5))
+    write_strips(out / "test.png", stretches[::6], films[::6], columns=6)
+    write_text(out / "test.json", json.dumps({"clips": [e.name for e in test], "horizons": errors}, indent=1) + "\n")
+    print(f"held-out clip {', '.join(e.name for e in test)}, dreams from {len(stretches)} start frames:")
+    for h, r in errors.items():
+        print(f"  {h} step: MSE {r['mse']:.6f} against {r['mse_copy']:.6f} for copying (x {r['ratio']:.3f}), PSNR "
+              f"{r['psnr_db']:.2f} against {r['psnr_copy_db']:.2f} dB; in changed places x {r['changed_ratio']:.3f}")
