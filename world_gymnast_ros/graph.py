@@ -6,6 +6,7 @@ group, with its output in a file, and is ended by SIGINT, then SIGTERM, then SIG
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -151,6 +152,9 @@ class Graph:
             deadline = time.monotonic() + grace_s
             while time.monotonic() < deadline and any(n.process.poll() is None for n in order):
                 time.sleep(0.02)
+        for node in order:  # children that outlived their node
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.process.pid, signal.SIGKILL)
         atexit.unregister(self.stop)
         return {name: node.process.wait() for name, node in self.nodes.items()}
 
@@ -178,7 +182,5 @@ def start(specs: Iterable[NodeSpec], env: Mapping[str, str], log_dir: Path) -> G
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     """Signal a node and its children, if it still runs."""
     if process.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it ended between the two lines
             os.killpg(process.pid, number)
-        except ProcessLookupError:  # it ended between the two lines
-            return

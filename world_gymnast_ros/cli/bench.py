@@ -1,8 +1,9 @@
-"""Measure what is promised: the release gate of a world model.
+"""Measure what is promised: the release gate of a world model, and true success before and after adaptation.
 
 examples:
   world-gymnast bench replay --data data/held_out          replay true episodes in the shipped dream, print the table
   world-gymnast bench replay --data data/held_out --write  also store it beside the world model (release.json)
+  world-gymnast bench adaptation --episodes 20             five novel scenes on the twin: true success before and after
 """
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-HELP = "release gate of a world model (paired replay)"
+HELP = "release gate of a world model; true success before and after adaptation"
+NOVEL_SCENES = ("novel_blue_cloth", "novel_dark_wood", "novel_camera_shift", "novel_white_table", "novel_evening")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +27,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
+    adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
+    adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
+    adaptation.add_argument("--instruction", default="", help="default: each scene's first")
+    adaptation.add_argument("--episodes", type=int, default=20,
+                            help="true episodes before and after (default: %(default)s)")
+    adaptation.add_argument("--budget-s", type=float, default=180.0, help="per scene (default: %(default)s)")
+    adaptation.add_argument("--updates", type=int, default=0, help="default: as in adapt.yaml")
+    adaptation.add_argument("--seed", type=int, default=0)
+    adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
+    adaptation.add_argument("--world-model", default="")
+    adaptation.add_argument("--judge", default="")
+    adaptation.add_argument("--threads", type=int, default=2)
+    adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of adapt.yaml to change")
+    adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
 
 
 def run(args: argparse.Namespace) -> int:
+    return _replay(args) if args.what == "replay" else _adaptation(args)
+
+
+def _adaptation(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    import torch
+    import yaml
+    from tqdm import tqdm
+
+    from world_gymnast_ros import config as settings
+    from world_gymnast_ros.adapt_config import AdaptConfig, AdaptNodeConfig
+    from world_gymnast_ros.learning.adaptation_bench import SceneResult, measure_scene, results_markdown
+    from world_gymnast_ros.learning.lora_pg import LoraConfig
+    from world_gymnast_ros.models import build
+    from world_gymnast_ros.paths import share_path
+    from world_gymnast_ros.session import Progress
+
+    torch.set_num_threads(args.threads)
+    changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in args.set)}
+    changes |= {"budget_s": args.budget_s, **({"max_updates": args.updates} if args.updates else {})}
+    node = dataclasses.replace(settings.load(AdaptNodeConfig, share_path("config/adapt.yaml")), **changes)
+    config = AdaptConfig(**{f.name: getattr(node, f.name) for f in dataclasses.fields(AdaptConfig)})
+    lora = LoraConfig(node.lora_rank, node.lora_alpha, node.learning_rate, node.epochs, node.minibatch_chunks,
+                      node.micro_chunks, node.clip_low, node.clip_high, node.leash)
+    policy, world_model = build.load_policy(args.policy), build.load_world_model(args.world_model)
+    judge = build.load_judge(args.judge)
+    results: list[SceneResult] = []
+    for scene in args.scenes:
+        with tqdm(total=config.max_updates, desc=Path(scene).stem, unit="update") as bar:
+            def progress(p: Progress, bar: tqdm = bar) -> None:  # type: ignore[type-arg]
+                bar.n = p.update
+                bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f} success {p.imagined_success:.2f}")
+            results.append(measure_scene(policy, world_model, judge, scene, args.instruction, args.episodes, config,
+                                         lora, args.seed, args.out, progress))
+        print(f"{results[-1].outcome}: {results[-1].message}", flush=True)
+    table = results_markdown(results)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"table-seed{args.seed}.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 

@@ -87,7 +87,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.evaluate import wilson
     from world_gymnast_ros.models.build import load_policy
-    from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.store import read_card
     from world_gymnast_ros.twin.rollout import success_rate
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
@@ -95,7 +95,7 @@ def _measure(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     policy = load_policy(args.policy)
     if args.adapter:
-        policy.load_adapter(load_adapter(args.adapter))
+        policy.load_adapter(read_card(args.adapter))
     scene = load_scene(args.scene)
     twin = Twin(scene)
     instruction = args.instruction or scene.instructions[0]

@@ -43,7 +43,8 @@ def read_play(paths: Iterable[Path], limit: int | None = None) -> list[Recorded]
             with np.load(path, allow_pickle=False) as data:
                 arrays = {k: data[k] for k in _NEEDED}
         except (OSError, ValueError, KeyError) as error:
-            raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`") from error
+            raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`"
+                               ) from error
         for i in range(min(len(arrays["frames"]), limit or 10**9)):
             T = int(arrays["length"][i])
             out.append(Recorded(str(arrays["family"][i]), str(arrays["instruction"][i]), arrays["frames"][i, :T + 1],
@@ -93,7 +94,7 @@ def release_rows(replayed: list[Replayed]) -> dict[str, dict[str, Any]]:
         false = wilson(sum(r.claimed for r in failures), max(len(failures), 1))
         wins = [r for r in judged if r.recorded.success]
         rows[family] = {
-            "auc": dream.value, "auc_low": dream.low, "auc_high": dream.high, "auc_true_frames": ceiling.value,
+            "auc": dream.value, "low": dream.low, "high": dream.high, "auc_true_frames": ceiling.value,
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
             "recall": float(np.mean([r.claimed for r in wins])) if wins else float("nan"),
             "episodes": len(mine), "successes": sum(truth), "no_verdict": len(mine) - len(judged),
@@ -109,7 +110,7 @@ def release_markdown(rows: dict[str, dict[str, Any]]) -> str:
     for family, r in rows.items():
         why = "yes" if r["released"] else f"no: AUC below {RELEASE_AUC}"
         lines.append(f"| {family} | {r['episodes']} ({r['successes']}) "
-                     f"| {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] "
+                     f"| {r['auc']:.3f} [{r['low']:.3f}, {r['high']:.3f}] "
                      f"| {r['auc_true_frames']:.3f} | {r['false_success']:.3f} [{r['false_success_low']:.3f}, "
                      f"{r['false_success_high']:.3f}] | {r['recall']:.2f} | {why} |")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wilson
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
+from world_gymnast_ros.report_truth import TrueFilm, complete_report
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
 
@@ -99,8 +100,6 @@ def memory_mib(pids: Sequence[int]) -> float:
 def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], result: Any, row: ABRow,
                   seconds: dict[str, float], peak_mib: float) -> Path:
     """Write demo.json and complete the session's report with what truly happened; return the report's path."""
-    from world_gymnast_ros.report import complete_report
-
     summary = {"scene": o.scene, "instruction": o.instruction, "seed": o.seed, "promoted": bool(result.promoted),
                "message": result.message, "before": [r.success for r in before], "after": [r.success for r in after],
                "imagined_before": result.imagined_before, "imagined_after": result.imagined_after,
@@ -108,9 +107,9 @@ def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], r
     o.out.mkdir(parents=True, exist_ok=True)
     (o.out / "demo.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
     report = o.out / "report.html"
-    complete_report(Path(result.report_path), report, [row],
-                    [(f"before, seed {r.seed}", r.success, r.film) for r in before[:3]]
-                    + [(f"after, seed {r.seed}", r.success, r.film) for r in after[:3]])
+    films = [TrueFilm(f"{label}, seed {r.seed}", r.success, r.film)
+             for label, runs in (("before", before), ("after", after)) for r in runs[:3]]
+    complete_report(Path(result.report_path), report, row, films, bool(result.promoted))
     return report
 
 

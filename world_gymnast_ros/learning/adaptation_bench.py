@@ -1,0 +1,93 @@
+"""`world-gymnast bench adaptation`: true success on the twin before and after one adaptation, scene by scene.
+
+One process, the same Bridge loop as the graph, true episodes with the same seeds before and after. The frame that the
+session starts from is of no episode that is measured.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from world_gymnast_ros.adapt import adapt
+from world_gymnast_ros.adapt_config import AdaptConfig
+from world_gymnast_ros.evaluate import ABRow, ab_row
+from world_gymnast_ros.imagine import Start
+from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
+from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.openvla import OpenVLA
+from world_gymnast_ros.session import Progress
+from world_gymnast_ros.store import Store
+from world_gymnast_ros.twin.rollout import capture, success_rate
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import Judge
+
+CAPTURE_SEED = 9_999
+FIRST_EPISODE_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """One scene. `imagined` before and after, NaN where the gate was not reached; `seconds` of the session."""
+
+    scene: str
+    instruction: str
+    row: ABRow
+    outcome: str
+    message: str
+    imagined_before: float
+    imagined_after: float
+    updates: int
+    seconds: float
+
+
+def measure_scene(policy: OpenVLA, world_model: ActionDiTWorld, judge: Judge, scene: str, instruction: str,
+                  episodes: int, config: AdaptConfig, lora: LoraConfig, seed: int, out: Path,
+                  progress: Callable[[Progress], None] = lambda _: None) -> SceneResult:
+    """Measure base, adapt once from a captured frame, measure again with what the gate decided."""
+    loaded = load_scene(scene)
+    instruction = instruction or loaded.instructions[0]
+    twin = Twin(loaded)
+    seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes)
+    try:
+        policy.load_adapter(None)
+        before = success_rate(twin, policy, instruction, seeds)
+        twin.reset(CAPTURE_SEED, instruction)
+        frame, state = capture(twin)
+        learner, store = LoraLearner(policy, lora), Store(out / "adapters")
+        began = time.monotonic()
+        report = adapt(
+            policy, world_model, judge, learner, [Start(frame, state, instruction)], config, seed, time.monotonic,
+            progress, log_path=out / f"{scene}-seed{seed}.jsonl",
+            save=lambda lr, scores: store.put(f"{scene}-{seed}", lr.save, parent="base", base_policy=policy.base_hash,
+                                              scores=scores, created_ns=0))
+        seconds = time.monotonic() - began
+        after = before
+        if report.adapter is not None:
+            policy.load_adapter(report.adapter)
+            after = success_rate(twin, policy, instruction, seeds)
+    finally:
+        policy.load_adapter(None)
+        twin.close()
+    gate = report.gate
+    return SceneResult(scene, instruction, ab_row(f"{scene}: {instruction}", before, after), report.outcome,
+                       report.message, gate.before.value if gate else float("nan"), gate.after.value if gate else float("nan"),
+                       len(report.curve), seconds)
+
+
+def results_markdown(results: list[SceneResult]) -> str:
+    """Format the table; the last line averages over scenes."""
+    lines = ["| scene, instruction | true before | true after | difference | imagined | updates | seconds | outcome |",
+             "|---|---|---|---|---|---|---|---|"]
+    for r in results:
+        lines.append(f"| {r.scene}: {r.instruction} | {r.row.before} | {r.row.after} | {r.row.difference} "
+                     f"| {r.imagined_before:.2f} to {r.imagined_after:.2f} | {r.updates} | {r.seconds:.0f} "
+                     f"| {r.outcome} |")
+    n = len(results)
+    before, after = (sum(getattr(r.row, k).value for r in results) / n for k in ("before", "after"))
+    worst = min(r.row.after.value - r.row.before.value for r in results)
+    lines.append(f"| mean of {n} | {before:.0%} | {after:.0%} | {after - before:+.0%} (worst {worst:+.0%}) | | | "
+                 f"{sum(r.seconds for r in results) / n:.0f} | |")
+    return "\n".join(lines)
