@@ -87,7 +87,7 @@ def test_luck_is_not_promoted():
         outcomes.append(run(policy=policy, learner=NoLearner(policy), seed=seed,
                             config=replace(CONFIG, max_updates=4, copies=4, evaluate_every=1)))
     assert not any(r.outcome == "would_promote" for r in outcomes)
-    assert all("base kept" in r.message for r in outcomes)
+    assert all("present policy kept" in r.message for r in outcomes)
 
 
 def test_the_gate_needs_margin_confidence_and_verdicts():
@@ -114,7 +114,7 @@ def test_the_gate_needs_margin_confidence_and_verdicts():
 def test_cancel_at_any_time(after_calls, tmp_path):
     calls = iter(range(10**6))
     report = run(cancelled=lambda: next(calls) >= after_calls, log_path=tmp_path / "s.jsonl")
-    assert report.outcome == "cancelled" and report.adapter is None and "base kept" in report.message
+    assert report.outcome == "cancelled" and report.adapter is None and "present policy kept" in report.message
     assert read_session(tmp_path / "s.jsonl")[-1]["outcome"] == "cancelled"
 
 

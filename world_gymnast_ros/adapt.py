@@ -172,7 +172,7 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
         learner.begin()
         outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
     except Cancelled as cancel:
-        outcome, message, stop, gate, ref = "cancelled", f"{cancel}; base kept", "cancelled", None, None
+        outcome, message, stop, gate, ref = "cancelled", f"{cancel}; present policy kept", "cancelled", None, None
     except BaseException as error:
         log.write("crash", error=f"{type(error).__name__}: {error}")
         raise
@@ -213,7 +213,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     s.log.write("select", update=best_update)
     if best_update == 0:
         why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update fitted into the budget"
-        return "kept", f"{why} ({stop}): base kept", stop, None, None
+        return "kept", f"{why} ({stop}): present policy kept", stop, None, None
     gate = _gate(s, learner, base, best)
     if not gate.promote:
         return "kept", gate.reason, stop, gate, None

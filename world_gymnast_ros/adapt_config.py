@@ -72,6 +72,7 @@ class AdaptNodeConfig(AdaptConfig):
     world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
     judge: str = text("", "folder of the judge; empty: the small one that ships with the package")
     directory: str = text("runs", "folder for adapters/ and sessions/")
+    horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")
     lora_alpha: float = number(32.0, 1e-6, 1e4, "scale of the LoRA adapter")
     learning_rate: float = number(1e-3, 1e-9, 1.0, "AdamW")

@@ -100,7 +100,7 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     if known.mean() < 0.5 or usable.sum() < 2:
         nothing = Interval(0.0, -1.0, 1.0, two_sided, int(known.sum()))
         return GateDecision(False, f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; "
-                            "need at least half: base kept", nothing, nothing, nothing, margin, -1.0)
+                            "need at least half: present policy kept", nothing, nothing, nothing, margin, -1.0)
     a, b = success_before[known], success_after[known]
     gains = success_after.astype(np.float64) - success_before
     per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
@@ -114,6 +114,6 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
     compare = "above" if promote else "not above"
     reason = (f"imagined success {sums}: gain {gain:+.2f}, {confidence:.0%} sure of at least {lower:+.2f}, "
-              f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'base kept'}")
+              f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'present policy kept'}")
     difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
     return GateDecision(promote, reason, before, after, difference, margin, lower)

@@ -22,7 +22,7 @@ from world_gymnast_ros.types import U8
 
 BEFORE, AFTER = "#7a8fa6", "#0b6e4f"
 HEADLINES = {"promoted": "Adapter promoted", "would_promote": "Adapter would be promoted (dry run)",
-             "kept": "Base policy kept", "cancelled": "Cancelled, base policy kept"}
+             "kept": "Present policy kept", "cancelled": "Cancelled, present policy kept"}
 
 STYLE = """
 :root{color-scheme:light;--ink:#1d2329;--quiet:#5c6670;--line:#dfe3e7;--paper:#fff;--wash:#f5f7f8}
@@ -166,21 +166,21 @@ def _gate(report: AdaptReport) -> str:
     gate: GateDecision | None = report.gate
     if gate is None:
         return _quiet(f"The gate was not reached: {report.message}.")
-    rows = _interval_row("base", gate.before, BEFORE) + _interval_row("adapter", gate.after, AFTER)
+    rows = _interval_row("before", gate.before, BEFORE) + _interval_row("after", gate.after, AFTER)
     return (f"<p>{escape(gate.reason[:1].upper() + gate.reason[1:])}.</p><div class='scroll'><table><tr><th></th>"
             f"<th>imagined successes</th><th>rate [{gate.before.confidence:.0%} interval]</th><th></th></tr>{rows}"
             "</table></div>" +
             _quiet("Both sides ran the same start frames, world-model noise and sampling noise, on seeds that neither "
-                   "training nor the choice of the checkpoint had seen. The bound is the lower of a bootstrap over whole "
-                   "dreams and the paired Newcombe interval. A success counts only if the same actions succeed again "
-                   "under fresh noise."))
+                   "training nor the choice of the checkpoint had seen. The bound is the lower of a bootstrap over "
+                   "whole dreams and the paired Newcombe interval. A success counts only if the same actions succeed "
+                   "again under fresh noise."))
 
 
 def _true_table(rows: Sequence[ABRow]) -> str:
     if not rows:
         return ""
-    cells = "".join(_interval_row(f"{r.name}, base", r.before, BEFORE) +
-                    _interval_row(f"{r.name}, adapter", r.after, AFTER) for r in rows)
+    cells = "".join(_interval_row(f"{r.name}, before", r.before, BEFORE) +
+                    _interval_row(f"{r.name}, after", r.after, AFTER) for r in rows)
     return (f"<div class='scroll'><table><tr><th>task</th><th>successes</th><th>rate [{rows[0].before.confidence:.0%} "
             f"interval]</th><th></th></tr>{cells}</table></div>")
 
@@ -218,5 +218,6 @@ def _cost(report: AdaptReport) -> str:
     if other > 0.05:
         stages.append(("rest", other))
     rate = report.imagined_frames / max(report.seconds.get("total", 0.0), 1e-9)
-    return share_bar(stages) + _quiet(f"About {report.imagined_frames:,} imagined frames in "
-                                      f"{report.seconds.get('total', 0.0):.1f} s, {rate:.0f} per second over everything.")
+    total = report.seconds.get("total", 0.0)
+    return share_bar(stages) + _quiet(f"About {report.imagined_frames:,} imagined frames in {total:.1f} s, "
+                                      f"{rate:.0f} per second over everything.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -90,22 +90,23 @@ def _check_params_files(argv: list[str]) -> None:
             raise BadConfig(f"--params-file {argv[i + 1]} does not exist")
 
 
-def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None) -> int:
+def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1) -> int:
     """Run one node until a signal, and return the exit code: 0 after a signal or `SystemExit(0)`, 2 on a start error.
 
     The context is not shut down by the signal handler (rclpy's own does that): so `close` can still publish, and no
-    wait can miss its wake-up. A signal is served within the 0.25 s of one spin.
+    wait can miss its wake-up. A signal is served within the 0.25 s of one spin. More `threads` than one are for a node
+    with a callback that takes long, such as an action.
     """
     argv = sys.argv if argv is None else argv
     stopped: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _frame: stopped.append(n))
+    before = {number: signal.signal(number, lambda n, _frame: stopped.append(n))
+              for number in (signal.SIGINT, signal.SIGTERM)}
     node: ConfiguredNode | None = None
     try:
         _check_params_files(argv)
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make()
-        executor = SingleThreadedExecutor()
+        executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
         executor.add_node(node)
         while rclpy.ok() and not stopped:
             executor.spin_once(timeout_sec=0.25)
@@ -120,6 +121,8 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None) -> in
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def steady_ns() -> int:

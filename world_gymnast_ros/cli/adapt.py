@@ -1,0 +1,124 @@
+"""Adapt the policy to one picture of a scene, inside the dream. No ROS and no arm; prints the verdict, writes a report.
+
+examples:
+  world-gymnast adapt "reach the red block" --frame scene.png            a picture from your camera
+  world-gymnast adapt "reach the red block" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
+  world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
+  world-gymnast adapt "wipe the table" --frame a.png --set min_release_auc=0 copies=16
+
+exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
+"""
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
+from world_gymnast_ros.imagine import Start
+from world_gymnast_ros.types import Frame
+
+HELP = "adapt to a picture of a scene, inside the dream"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("instruction", nargs="*", help="the task in words; several are trained together")
+    parser.add_argument("--frame", nargs="+", type=Path, default=[], help="pictures of the scene (PNG, JPEG)")
+    parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
+                        "x y z in m, roll pitch yaw in rad, gripper 0..1 (default: unknown)")
+    parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
+    parser.add_argument("--scene-seed", type=int, default=9999, help="start state of the twin (default: %(default)s)")
+    parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
+    parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
+    parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
+    parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
+    parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one session and print its verdict."""
+    import torch
+    from tqdm import tqdm
+
+    from world_gymnast_ros.learning.adaptation import load_parts, run_session
+    from world_gymnast_ros.session import Progress
+    from world_gymnast_ros.store import load_adapter
+
+    config = _config(args)
+    starts = _twin_start(args) if args.scene else _picture_starts(args)
+    torch.set_num_threads(config.threads)
+    parts = load_parts(config)
+    with tqdm(total=config.max_updates, unit="update", desc="adapting") as bar:
+        def progress(p: Progress) -> None:
+            bar.n = p.update
+            bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f}, imagined success {p.imagined_success:.0%}, "
+                                f"rejected {p.rejected}, {p.seconds_left:.0f} s left")
+        result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
+                             parent=load_adapter(args.parent) if args.parent else None, progress=progress)
+    report = result.report
+    print(f"{report.outcome}: {report.message}")
+    if report.adapter is not None:
+        print(f"adapter: {report.adapter.path}")
+    print(f"report: {result.report_path}")
+    return 0 if report.outcome in ("promoted", "would_promote") else 1
+
+
+def _config(args: argparse.Namespace) -> Any:
+    import yaml
+
+    from world_gymnast_ros import config as settings
+    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+    from world_gymnast_ros.paths import share_path
+
+    path = args.config or share_path("config/adapt.yaml")
+    values = dict(settings.read_parameters(path))
+    for word in args.set:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise BadConfig(f"--set takes KEY=VALUE, got {word!r}")
+        values[key] = yaml.safe_load(value)
+    for key, value in (("budget_s", args.budget_s), ("max_updates", args.updates),
+                       ("directory", str(args.out) if args.out else None)):
+        if value is not None:
+            values[key] = value
+    return settings.from_mapping(AdaptNodeConfig, values, str(path))
+
+
+def _picture_starts(args: argparse.Namespace) -> list[Start]:
+    from PIL import Image, UnidentifiedImageError
+
+    if not args.frame:
+        raise BadFrame("give --frame with a picture of the scene, or --scene with a twin scene")
+    if not args.instruction:
+        raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png")
+    state = np.array(args.state, np.float32) if args.state else None
+    frames = []
+    for path in args.frame:
+        try:
+            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                frames.append(Frame(np.array(picture.convert("RGB")), 0))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise BadFrame(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG") from error
+    return [Start(frame, state, words) for frame in frames for words in args.instruction]
+
+
+def _twin_start(args: argparse.Namespace) -> list[Start]:
+    from world_gymnast_ros.twin.rollout import capture
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.sim import Twin
+
+    scene = load_scene(args.scene)
+    words = args.instruction or [scene.instructions[0]]
+    twin = Twin(scene)
+    try:
+        twin.reset(args.scene_seed, words[0])
+        frame, state = capture(twin)
+    finally:
+        twin.close()
+    return [Start(frame, state, w) for w in words]

@@ -1,0 +1,215 @@
+"""The action `adapt`: capture the scene, train inside the dream, offer the better adapter. Moves no arm.
+
+The node has its own copy of the policy, so the running one never notices a session. A session runs in a thread of the
+executor while topics, feedback and cancel go on in the others; the process gives up priority and takes few torch
+threads, so that control keeps its deadlines.
+"""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+
+from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.adapt_config import AdaptNodeConfig
+from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadFrame, BadInstruction, StaleFrame
+from world_gymnast_ros.imagine import Cancelled, Start
+from world_gymnast_ros.learning.adaptation import Parts, SessionResult, check_released, load_parts, run_session
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.session import Progress
+from world_gymnast_ros.types import F32, AdapterRef, Frame
+
+EXECUTOR_THREADS = 3
+"""One for the session, one for topics, one for feedback and cancel."""
+
+
+class AdaptNode(base.ConfiguredNode):
+    """Serves one session at a time; a goal that comes while one runs is rejected."""
+
+    def __init__(self, parts: Parts | None = None) -> None:
+        """Load the models that the parameters name, or use `parts`."""
+        super().__init__("adapt_node")
+        self.config = c = self.read_config(AdaptNodeConfig)
+        import torch
+
+        torch.set_num_threads(c.threads)
+        os.nice(c.niceness)
+        self.parts = parts or load_parts(c)
+        self._instruction = ""
+        self._running: AdapterRef | None = None  # what the policy node was last offered
+        self._heard = threading.Condition()
+        self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
+        self._wanted_after_ns = -1  # pictures are only decoded while a capture waits for them
+        self._joints: deque[Any] = deque(maxlen=200)
+        self._busy = threading.Lock()
+        self._closing = threading.Event()
+        self._connect()
+        p = self.parts
+        self.get_logger().info(f"policy '{p.policy.name}', world model '{p.world_model.name}', judge '{p.judge.name}'")
+
+    def _connect(self) -> None:
+        c = self.config
+        self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
+        self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
+        self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
+        self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._joints.append,
+                                 base.NEWEST)
+        if c.image_compressed:
+            self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
+        else:
+            self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
+        self._server = ActionServer(
+            self, convert.Adapt, "adapt", execute_callback=self._execute, goal_callback=self._on_goal,
+            cancel_callback=lambda _: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
+
+    # --- topics ---------------------------------------------------------------------------------------------------
+
+    def _on_instruction(self, msg: Any) -> None:
+        self._instruction = msg.data
+
+    def _on_adapter(self, msg: Any) -> None:
+        try:
+            self._running = convert.adapter_ref(msg)
+        except AdapterMismatch as error:
+            self.get_logger().error(str(error))
+
+    def _on_image(self, msg: Any) -> None:
+        if self._wanted_after_ns < 0 or convert.to_ns(msg.header.stamp) < self._wanted_after_ns:
+            return
+        try:
+            read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
+            frame = read(msg)
+        except BadFrame as error:
+            self.get_logger().error(str(error), throttle_duration_sec=2.0)
+            return
+        with self._heard:
+            self._frames.append(frame)
+            self._heard.notify_all()
+
+    # --- capture --------------------------------------------------------------------------------------------------
+
+    def capture(self, cancelled: Any) -> list[Frame]:
+        """Return `capture_frames` pictures taken from now on. Raises StaleFrame when they do not come."""
+        c = self.config
+        deadline = time.monotonic() + c.capture_timeout_s
+        with self._heard:
+            self._frames.clear()
+            self._wanted_after_ns = self.now_ns()
+            try:
+                while len(self._frames) < c.capture_frames:
+                    if cancelled():
+                        raise Cancelled("cancelled while waiting for the camera")
+                    if time.monotonic() > deadline:
+                        raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on image_raw within "
+                                         f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
+                    self._heard.wait(0.1)
+                return list(self._frames)
+            finally:
+                self._wanted_after_ns = -1
+
+    def state_at(self, stamp_ns: int) -> F32 | None:
+        """Return the measured Bridge state nearest to a stamp, or None where none was heard in time."""
+        messages = list(self._joints)
+        gaps = [abs(convert.to_ns(m.header.stamp) - stamp_ns) for m in messages]
+        if not gaps or min(gaps) > self.config.max_state_age_s * 1e9:
+            return None
+        try:
+            state = convert.arm_state(messages[int(np.argmin(gaps))])
+        except BadAction as error:
+            self.get_logger().warning(f"adapting without the arm's state: {error}")
+            return None
+        return bridge_state(state.T_base_ee, state.gripper)
+
+    def starts(self, instructions: Sequence[str], cancelled: Any) -> list[Start]:
+        """Capture, and return every picture with every instruction, instructions taking turns."""
+        frames = self.capture(cancelled)
+        states = [self.state_at(f.stamp_ns) for f in frames]
+        return [Start(f, s, words) for f, s in zip(frames, states, strict=True) for words in instructions]
+
+    # --- the action -----------------------------------------------------------------------------------------------
+
+    def _on_goal(self, _goal: Any) -> GoalResponse:
+        if self._closing.is_set() or not self._busy.acquire(blocking=False):
+            self.get_logger().warning("a session is running: goal rejected; cancel it or wait")
+            return GoalResponse.REJECT
+        return GoalResponse.ACCEPT
+
+    def _execute(self, handle: Any) -> Any:
+        result = convert.Adapt.Result()
+        try:
+            session = self._session(handle)
+            self._fill(result, session)
+            if session.report.adapter is not None:
+                self._offers.publish(convert.adapter_msg(session.report.adapter, self.now_ns()))
+            if handle.is_cancel_requested:
+                handle.canceled()
+            elif session.report.outcome == "cancelled":
+                handle.abort()
+            else:
+                handle.succeed()
+        except Cancelled as cancel:
+            result.message = f"{cancel}; present policy kept"
+            handle.canceled() if handle.is_cancel_requested else handle.abort()
+        except Exception as error:  # whatever breaks, the running policy is untouched and the caller is told
+            result.message = f"{type(error).__name__}: {error}"
+            handle.abort()
+        finally:
+            self._busy.release()
+        self.get_logger().info(f"session over: {result.message}")
+        return result
+
+    def _session(self, handle: Any) -> SessionResult:
+        goal = handle.request
+
+        def cancelled() -> bool:
+            return self._closing.is_set() or bool(handle.is_cancel_requested)
+
+        def feedback(p: Progress) -> None:
+            handle.publish_feedback(convert.Adapt.Feedback(
+                stage=p.stage, update=p.update, max_updates=p.max_updates, mean_reward=float(p.mean_reward),
+                imagined_success=float(p.imagined_success), seconds_left=float(p.seconds_left), rejected=p.rejected))
+
+        config = replace(self.config, **({"budget_s": float(goal.budget_s)} if goal.budget_s else {}),
+                         **({"max_updates": int(goal.max_updates)} if goal.max_updates else {}))
+        instructions = [w for w in goal.instructions or [self._instruction] if w.strip()]
+        if not instructions:
+            raise BadInstruction("no instruction: name one in the goal, or publish one on the topic instruction")
+        check_released(self.parts.release, instructions, config.min_release_auc)  # before any capture
+        feedback(Progress("capturing", 0, config.max_updates, 0.0, 0.0, config.budget_s, 0))
+        starts = self.starts(instructions, cancelled)
+        if starts[0].state is None:
+            self.get_logger().warning("no joint states: the dream does not know where the arm is")
+        return run_session(self.parts, starts, config, int(goal.seed), self.now_ns(), parent=self._running,
+                           dry_run=bool(goal.dry_run), progress=feedback, cancelled=cancelled)
+
+    def _fill(self, result: Any, session: SessionResult) -> None:
+        report = session.report
+        result.promoted, result.message = report.promoted, report.message
+        result.report_path = str(session.report_path.resolve())
+        if report.gate is not None:
+            result.imagined_before = float(report.gate.before.value)
+            result.imagined_after = float(report.gate.after.value)
+        if report.adapter is not None:
+            result.adapter = convert.adapter_msg(report.adapter, self.now_ns())
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._busy.acquire(timeout=20.0):  # a session ends within one update
+            self._busy.release()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the node."""
+    return base.run(AdaptNode, argv, EXECUTOR_THREADS)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
