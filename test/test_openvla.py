@@ -18,7 +18,8 @@ from world_gymnast_ros.types import AdapterRef, Frame
 
 torch.set_num_threads(1)
 TOY = {"image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
-       "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}}
+       "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+                       "initializer_range": 0.15}}
 
 
 def toy_policy(seed: int = 0) -> OpenVLA:

@@ -130,7 +130,7 @@ def _loop(name: str, model: OpenVLAForActionPrediction, steps: int, lr_scale: fl
     began = time.monotonic()
     line = ProgressLine(name, steps)
     for step in range(steps):
-        optimiser.set_scale(warm_then_decay(step, steps))
+        optimiser.set_scale(warm_then_decay(step, steps, warmup=min(50, steps // 10 + 1)))
         with fast_math(torch.device("cpu")):
             loss, note = loss_of(rng)
         loss.backward()

@@ -74,7 +74,7 @@ class OpenVLAConfig(PretrainedConfig):
 
 TINY_TEXT: dict[str, Any] = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 128, "initializer_range": 0.06,
 }
 
 
