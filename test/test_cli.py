@@ -82,8 +82,10 @@ def test_every_installed_verb_explains_itself() -> None:
         assert f"usage: world-gymnast {verb}" in done.stdout and "world-gymnast" in done.stdout.split("usage:", 1)[1]
 
 
-def test_share_dir_is_the_source_tree() -> None:
-    assert paths.share_dir() == Path(__file__).resolve().parents[1]
+def test_share_dir_is_the_source_tree_when_run_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.setattr(paths, "__file__", str(root / "world_gymnast_ros" / "paths.py"))
+    assert paths.share_dir() == root
     assert paths.share_path("config/fastdds.xml").is_file()
 
 
