@@ -71,6 +71,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     partial = path.with_name(path.name + ".part")
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     save_file(plain, partial, metadata or {"format": "pt"})
+    partial.chmod(0o644)  # the writer makes it private, but a checkpoint is installed for every user
     os.replace(partial, path)
 
 

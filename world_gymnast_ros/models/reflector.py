@@ -25,8 +25,8 @@ from world_gymnast_ros.models.vla_network import PLACES, OpenVLAConfig, OpenVLAF
 from world_gymnast_ros.models.words import WordReader
 from world_gymnast_ros.types import F32, U8, Judgement
 
-BATCH = 256
-"""Frames per forward: fits the caches of small machines and the memory of any GPU."""
+BATCH = 64
+"""Frames per forward: measured best on a CPU (larger batches fall out of its caches)."""
 
 
 class ReflectorConfig(PretrainedConfig):

@@ -31,7 +31,7 @@ class WordReader:
         for word in words:
             if word not in self._ids:
                 raise BadInstruction(
-                    f"the policy does not know the word '{word}' in '{instruction}'; it knows: {', '.join(self.words)}")
+                    f"the model does not know the word '{word}' in '{instruction}'; it knows: {', '.join(self.words)}")
         if len(words) > self.max_words:
             raise BadInstruction(f"'{instruction}' has {len(words)} words, the limit is {self.max_words}; shorten it")
         ids = (BOS, *(self._ids[w] for w in words))
