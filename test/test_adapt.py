@@ -19,7 +19,7 @@ from world_gymnast_ros.store import Store
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")
-CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=24, patience=9)
+CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_dreams=3, gate_dreams=8, patience=9)
 
 
 def untouched(policy):
@@ -82,7 +82,7 @@ class NoLearner(FakeLearner):
 
 def test_luck_is_not_promoted():
     outcomes = []
-    for seed in range(4):
+    for seed in range(3):
         policy = FakePolicy()
         outcomes.append(run(policy=policy, learner=NoLearner(policy), seed=seed,
                             config=replace(CONFIG, max_updates=4, copies=4, evaluate_every=1)))

@@ -1,4 +1,6 @@
 """Advantages: golden values, no verdict, equal groups, the speed bonus."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,11 @@ def test_the_speed_bonus_orders_successes_and_never_helps_a_failure():
         else:
             assert a == b == judgement.score
     assert any(b > a for a, b in zip(plain, bonus, strict=True))
+
+
+def test_progress_tells_failures_apart():
+    group = imagine(FakePolicy(), FakeWorldModel(), FakeJudge(), Start(start_frame(), None, "go right"), 4, 4, 1.0, 3)
+    judgements = tuple(replace(j, score=s, done_at=None, progress=p) for j, s, p in
+                       zip(group.judgements, (0.1, 0.1, None, 0.2), (0.4, 0.8, 0.9, None), strict=True))
+    rewards = rollout_rewards(replace(group, judgements=judgements), 0.2, 0.5)
+    assert rewards[:2] == pytest.approx([0.3, 0.5]) and rewards[2] is None and rewards[3] == pytest.approx(0.2)

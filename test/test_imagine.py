@@ -59,8 +59,15 @@ def test_a_finished_copy_stands_still_while_others_go_on():
     for i in done:
         last = int(executed_steps(group)[i])
         assert (group.frames[i, last:] == group.frames[i, last]).all()
-        assert group.valid[i].sum() == last // 4
+        assert group.valid[i].sum() == -(-group.judgements[i].done_at // 4)
     assert group.valid[going].all()
+
+
+def test_judging_once_masks_the_same_chunks():
+    often, once = (imagine(FakePolicy(), FakeWorldModel(), FakeJudge(), START, 24, 16, 1.0, 3, judge_every_chunks=n)
+                   for n in (1, 0))
+    assert (often.valid == once.valid).all()
+    assert [j.done_at for j in often.judgements] == [j.done_at for j in once.judgements]
 
 
 def test_success_at_the_start_leaves_nothing_to_learn():
@@ -74,6 +81,14 @@ class BrokenJudge:
 
     def score(self, frames, instruction):
         raise TimeoutError("server gone")
+
+
+def test_an_instruction_the_judge_cannot_read_is_an_error():
+    class Strict(BrokenJudge):
+        def score(self, frames, instruction):
+            raise BadInstruction("unknown word")
+    with pytest.raises(BadInstruction):
+        imagine(FakePolicy(), FakeWorldModel(), Strict(), START, 2, 4, 1.0, 0)
 
 
 class OddJudge:

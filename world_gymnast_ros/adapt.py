@@ -85,7 +85,7 @@ class _Session:
         with self.watch.stage("distrust"):
             group, counts = filter_group(self.world_model, self.judge, start, group, c.trust,
                                          derive_seed(self.seed, 1, update, g, 2), self.cancelled)
-        rewards = rollout_rewards(group, c.speed_bonus)
+        rewards = rollout_rewards(group, c.speed_bonus, c.progress_weight)
         advantages = group_advantages(rewards, c.advantage)
         self.count(counts, len(group.chunks) * self.policy.chunk_size)
         self.log.write("group", update=update, start=which, rewards=rewards, advantages=advantages.values,
@@ -102,7 +102,7 @@ class _Session:
                               copies=c.held_out_copies, horizon_steps=c.horizon_steps,
                               temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
-                              cancelled=self.cancelled)
+                              judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
         self.held_out_s = max(self.held_out_s, (self.watch.elapsed_s - began_s) / dreams)
         self.count(result.counts, c.horizon_steps)
         if branch == 2:

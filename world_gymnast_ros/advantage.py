@@ -51,18 +51,22 @@ def group_advantages(rewards: Sequence[float | None], method: str = "grpo", eps:
     return Advantages(values, used, degenerate, mean, std)
 
 
-def rollout_rewards(group: RolloutGroup, speed_bonus: float = 0.0, success_threshold: float = 0.5
-                    ) -> list[float | None]:
-    """Return one reward per rollout: the score, plus `speed_bonus` (1 - done/T) for a success. None: no verdict.
+def rollout_rewards(group: RolloutGroup, speed_bonus: float = 0.0, progress_weight: float = 0.0,
+                    success_threshold: float = 0.5) -> list[float | None]:
+    """Return one reward per rollout: score + progress_weight * progress + speed bonus. None: no verdict.
 
-    The bonus only orders successes among themselves (sooner is better), so it never rewards a failure.
+    `progress` counts where the judge gives it; it is what tells failures apart when nothing succeeds yet. The bonus,
+    speed_bonus (1 - done/T), only orders successes among themselves (sooner is better) and never rewards a failure.
     """
     steps = len(group.chunks) * group.chunks[0].deltas.shape[1]
+    horizon = max(group.frames.shape[1] - 1, steps)
     rewards: list[float | None] = []
     for judgement in group.judgements:
-        reward = judgement.score
-        if reward is not None and reward > success_threshold and judgement.done_at is not None:
-            horizon = max(group.frames.shape[1] - 1, steps)
+        if judgement.score is None:
+            rewards.append(None)
+            continue
+        reward = judgement.score + progress_weight * (judgement.progress or 0.0)
+        if judgement.score > success_threshold and judgement.done_at is not None:
             reward += speed_bonus * (1.0 - judgement.done_at / horizon)
         rewards.append(reward)
     return rewards

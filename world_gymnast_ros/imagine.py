@@ -62,10 +62,15 @@ def is_success(judgement: Judgement) -> bool:
 
 
 def judge_safely(judge: Judge, frames: U8, instruction: str) -> list[Judgement]:
-    """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0."""
+    """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0.
+
+    BadInstruction and BadFrame pass: what the judge cannot read at all is the caller's mistake, and would never end.
+    """
     copies = len(frames)
     try:
         judgements = judge.score(frames, instruction)
+    except (BadInstruction, BadFrame):
+        raise
     except Exception as error:  # any judge may be plugged in, and none may crash or bias the session
         return [Judgement(None, detail=f"judge failed: {type(error).__name__}: {error}")] * copies
     if len(judgements) != copies:
@@ -133,8 +138,8 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
 
     Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
-    successful is finished: its later chunks are masked in `valid` and its picture stands still. When every copy is
-    finished the dream ends early and the last frame is repeated. `judge_every_chunks` 0 judges only at the end.
+    successful is finished: its later chunks are masked in `valid` and its picture stands still. `judge_every_chunks`
+    0 judges once, at the end; otherwise the dream ends as soon as every copy is finished, with its last frame repeated.
     Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """
     if copies < 1 or horizon_steps < 1:
@@ -173,6 +178,10 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
                     active[i] = False
         if not active.any():
             break
+    for rollout, verdict in zip(frames, judgements, strict=True):
+        if verdict.done_at is not None:
+            end = _finished_after(verdict.done_at, K, len(chunks))
+            rollout[end + 1:] = rollout[end]
     valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
     return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
@@ -204,16 +213,15 @@ def group_deltas(group: RolloutGroup) -> F32:
 
 
 def executed_steps(group: RolloutGroup) -> NDArray[np.int64]:
-    """Return int64 (G,): how many actions of each rollout count, i.e. up to the chunk that was judged done."""
-    K = group.chunks[0].deltas.shape[1]
-    N = len(group.chunks)
-    steps = np.full(len(group.judgements), N * K, np.int64)
-    for i, judgement in enumerate(group.judgements):
-        if judgement.done_at is not None:
-            steps[i] = min(-(-judgement.done_at // K) * K, N * K)
-        elif judgement.score is not None:
-            steps[i] = int(group.valid[i].sum()) * K
-    return steps
+    """Return int64 (G,): how many actions of each rollout were played before it was finished."""
+    K, N = group.chunks[0].deltas.shape[1], len(group.chunks)
+    return np.array([N * K if j.done_at is None else _finished_after(j.done_at, K, N) for j in group.judgements])
+
+
+def _finished_after(done_at: int, chunk_size: int, chunks: int) -> int:
+    """Return the action after which a rollout is over: one frame beyond `done_at`, since a judge may ask for two in a
+    row, up to the end of that chunk."""
+    return min(-(-(done_at + 1) // chunk_size), chunks) * chunk_size
 
 
 def _check_chunk(chunk: SampledChunks, copies: int, chunk_size: int) -> None:

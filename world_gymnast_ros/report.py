@@ -41,14 +41,16 @@ gap:20px;align-items:start}figure{margin:0}img{display:block;width:100%;height:a
 .film img{image-rendering:pixelated}.film b{display:block;height:5px;background:var(--line);margin-top:3px}
 .film b i{display:block;height:100%;background:#0b6e4f}.film span{font-size:.72rem;color:var(--quiet)}
 svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:#5c6670}.grid{stroke:#dfe3e7;stroke-width:1}
-svg.share{height:18px;border-radius:4px}svg.interval{width:150px}.legend span{margin-right:16px;font-size:.85rem;
+svg.share{height:18px;border-radius:4px}
+svg.interval{width:200px}.scroll td{white-space:nowrap}.legend span{margin-right:16px;font-size:.85rem;
 white-space:nowrap;display:inline-block}.legend i{display:inline-block;width:10px;height:10px;margin-right:5px}
 .legend{margin:.5em 0 0}.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:middle}
 th{color:var(--quiet);font-weight:500}
 @media(max-width:640px){main{padding:12px 10px 40px}.two{grid-template-columns:1fr}section{padding:14px}
 .film{grid-template-columns:repeat(4,minmax(0,1fr))}h1{font-size:1.35rem}.verdict{font-size:1.02rem}
-.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}}
+.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}svg.interval{display:none}table{font-size:.85rem}
+svg text{font-size:21px}}
 """
 
 
@@ -115,7 +117,8 @@ def _head(report: AdaptReport, true_rows: Sequence[ABRow]) -> str:
                     f"({r.difference.confidence:.0%} interval of the gain {100 * r.difference.low:+.0f} to "
                     f"{100 * r.difference.high:+.0f} points)." for r in true_rows)
     caution = true or "Imagined success is an estimate by world model and judge; nothing was measured on an arm."
-    return (f"<h1>{escape(HEADLINES[report.outcome])} <span class='badge{good}'>{escape(report.outcome)}</span></h1>"
+    badge = escape(report.outcome.replace("_", " "))
+    return (f"<h1>{escape(HEADLINES[report.outcome])} <span class='badge{good}'>{badge}</span></h1>"
             f"<p class='verdict'>{escape(verdict)}.</p>"
             f"<p class='{'verdict' if true else 'quiet'}'>{escape(caution)}</p>")
 

@@ -60,7 +60,7 @@ class AdaptNode(base.ConfiguredNode):
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
-        self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._joints.append,
+        self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints,
                                  base.NEWEST)
         if c.image_compressed:
             self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
@@ -80,6 +80,9 @@ class AdaptNode(base.ConfiguredNode):
             self._running = convert.adapter_ref(msg)
         except AdapterMismatch as error:
             self.get_logger().error(str(error))
+
+    def _on_joints(self, msg: Any) -> None:
+        self._joints.append(msg)
 
     def _on_image(self, msg: Any) -> None:
         if self._wanted_after_ns < 0 or convert.to_ns(msg.header.stamp) < self._wanted_after_ns:
@@ -204,6 +207,7 @@ class AdaptNode(base.ConfiguredNode):
         self._closing.set()
         if self._busy.acquire(timeout=20.0):  # a session ends within one update
             self._busy.release()
+        self._server.destroy()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,225 @@
+"""The adapt action over DDS: promote, refuse, be busy, cancel; and the real node as a process with toy models."""
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+import torch
+from rclpy.action import ActionClient
+from rclpy.executors import MultiThreadedExecutor
+from ros_tools import Client, client, running
+
+from world_gymnast_ros import graph
+from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.errors import NotTrusted
+from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
+from world_gymnast_ros.kinematics import SLEEP, fk
+from world_gymnast_ros.learning.adaptation import Parts, check_released, family_of
+from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.nodes import adapt_node, base, convert
+from world_gymnast_ros.session import check_session, read_session
+from world_gymnast_ros.store import load_adapter
+
+pytestmark = pytest.mark.ros
+torch.set_num_threads(1)
+
+
+def fake_parts(world: FakeWorldModel | None = None) -> Parts:
+    policy = FakePolicy()
+    return Parts(policy, world or FakeWorldModel(), FakeJudge(), {}, lambda parent: FakeLearner(policy))
+
+
+class Bench:
+    """A node with fakes in this process, a client, and a camera that can be switched on."""
+
+    def __init__(self, c: Client, node: adapt_node.AdaptNode) -> None:
+        self.c, self.node = c, node
+        self.action = ActionClient(c, convert.Adapt, "adapt")
+        self.feedback: list[Any] = []
+        self.camera = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+        self.joints = c.create_publisher(convert.JointState, "/wx250s/joint_states", base.RELIABLE)
+        self.shooting = True
+        c.create_timer(0.05, self._shoot)
+        c.until(self.action.server_is_ready, "the adapt action")
+        c.until(lambda: self.camera.get_subscription_count() > 0, "the camera's subscriber")
+
+    def _shoot(self) -> None:
+        if self.shooting:
+            now_ns = self.c.get_clock().now().nanoseconds
+            position = np.r_[SLEEP, 0.0, 0.037, -0.037]
+            self.joints.publish(convert.joint_state_msg(now_ns, position, np.zeros(9), np.zeros(9)))
+            self.camera.publish(convert.image_from_rgb(start_frame().rgb, now_ns, "camera"))
+
+    def send(self, **goal: Any) -> Any:
+        goal = {"instructions": ["go right"], "max_updates": 4, "seed": 1, **goal}
+        sent = self.action.send_goal_async(convert.Adapt.Goal(**goal), lambda m: self.feedback.append(m.feedback))
+        self.c.until(sent.done, "an answer to the goal")
+        return sent.result()
+
+    def result(self, handle: Any) -> tuple[Any, int]:
+        future = handle.get_result_async()
+        self.c.until(future.done, "the result", timeout_s=120.0)
+        return future.result().result, future.result().status
+
+
+@contextmanager
+def bench(tmp_path: Path, parts: Parts, **parameters: Any) -> Iterator[Bench]:
+    values = {"directory": str(tmp_path), "min_release_auc": 0.0, "niceness": 0, "threads": 1, "copies": 16,
+              "horizon_from_task": False, "capture_timeout_s": 10.0, **parameters}
+    words = [w for k, v in values.items() for w in ("-p", f"{k}:={graph._yaml(v)}")]
+    rclpy.init(args=["--ros-args", *words])
+    executor = MultiThreadedExecutor(adapt_node.EXECUTOR_THREADS)
+    over = threading.Event()
+    try:
+        node = adapt_node.AdaptNode(parts)
+        executor.add_node(node)
+
+        def spin() -> None:
+            while not over.is_set():
+                executor.spin_once(timeout_sec=0.1)
+
+        spinner = threading.Thread(target=spin)
+        spinner.start()
+        with client() as c:
+            yield Bench(c, node)
+        node.close()
+        over.set()
+        spinner.join(10.0)
+        node.destroy_node()
+    finally:
+        over.set()
+        rclpy.try_shutdown()
+
+
+def test_a_session_over_the_action(tmp_path: Path) -> None:
+    parts = fake_parts()
+    with bench(tmp_path, parts) as b:
+        offers = b.c.hear("adapter", convert.AdapterMsg, base.LATCHED)
+        handle = b.send()
+        assert handle.accepted and not b.send().accepted, "one session at a time"
+        result, status = b.result(handle)
+        assert status == 4 and result.promoted and "held-out seeds" in result.message  # 4: succeeded
+        assert result.imagined_after > result.imagined_before and Path(result.report_path).is_file()
+        ref = load_adapter(result.adapter.path)
+        assert (ref.sha256, ref.name, ref.parent) == (result.adapter.sha256, result.adapter.name, "base")
+        b.c.until(lambda: offers, "the offer")
+        assert offers[0].name == ref.name and all((t == 0).all() for t in parts.policy.tables.values())
+        assert {"capturing", "measuring the base", "training", "promoted"} <= {f.stage for f in b.feedback}
+        events = read_session(Path(result.report_path).parent / "session.jsonl")
+        assert check_session(events) == [] and events[0]["seed"] == 1
+
+        result, status = b.result(b.send(dry_run=True))  # the promoted adapter is now what must be beaten
+        assert status == 4 and not result.promoted and len(offers) == 1
+        assert b.node._running.name == ref.name
+
+
+def test_what_cannot_run_is_said_and_leaves_the_node_serving(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(FakeWorldModel(fail_after_begins=2)), capture_timeout_s=3.0,
+               capture_frames=1) as b:
+        result, status = b.result(b.send())
+        assert status == 6 and "RuntimeError: the world model ran out of memory" in result.message  # 6: aborted
+        assert "budget_s must be positive" in b.result(b.send(budget_s=-1.0))[0].message
+        assert "no instruction" in b.result(b.send(instructions=[]))[0].message
+        b.shooting = False
+        result, status = b.result(b.send())
+        assert status == 6 and "StaleFrame: 0 of 1 new pictures on image_raw within 3 s" in result.message
+        b.shooting = True
+        b.c.say("instruction", convert.String, base.LATCHED, convert.String(data="go left"))
+        b.c.until(lambda: b.node._instruction == "go left", "the instruction")
+        assert "out of memory" in b.result(b.send(instructions=[]))[0].message, "the instruction on the topic is used"
+        assert all((t == 0).all() for t in b.node.parts.policy.tables.values())
+        assert not (tmp_path / "adapters").exists()
+
+
+def test_cancel_at_once_and_while_training(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(), patience=1000) as b:
+        for wait_for in ("capturing", "training"):
+            b.feedback.clear()
+            handle = b.send(max_updates=10_000)
+            b.c.until(lambda w=wait_for: any(f.stage == w for f in b.feedback), wait_for)
+            cancel = handle.cancel_goal_async()
+            b.c.until(cancel.done, "the cancel")
+            result, status = b.result(handle)
+            assert status == 5 and not result.promoted and "present policy kept" in result.message  # 5: canceled
+        assert all((t == 0).all() for t in b.node.parts.policy.tables.values())
+
+
+def test_starts_know_where_the_arm_was(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(), capture_frames=2) as b:
+        future: list[Any] = []
+        worker = threading.Thread(target=lambda: future.append(b.node.starts(["go left", "go right"], lambda: False)))
+        worker.start()
+        b.c.until(lambda: future, "the capture")
+        starts = future[0]
+        assert [s.instruction for s in starts] == ["go left", "go right"] * 2
+        expected = bridge_state(fk(SLEEP), 1.0)
+        np.testing.assert_allclose(starts[0].state[:6], expected[:6], atol=1e-5)
+        assert 0.9 < starts[0].state[6] < 1.2 and (starts[0].frame.rgb == start_frame().rgb).all()
+        assert b.node.state_at(0) is None, "a state of another time is not used"
+
+
+def test_untrusted_tasks_are_refused() -> None:
+    release = {"reach": {"auc": 0.93}, "push": {"auc": 0.6}}
+    check_released(release, ["reach the red block"], 0.8)
+    check_released({}, ["wipe the table"], 0.0)
+    for words, says in (("push the red block left", "0.60"), ("wipe the table", "unknown")):
+        with pytest.raises(NotTrusted, match=f"{words}.*{says}.*reach 0.93"):
+            check_released(release, ["reach the red block", words], 0.8)
+    assert family_of("Reach  the red block") == "reach" and family_of("wipe the table") == "other"
+
+
+TOY: dict[str, Any] = {
+    "image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
+    "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}}
+
+
+def save_toys(folder: Path) -> SimpleNamespace:
+    torch.manual_seed(0)
+    network = OpenVLAForActionPrediction(OpenVLAConfig(**TOY))
+    paths = SimpleNamespace(**{k: folder / k for k in ("policy", "world_model", "judge")})
+    Reflector.from_policy(network).save(paths.judge)
+    OpenVLA(network, base_hash="toy").save(paths.policy)
+    ActionDiTWorld(ActionDiT(ActionDiTConfig(image_size=32, patch=8, window=16, window_dim=24, dim=16, depth=2, heads=2,
+                                             temporal_blocks=(0,), context_frames=3))).save(paths.world_model)
+    return paths
+
+
+def test_the_real_node_as_a_process(tmp_path: Path) -> None:
+    toys = save_toys(tmp_path)
+    node = graph.ADAPT.with_overrides(
+        policy=str(toys.policy), world_model=str(toys.world_model), judge=str(toys.judge),
+        directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4,
+        select_dreams=1, gate_dreams=4, held_out_copies=2, threads=1, niceness=3,
+        capture_timeout_s=20.0)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with client() as c, running([node], tmp_path / "log") as nodes:
+        action = ActionClient(c, convert.Adapt, "adapt")
+        c.until(action.server_is_ready, "the adapt action", timeout_s=120.0, check=nodes.check)
+        c.until(lambda: "world model" in nodes.nodes["adapt_node"].tail(), "its models", 120.0, nodes.check)
+        process = nodes.nodes["adapt_node"].process
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(before + 3, 19)
+        camera = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+        picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        c.create_timer(0.1, lambda: camera.publish(
+            convert.image_from_rgb(picture, c.get_clock().now().nanoseconds, "camera")))
+        goal = convert.Adapt.Goal(instructions=["reach the red block"], budget_s=600.0, max_updates=1)
+        sent = action.send_goal_async(goal)
+        c.until(sent.done, "an answer", check=nodes.check)
+        future = sent.result().get_result_async()
+        c.until(future.done, "the result", timeout_s=120.0, check=nodes.check)
+        result = future.result().result
+        assert future.result().status == 4, result.message
+        assert "kept" in result.message or result.promoted
+        events = read_session(Path(result.report_path).parent / "session.jsonl")
+        update = next(e for e in events if e["event"] == "update")
+        assert update["idle"] or (update["chunks"] > 0 and update["first_ratio_off"] < 0.05)
+        assert check_session(events) == []
