@@ -1,12 +1,17 @@
 """`ActionDiT`: a video world model as a factorised space-time transformer with action-conditioned adaLN.
 
 Diffusion forcing (every frame of a clip carries its own noise level), attention inside a frame in every block and
-causal attention over time, within a window of `context_frames`, in some. Three things differ from the large model
+causal attention over time, within a window of `context_frames`, in some. Some things differ from the large model
 of WorldGym, because they decide whether a small one learns at all on a processor:
 
 - it diffuses the *change* R_t = x_t - x_(t-1), not the frame: noisy input (1 - s) R + s * noise_scale * eps;
 - the previous frame enters clean, as overlapping windows, with a skip to the output;
-- one or a few denoising steps are enough, because R is almost determined by the condition.
+- the answer is a mixture per pixel: keep, take the start frame's pixel, paint a colour, or add a change. So what the
+  arm uncovers comes back sharp, what it covers is erased whole, and still places stay still;
+- places are seen relative to points that the network projects from the arm's target state (where is the gripper in
+  this picture?), because adaLN alone is slow to learn what happens *where*.
+
+One denoising step is enough, because R is almost determined by the condition.
 
 Pictures are channels-last; a frame is `tokens` patches in row-major order. Sizes: B clips, T frames, M tokens, C
 condition numbers.
@@ -28,6 +33,14 @@ CONDITION_DIM = 15
 PLACE_AMPLITUDE = 0.7
 """Places must be as loud as content from the first step, or positions are not learned in thousands of steps."""
 BANNED = -1e4
+STATE = slice(7, 14)
+"""Where the target state lies in the condition."""
+OCTAVES = 5
+NOISE_FEATURES = 64
+POINT_RADII = (0.2, 0.6)
+"""Reach of a projected point, in halves of the picture."""
+SOURCES = 4
+"""Of a pixel: kept, start frame, painted, changed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class ActionDiTConfig:
     mlp_ratio: int = 3
     temporal_blocks: tuple[int, ...] = (2, 4)
     context_frames: int = 6
+    points: int = 12
     dropout: float = 0.0
     noise_scale: float = 0.5
     still_threshold: float = 0.03
@@ -104,6 +118,38 @@ def place_table(side: int, dim: int) -> Tensor:
     rows, cols = torch.meshgrid(centre, centre, indexing="ij")
     angles = [c.reshape(-1, 1) * frequency for c in (rows, cols)]
     return PLACE_AMPLITUDE * torch.cat([part for a in angles for part in (a.sin(), a.cos())], 1)
+
+
+def octaves(values: Tensor) -> Tensor:
+    """Return sines and cosines (..., 2 OCTAVES n) of values (..., n), wavelengths 4, 2, 1...: fine steps of a state."""
+    angle = (values.unsqueeze(-1) * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=values.device))).flatten(-2)
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class ProjectedPoints(nn.Module):
+    """Points of the picture that the network finds from the condition, and where each place lies from them."""
+
+    def __init__(self, config: ActionDiTConfig, features: int) -> None:
+        super().__init__()
+        self.find_in, self.find_out = nn.Linear(features, 128), nn.Linear(128, 2 * config.points)
+        self.embed = nn.Linear(3 * len(POINT_RADII) * config.points, config.dim)
+        nn.init.normal_(self.find_out.weight, 0.0, 0.15)
+        nn.init.uniform_(self.find_out.bias, -0.6, 0.6)
+        nn.init.zeros_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+        line = (torch.arange(config.side) + 0.5) / config.side * 2 - 1
+        rows, cols = torch.meshgrid(line, line, indexing="ij")
+        self.register_buffer("grid", torch.stack([cols.flatten(), rows.flatten()], -1), persistent=False)
+
+    def forward(self, features: Tensor, tokens: Tensor | None) -> Tensor:
+        """Embed each place (B, T, M, dim) under condition features (B, T, n)."""
+        points = self.find_out(F.silu(self.find_in(features))).float().unflatten(-1, (-1, 2))
+        grid = self.grid if tokens is None else self.grid[tokens].unsqueeze(1)
+        offset = grid.float().unsqueeze(-2) - points.unsqueeze(2)
+        squared = offset.square().sum(-1, keepdim=True)
+        near = [(torch.exp(squared / (-2 * r**2)), r) for r in POINT_RADII]
+        parts = [g for g, _ in near] + [offset / r * g for g, r in near]
+        return self.embed(torch.cat(parts, -1).flatten(-2).to(features.dtype))
 
 
 class TemporalCache:
@@ -201,16 +247,23 @@ class ActionDiT(nn.Module):
         d, seen, drawn = config.dim, 3 * config.window**2, 3 * config.patch**2
         self.embed_window, self.embed_previous = nn.Linear(seen, config.window_dim), nn.Linear(config.window_dim, d)
         self.embed_first, self.embed_noisy = nn.Linear(seen, d), nn.Linear(drawn, d)
-        self.condition = nn.Sequential(nn.Linear(CONDITION_DIM + 64, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        features = CONDITION_DIM + 2 * OCTAVES * 7
+        self.condition = nn.Sequential(nn.Linear(features + NOISE_FEATURES, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        self.points = ProjectedPoints(config, features)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.modulation = nn.Linear(d, 2 * d)
-        self.head_in, self.head_out = nn.Linear(d + config.window_dim, 256), nn.Linear(256, drawn)
-        for zero in (self.modulation, self.head_out):  # an untrained network predicts that nothing changes
+        self.head_in = nn.Linear(d + 2 * config.window_dim, 256)
+        self.head_out = nn.Linear(256, 2 * drawn + SOURCES * config.patch**2)
+        for zero in (self.modulation, self.head_out):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
+        with torch.no_grad():  # first the change, which learns fastest; the other sources take over
+            self.head_out.bias[drawn:2 * drawn] = 0.3
+            self.head_out.bias[2 * drawn:].view(-1, SOURCES)[:, 3] = 2.5
         self.age_bias = nn.Parameter(torch.zeros(config.context_frames, config.heads))
         self.register_buffer("places", place_table(config.side, d), persistent=False)
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(200.0), 32)), persistent=False)
+        frequencies = torch.exp(torch.linspace(0.0, math.log(200.0), NOISE_FEATURES // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     # ---- pictures and tokens -----------------------------------------------------------------------------------
 
@@ -252,13 +305,16 @@ class ActionDiT(nn.Module):
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
         places these are (None: all). With a `cache`, T is 1 and the cache holds the frames before.
         """
-        T = noise.shape[1]
+        T, dtype = noise.shape[1], self.age_bias.dtype
         seen = F.gelu(self.embed_window(previous), approximate="tanh")
+        seen_first = F.gelu(self.embed_window(first), approximate="tanh")
+        fine = octaves(condition[..., STATE]) * condition[..., -1:]  # zero where the state is unknown
+        features = torch.cat([condition, fine], -1)
         places = self.places if tokens is None else self.places[tokens].unsqueeze(1)
         x = self.embed_previous(seen) + self.embed_noisy(noisy) + (self.embed_first(first) + places)
-        x = x.to(seen.dtype)
+        x = (x + self.points(features.to(dtype), tokens)).to(seen.dtype)
         angle = noise.unsqueeze(-1) * self.frequencies
-        embedded = self.condition(torch.cat([condition, angle.sin(), angle.cos()], -1).to(self.age_bias.dtype))
+        embedded = self.condition(torch.cat([features, angle.sin(), angle.cos()], -1).to(dtype))
         if cache is None:
             line = torch.arange(T, device=x.device)
             ages = line[:, None] - line[None, :]
@@ -269,7 +325,25 @@ class ActionDiT(nn.Module):
             x = block(x, embedded, bias, cache)
         scale, shift = self.modulation(embedded).unsqueeze(2).chunk(2, -1)
         x = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-        return self.head_out(F.gelu(self.head_in(torch.cat([x, seen], -1)), approximate="tanh"))
+        x = self.head_in(torch.cat([x, seen, seen_first.expand(-1, T, -1, -1)], -1))
+        return self.mix(self.head_out(F.gelu(x, approximate="tanh")), previous, first)
+
+    def mix(self, drawn: Tensor, previous: Tensor, first: Tensor) -> Tensor:
+        """Return the change (B, T, M, 3 patch^2) float32 that the head's output makes of both windows' centres."""
+        def pixels(part: Tensor) -> Tensor:
+            return part.float().unflatten(-1, (-1, 3))
+
+        def centre(windows: Tensor) -> Tensor:
+            c = self.config
+            inner = slice((c.window - c.patch) // 2, (c.window + c.patch) // 2)
+            return pixels(windows.unflatten(-1, (c.window, c.window, 3))[..., inner, inner, :].flatten(-3))
+
+        n = 3 * self.config.patch**2
+        change, colour = pixels(drawn[..., :n]), pixels(drawn[..., n:2 * n])
+        share = drawn[..., 2 * n:].float().unflatten(-1, (-1, SOURCES)).softmax(-1).unsqueeze(-2)
+        now = centre(previous)
+        mixed = share[..., 1] * (centre(first) - now) + share[..., 2] * (colour - now) + share[..., 3] * change
+        return mixed.flatten(-2)
 
 
 def _pick(grid: Tensor, side: int, tokens: Tensor | None) -> Tensor:
