@@ -48,7 +48,7 @@ def still() -> ActionDiT:
     """A network that keeps every pixel."""
     network = ActionDiT(TINY).eval()
     with torch.no_grad():
-        network.head_out.bias[-4 * TINY.patch**2:].view(-1, 4)[:, 0] = 50.0
+        network.head_out.bias[-4 * TINY.patch**2:].view(4, -1)[0] = 50.0
     return network
 
 
@@ -144,7 +144,7 @@ def test_pixels_come_from_the_start_frame_or_are_painted_where_the_head_says_so(
     for source, expected in enumerate(sources):
         drawn = torch.zeros(2, 3, 16, 2 * n + 4 * TINY.patch**2)
         drawn[..., :n], drawn[..., n:2 * n] = 0.1, 0.7
-        drawn[..., 2 * n:].unflatten(-1, (-1, 4))[..., source] = 60.0
+        drawn[..., 2 * n:].unflatten(-1, (4, -1))[..., source, :] = 60.0
         change = network.mix(drawn, network.windows(previous), network.windows(first))
         assert torch.allclose(previous + network.picture(change), expected, atol=1e-6)
 
