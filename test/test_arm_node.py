@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import TICK, Client, client, running, stamps_s
+
 from world_gymnast_ros import graph
 from world_gymnast_ros.nodes import base, convert
 

@@ -1,6 +1,5 @@
 """Adapters on disk: whole or absent, and nothing read that was not meant."""
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +82,7 @@ def test_bad_cards_are_refused(store, text, says):
 
 def test_a_renamed_directory_is_refused(store):
     ref = put(store)
-    os.rename(ref.path, store.root / "other")
+    ref.path.rename(store.root / "other")
     with pytest.raises(BadCheckpoint, match="renamed"):
         store.get("other")
     with pytest.raises(BadCheckpoint, match="not a name"):

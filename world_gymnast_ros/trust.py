@@ -36,7 +36,7 @@ class TrustConfig:
     moved_m: float = 0.03
     static_levels: float = 16.0
     static_fraction: float = 0.001
-    sharpness_floor: float = 0.35
+    sharpness_floor: float = 0.2
     colour_shift_levels: float = 40.0
     reroll: bool = True
 

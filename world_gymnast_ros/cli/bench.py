@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adaptation.add_argument("--world-model", default="")
     adaptation.add_argument("--judge", default="")
     adaptation.add_argument("--threads", type=int, default=2)
-    adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of adapt.yaml to change")
+    adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
+                            help="settings of adapt.yaml to change")
     adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
 
 

@@ -73,7 +73,8 @@ def measure_scene(policy: OpenVLA, world_model: ActionDiTWorld, judge: Judge, sc
         twin.close()
     gate = report.gate
     return SceneResult(scene, instruction, ab_row(f"{scene}: {instruction}", before, after), report.outcome,
-                       report.message, gate.before.value if gate else float("nan"), gate.after.value if gate else float("nan"),
+                       report.message, gate.before.value if gate else float("nan"),
+                       gate.after.value if gate else float("nan"),
                        len(report.curve), seconds)
 
 

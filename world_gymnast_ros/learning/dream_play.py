@@ -23,7 +23,7 @@ BATCH = 64
 
 
 def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, seed: int) -> U8:
-    """Return dreams uint8 (E, T+1, H, W, 3) of actions (E, T, 7) with target states (E, T+1, 7) from frames (E, H, W, 3)."""
+    """Return dreams uint8 (E, T+1, H, W, 3) of actions (E, T, 7), target states (E, T+1, 7), frames (E, H, W, 3)."""
     frames = np.repeat(first[:, None], deltas.shape[1] + 1, axis=1)
     for i in range(0, len(first), BATCH):
         part = slice(i, i + BATCH)

@@ -19,6 +19,9 @@ from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.query import QueryGate, QueryRules
 from world_gymnast_ros.types import Frame
 
+BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
+WARM_UP_INSTRUCTION = "reach the red block"
+
 
 class PolicyNode(base.ConfiguredNode):
     """Asks the policy once per chunk, at the moment `QueryGate` allows."""
@@ -52,10 +55,9 @@ class PolicyNode(base.ConfiguredNode):
 
     def _warm_up(self) -> None:
         """Run once before any arm can wait for it: the first inference is the slow one."""
-        black = Frame(np.zeros((480, 640, 3), np.uint8), 0)
         for _ in range(2):
             start = time.monotonic()
-            self.policy.act(black, self._instruction or "do nothing")
+            self.policy.act(BLACK, self._instruction or WARM_UP_INSTRUCTION)
             self._inference_s.append(time.monotonic() - start)
 
     def _connect(self) -> None:
@@ -78,7 +80,10 @@ class PolicyNode(base.ConfiguredNode):
         if msg.data != self._instruction:
             self._instruction = msg.data
             self._epoch += 1
+            self._fault = ""
             self.get_logger().info(f"instruction: '{msg.data}'")
+            if msg.data.strip() and not self._gate.active:
+                self._jobs.put(("try", msg.data))
 
     def _on_arm_status(self, msg: Any) -> None:
         taking = msg.state in (msg.ARMED, msg.HOLDING)
@@ -123,6 +128,8 @@ class PolicyNode(base.ConfiguredNode):
             try:
                 if kind == "adapter":
                     self._swap(job)
+                elif kind == "try":  # so that words the policy cannot read are told before the arm is armed
+                    self.policy.act(BLACK, job)
                 else:
                     self._infer(*job)
             except Exception as error:  # the policy stays; the arm holds by itself when no chunk comes

@@ -1,8 +1,8 @@
 """The MuJoCo model of a WidowX 250s on a table, written from its kinematics, limits and masses.
 
 Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo gains
-are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The gripper is a
-force on one finger, the other finger is coupled to it; nothing is ever attached by anything but contact and friction.
+are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The gripper is
+a force on one finger, the other finger is coupled to it; nothing is ever attached by anything but contact and friction.
 Camera: the Logitech C920 of the Bridge set-up (ManiSkill2_real2sim, agents/configs/widowx/defaults.py).
 """
 from __future__ import annotations
@@ -19,10 +19,10 @@ CAMERA_LOOK = (1.0, 0.553, -1.085)
 CAMERA_WIDTH, CAMERA_HEIGHT, CAMERA_FOCAL_PX = 640, 480, 623.588
 FOVY_DEG = float(np.degrees(2 * np.arctan(0.5 * CAMERA_HEIGHT / CAMERA_FOCAL_PX)))
 FINGER_LOWER_M, FINGER_UPPER_M = 0.010, 0.0375
-"""Mechanical range. The URDF says 0.015 to 0.037; Bridge drives to 0.010 (closed, squeezing), the linkage ends at 0.0375."""
+"""Mechanical range. The URDF says 0.015 to 0.037; Bridge drives to 0.010 (closed); the linkage ends at 0.0375."""
 PLATE_HEIGHT_M = 0.006
 
-# joint, link, parent offset (m), axis, range (rad), peak torque (Nm), mass (kg), com (m), inertia quaternion and moments
+# joint, link, parent offset (m), axis, range (rad), peak torque (Nm), mass (kg), com (m), inertia quaternion, moments
 _LINKS = (
     ("waist", "shoulder_link", (0, 0, 0.072), (0, 0, 1), (-3.141583, 3.141583), 10.0,
      0.480879, (0.00002, 0.00004, 0.00663), (0.0130352, 0.706387, 0.012996, 0.707586),
@@ -45,14 +45,14 @@ _LINKS = (
 )
 _KP = (220.0, 260.0, 220.0, 90.0, 90.0, 50.0)
 
-# Shapes that stand for the printed shells; enough for the eye and for contact. (link, type, size, position, euler y in deg)
+# Shapes that stand for the printed shells; enough for the eye and for contact.
 _GEOMS = {
     "shoulder_link": ('<geom class="arm" type="cylinder" size="0.045 0.035" pos="0 0 0"/>'
                       '<geom class="arm" type="box" size="0.035 0.05 0.03" pos="0 0 0.035"/>'),
     "upper_arm_link": ('<geom class="arm" type="box" size="0.022 0.03 0.13" pos="0 0 0.125"/>'
                        '<geom class="arm" type="box" size="0.035 0.03 0.022" pos="0.025 0 0.25"/>'),
     "upper_forearm_link": '<geom class="arm" type="box" size="0.095 0.026 0.024" pos="0.085 0 0"/>',
-    "lower_forearm_link": '<geom class="arm" type="cylinder" size="0.024 0.035" pos="0.035 0 0" euler="0 1.5707963 0"/>',
+    "lower_forearm_link": '<geom class="arm" type="cylinder" size="0.024 0.035" pos="0.035 0 0" euler="0 1.5708 0"/>',
     "wrist_link": '<geom class="arm" type="box" size="0.035 0.022 0.025" pos="0.03 0 0.004"/>',
     "gripper_link": ('<geom class="arm" type="cylinder" size="0.026 0.018" pos="0.012 0 0" euler="0 1.5707963 0"/>'
                      '<geom class="arm" type="box" size="0.008 0.062 0.012" pos="0.045 0 0"/>'),
@@ -130,8 +130,8 @@ def build_xml(scene: Scene) -> str:
 <headlight ambient="{_v([scene.ambient] * 3)}" diffuse="0.15 0.15 0.15" specular="0 0 0"/></visual>
 <default>
 <default class="arm"><geom contype="1" conaffinity="2" rgba="{_v([shade] * 3)} 1" friction="0.6 0.01 0.001"/></default>
-<default class="finger"><geom contype="1" conaffinity="2" rgba="{_v([shade * 1.8 + 0.04] * 3)} 1" friction="1.2 0.02 0.001"
- condim="4" solref="0.008 1"/></default>
+<default class="finger"><geom contype="1" conaffinity="2" rgba="{_v([shade * 1.8 + 0.04] * 3)} 1"
+ friction="1.2 0.02 0.001" condim="4" solref="0.008 1"/></default>
 <default class="far"><geom contype="0" conaffinity="0"/></default>
 <default class="servo"><joint armature="0.1" frictionloss="0.1" damping="0.4"/></default>
 </default>
