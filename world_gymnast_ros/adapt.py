@@ -62,7 +62,7 @@ class _Session:
         self.curve: list[UpdateRow] = []
         self.strips: list[Strip] = []
         self.idle = self.stale = 0
-        self.update_s = self.held_out_s = 0.0
+        self.update_s = self.held_out_s = self.best_rate = 0.0
 
     def tell(self, stage: str, update: int, reward: float, success: float) -> None:
         self.progress(Progress(stage, update, self.config.max_updates, reward, success,
@@ -103,7 +103,7 @@ class _Session:
                               temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
                               judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
-        self.held_out_s = max(self.held_out_s, (self.watch.elapsed_s - began_s) / dreams)
+        self.held_out_s = (self.watch.elapsed_s - began_s) / dreams
         self.count(result.counts, c.horizon_steps)
         if branch == 2:
             self.log.write("held_out", update=update, rate=result.rate, mean_score=result.mean_score,
@@ -114,12 +114,15 @@ class _Session:
     def must_stop(self, last: TrustCounts) -> str:
         """Return why training must end now, or ''. Keeps the time that the gate will need."""
         c = self.config
-        reserve_s = 2.0 * c.gate_dreams * self.held_out_s
+        reserve_s = min(2.0 * c.gate_dreams * self.held_out_s, 0.5 * c.budget_s)
         if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
             return f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate"
         if last.rejection_rate > c.max_rejection_rate:
             return (f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                     f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
+        if self.best_rate >= c.solved_rate:
+            return (f"solved: {self.best_rate:.0%} held-out success in imagination; "
+                    "more training could only learn the dream's mistakes")
         if self.idle >= c.max_idle_updates:
             return f"no signal: {self.idle} updates in a row had equal rewards or no verdict"
         if self.stale >= c.patience:
@@ -195,7 +198,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_dreams)
     s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
-    best, best_key, best_update = base, (before.rate, before.mean_score), 0
+    best, best_update, s.best_rate = base, 0, before.rate
     counts, stop = TrustCounts(), ""
     for update in range(1, c.max_updates + 1):
         if stop := s.must_stop(counts):
@@ -205,8 +208,8 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
             result = s.held_out("held-out evaluation", update, 2, c.select_dreams)
             s.curve[-1] = UpdateRow(**{**vars(s.curve[-1]), "held_out": result.rate})
             s.stale += 1
-            if (result.rate, result.mean_score) > best_key:
-                best, best_key, best_update = learner.snapshot(), (result.rate, result.mean_score), update
+            if result.rate > s.best_rate:  # of equals the earliest: it has moved least away from the base
+                best, best_update, s.best_rate = learner.snapshot(), update, result.rate
                 s.stale = 0
     stop = stop or f"done: all {c.max_updates} updates"
     s.log.write("stop", reason=stop)

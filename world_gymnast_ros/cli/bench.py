@@ -56,30 +56,25 @@ def _adaptation(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros import config as settings
-    from world_gymnast_ros.adapt_config import AdaptConfig, AdaptNodeConfig
+    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+    from world_gymnast_ros.learning.adaptation import load_parts
     from world_gymnast_ros.learning.adaptation_bench import SceneResult, measure_scene, results_markdown
-    from world_gymnast_ros.learning.lora_pg import LoraConfig
-    from world_gymnast_ros.models import build
     from world_gymnast_ros.paths import share_path
     from world_gymnast_ros.session import Progress
 
     torch.set_num_threads(args.threads)
     changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in args.set)}
-    changes |= {"budget_s": args.budget_s, **({"max_updates": args.updates} if args.updates else {})}
-    node = dataclasses.replace(settings.load(AdaptNodeConfig, share_path("config/adapt.yaml")), **changes)
-    config = AdaptConfig(**{f.name: getattr(node, f.name) for f in dataclasses.fields(AdaptConfig)})
-    lora = LoraConfig(node.lora_rank, node.lora_alpha, node.learning_rate, node.epochs, node.minibatch_chunks,
-                      node.micro_chunks, node.clip_low, node.clip_high, node.leash)
-    policy, world_model = build.load_policy(args.policy), build.load_world_model(args.world_model)
-    judge = build.load_judge(args.judge)
+    changes |= {"policy": args.policy, "world_model": args.world_model, "judge": args.judge, "budget_s": args.budget_s,
+                "directory": str(args.out), **({"max_updates": args.updates} if args.updates else {})}
+    config = dataclasses.replace(settings.load(AdaptNodeConfig, share_path("config/adapt.yaml")), **changes)
+    parts = load_parts(config)
     results: list[SceneResult] = []
     for scene in args.scenes:
         with tqdm(total=config.max_updates, desc=Path(scene).stem, unit="update") as bar:
             def progress(p: Progress, bar: tqdm = bar) -> None:  # type: ignore[type-arg]
                 bar.n = p.update
                 bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f} success {p.imagined_success:.2f}")
-            results.append(measure_scene(policy, world_model, judge, scene, args.instruction, args.episodes, config,
-                                         lora, args.seed, args.out, progress))
+            results.append(measure_scene(parts, scene, args.instruction, args.episodes, config, args.seed, progress))
         print(f"{results[-1].outcome}: {results[-1].message}", flush=True)
     table = results_markdown(results)
     args.out.mkdir(parents=True, exist_ok=True)

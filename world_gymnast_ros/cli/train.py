@@ -106,8 +106,11 @@ def _world_model(args: argparse.Namespace) -> int:
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {len(training)} training episodes, {sum(e.steps for e in training)} steps")
     trainer.run()
+    network = trainer.checkpoint_network()
+    if args.clips:
+        _choose_gain(network, held_out, args.out)
     if test:
-        _test(trainer.checkpoint_network(), test, args.out)
+        _test(network, test, args.out)
     print(f"wrote {args.out}")
     return 0
 
@@ -135,6 +138,31 @@ def _clips(args: argparse.Namespace, size: int) -> tuple[list[PlayEpisode], list
     rng = np.random.default_rng(args.seed)
     training = [v for e in clips.values() for v in (resized(e, size), *variants(e, size, args.variants, rng))]
     return training, [resized(validation, size)], [resized(e, size) for e in test]
+
+
+def _choose_gain(network: ActionDiT, validation: list[PlayEpisode], out: Path) -> None:
+    """Choose the gain of drawn changes on the validation clip, and write it to the checkpoint.
+
+    A few clips teach the direction of a change better than its size; the best gain keeps what is sure.
+    """
+    import dataclasses
+
+    from world_gymnast_ros.learning.dream_error import cuts, dream_cuts, horizon_errors
+    from world_gymnast_ros.models.checkpoint import CONFIG, write_text
+    from world_gymnast_ros.models.vision import fast_math
+
+    stretches = cuts(validation, 5, 1)
+    scores: dict[float, float] = {}
+    for gain in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        network.config = dataclasses.replace(network.config, change_gain=gain)
+        with fast_math(network.age_bias.device):
+            errors = horizon_errors(stretches, dream_cuts(network, stretches, seed=3), (1, 5))
+        scores[gain] = sum(row["ratio"] for row in errors.values()) / len(errors)
+    best = min(scores, key=lambda g: scores[g])
+    network.config = dataclasses.replace(network.config, change_gain=best)
+    write_text(out / CONFIG, json.dumps(network.config.to_dict(), indent=2, sort_keys=True) + "\n")
+    print("validation clip, error as a share of copying by gain: "
+          + ", ".join(f"{g:.1f} {s:.3f}" for g, s in scores.items()) + f"; chosen {best:.1f}")
 
 
 def _test(network: ActionDiT, test: list[PlayEpisode], out: Path) -> None:

@@ -8,21 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from world_gymnast_ros.adapt import adapt
-from world_gymnast_ros.adapt_config import AdaptConfig
+from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.evaluate import ABRow, ab_row
 from world_gymnast_ros.imagine import Start
-from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
-from world_gymnast_ros.models.dream import ActionDiTWorld
-from world_gymnast_ros.models.openvla import OpenVLA
+from world_gymnast_ros.learning.adaptation import Parts, run_session
 from world_gymnast_ros.session import Progress
-from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.rollout import capture, success_rate
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.types import Judge
 
 CAPTURE_SEED = 9_999
 FIRST_EPISODE_SEED = 10_000
@@ -43,12 +37,12 @@ class SceneResult:
     seconds: float
 
 
-def measure_scene(policy: OpenVLA, world_model: ActionDiTWorld, judge: Judge, scene: str, instruction: str,
-                  episodes: int, config: AdaptConfig, lora: LoraConfig, seed: int, out: Path,
+def measure_scene(parts: Parts, scene: str, instruction: str, episodes: int, config: AdaptNodeConfig, seed: int,
                   progress: Callable[[Progress], None] = lambda _: None) -> SceneResult:
     """Measure base, adapt once from a captured frame, measure again with what the gate decided."""
     loaded = load_scene(scene)
     instruction = instruction or loaded.instructions[0]
+    policy = parts.policy
     twin = Twin(loaded)
     seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes)
     try:
@@ -56,13 +50,9 @@ def measure_scene(policy: OpenVLA, world_model: ActionDiTWorld, judge: Judge, sc
         before = success_rate(twin, policy, instruction, seeds)
         twin.reset(CAPTURE_SEED, instruction)
         frame, state = capture(twin)
-        learner, store = LoraLearner(policy, lora), Store(out / "adapters")
         began = time.monotonic()
-        report = adapt(
-            policy, world_model, judge, learner, [Start(frame, state, instruction)], config, seed, time.monotonic,
-            progress, log_path=out / f"{scene}-seed{seed}.jsonl",
-            save=lambda lr, scores: store.put(f"{scene}-{seed}", lr.save, parent="base", base_policy=policy.base_hash,
-                                              scores=scores, created_ns=0))
+        report = run_session(parts, [Start(frame, state, instruction)], config, seed, time.time_ns(),
+                             progress=progress).report
         seconds = time.monotonic() - began
         after = before
         if report.adapter is not None:
@@ -74,8 +64,7 @@ def measure_scene(policy: OpenVLA, world_model: ActionDiTWorld, judge: Judge, sc
     gate = report.gate
     return SceneResult(scene, instruction, ab_row(f"{scene}: {instruction}", before, after), report.outcome,
                        report.message, gate.before.value if gate else float("nan"),
-                       gate.after.value if gate else float("nan"),
-                       len(report.curve), seconds)
+                       gate.after.value if gate else float("nan"), len(report.curve), seconds)
 
 
 def results_markdown(results: list[SceneResult]) -> str:

@@ -50,6 +50,7 @@ class ActionDiTConfig:
     `state_center`, `state_scale`: Bridge state (7,) is normalised as (state - center) / scale. `action_scale`
     likewise, around zero for the motion and 0.5 for the gripper. `workspace_low_m`, `workspace_high_m`: box to which
     the dream clips its target, None for no box. `still_threshold`: changes below it (0..1 grey) are not drawn.
+    `change_gain`: drawn changes are multiplied by it; below 1 for a model trained on little data, chosen on validation.
     """
 
     model_type: ClassVar[str] = "action_dit"
@@ -68,6 +69,7 @@ class ActionDiTConfig:
     dropout: float = 0.0
     noise_scale: float = 0.5
     still_threshold: float = 0.03
+    change_gain: float = 1.0
     sampling_steps: int = 1
     action_scale: tuple[float, ...] = (0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 0.5)
     state_center: tuple[float, ...] = (0.28, 0.02, 0.10, 0.0, 0.0, 0.0, 0.5)
@@ -87,6 +89,7 @@ class ActionDiTConfig:
             ("temporal_blocks", all(0 <= i < self.depth for i in self.temporal_blocks), "indices below depth"),
             ("context_frames", self.context_frames >= 1, "at least 1"),
             ("sampling_steps", 1 <= self.sampling_steps <= 1000, "within 1..1000"),
+            ("change_gain", 0.0 < self.change_gain <= 1.0, "within 0..1, above 0"),
         )
         for name, good, limit in rules:
             if not good:

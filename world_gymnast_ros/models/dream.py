@@ -67,7 +67,7 @@ class FrameSampler:
             if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
                 noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
         self.cache.commit()  # the keys of the last denoising pass stay: no extra pass on the clean frame
-        change = F.hardshrink(change, c.still_threshold)
+        change = c.change_gain * F.hardshrink(change, c.still_threshold)
         self.frame = (self.frame + net.picture(change[:, 0])).clamp_(0.0, 1.0)
         return self.frame
 
