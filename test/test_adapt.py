@@ -19,7 +19,8 @@ from world_gymnast_ros.store import Store
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")
-CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_dreams=3, gate_dreams=8, patience=9)
+CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_dreams=3, gate_dreams=8, held_out_copies=4,
+                     held_out_temperature=1.0, solved_rate=1.0, patience=9)
 
 
 def untouched(policy):
@@ -183,7 +184,7 @@ def test_the_budget_is_kept_with_time_for_the_gate():
     assert report.stop_reason.startswith("time:") and report.gate is not None
     assert report.seconds["total"] < 430 and 2 <= len(report.curve) < 100
     nothing = run(config=replace(CONFIG, budget_s=3), now_s=Clock(1.0))
-    assert nothing.outcome == "kept" and "no update fitted" in nothing.message and nothing.gate is None
+    assert nothing.outcome == "kept" and "no update was made (time" in nothing.message and nothing.gate is None
 
 
 def test_senseless_orders_are_refused():
@@ -228,3 +229,20 @@ def test_a_tampered_log_is_found_out(tmp_path):
 
 def test_the_shipped_file_is_the_declaration():
     assert load(AdaptNodeConfig, share_path("config/adapt.yaml")) == AdaptNodeConfig()
+
+
+def test_a_solved_dream_is_not_trained_on():
+    policy = FakePolicy()
+    for table in policy.tables.values():
+        table[:, 0, 5], table[:, 1, 3] = 50.0, 50.0  # straight to the goal
+    report = adapt(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), FakeLearner(policy), [START], CONFIG, 0,
+                   time.monotonic)
+    assert report.outcome == "kept" and report.stop_reason.startswith("solved: 100%") and not report.curve
+
+
+def test_of_equal_checkpoints_the_earliest_is_taken(tmp_path):
+    log = tmp_path / "s.jsonl"
+    run(config=replace(CONFIG, evaluate_every=1, max_updates=6, solved_rate=1.0), log_path=log)
+    events = read_session(log)
+    rates = [e["rate"] for e in events if e["event"] == "held_out"]
+    assert next(e["update"] for e in events if e["event"] == "select") == rates.index(max(rates))

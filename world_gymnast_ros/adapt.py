@@ -215,7 +215,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     s.log.write("stop", reason=stop)
     s.log.write("select", update=best_update)
     if best_update == 0:
-        why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update fitted into the budget"
+        why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
         return "kept", f"{why} ({stop}): present policy kept", stop, None, None
     gate = _gate(s, learner, base, best)
     if not gate.promote:
