@@ -1,0 +1,50 @@
+"""`world-gymnast adapt`: refusals in one line, and a whole session with toy models from a picture file."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_adapt_node import save_toys
+
+from world_gymnast_ros.cli import main
+from world_gymnast_ros.session import check_session, read_session
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture()
+def picture(tmp_path: Path) -> str:
+    rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "scene.png")
+    return str(tmp_path / "scene.png")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["reach the red block"], "give --frame"),
+    (["reach the red block", "--frame", "/nowhere.png"], "/nowhere.png cannot be read as a picture"),
+    (["--frame", "PICTURE"], "say what to do"),
+    (["reach the red block", "--frame", "PICTURE", "--set", "copies"], "--set takes KEY=VALUE"),
+    (["reach the red block", "--frame", "PICTURE", "--set", "copis=3"], "unknown key 'copis'"),
+    (["reach the red block", "--frame", "PICTURE", "--budget-s", "0"], "budget_s must be positive"),
+    (["reach the red block", "--scene", "nowhere"], "nowhere"),
+    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere"], "/nowhere"),
+])
+def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", *(picture if w == "PICTURE" else w for w in words)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and says in error[0]
+
+
+def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    toys = save_toys(tmp_path / "toys")
+    words = ["adapt", "reach the red block", "--frame", picture, "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
+             "--updates", "1", "--out", str(tmp_path / "runs"), "--dry-run", "--set", f"policy={toys.policy}",
+             f"world_model={toys.world_model}", f"judge={toys.judge}", "copies=4", "select_dreams=1", "gate_dreams=4",
+             "threads=1"]
+    assert main(words) == 2 and "paired-replay AUC is unknown" in capsys.readouterr().err, "nothing vouches for a toy"
+    assert main([*words, "min_release_auc=0"]) in (0, 1)
+    said = capsys.readouterr().out
+    report = Path(said.split("report: ")[1].strip())
+    assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
+    assert check_session(read_session(report.parent / "session.jsonl")) == []
