@@ -50,7 +50,6 @@ class Bench:
         self.shooting = True
         c.create_timer(0.05, self._shoot)
         c.until(self.action.server_is_ready, "the adapt action")
-        c.until(lambda: self.camera.get_subscription_count() > 0, "the camera's subscriber")
 
     def _shoot(self) -> None:
         if self.shooting:

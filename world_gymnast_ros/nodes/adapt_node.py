@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class AdaptNode(base.ConfiguredNode):
         self._running: AdapterRef | None = None  # what the policy node was last offered
         self._heard = threading.Condition()
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
-        self._wanted_after_ns = -1  # pictures are only decoded while a capture waits for them
+        self._wanted_after_ns = 0
         self._joints: deque[Any] = deque(maxlen=200)
         self._busy = threading.Lock()
         self._closing = threading.Event()
@@ -56,16 +56,9 @@ class AdaptNode(base.ConfiguredNode):
         self.get_logger().info(f"policy '{p.policy.name}', world model '{p.world_model.name}', judge '{p.judge.name}'")
 
     def _connect(self) -> None:
-        c = self.config
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
-        self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints,
-                                 base.NEWEST)
-        if c.image_compressed:
-            self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
-        else:
-            self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
         self._server = ActionServer(
             self, convert.Adapt, "adapt", execute_callback=self._execute, goal_callback=self._on_goal,
             cancel_callback=lambda _: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
@@ -85,7 +78,7 @@ class AdaptNode(base.ConfiguredNode):
         self._joints.append(msg)
 
     def _on_image(self, msg: Any) -> None:
-        if self._wanted_after_ns < 0 or convert.to_ns(msg.header.stamp) < self._wanted_after_ns:
+        if convert.to_ns(msg.header.stamp) < self._wanted_after_ns:
             return
         try:
             read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
@@ -99,24 +92,39 @@ class AdaptNode(base.ConfiguredNode):
 
     # --- capture --------------------------------------------------------------------------------------------------
 
-    def capture(self, cancelled: Any) -> list[Frame]:
-        """Return `capture_frames` pictures taken from now on. Raises StaleFrame when they do not come."""
+    def capture(self, cancelled: Callable[[], bool]) -> list[Frame]:
+        """Return `capture_frames` pictures taken from now on. Raises StaleFrame when they do not come.
+
+        Camera and joint states are subscribed only while this waits: hearing 100 messages a second for nothing would
+        cost a seventh of a core.
+        """
+        c = self.config
+        kind, topic = (convert.CompressedImage, "image_raw/compressed") if c.image_compressed else (convert.Image,
+                                                                                                    "image_raw")
+        self._frames.clear()
+        self._joints.clear()
+        self._wanted_after_ns = self.now_ns()
+        subscriptions = [
+            self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints, base.NEWEST),
+            self.create_subscription(kind, topic, self._on_image, base.NEWEST)]
+        try:
+            self._wait_for_frames(topic, cancelled)
+            return list(self._frames)
+        finally:
+            for subscription in subscriptions:
+                self.destroy_subscription(subscription)
+
+    def _wait_for_frames(self, topic: str, cancelled: Callable[[], bool]) -> None:
         c = self.config
         deadline = time.monotonic() + c.capture_timeout_s
         with self._heard:
-            self._frames.clear()
-            self._wanted_after_ns = self.now_ns()
-            try:
-                while len(self._frames) < c.capture_frames:
-                    if cancelled():
-                        raise Cancelled("cancelled while waiting for the camera")
-                    if time.monotonic() > deadline:
-                        raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on image_raw within "
-                                         f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
-                    self._heard.wait(0.1)
-                return list(self._frames)
-            finally:
-                self._wanted_after_ns = -1
+            while len(self._frames) < c.capture_frames:
+                if cancelled():
+                    raise Cancelled("cancelled while waiting for the camera")
+                if time.monotonic() > deadline:
+                    raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on {topic} within "
+                                     f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
+                self._heard.wait(0.1)
 
     def state_at(self, stamp_ns: int) -> F32 | None:
         """Return the measured Bridge state nearest to a stamp, or None where none was heard in time."""
@@ -131,7 +139,7 @@ class AdaptNode(base.ConfiguredNode):
             return None
         return bridge_state(state.T_base_ee, state.gripper)
 
-    def starts(self, instructions: Sequence[str], cancelled: Any) -> list[Start]:
+    def starts(self, instructions: Sequence[str], cancelled: Callable[[], bool]) -> list[Start]:
         """Capture, and return every picture with every instruction, instructions taking turns."""
         frames = self.capture(cancelled)
         states = [self.state_at(f.stamp_ns) for f in frames]
