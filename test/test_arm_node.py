@@ -197,7 +197,7 @@ def test_a_silent_driver_holds_and_nothing_is_sent_blindly(armed: Client, ros: t
 
 
 def test_a_motor_without_torque_stops_the_arm(armed: Client) -> None:
-    torque = dict(cmd_type="group", name="all")
+    torque = {"cmd_type": "group", "name": "all"}
     armed.call("wx250s/torque_enable", convert.xs_srv.TorqueEnable, **torque, enable=False)
     armed.until(lambda: armed.heard["arm_status"][-1].state == convert.ArmStatusMsg.STOPPED, "STOPPED")
     assert "torque" in armed.heard["arm_status"][-1].reason
@@ -214,7 +214,8 @@ def test_sigterm_holds_before_the_node_goes(ros: tuple[Client, graph.Graph], tmp
         assert c.call("arm_two/arm", convert.Trigger).success
         now_ns = c.get_clock().now().nanoseconds
         chunk = convert.ActionChunk(np.tile(np.float32([0.0, 0, 0.02, 0, 0, 0, 1]), (20, 1)), now_ns)
-        c.say("chunk_two", convert.ActionChunkMsg, base.RELIABLE, convert.chunk_msg(chunk, 1, "x", now_ns, now_ns, now_ns))
+        c.say("chunk_two", convert.ActionChunkMsg, base.RELIABLE,
+              convert.chunk_msg(chunk, 1, "x", now_ns, now_ns, now_ns))
         c.until(lambda: len(steps) >= 2, "two steps")
         process = nodes.nodes["arm_node"].process
         start = time.monotonic()

@@ -124,11 +124,12 @@ def test_bad_scenes_are_refused_by_name(tmp_path):
         load_scene("nowhere")
     with pytest.raises(UnknownScene, match="does not exist"):
         load_scene(str(tmp_path / "none.yaml"))
-    for text, words in [("instructions: [reach the red block]\nobjects: [{colour: pink, shape: block}]\nname: x", "pink"),
+    for text, words in [("name: x\ninstructions: [a]\nobjects: [{colour: pink, shape: block}]", "pink"),
                         ("name: x\ninstructions: []\nobjects: []", "no instructions"),
                         ("name: x\ncolour_of_sky: blue\ninstructions: [a]", "colour_of_sky"),
                         ("[1, 2", "not readable YAML"),
-                        ("name: x\ninstructions: [a]\nobjects: [{colour: red, shape: block, mass_kg: 3}]", "mass_kg 3")]:
+                        ("name: x\ninstructions: [a]\nobjects: [{colour: red, shape: block, mass_kg: 3}]",
+                         "mass_kg 3")]:
         path = tmp_path / "scene.yaml"
         path.write_text(text)
         with pytest.raises(BadConfig, match=words):

@@ -56,6 +56,24 @@ class ReflectorTraining:
             raise BadConfig("steps must be >= 0, windows >= 2 and dream_share in 0..1")
 
 
+MAX_SHIFT_PX = 3
+
+
+def reframe(windows: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shift half of the windows (B, T, H, W, 3) by up to 3 pixels, edges repeated: a knocked tripod, another scene.
+
+    Success is about hand and object, so its labels hold; the trunk's places move by less than the camera's own jitter.
+    """
+    out = windows.clone()
+    height, width = windows.shape[2:4]
+    for i in np.flatnonzero(rng.random(len(windows)) < 0.5):
+        dy, dx = rng.integers(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
+        rows = torch.arange(height).add(int(dy)).clamp(0, height - 1)
+        columns = torch.arange(width).add(int(dx)).clamp(0, width - 1)
+        out[i] = windows[i][:, rows][:, :, columns]
+    return out
+
+
 # ---- windows -------------------------------------------------------------------------------------------------
 
 class WindowSampler:
@@ -193,7 +211,7 @@ def fit(judge: Reflector, samplers: Sequence[WindowSampler], shares: Sequence[fl
         for sampler, count in zip(samplers, counts, strict=True):
             batch = window_batch(sampler, count, heads, settings.bootstrap, rng)
             pictures = torch.from_numpy(sampler.table.frames[batch.rows])
-            pictures = relight(pictures.flatten(1, 2), rng).view_as(pictures)
+            pictures = reframe(relight(pictures.flatten(1, 2), rng).view_as(pictures), rng)
             with fast_math(torch.device("cpu")):
                 loss, note = window_loss(judge, pictures, batch, settings)
             (loss * (count / sum(counts))).backward()

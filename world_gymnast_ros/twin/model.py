@@ -1,8 +1,8 @@
 """The MuJoCo model of a WidowX 250s on a table, written from its kinematics, limits and masses.
 
-Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo gains
-are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The gripper is
-a force on one finger, the other finger is coupled to it; nothing is ever attached by anything but contact and friction.
+Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo
+gains are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The
+gripper is a force on one finger, the other finger is coupled to it; nothing is attached but by contact and friction.
 Camera: the Logitech C920 of the Bridge set-up (ManiSkill2_real2sim, agents/configs/widowx/defaults.py).
 """
 from __future__ import annotations
