@@ -93,15 +93,24 @@ class Client(Node):
 
     def play(self, delta: Any, **chunk: Any) -> list[Any]:
         """Send a chunk and return its steps: all of them, or those up to the one that was refused."""
-        size = chunk.get("actions", 4)
         sequence = self.send_chunk(delta, **chunk)
+        return self.until_over(sequence, chunk.get("actions", 4))
 
+    def until_over(self, sequence: int, size: int) -> list[Any]:
+        """Spin until the chunk's last step, or a refused one, is heard; return its steps."""
         def over() -> bool:
             steps = self.steps_of(sequence)
             return len(steps) == size or bool(steps and steps[-1].verdict >= steps[-1].HOLD)
 
         self.until(over, f"{size} steps of chunk {sequence}")
         return self.steps_of(sequence)
+
+    def until_state(self, state: int, words: str = "", timeout_s: float = PATIENCE_S) -> Any:
+        """Spin until the newest arm_status has this state and these words in its reason; return it."""
+        heard = self.heard["arm_status"]
+        self.until(lambda: heard and heard[-1].state == state and words in heard[-1].reason,
+                   f"arm state {state} with '{words}'", timeout_s)
+        return heard[-1]
 
 
 def stamps_s(messages: list[Any]) -> np.ndarray:

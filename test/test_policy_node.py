@@ -92,8 +92,11 @@ def test_the_loop_looks_only_after_the_last_action_came_to_rest(ros: Client) -> 
     first = start(c, "reach the red block")
     armed_s = c.get_clock().now().nanoseconds * 1e-9
     c.until(lambda: len(c.heard["action_chunk"]) >= first + 4, "four chunks")
-    c.trigger("disarm")
     chunks = c.heard["action_chunk"][first:first + 4]
+    for chunk in chunks[:3]:  # a chunk is heard before its steps are
+        c.until_over(chunk.sequence, chunk.chunk_size)
+    c.until(lambda: c.steps_of(chunks[3].sequence), "the first step of the fourth chunk")
+    c.trigger("disarm")
     assert [m.sequence for m in chunks] == list(range(chunks[0].sequence, chunks[0].sequence + 4))
     assert all(m.instruction == "reach the red block" and m.adapter == "base" for m in chunks)
     seen = np.array([convert.to_ns(m.frame_stamp) for m in chunks]) * 1e-9

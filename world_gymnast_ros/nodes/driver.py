@@ -19,6 +19,7 @@ from world_gymnast_ros.types import F64, ArmState
 
 MOTORS = 7
 """Joints that answer for the group `all`: six of the arm and the gripper. Fewer answers: a motor is gone."""
+DISCOVERY_POLL_S = 0.05
 
 
 class JointStates:
@@ -89,6 +90,9 @@ class XsDriver:
 
         Modes are changed only where they differ: the driver drops torque to change them, and the arm would sag.
         """
+        missing = await self._missing()
+        if missing:
+            return missing
         srv, moving_ms, accel_ms = convert.xs_srv, round(1000 * moving_s), round(1000 * accel_s)
         for kind, name, mode in (("group", "arm", "position"), ("single", "gripper", "pwm")):
             info = await self._call(self._info, srv.RobotInfo.Request(cmd_type=kind, name=name))
@@ -125,6 +129,26 @@ class XsDriver:
         """Wait for a state measured after this call; False when none comes in time."""
         return await self._bounded(self.joints.next()) is not None
 
+    async def _missing(self) -> str:
+        """Wait until the driver is discovered; return "" or what is not there after `timeout_s`.
+
+        A node that was just started does not see the driver yet, and a command sent before the driver's subscription
+        is matched would be lost without a word.
+        """
+        clients = (self._info, self._modes, self._set, self._get, self._torque)
+
+        def absent() -> list[str]:
+            names = [client.srv_name for client in clients if not client.service_is_ready()]
+            heard = all(p.get_subscription_count() > 0 for p in (self._group, self._single))
+            return names if heard else [*names, self._group.topic_name]
+
+        deadline_ns = base.steady_ns() + round(self._timeout_s * 1e9)
+        while absent() and base.steady_ns() < deadline_ns:
+            await self._bounded(Future(), DISCOVERY_POLL_S)
+        names = absent()
+        return (f"the driver does not offer {', '.join(names)} after {self._timeout_s} s; start it, check robot_name, "
+                "or raise service_timeout_s" if names else "")
+
     async def _registers(self, register: str) -> list[int] | None:
         request = convert.xs_srv.RegisterValues.Request(cmd_type="group", name="all", reg=register)
         response = await self._call(self._get, request)
@@ -133,13 +157,14 @@ class XsDriver:
     async def _call(self, client: Any, request: Any) -> Any:
         return await self._bounded(client.call_async(request)) if client.service_is_ready() else None
 
-    async def _bounded(self, future: Future) -> Any:
-        """Await a future for at most `timeout_s`; None when it takes longer."""
+    async def _bounded(self, future: Future, timeout_s: float | None = None) -> Any:
+        """Await a future for at most `timeout_s` (the driver's, unless given); None when it takes longer."""
         def give_up() -> None:
             if not future.done():
                 future.set_result(None)
 
-        timer = self._node.create_timer(self._timeout_s, give_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        timer = self._node.create_timer(limit_s, give_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
         try:
             return await future
         finally:
