@@ -33,14 +33,20 @@ class Client(Node):
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self)
         self.heard: dict[str, list[Any]] = {}
+        self.times: dict[str, list[float]] = {}
         self._sequence = 0
         self._senders: dict[str, Any] = {}
 
     def hear(self, topic: str, kind: Any, qos: Any = base.RELIABLE) -> list[Any]:
-        """Subscribe once and return the growing list of messages."""
+        """Subscribe once and return the growing list of messages; `times` has when each came, monotonic s."""
         if topic not in self.heard:
-            messages = self.heard.setdefault(topic, [])
-            self.create_subscription(kind, topic, messages.append, qos)
+            messages, times = self.heard.setdefault(topic, []), self.times.setdefault(topic, [])
+
+            def on_message(message: Any) -> None:
+                times.append(time.monotonic())
+                messages.append(message)
+
+            self.create_subscription(kind, topic, on_message, qos)
         return self.heard[topic]
 
     def until(self, done: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S,

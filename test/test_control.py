@@ -11,6 +11,7 @@ from world_gymnast_ros.actions import pose_from_state
 from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.gripper import GripperLoop, finger_from_gripper, gripper_from_finger
+from world_gymnast_ros.homing import way_home
 from world_gymnast_ros.kinematics import NEUTRAL, fk, ik
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.types import ActionChunk, ArmState, Verdict
@@ -33,12 +34,14 @@ class Bench:
         self.heard_ns = self.now_ns
         self.heard: ArmState | None = None
         self.errors: tuple[int, ...] = ()
+        self.efforts = np.zeros(6)
+        self.frozen = False
         self._hear()
 
     def _hear(self) -> None:
         if self.driver_alive:
             self.heard_ns = self.now_ns
-            self.heard = ArmState(fk(self.joints), self.joints.copy(), np.zeros(6), np.zeros(6), 1.0, self.now_ns)
+            self.heard = ArmState(fk(self.joints), self.joints.copy(), np.zeros(6), self.efforts, 1.0, self.now_ns)
 
     def arm(self) -> str:
         return self.player.arm(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
@@ -53,7 +56,8 @@ class Bench:
         """Tick for a while; return the steps with their times, s since the call."""
         begin, steps = self.now_ns, []
         while self.now_ns - begin < seconds * 1e9:
-            self.joints = self.joints + (1 - 0.1 ** (tick_ns / DT_NS)) * (self.goal - self.joints)
+            if not self.frozen:
+                self.joints = self.joints + (1 - 0.1 ** (tick_ns / DT_NS)) * (self.goal - self.joints)
             self._hear()
             played = self.player.tick(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
             if played is not None:
@@ -180,7 +184,7 @@ def test_starvation_holds_once_then_latches() -> None:
     bench.chunk(*[[0.02, 0, 0, 0, 0, 0, 1]] * 2)
     steps = bench.run(1.5)
     assert verdicts(steps) == [Verdict.OK, Verdict.OK, Verdict.HOLD]
-    assert steps[-1][0] == pytest.approx(0.2 + 0.6, abs=0.03) and "waiting" in steps[-1][1].command.reason
+    assert steps[-1][0] == pytest.approx(0.2 + 0.6, abs=0.03) and "no chunk" in steps[-1][1].command.reason
     assert bench.player.mode is ArmMode.ARMED
     assert bench.chunk() == ""  # a fresh chunk goes on, from where the arm is
     assert verdicts(bench.run(0.5))[0] is Verdict.OK
@@ -192,10 +196,9 @@ def test_starvation_holds_once_then_latches() -> None:
 
 
 def test_repeated_holds_latch(bench: Bench) -> None:
-    """A dead driver: every action is held, the rest of its chunk dropped, and after ten the player gives up."""
+    """A pressed arm: every action is held, the rest of its chunk dropped, and after ten the player gives up."""
     bench.run(0.1)
-    bench.driver_alive = False
-    bench.now_ns += 400_000_000
+    bench.efforts = np.array([0.0, -1800.0, 0.0, 0.0, 0.0, 0.0])
     reasons = []
     for i in range(12):
         refusal = bench.chunk()
@@ -203,9 +206,71 @@ def test_repeated_holds_latch(bench: Bench) -> None:
         reasons += [played.command.reason for played in steps]
         assert len(steps) == (1 if i < 10 else 0)
         assert bool(refusal) == (i >= 10)
-    assert len(reasons) == 10 and all("check the driver" in r for r in reasons)
+    assert len(reasons) == 10 and all("effort of shoulder" in r for r in reasons)
     assert bench.player.mode is ArmMode.HOLDING and "10 holds in a row" in bench.player.reason
     assert bench.player.verdict_counts[Verdict.HOLD] == 10
+
+
+def test_a_driver_that_went_latches_without_any_chunk(bench: Bench) -> None:
+    bench.run(0.1)
+    bench.driver_alive = False
+    steps = bench.run(1.2)
+    assert bench.player.mode is ArmMode.HOLDING and "no joint states" in bench.player.reason
+    assert [v for v in verdicts(steps) if v is not Verdict.HOLD] == []
+    bench.driver_alive = True
+    assert bench.run(1.0) == [] and bench.player.mode is ArmMode.HOLDING
+    assert bench.arm() == ""
+
+
+def test_readings_that_never_change_latch_only_while_told_to_move(bench: Bench) -> None:
+    bench.frozen = True
+    bench.chunk(*[[0, 0, 0, 0, 0, 0, 1]] * 10)
+    assert set(verdicts(bench.run(2.0))) == {Verdict.OK}  # an arm at rest may well read the same
+    bench.chunk(*[[0.03, 0, 0, 0, 0, 0, 1]] * 10)
+    steps = [played for _, played in bench.run(2.0)]
+    assert bench.player.mode is ArmMode.HOLDING and "frozen" in bench.player.reason
+    assert len(steps) <= 6 and steps[-1].command.verdict is Verdict.HOLD
+    bench.frozen = False
+    assert bench.arm() == "" and bench.chunk() == "" and verdicts(bench.run(0.1)) == [Verdict.OK]
+
+
+def home(bench: Bench) -> str:
+    return bench.player.go_home(bench.now_ns, bench.heard, (bench.now_ns - bench.heard_ns) * 1e-9)
+
+
+def test_go_home_is_a_slow_walk_that_ends_holding(bench: Bench) -> None:
+    bench.chunk()
+    assert home(bench) == "" and "HOLDING" in bench.chunk()
+    steps = bench.run(20.0)
+    goals = np.array([played.command.joints for _, played in steps])
+    assert np.abs(np.diff(goals, axis=0)).max() <= 0.08 + 1e-9 and np.diff([t for t, _ in steps]).min() > 0.19
+    np.testing.assert_allclose(goals[-1], NEUTRAL, atol=1e-9)
+    assert bench.player.mode is ArmMode.HOLDING and "at home" in bench.player.reason and not bench.player.going_home
+    assert bench.arm() == ""
+
+
+@pytest.mark.parametrize("what", ["hold", "stop", "disarm", "effort", "blocked", "silent"])
+def test_the_way_home_can_be_ended(bench: Bench, what: str) -> None:
+    assert home(bench) == ""
+    bench.run(0.5)
+    if what in ("hold", "stop", "disarm"):
+        getattr(bench.player, what)()
+    bench.frozen, bench.driver_alive = what == "blocked", what != "silent"
+    bench.efforts = np.full(6, 5000.0 if what == "effort" else 0.0)
+    steps = [played for _, played in bench.run(3.0)]
+    assert steps[-1].command.verdict in (Verdict.HOLD, Verdict.STOP) and not bench.player.going_home
+    assert bench.player.mode is not ArmMode.ARMED and np.abs(steps[-1].command.joints - NEUTRAL).max() > 0.1
+
+
+def test_no_way_home_from_a_disarmed_or_stopped_arm_or_through_the_table() -> None:
+    bench = Bench()
+    assert "arm it first" in home(bench)
+    assert bench.arm() == ""
+    bench.player.stop()
+    assert "STOPPED" in home(bench)
+    goals, refusal = way_home(np.zeros(6), SafetyConfig(workspace_low_m=(0.1, -0.2, 0.3),
+                                                       workspace_high_m=(0.5, 0.2, 0.6)))
+    assert goals == [] and "floor" in refusal
 
 
 @pytest.mark.parametrize("act", ["hold", "disarm", "stop"])

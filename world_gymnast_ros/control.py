@@ -7,7 +7,7 @@ The node passes messages and steady-clock times in and publishes what comes out:
     if played is not None:  send played.command if played.send;  publish the step
 
 DISARMED --arm--> ARMED --hold, timeout, repeated holds--> HOLDING --arm--> ARMED;  any --stop--> STOPPED --disarm-->
-DISARMED. Nothing arms itself.
+DISARMED. Nothing arms itself. `go_home` is a slow walk to neutral within HOLDING.
 """
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from math import isfinite
 
 import numpy as np
 
-from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, observe
+from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, finite_vector, observe
+from world_gymnast_ros.homing import fault_on_the_way, way_home
+from world_gymnast_ros.kinematics import fk
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import guard, hold, remember
-from world_gymnast_ros.types import F32, ActionChunk, ArmCommand, ArmState, Verdict
+from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmCommand, ArmState, Verdict
 
 _MAX_CHUNK = 64
 _CATCH_UP = 0.1  # of dt: a tick this late keeps the beat; a later one starts a new beat, so actions never bunch up
+_SILENT_AGES = 4.0  # times max_arm_age_s without joint states: the driver went, and what comes back may be another
+_FROZEN_ACTIONS = 3  # in a row at which the joints read the same to the last bit, though told to move
+_FROZEN_RAD = 0.08  # by at least so much: an arm at rest may well read the same twice
 
 
 class ArmMode(IntEnum):
@@ -69,6 +74,7 @@ class ChunkPlayer:
         self.reason = "not armed yet"
         self.verdict_counts: dict[Verdict, int] = dict.fromkeys(Verdict, 0)
         self.refused_chunks = 0
+        self.last_refusal = ""
         self.memory = GuardState()
         self._dt_ns = round(config.dt_s * 1e9)
         self._queue: list[DueAction] = []
@@ -79,6 +85,10 @@ class ChunkPlayer:
         self._waiting = False
         self._consecutive_holds = 0
         self._pending: tuple[str, Verdict] | None = None
+        self._way: list[F64] = []
+        self._sent: F64 | None = None  # last goal that was to move the arm
+        self._read: F64 | None = None  # joints measured then
+        self._frozen = 0
 
     def arm(
         self, now_ns: int, arm: ArmState | None, arm_age_s: float, hardware_errors: tuple[int, ...] = ()
@@ -100,17 +110,18 @@ class ChunkPlayer:
         self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
         self._last_action_ns, self._due_ns = now_ns, now_ns
         self._waiting, self._consecutive_holds, self._pending = False, 0, None
+        self._sent, self._read, self._frozen, self.last_refusal = None, None, 0, ""
         return ""
 
     def disarm(self, reason: str = "disarmed by the operator") -> None:
         """Go to DISARMED from any mode, clearing a stop; an arm that was playing is held by the next tick."""
-        was_armed = self.mode is ArmMode.ARMED
+        moving = self.mode is ArmMode.ARMED or bool(self._way)
         self._set_mode(ArmMode.DISARMED, reason)
-        self._pending = (reason, Verdict.HOLD) if was_armed else self._pending
+        self._pending = (reason, Verdict.HOLD) if moving else self._pending
 
     def hold(self, reason: str = "held by the operator") -> None:
-        """Latch HOLDING if armed; the next tick sends the hold."""
-        if self.mode is ArmMode.ARMED:
+        """Latch HOLDING if armed or on the way home; the next tick sends the hold."""
+        if self.mode is ArmMode.ARMED or self._way:
             self._set_mode(ArmMode.HOLDING, reason)
             self._pending = (reason, Verdict.HOLD)
 
@@ -121,11 +132,31 @@ class ChunkPlayer:
             self._set_mode(ArmMode.STOPPED, reason)
             self._pending = (reason, Verdict.STOP) if ours else None
 
+    @property
+    def going_home(self) -> bool:
+        """Whether the slow walk to neutral is under way."""
+        return bool(self._way)
+
+    def go_home(self, now_ns: int, arm: ArmState | None, arm_age_s: float) -> str:
+        """Walk slowly to neutral, from ARMED or HOLDING, and stay HOLDING. Return "" or why it was refused."""
+        if self.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
+            return f"arm is {self.mode.name}; arm it first"
+        fault = arm_fault(GuardState(), GuardInputs(arm, arm_age_s, 0.0, now_ns), self.config)
+        if fault or arm is None:
+            return fault
+        goals, fault = way_home(arm.joints, self.config)
+        if fault:
+            return fault
+        self._set_mode(ArmMode.HOLDING, "going home")
+        self.memory = GuardState(gripper=self.memory.gripper)
+        self._way, self._sent, self._due_ns, self._pending = goals, None, now_ns, None
+        return ""
+
     def accept(
         self, chunk: ActionChunk, now_ns: int, *, sequence: int, frame_age_s: float, instruction: str = ""
     ) -> str:
         """Take a chunk, replacing what is left of the last one. Return "" or why it was refused (nothing changes)."""
-        refusal = self._refusal(chunk, sequence, frame_age_s)
+        self.last_refusal = refusal = self._refusal(chunk, sequence, frame_age_s)
         if refusal:
             self.refused_chunks += 1
             return refusal
@@ -165,17 +196,53 @@ class ChunkPlayer:
         if self.mode in (ArmMode.ARMED, ArmMode.HOLDING) and any(hardware_errors):
             self.stop(f"hardware error {hardware_errors}: power-cycle or reboot the motor, then disarm and arm")
         self.memory = observe(self.memory, inputs, self.config)
+        if arm_age_s > _SILENT_AGES * self.config.max_arm_age_s and self.mode is ArmMode.ARMED:
+            self.hold(f"no joint states for {arm_age_s:.1f} s: the driver went; start it, then arm again")
         if self._pending is not None:
             (reason, verdict), self._pending = self._pending, None
             return self._finish(hold(self.memory, inputs, reason, verdict), None, inputs)
+        if self._way:
+            return self._step_home(now_ns, inputs)
         action = self.next_action(now_ns)
         if action is None:
             return self._starve(now_ns, inputs)
         self._waiting = False
         inputs = GuardInputs(arm, arm_age_s, (now_ns - action.frame_ns) * 1e-9, now_ns, hardware_errors)
+        if self._is_frozen(arm):
+            reason = (f"joint states have not changed in {_FROZEN_ACTIONS} actions that were to move the arm: it is "
+                      "blocked or its readings are frozen; look, then arm again")
+            self._set_mode(ArmMode.HOLDING, reason)
+            return self._finish(hold(self.memory, inputs, reason), action, inputs)
         step = self._finish(guard(action.delta, self.memory, inputs, self.config), action, inputs)
+        moves = step.command.verdict in (Verdict.OK, Verdict.CLAMPED)
+        self._sent = step.command.joints if moves else None
         self._after(step.command)
         return step
+
+    def _is_frozen(self, arm: ArmState | None) -> bool:
+        """Count the actions in a row at which nothing was measured to move; tell whether that is a fault."""
+        read, before = finite_vector(None if arm is None else arm.joints), self._read
+        self._read = read
+        still = read is not None and before is not None and bool((read == before).all())
+        told = still and self._sent is not None and float(np.abs(self._sent - read).max()) > _FROZEN_RAD
+        self._frozen = self._frozen + 1 if told else 0
+        return self._frozen >= _FROZEN_ACTIONS
+
+    def _step_home(self, now_ns: int, inputs: GuardInputs) -> PlayedStep | None:
+        """Send the next goal on the way home when it is due; a fault on the way ends it with a hold."""
+        if now_ns < self._due_ns:
+            return None
+        self._due_ns = now_ns + self._dt_ns
+        fault = fault_on_the_way(self._sent, self.memory, inputs, self.config)
+        if fault:
+            self._set_mode(ArmMode.HOLDING, f"not home: {fault}")
+            return self._finish(hold(self.memory, inputs, self.reason), None, inputs)
+        self._sent = goal = self._way.pop(0)
+        if not self._way:
+            self.reason = "at home; arm to go on"
+        gripper = 1.0 if self.memory.gripper is None else self.memory.gripper
+        still = np.array([0.0] * (ACTION_DIM - 1) + [gripper], np.float32)
+        return self._finish(ArmCommand(fk(goal), goal, gripper, still, still, Verdict.OK, ""), None, inputs)
 
     def _refusal(self, chunk: ActionChunk, sequence: int, frame_age_s: float) -> str:
         size, limit_s = len(chunk.deltas), self.config.max_frame_age_s
@@ -202,12 +269,19 @@ class ChunkPlayer:
         age_s = self.command_age_s(now_ns)
         if age_s > self.config.latch_timeout_s:
             self._set_mode(ArmMode.HOLDING, f"no chunk for {age_s:.1f} s, limit {self.config.latch_timeout_s} s; "
-                           "check the policy, then arm again")
+                           "check the policy, then arm again" + self._refused_words())
         elif self._waiting:
             return None
-        reason = self.reason if self.mode is ArmMode.HOLDING else f"no chunk for {age_s:.2f} s: waiting"
+        reason = self.reason if self.mode is ArmMode.HOLDING else self.starved_words(now_ns)
         self._waiting = True
         return self._finish(hold(self.memory, inputs, reason), None, inputs)
+
+    def starved_words(self, now_ns: int) -> str:
+        """Return what to tell an operator who sees an armed arm wait."""
+        return f"no chunk for {self.command_age_s(now_ns):.1f} s: holding its place{self._refused_words()}"
+
+    def _refused_words(self) -> str:
+        return f"; the last was refused: {self.last_refusal}" if self.last_refusal else ""
 
     def _after(self, command: ArmCommand) -> None:
         """Drop the rest of a chunk whose action was held: it was planned from a state that did not come about."""
@@ -228,4 +302,4 @@ class ChunkPlayer:
 
     def _set_mode(self, mode: ArmMode, reason: str) -> None:
         self.mode, self.reason = mode, reason
-        self._queue = []
+        self._queue, self._way = [], []

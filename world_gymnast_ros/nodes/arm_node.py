@@ -5,6 +5,7 @@ arm is told to hold its place, before anything is torn down.
 """
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from world_gymnast_ros.nodes.driver import DryDriver, XsDriver
 from world_gymnast_ros.types import Verdict
 
 STATUS_PERIOD_S = 0.5
+RATE_PERIOD_S = 2.0
 EXIT_FLUSH_S = 0.05
 """Time for the hold to leave through shared memory before the process goes."""
 
@@ -39,6 +41,10 @@ class ArmNode(base.ConfiguredNode):
         self._checking = False
         self._frame_age_s = -1.0
         self._played = False
+        self._dead_man_ns = 0  # steady time at which the dead-man button was last seen held
+        self._causes: set[str] = set()  # of clamps that were told since arming
+        self._sent_count, self._chunk_count, self._rated_ns = 0, 0, base.steady_ns()
+        self._rates = ["0.0", "0.0"]
         self._told: tuple[ArmMode, str] | None = None
         self._waits = ReentrantCallbackGroup()  # callbacks that await the driver, while the default group plays on
         self._connect()
@@ -54,17 +60,26 @@ class ArmNode(base.ConfiguredNode):
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
-        self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
+        self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
+        if self.config.dead_man_button >= 0:
+            self.create_subscription(convert.Joy, "joy", self._on_joy, base.NEWEST)
         for qos in (base.RELIABLE, base.LATCHED):  # a plain publisher, and one that pressed stop before we came up
             self.create_subscription(convert.Bool, "stop", self._on_stop, qos)
         self.create_service(convert.Trigger, "~/arm", self._on_arm, callback_group=self._waits)
         self.create_service(convert.Trigger, "~/disarm", self._on_disarm)
         self.create_service(convert.Trigger, "~/hold", self._on_hold)
+        self.create_service(convert.Trigger, "~/go_home", self._on_go_home)
 
     # --- playing --------------------------------------------------------------------------------------------------
 
     def _on_chunk(self, msg: Any) -> None:
         now_ns = base.steady_ns()
+        self._chunk_count += 1
+        rivals = self._rivals()
+        if rivals and self.player.mode is ArmMode.ARMED:
+            self.player.hold(rivals)
+            self._tick()
+            return
         try:
             chunk = convert.chunk_from_msg(msg)
         except BadAction as error:
@@ -78,8 +93,16 @@ class ArmNode(base.ConfiguredNode):
         else:
             self._tick()  # the first action now, not at the next tick
 
+    def _rivals(self) -> str:
+        """Return why the chunks cannot be trusted to come from one policy, or ""."""
+        count = self._chunks.get_publisher_count()
+        return (f"{count} publishers of action_chunk: end all but one (a killed one is forgotten after 20 s), then arm "
+                "again" if count > 1 else "")
+
     def _tick(self) -> None:
         now_ns = base.steady_ns()
+        if (self.player.mode is ArmMode.ARMED or self.player.going_home) and self._dead_man_open(now_ns):
+            self.player.hold("dead-man button released or `joy` silent; press it, then arm again")
         arm, age_s = self.driver.state(now_ns)
         played = self.player.tick(now_ns, arm, age_s)
         if played is not None:
@@ -92,12 +115,19 @@ class ArmNode(base.ConfiguredNode):
         command = played.command
         if played.send:
             self.driver.send_joints(command.joints)
+            self._sent_count += 1
         if played.action is not None:
             self._played, self._frame_age_s = True, played.frame_age_s
             self._steps.publish(convert.step_msg(command, played.action, played.arm, self.now_ns()))
         if command.verdict in (Verdict.HOLD, Verdict.STOP):
             self.get_logger().warning(f"{command.verdict.value}: {command.reason}", throttle_duration_sec=0.5)
             self._publish_status()
+
+        elif command.verdict is Verdict.CLAMPED:
+            cause = re.sub(r"-?\d+(\.\d+)?", "#", command.reason)
+            if cause not in self._causes:  # once per cause, not per step
+                self._causes.add(cause)
+                self.get_logger().info(f"clamped: {command.reason} (told once per arming)")
 
     def _on_gripper(self) -> None:
         """Run the grip while the arm plays or is held; a disarmed arm lets go."""
@@ -121,9 +151,14 @@ class ArmNode(base.ConfiguredNode):
             return "stop is pressed; release it (publish false on 'stop'), disarm, then arm"
         if self._arming:
             return "arming is under way"
+        if self._dead_man_open(base.steady_ns()):
+            return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
         self._arming = True
         try:
             refusal = await self.driver.prepare(self.config.moving_time_s, self.config.accel_time_s)
+            if refusal:
+                return refusal
+            refusal = self._rivals()
             if refusal:
                 return refusal
             if not await self.driver.fresh_state():
@@ -138,6 +173,7 @@ class ArmNode(base.ConfiguredNode):
         if not refusal:
             self.player.verdict_counts = dict.fromkeys(Verdict, 0)
             self._played, self._frame_age_s = False, -1.0
+            self._causes.clear()
             self._tick()
         return refusal
 
@@ -157,6 +193,28 @@ class ArmNode(base.ConfiguredNode):
         response.success = self.player.mode in (ArmMode.HOLDING, ArmMode.DISARMED)
         response.message = f"{self.player.mode.name}: {self.player.reason}"
         return response
+
+    def _on_go_home(self, _request: Any, response: Any) -> Any:
+        """Walk to neutral from ARMED or HOLDING; answered when the walk begins, `arm_status` says when it is over."""
+        now_ns = base.steady_ns()
+        refusal = "the dead-man button is not held" if self._dead_man_open(now_ns) else ""
+        response.message = refusal or self.player.go_home(now_ns, *self.driver.state(now_ns))
+        response.success = not response.message
+        response.message = response.message or "going home; then arm again"
+        self._tick()
+        return response
+
+    def _on_joy(self, msg: Any) -> None:
+        button = self.config.dead_man_button
+        held = len(msg.buttons) > button and msg.buttons[button] == 1
+        self._dead_man_ns = base.steady_ns() if held else 0
+        if not held:
+            self._tick()
+
+    def _dead_man_open(self, now_ns: int) -> bool:
+        """Tell whether a dead-man button is asked for and not held."""
+        return (self.config.dead_man_button >= 0
+                and now_ns - self._dead_man_ns > self.config.dead_man_timeout_s * 1e9)
 
     def _on_stop(self, msg: Any) -> None:
         """Latch; a later `false` only allows disarm and arm again."""
@@ -186,12 +244,22 @@ class ArmNode(base.ConfiguredNode):
         p, now_ns = self.player, base.steady_ns()
         self._told = (p.mode, p.reason)
         command_age_s = p.command_age_s(now_ns) if self._played else -1.0
-        reason = f"no chunk for {p.command_age_s(now_ns):.1f} s: holding its place" if p.starved(now_ns) else p.reason
+        reason = p.starved_words(now_ns) if p.starved(now_ns) else p.reason
         self._status.publish(convert.status_msg(p.mode, reason, p.verdict_counts, self._frame_age_s, command_age_s,
                                                 self.now_ns()))
-        _, age_s = self.driver.state(now_ns)
+        arm, age_s = self.driver.state(now_ns)
+        elapsed_s = (now_ns - self._rated_ns) * 1e-9
+        if elapsed_s >= RATE_PERIOD_S:
+            self._rates = [f"{count / elapsed_s:.1f}" for count in (self._sent_count, self._chunk_count)]
+            self._sent_count, self._chunk_count, self._rated_ns = 0, 0, now_ns
         level = "error" if p.mode is ArmMode.STOPPED else "warn" if p.mode is ArmMode.HOLDING else "ok"
-        values = {"state": p.mode.name, "joint_state_age_s": f"{age_s:.3f}", "refused_chunks": p.refused_chunks,
+        values = {"state": p.mode.name, "joint_state_age_s": f"{age_s:.3f}", "command_age_s": f"{command_age_s:.3f}",
+                  "frame_age_s": f"{self._frame_age_s:.3f}", "commands_per_s": self._rates[0],
+                  "chunks_per_s": self._rates[1],
+                  "chunk_publishers": self._chunks.get_publisher_count(), "refused_chunks": p.refused_chunks,
+                  "last_refusal": p.last_refusal, "driver_fault": self.driver.joints.fault,
+                  "efforts": [] if arm is None else arm.efforts.round().tolist(),
+                  "temperatures_c": list(self.driver.temperatures),
                   **{v.value.lower(): n for v, n in p.verdict_counts.items()}}
         self._diagnostics.publish(convert.diagnostics_msg("arm_node", self.config.robot_name, level, reason, values,
                                                           self.now_ns()))

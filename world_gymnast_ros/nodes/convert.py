@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -53,7 +53,7 @@ except ImportError:  # camera, policy, adaptation and recording run without the 
 
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
-    "DiagnosticArray", "FloatingPointRange", "Image", "IntegerRange", "JointState", "MarkOutcome",
+    "DiagnosticArray", "FloatingPointRange", "Image", "IntegerRange", "JointState", "Joy", "MarkOutcome",
     "ParameterDescriptor", "ResetTwin", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger", "TwinTruth",
     "xs_msg", "xs_srv",
 ]

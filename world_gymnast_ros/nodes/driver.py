@@ -64,6 +64,7 @@ class XsDriver:
         msg, srv = convert.xs_msg, convert.xs_srv
         self._node, self._timeout_s = node, timeout_s
         self.joints = JointStates(node, robot_name)
+        self.temperatures: list[int] = []
         self._group = node.create_publisher(msg.JointGroupCommand, f"{robot_name}/commands/joint_group", base.RELIABLE)
         self._single = node.create_publisher(msg.JointSingleCommand, f"{robot_name}/commands/joint_single",
                                              base.RELIABLE)
@@ -114,7 +115,7 @@ class XsDriver:
         return fault or (f"motor errors {errors}: reboot or power-cycle the motors" if any(errors) else "")
 
     async def health(self) -> tuple[str, tuple[int, ...]]:
-        """Return ("" or why a motor cannot be trusted, Hardware_Error_Status of every motor)."""
+        """Return ("" or why a motor cannot be trusted, Hardware_Error_Status of every motor); note temperatures."""
         errors, torque = await self._registers("Hardware_Error_Status"), await self._registers("Torque_Enable")
         if errors is None or torque is None:
             return "the driver does not answer get_motor_registers", ()
@@ -123,6 +124,7 @@ class XsDriver:
         if not all(torque):
             fault = f"a motor has no torque ({torque}); it may be overloaded: support the arm and reboot it"
             return fault, tuple(errors)
+        self.temperatures = await self._registers("Present_Temperature") or []
         return "", tuple(errors)
 
     async def fresh_state(self) -> bool:
@@ -176,6 +178,7 @@ class DryDriver:
 
     def __init__(self, node: Node, robot_name: str) -> None:
         self.joints = JointStates(node, robot_name)
+        self.temperatures: list[int] = []
         self._ideal, self._gripper = kinematics.NEUTRAL.copy(), 1.0
 
     def state(self, now_ns: int) -> tuple[ArmState | None, float]:
