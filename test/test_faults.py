@@ -31,6 +31,7 @@ from world_gymnast_ros.nodes import base, convert
 
 pytestmark = pytest.mark.ros
 STATUS, STEP = convert.ArmStatusMsg, convert.StepMsg
+START = [0.0, 0.022, 0.183, 0.0, 1.366, 0.0]
 SLOWLY = (0.004, 0, 0, 0, 0, 0)
 GROUP, STATES = "wx250s/commands/joint_group", "wx250s/joint_states"
 # A busy test machine must not look like a fault; the times are taken with the limits that ship.
@@ -70,6 +71,14 @@ class Bench:
         self.nodes.nodes[spec.name].process.wait(30)
         self.nodes.nodes.update(
             graph.start([spec], graph.ros_environment(log_dir=self.log_dir), self.log_dir / "again").nodes)
+
+    def to_start(self) -> None:
+        """Disarm, and drive the arm to where every test begins."""
+        self.c.until(lambda: self.c.trigger("disarm").success, "disarm")
+        goal = convert.xs_msg.JointGroupCommand(name="arm", cmd=START)
+        self.c.say(GROUP, convert.xs_msg.JointGroupCommand, base.RELIABLE, goal)
+        self.c.until(lambda: np.abs(np.array(self.c.heard[STATES][-1].position[:6]) - START).max() < 0.01,
+                     "the arm at its start")
 
     def arm(self) -> None:
         answer = self.c.trigger("arm")
@@ -115,14 +124,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture()
 def armed(bench: Bench) -> Iterator[Bench]:
-    """An armed arm at neutral; afterwards everything is well again and the arm disarmed."""
+    """An armed arm at its start; afterwards everything is well again and the arm disarmed."""
     bench.nodes.check()
-    bench.c.until(lambda: bench.c.trigger("disarm").success, "disarm")
     bench.fault()
-    goal = convert.xs_msg.JointGroupCommand(name="arm", cmd=[0.0, 0.022, 0.183, 0.0, 1.366, 0.0])
-    bench.c.say(GROUP, convert.xs_msg.JointGroupCommand, base.RELIABLE, goal)
-    bench.c.until(lambda: np.abs(np.array(bench.c.heard[STATES][-1].position[:6]) - np.array(goal.cmd)).max() < 0.01,
-                  "the arm at its start")
+    bench.to_start()
     bench.arm()
     yield bench
     bench.fault()
@@ -174,7 +179,7 @@ def test_a_failed_bus_read_holds_the_last_good_place(armed: Bench) -> None:
     since = armed.fault(joints="minus_pi")
     armed.held(since, "joint states jump to -pi", 0.35, "servo bus")
     held = np.array(armed.c.heard[GROUP][-1].cmd, np.float64)
-    assert plausible(held) is not None and np.abs(held - [0.0, 0.022, 0.183, 0.0, 1.366, 0.0]).max() < 0.3
+    assert plausible(held) is not None and np.abs(held - START).max() < 0.3
     armed.fault()
     armed.c.until(lambda: armed.moves(), "moving on once the bus answers")
 

@@ -17,7 +17,7 @@ from math import isfinite
 
 import numpy as np
 
-from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, finite_vector, observe
+from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, finite_vector, measured_ns, observe
 from world_gymnast_ros.homing import fault_on_the_way, way_home
 from world_gymnast_ros.kinematics import fk
 from world_gymnast_ros.limits import SafetyConfig
@@ -88,6 +88,7 @@ class ChunkPlayer:
         self._way: list[F64] = []
         self._sent: F64 | None = None  # last goal that was to move the arm
         self._read: F64 | None = None  # joints measured then
+        self._read_ns = 0
         self._frozen = 0
 
     def arm(
@@ -110,7 +111,7 @@ class ChunkPlayer:
         self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
         self._last_action_ns, self._due_ns = now_ns, now_ns
         self._waiting, self._consecutive_holds, self._pending = False, 0, None
-        self._sent, self._read, self._frozen, self.last_refusal = None, None, 0, ""
+        self._sent, self._read, self._read_ns, self._frozen, self.last_refusal = None, None, 0, 0, ""
         return ""
 
     def disarm(self, reason: str = "disarmed by the operator") -> None:
@@ -208,7 +209,7 @@ class ChunkPlayer:
             return self._starve(now_ns, inputs)
         self._waiting = False
         inputs = GuardInputs(arm, arm_age_s, (now_ns - action.frame_ns) * 1e-9, now_ns, hardware_errors)
-        if self._is_frozen(arm):
+        if self._is_frozen(inputs):
             reason = (f"joint states have not changed in {_FROZEN_ACTIONS} actions that were to move the arm: it is "
                       "blocked or its readings are frozen; look, then arm again")
             self._set_mode(ArmMode.HOLDING, reason)
@@ -219,13 +220,17 @@ class ChunkPlayer:
         self._after(step.command)
         return step
 
-    def _is_frozen(self, arm: ArmState | None) -> bool:
-        """Count the actions in a row at which nothing was measured to move; tell whether that is a fault."""
-        read, before = finite_vector(None if arm is None else arm.joints), self._read
-        self._read = read
-        still = read is not None and before is not None and bool((read == before).all())
-        told = still and self._sent is not None and float(np.abs(self._sent - read).max()) > _FROZEN_RAD
-        self._frozen = self._frozen + 1 if told else 0
+    def _is_frozen(self, inputs: GuardInputs) -> bool:
+        """Count the new readings in a row that show nothing moved; tell whether that is a fault."""
+        read, before = finite_vector(None if inputs.arm is None else inputs.arm.joints), self._read
+        if read is None or not isfinite(inputs.arm_age_s):
+            return False
+        if measured_ns(inputs) - self._read_ns < 1_000_000:  # the old one again: its age is judged elsewhere
+            return False
+        self._read, self._read_ns = read, measured_ns(inputs)
+        still = before is not None and bool((read == before).all())
+        told = self._sent is not None and float(np.abs(self._sent - read).max()) > _FROZEN_RAD
+        self._frozen = self._frozen + 1 if still and told else 0
         return self._frozen >= _FROZEN_ACTIONS
 
     def _step_home(self, now_ns: int, inputs: GuardInputs) -> PlayedStep | None:

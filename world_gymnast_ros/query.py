@@ -7,10 +7,17 @@ at an older one, however fresh it may seem.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zlib import crc32
 
-from world_gymnast_ros.types import CONTROL_DT_S
+import numpy as np
+
+from world_gymnast_ros.types import CONTROL_DT_S, U8
 
 NS_PER_S = 1_000_000_000
+FUTURE_S = 0.05
+"""Tolerance for stamps ahead of the clock; the arm's is the same."""
+FROZEN_M = 0.03
+"""Way of the arm after which two pictures equal to the last bit are one picture: a camera's noise alone differs."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class QueryGate:
         age_s = (now_ns - frame_stamp_ns) / NS_PER_S
         if age_s > self.rules.max_frame_age_s:
             return f"the frame is {age_s:.2f} s old, limit {self.rules.max_frame_age_s:g} s"
+        if age_s < -FUTURE_S:
+            return f"the frame is stamped {-age_s:.2f} s in the future; set the clocks of camera and policy"
         return ""
 
     def published(self, sequence: int, steady_ns: int) -> None:
@@ -74,3 +83,25 @@ class QueryGate:
         self._waiting_for = None
         margin = 1.0 - self.rules.settle_fraction  # a camera at exactly the control rate jitters
         self._look_from_ns = frame_stamp_ns + round((size - margin) * self.rules.dt_s * NS_PER_S)
+
+
+class PictureWatch:
+    """Tells a camera that repeats one picture under fresh stamps: the arm moved, and no bit changed."""
+
+    def __init__(self) -> None:
+        self._digest = -1
+        self._moved_m = 0.0
+
+    def moved(self, way_m: float) -> None:
+        """Note how far the arm was sent since the last note."""
+        self._moved_m += way_m
+
+    def refusal(self, rgb: U8) -> str:
+        """Return why this picture (H, W, 3) must not be acted on, or ""."""
+        digest = crc32(np.ascontiguousarray(rgb).data)
+        if digest != self._digest:
+            self._digest, self._moved_m = digest, 0.0
+        elif self._moved_m > FROZEN_M:
+            return (f"the picture has not changed in one bit while the arm moved {self._moved_m:.2f} m: "
+                    "the camera is frozen; start it again")
+        return ""

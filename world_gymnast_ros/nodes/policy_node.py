@@ -16,10 +16,12 @@ from world_gymnast_ros.config import PolicyConfig
 from world_gymnast_ros.errors import AdapterMismatch, BadFrame, WorldGymnastError
 from world_gymnast_ros.models.build import load_policy
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.query import QueryGate, QueryRules
+from world_gymnast_ros.query import PictureWatch, QueryGate, QueryRules
 from world_gymnast_ros.types import Frame
 
 BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
+QUIET_S = 2.0
+"""An arm that is armed and gets no chunk for longer is told of in the diagnostics."""
 WARM_UP_INSTRUCTION = "reach the red block"
 
 
@@ -36,6 +38,9 @@ class PolicyNode(base.ConfiguredNode):
         self.policy = load_policy(c.checkpoint or None)
         self._gate = QueryGate(QueryRules(c.dt_s, c.settle_fraction, c.max_frame_age_s, c.retry_s))
         self._gate.set_active(c.dry_run_without_arm, 0)
+        self._watch = PictureWatch()
+        self._refusal = ""  # of the last picture
+        self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
         self._instruction = c.instruction
         self._adapter = "base"
         self._arm_state = convert.ArmStatusMsg.DISARMED
@@ -89,10 +94,13 @@ class PolicyNode(base.ConfiguredNode):
         taking = msg.state in (msg.ARMED, msg.HOLDING)
         if taking and not self._gate.active:
             self._epoch += 1
+            self._chunk_ns = base.steady_ns()
         self._gate.set_active(taking, convert.to_ns(msg.header.stamp))
 
     def _on_step(self, msg: Any) -> None:
         refused = msg.verdict in (msg.HOLD, msg.STOP)
+        if not refused:
+            self._watch.moved(float(np.linalg.norm(msg.sent[:3])))
         self._gate.played(msg.chunk_sequence, msg.chunk_index, msg.chunk_size, refused,
                           convert.to_ns(msg.header.stamp), base.steady_ns())
 
@@ -101,15 +109,20 @@ class PolicyNode(base.ConfiguredNode):
 
     def _on_image(self, msg: Any) -> None:
         self._counts["frames"] += 1
+        self._picture_ns = base.steady_ns()
         if self._busy.is_set():
             return
         stamp_ns, instruction = convert.to_ns(msg.header.stamp), self._instruction
-        if self._gate.refusal(stamp_ns, self.now_ns(), base.steady_ns(), instruction):
+        self._refusal = self._gate.refusal(stamp_ns, self.now_ns(), base.steady_ns(), instruction)
+        if self._refusal:
             return
         size = (self.config.image_height, self.config.image_width)
         try:
             read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
             frame = read(msg, size)
+            frozen = self._watch.refusal(frame.rgb)
+            if frozen:
+                raise BadFrame(frozen)
         except BadFrame as error:
             self._counts["bad_frames"] += 1
             self._fault = str(error)
@@ -154,7 +167,7 @@ class PolicyNode(base.ConfiguredNode):
             self._gate.played_alone(frame.stamp_ns, len(chunk.deltas))
         self._chunks.publish(msg)
         self._counts["chunks"] += 1
-        self._fault = ""
+        self._fault, self._chunk_ns = "", base.steady_ns()
 
     def _swap(self, msg: Any) -> None:
         name = msg.name or "base"
@@ -175,10 +188,21 @@ class PolicyNode(base.ConfiguredNode):
         values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
                   "active": self._gate.active, "inference_ms_median": round(1000 * times[len(times) // 2], 1),
                   "inference_ms_max": round(1000 * times[-1], 1), **self._counts}
-        level = "error" if self._fault else "ok"
-        message = self._fault or ("acting" if self._gate.active else "waiting for the arm")
+        quiet = self._quiet()
+        level = "error" if self._fault else "warn" if quiet else "ok"
+        message = self._fault or quiet or ("acting" if self._gate.active else "waiting for the arm")
         self._diagnostics.publish(convert.diagnostics_msg("policy_node", self.policy.name, level, message, values,
                                                           self.now_ns()))
+
+    def _quiet(self) -> str:
+        """Return why an armed arm gets no chunks, or "" while it does."""
+        now_ns = base.steady_ns()
+        silent_s, quiet_s = (now_ns - self._picture_ns) * 1e-9, (now_ns - self._chunk_ns) * 1e-9
+        if not self._gate.active or quiet_s <= QUIET_S:
+            return ""
+        if silent_s > QUIET_S:
+            return f"no picture for {silent_s:.1f} s; check the camera and its topic"
+        return f"no chunk for {quiet_s:.1f} s: {self._refusal or 'the policy takes long'}"
 
     def close(self) -> None:
         self._gate.set_active(False, 0)
