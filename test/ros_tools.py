@@ -36,6 +36,7 @@ class Client(Node):
         self.times: dict[str, list[float]] = {}
         self._sequence = 0
         self._senders: dict[str, Any] = {}
+        self._callers: dict[str, Any] = {}
 
     def hear(self, topic: str, kind: Any, qos: Any = base.RELIABLE) -> list[Any]:
         """Subscribe once and return the growing list of messages; `times` has when each came, monotonic s."""
@@ -64,14 +65,13 @@ class Client(Node):
             self._executor.spin_once(timeout_sec=0.02)
 
     def call(self, name: str, kind: Any, /, **fields: Any) -> Any:
-        client = self.create_client(kind, name)
-        try:
-            self.until(client.service_is_ready, f"service {name}")
-            future = client.call_async(kind.Request(**fields))
-            self.until(future.done, f"an answer of {name}")
-            return future.result()
-        finally:
-            self.destroy_client(client)
+        if name not in self._callers:  # kept: discovery takes longer than the call
+            self._callers[name] = self.create_client(kind, name)
+        client = self._callers[name]
+        self.until(client.service_is_ready, f"service {name}")
+        future = client.call_async(kind.Request(**fields))
+        self.until(future.done, f"an answer of {name}")
+        return future.result()
 
     def trigger(self, name: str) -> Any:
         return self.call(f"arm_node/{name}", convert.Trigger)
@@ -106,7 +106,7 @@ class Client(Node):
         """Spin until the chunk's last step, or a refused one, is heard; return its steps."""
         def over() -> bool:
             steps = self.steps_of(sequence)
-            return len(steps) == size or bool(steps and steps[-1].verdict >= steps[-1].HOLD)
+            return len(steps) >= size or bool(steps and steps[-1].verdict >= steps[-1].HOLD)
 
         self.until(over, f"{size} steps of chunk {sequence}")
         return self.steps_of(sequence)

@@ -35,9 +35,9 @@ START = [0.0, 0.022, 0.183, 0.0, 1.366, 0.0]
 SLOWLY = (0.004, 0, 0, 0, 0, 0)
 GROUP, STATES = "wx250s/commands/joint_group", "wx250s/joint_states"
 # A busy test machine must not look like a fault; the times are taken with the limits that ship.
-LIMITS: dict[str, Any] = {} if TICK else {"max_arm_age_s": 0.8, "max_frame_age_s": 5.0, "max_action_age_s": 10.0,
-                                         "command_timeout_s": 2.0}
-LATCH = {"latch_timeout_s": 5.0 if TICK else 8.0}
+LIMITS: dict[str, Any] = {} if TICK else {"max_arm_age_s": 0.6, "max_frame_age_s": 5.0, "max_action_age_s": 10.0,
+                                         "command_timeout_s": 1.5}
+LATCH = {"latch_timeout_s": 5.0 if TICK else 4.0}
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,14 @@ class Bench:
         assert answer.success, answer.message
 
     def begin(self, delta: Any = SLOWLY, actions: int = 40) -> int:
-        """Start a long chunk and wait for its second step."""
-        sequence = self.c.send_chunk(delta, actions=actions)
-        self.c.until(lambda: len(self.c.steps_of(sequence)) >= 2, "two steps")
-        return sequence
+        """Start a long chunk and wait for its second step; begin again if a busy machine looked like a fault."""
+        for _ in range(3):
+            sequence = self.c.send_chunk(delta, actions=actions)
+            steps = self.c.until_over(sequence, 2)
+            if steps[-1].verdict < STEP.HOLD:
+                return sequence
+            self.arm()
+        raise AssertionError(f"held three times: {steps[-1].reason}")
 
     def moves(self) -> bool:
         return bool(self.c.play(SLOWLY, actions=2)[-1].verdict < STEP.HOLD)
@@ -190,7 +194,7 @@ def test_a_failed_bus_read_holds_the_last_good_place(armed: Bench) -> None:
 @pytest.mark.parametrize(("row", "fault", "words"), [
     ("one motor loses torque", {"torque": [1, 1, 0, 1, 1, 1, 1]}, "torque"),
     ("hardware error bit", {"errors": [0, 0, 0, 32, 0, 0, 0]}, "hardware error"),
-    ("a motor does not answer", {"motors": 6}, "6 of 7"),
+    pytest.param("a motor does not answer", {"motors": 6}, "6 of 7", marks=pytest.mark.slow),
 ])
 def test_a_sick_motor_stops_and_stays_stopped(armed: Bench, row: str, fault: dict[str, Any], words: str) -> None:
     armed.begin()
@@ -219,6 +223,7 @@ def test_effort_over_its_limit_holds_until_it_is_over(armed: Bench, sign: float)
     armed.c.until(lambda: armed.moves(), "moving on once the arm is free")
 
 
+@pytest.mark.slow
 def test_effort_that_stays_latches(armed: Bench) -> None:
     armed.fault(effort=[0.0, 1800.0, 0.0, 0.0, 0.0, 0.0])
     armed.c.until(lambda: "effort" in armed.c.play(SLOWLY, actions=1)[-1].reason, "the effort to be seen")
@@ -288,7 +293,7 @@ def refusals(c: Client) -> int:
 
 def test_a_slow_policy_is_waited_for_and_a_lost_one_latches(armed: Bench) -> None:
     c = armed.c
-    for _ in range(2):  # slower than the timeout, faster than the latch
+    for _ in range(2 if TICK else 1):  # slower than the timeout, faster than the latch
         step = c.play(SLOWLY, actions=1)[-1]
         since = time.monotonic()
         assert step.verdict < STEP.HOLD
@@ -372,6 +377,7 @@ def test_go_home_needs_an_armed_arm(bench: Bench) -> None:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_driver_lost_and_back(armed: Bench) -> None:
     """SIGSTOP: for the graph the same as a peer that the network lost."""
     armed.begin()
@@ -471,22 +477,22 @@ def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, 
         for number, jump_s in enumerate((-100.0, 100.0)):
             c.until(lambda: c.call("clocked/arm", convert.Trigger).success, "arming")
             first = len(steps)
-            send_own(c, "clocked", 1, now_ns(), actions=8)
+            send_own(c, "clocked", 1, now_ns(), actions=5)
             c.until(lambda: len(steps) >= first + 2, "two steps")  # noqa: B023
             before_ns = now_ns()
             offset[0] += jump_s
-            c.until(lambda: len(steps) >= first + 8, "the chunk to be played to its end")  # noqa: B023
+            c.until(lambda: len(steps) >= first + 5, "the chunk to be played to its end")  # noqa: B023
             assert all(s.verdict < STEP.HOLD for s in steps[first:])
-            arrivals = np.diff(c.times["clocked/step"][first:first + 8])
+            arrivals = np.diff(c.times["clocked/step"][first:first + 5])
             assert arrivals.min() > 0.1 and (not TICK or arrivals.max() < 0.25)
             c.spin(0.1)
             send_own(c, "clocked", 2, before_ns if jump_s > 0 else now_ns())
             c.until(lambda: "refused" in told[-1].reason, "the refusal")
             record(f"clock stepped {'back' if jump_s < 0 else 'forward'} 100 s", None, told[-1].reason)
-            assert len(steps) == first + 8
+            assert len(steps) == first + 5
             if number:  # forward: a picture taken after the step is fine; back: the operator arms again
                 send_own(c, "clocked", 3, now_ns())
-                c.until(lambda: len(steps) >= first + 12, "the next chunk")  # noqa: B023
+                c.until(lambda: len(steps) >= first + 6, "the next chunk")  # noqa: B023
             assert c.call("clocked/disarm", convert.Trigger).success
     c.destroy_timer(timer)
 

@@ -1,5 +1,7 @@
 """When the policy may look: the timing that makes the robot see what imagination saw."""
-from world_gymnast_ros.query import QueryGate, QueryRules
+import numpy as np
+
+from world_gymnast_ros.query import PictureWatch, QueryGate, QueryRules
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -94,3 +96,22 @@ def test_without_an_arm_every_chunks_worth_of_frames_brings_a_look() -> None:
             gate.published(i, 0)
             gate.played_alone(stamp_ns, 4)
     assert looks == [0, 4, 8, 12, 16]
+
+
+def test_a_frame_from_the_future_is_refused() -> None:
+    gate = active_gate()
+    assert may(gate, T0 + S, now_ns=T0 + S - S // 25)
+    assert "in the future" in gate.refusal(T0 + S, T0 + S - S // 10, 0, "go left")
+
+
+def test_a_camera_that_repeats_one_picture_is_told_by_what_the_arm_moved() -> None:
+    watch, picture = PictureWatch(), np.zeros((4, 6, 3), np.uint8)
+    assert not watch.refusal(picture)
+    watch.moved(0.02)
+    assert not watch.refusal(picture.copy())  # an arm that hardly moved may look the same
+    watch.moved(0.02)
+    assert "frozen" in watch.refusal(picture) and "frozen" in watch.refusal(picture)
+    other = picture.copy()
+    other[0, 0, 0] = 1
+    assert not watch.refusal(other)
+    assert not watch.refusal(picture)  # the way counts from the change on
