@@ -1,4 +1,4 @@
-"""Measure what the arm does about every fault: `python bench/faults.py [--rounds 5] [--slow]`.
+"""Measure what the arm does about every fault: `python bench/faults.py [--rounds 5]`.
 
 Runs the fault tests with the limits that ship and with their time limits on, over DDS, and prints one line per fault:
 times from the fault (seen by the one who makes it) to the hold command (seen on the driver's topic), and the last words
@@ -19,11 +19,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_round(log: Path, slow: bool) -> bool:
+def run_round(log: Path) -> bool:
     """Run all fault tests once; tell whether all passed."""
     env = {**os.environ, "WORLD_GYMNAST_TEST_TIMING": "1", "WORLD_GYMNAST_FAULT_LOG": str(log)}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "" if slow else "not slow",
-               "test/test_faults.py", "test/test_faults_policy.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "test/test_faults.py", "test/test_faults_policy.py"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith(("FAILED", "ERROR")):
@@ -35,11 +34,10 @@ def main() -> None:
     """Print a Markdown table of all rounds; exit code 1 if a round failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slow", action="store_true", help="also the slow ones (DDS forgets a peer after 20 s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "faults.jsonl"
-        passed = [run_round(log, args.slow) for _ in range(args.rounds)]
+        passed = [run_round(log) for _ in range(args.rounds)]
         lines = [json.loads(line) for line in log.read_text().splitlines()]
     print("| fault | n | median ms | worst ms | told |\n|---|---|---|---|---|")
     for row in dict.fromkeys(line["row"] for line in lines):

@@ -9,10 +9,12 @@ The topic `fault` (std_msgs/String, a JSON object) sets what is wrong, until the
     effort   6 raw efforts
     torque, errors   registers of the 7 motors
     motors   how many of them answer
+    wait_s   before get_robot_info is answered
 """
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,7 @@ class FaultDriver(base.ConfiguredNode):
         self.fault["at"] = self.joints.copy()
 
     def _on_info(self, request: Any, response: Any) -> Any:
+        time.sleep(self.fault.get("wait_s", 0.0))
         response.mode, response.profile_type = "pwm" if request.name == "gripper" else "position", "time"
         return response
 

@@ -64,12 +64,17 @@ class Client(Node):
         while time.monotonic() < end:
             self._executor.spin_once(timeout_sec=0.02)
 
-    def call(self, name: str, kind: Any, /, **fields: Any) -> Any:
+    def ask(self, name: str, kind: Any, /, **fields: Any) -> Any:
+        """Call a service and return the future of its answer."""
         if name not in self._callers:  # kept: discovery takes longer than the call
             self._callers[name] = self.create_client(kind, name)
         client = self._callers[name]
         self.until(client.service_is_ready, f"service {name}")
-        future = client.call_async(kind.Request(**fields))
+        return client.call_async(kind.Request(**fields))
+
+    def call(self, name: str, kind: Any, /, **fields: Any) -> Any:
+        """Call a service and return its answer."""
+        future = self.ask(name, kind, **fields)
         self.until(future.done, f"an answer of {name}")
         return future.result()
 

@@ -341,12 +341,30 @@ def test_stop_in_the_middle_of_a_chunk(armed: Bench) -> None:
     assert len(armed.c.steps_of(sequence)) == played
 
 
+@pytest.mark.parametrize("name", ["disarm", "hold", "stop"])
+def test_an_arming_under_way_can_be_called_off(armed: Bench, name: str) -> None:
+    c = armed.c
+    assert c.trigger("disarm").success
+    armed.fault(wait_s=0.5)
+    c.spin(0.2)
+    answer = c.ask("arm_node/arm", convert.Trigger)
+    c.spin(0.3)
+    assert not answer.done()
+    if name == "stop":
+        c.say("stop", convert.Bool, base.RELIABLE, convert.Bool(data=True))
+    else:
+        c.trigger(name)
+    c.until(answer.done, "the answer")
+    assert not answer.result().success and "while arming" in answer.result().message
+    assert c.heard["arm_status"][-1].state != STATUS.ARMED
+
+
 @pytest.mark.parametrize("name", ["hold", "disarm"])
 def test_hold_and_disarm_in_the_middle_of_a_chunk(armed: Bench, name: str) -> None:
     armed.begin()
     since = time.monotonic()
     assert armed.c.trigger(name).success
-    armed.held(since, f"~/{name} in the middle of a chunk, service discovery included", 0.5, "operator")
+    armed.held(since, f"~/{name} in the middle of a chunk", 0.1, "operator")
 
 
 def test_go_home_walks_slowly_and_can_be_stopped(armed: Bench) -> None:
@@ -413,6 +431,7 @@ def test_a_driver_killed_and_restarted_is_prepared_anew(armed: Bench) -> None:
     since = armed.signal("fault_driver", signal.SIGKILL)
     armed.c.until_state(STATUS.HOLDING, "no joint states")
     record("driver (twin) killed: latched", time.monotonic() - since, armed.c.heard["arm_status"][-1].reason)
+    armed.c.spin(0.3)  # the hold
     commands = len(armed.c.heard[GROUP])
     heard = len(armed.c.heard[STATES])
     armed.restart(DRIVER)
@@ -461,6 +480,7 @@ def send_own(c: Client, name: str, sequence: int, frame_ns: int, actions: int = 
           convert.chunk_msg(chunk, sequence, "own", frame_ns, frame_ns, frame_ns))
 
 
+@pytest.mark.slow
 def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, tmp_path: Path) -> None:
     """The wall clock of the node is /clock here, so that it can be stepped; its deadlines are on the steady clock."""
     c, offset = bench.c, [0.0]

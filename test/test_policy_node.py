@@ -44,7 +44,7 @@ def adapter_of(checkpoint: Path, folder: Path) -> AdapterRef:
 
 
 @pytest.fixture(scope="module")
-def ros(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Client]:
+def parts(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[tuple[Client, graph.Graph]]:
     specs = [graph.TWIN.with_overrides(image_rate_hz=10.0, image_width=160, image_height=120),
              graph.ARM.with_overrides(**SLOW),
              graph.POLICY.with_overrides(checkpoint=str(checkpoint), threads=1, max_frame_age_s=3.0, retry_s=5.0)]
@@ -56,7 +56,12 @@ def ros(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[
         c.hear("image_raw", convert.Image, base.NEWEST)
         c.until(lambda: diagnosis(c), "the policy", START_S, nodes.check)
         c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "pictures and the arm", check=nodes.check)
-        yield c
+        yield c, nodes
+
+
+@pytest.fixture(scope="module")
+def ros(parts: tuple[Client, graph.Graph]) -> Client:
+    return parts[0]
 
 
 def diagnosis(c: Client) -> dict[str, str]:
@@ -161,3 +166,16 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
             assert not chunks
         c.until(lambda: show(64, "rgb8") or chunks, "a chunk after a good picture")
         c.until(lambda: "acting" in fault(), "a clean bill of health")
+
+
+def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> None:
+    """The last test on this graph. More about lost policies and cameras: test_faults_policy.py."""
+    c, nodes = parts
+    first = start(c, "reach the red block")
+    c.until(lambda: len(c.heard["action_chunk"]) > first, "a chunk")
+    nodes.nodes["policy_node"].process.kill()
+    nodes.nodes.pop("policy_node").process.wait(30)
+    c.until_state(convert.ArmStatusMsg.ARMED, "no chunk")
+    sequence = c.heard["action_chunk"][-1].sequence
+    assert len(c.steps_of(sequence)) == c.heard["action_chunk"][-1].chunk_size  # what it promised was played, no more
+    assert c.trigger("disarm").success

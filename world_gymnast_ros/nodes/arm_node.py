@@ -38,6 +38,7 @@ class ArmNode(base.ConfiguredNode):
         self._gripper = GripperLoop(c.gripper_gain_per_m, c.max_gripper_pwm)
         self._stop_pressed = False
         self._arming = False
+        self._called_off = ""  # why an arming under way must not end in ARMED
         self._checking = False
         self._frame_age_s = -1.0
         self._played = False
@@ -153,7 +154,7 @@ class ArmNode(base.ConfiguredNode):
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
-        self._arming = True
+        self._arming, self._called_off = True, ""
         try:
             refusal = await self.driver.prepare(self.config.moving_time_s, self.config.accel_time_s)
             if refusal:
@@ -165,8 +166,8 @@ class ArmNode(base.ConfiguredNode):
                 return f"no joint_states from '{self.config.robot_name}'; start the driver"
         finally:
             self._arming = False
-        if self._stop_pressed:  # while the driver answered
-            return "stop was pressed while arming"
+        if self._called_off:  # while the driver answered
+            return self._called_off
         now_ns = base.steady_ns()
         arm, age_s = self.driver.state(now_ns)
         refusal = self.player.arm(now_ns, arm, age_s)
@@ -181,6 +182,7 @@ class ArmNode(base.ConfiguredNode):
         if self._stop_pressed:
             response.message = "stop is pressed; release it first (publish false on 'stop')"
             return response
+        self._called_off = "disarmed while arming"
         self.player.disarm()
         self._tick()  # the hold goes out before the answer
         self.driver.send_gripper_pwm(0.0)
@@ -188,6 +190,7 @@ class ArmNode(base.ConfiguredNode):
         return response
 
     def _on_hold(self, _request: Any, response: Any) -> Any:
+        self._called_off = "held while arming"
         self.player.hold()
         self._tick()
         response.success = self.player.mode in (ArmMode.HOLDING, ArmMode.DISARMED)
@@ -220,6 +223,7 @@ class ArmNode(base.ConfiguredNode):
         """Latch; a later `false` only allows disarm and arm again."""
         self._stop_pressed = bool(msg.data)
         if msg.data:
+            self._called_off = "stop was pressed while arming"
             self.player.stop("stop pressed")
             self._tick()
 
