@@ -55,9 +55,16 @@ class Client(Node):
         """Spin until `done()`, or fail naming `what`."""
         deadline = time.monotonic() + timeout_s
         while not done():
-            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}{self.told()}"
             self._executor.spin_once(timeout_sec=0.02)
             check()
+
+    def told(self) -> str:
+        """Return what the arm last said, for messages of failed tests."""
+        statuses, diagnostics = self.heard.get("arm_status", []), self.heard.get("diagnostics", [])
+        values = [(v.key, v.value) for m in diagnostics[-4:] if m.status[0].name == "arm_node"
+                  for v in m.status[0].values]
+        return f"; the arm: {statuses[-1].state_name}, {statuses[-1].reason}, {values}" if statuses else ""
 
     def spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -172,10 +172,12 @@ def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> No
     """The last test on this graph. More about lost policies and cameras: test_faults_policy.py."""
     c, nodes = parts
     first = start(c, "reach the red block")
-    c.until(lambda: len(c.heard["action_chunk"]) > first, "a chunk")
+    c.until(lambda: len(c.heard["action_chunk"]) > first and c.steps_of(c.heard["action_chunk"][-1].sequence),
+            "a chunk and its first step")
     nodes.nodes["policy_node"].process.kill()
     nodes.nodes.pop("policy_node").process.wait(30)
-    c.until_state(convert.ArmStatusMsg.ARMED, "no chunk")
-    sequence = c.heard["action_chunk"][-1].sequence
-    assert len(c.steps_of(sequence)) == c.heard["action_chunk"][-1].chunk_size  # what it promised was played, no more
+    last = c.heard["action_chunk"][-1]
+    c.until_over(last.sequence, last.chunk_size)  # what it promised is played, and no more
+    c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "a hold")
+    assert c.heard["step"][-1].chunk_sequence == last.sequence
     assert c.trigger("disarm").success
