@@ -439,10 +439,10 @@ def test_a_driver_killed_and_restarted_is_prepared_anew(armed: Bench) -> None:
     armed.c.spin(0.5)
     assert armed.c.heard["arm_status"][-1].state == STATUS.HOLDING and len(armed.c.heard[GROUP]) == commands
     armed.c.until(lambda: armed.c.trigger("arm").success, "arming")
+    assert armed.moves()
     answer = armed.c.call("wx250s/get_motor_registers", convert.xs_srv.RegisterValues, cmd_type="group", name="arm",
                           reg="Profile_Velocity")
     assert list(answer.values) == [250] * 6
-    assert armed.moves()
 
 
 def test_an_arm_node_killed_while_armed_comes_back_disarmed(armed: Bench) -> None:
