@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.actions import StepLimits, clip_delta, integrate_states
+from world_gymnast_ros.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
 from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.dream_error import by_family, cuts, dream_cuts, horizon_errors
 from world_gymnast_ros.learning.play_data import (
     ClipSource,
@@ -19,10 +20,15 @@ from world_gymnast_ros.learning.play_data import (
     variants,
     worldgym_deltas,
 )
+from world_gymnast_ros.learning.train_camera_fit import train_camera_fit
 from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, choose_tokens, residual_loss
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
 from world_gymnast_ros.models.checkpoint import fill, save_model
 from world_gymnast_ros.models.dream import ActionDiTWorld, FrameSampler, condition_vector
+from world_gymnast_ros.outline import PARKED, outline
+from world_gymnast_ros.twin.play import scene_camera
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import Frame, WorldModel
 
 TINY = ActionDiTConfig(image_size=16, patch=4, window=8, window_dim=24, dim=16, depth=3, heads=2,
@@ -79,8 +85,8 @@ def test_cached_dream_equals_uncached_causal_network_beyond_the_window(steps: in
     original = ActionDiT.forward
     inputs: list[tuple[torch.Tensor, ...]] = []
 
-    def spy(self: ActionDiT, *args: torch.Tensor, cache: object = None) -> torch.Tensor:
-        out = original(self, *args, cache=cache)  # type: ignore[arg-type]
+    def spy(self: ActionDiT, *args: torch.Tensor, affine: None = None, cache: object = None) -> torch.Tensor:
+        out = original(self, *args, affine=affine, cache=cache)  # type: ignore[arg-type]
         inputs.append((*args, out))
         return out
 
@@ -208,11 +214,11 @@ def test_wrong_actions_are_refused(deltas: np.ndarray) -> None:
 def test_condition_is_normalised_on_a_copy_and_hides_an_unknown_state() -> None:
     delta = np.array([0.05, -0.05, 0, 0.25, 0, 0, 0.9], np.float32)
     config = ActionDiTConfig()
-    vector = condition_vector(config, delta, np.array(config.state_center, np.float32) + 1, True)
+    vector = condition_vector(config, delta, STATE, np.array(config.state_center, np.float32) + 1, True)
     assert delta[6] == np.float32(0.9) and vector.dtype == np.float32
     assert np.allclose(vector[:7], [1, -1, 0, 1, 0, 0, 1])
     assert np.allclose(vector[7:14], 1 / np.array(config.state_scale)) and vector[14] == 1
-    assert not condition_vector(config, delta, STATE, False)[7:].any()
+    assert not condition_vector(config, delta, STATE, STATE, False)[7:].any()
 
 
 def test_checkpoint_round_trip_and_refusal_of_what_does_not_fit(tmp_path: Path) -> None:
@@ -363,3 +369,84 @@ def test_errors_are_measured_against_copying_the_start_frame() -> None:
     assert perfect["5"]["mse"] == 0 and copied["1"]["ratio"] == 1 and copied["5"]["changed_ratio"] == 1
     kept = dream_cuts(still(), stretches, seed=0)
     assert by_family(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
+
+
+# ---- the arm's outline -----------------------------------------------------------------------------------------
+
+CAMERA = scene_camera(load_scene("train_oak"))
+SEEING = dataclasses.replace(TINY, image_size=64, camera=CAMERA)
+
+
+def seen_pixel(point_m: np.ndarray) -> np.ndarray:
+    """Project a base point with the camera's 12 numbers, halves of the picture."""
+    u, v, w = np.array(CAMERA).reshape(3, 4) @ np.append(point_m, 1.0)
+    return np.array([u / w, v / w])
+
+
+def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
+    """Most of the dark pixels of a rendered arm are inside the computed outline, and few others are."""
+    twin = Twin(load_scene("train_oak"), 0)
+    try:
+        twin.reset(0, twin.scene.instructions[0], np.array([0.27, 0.0, 0.1, 0, 0, 0, 1.0]))
+        picture, state = resize_rgb(twin.render(640, 480), (64, 64)), twin.arm_state(0)
+    finally:
+        twin.close()
+    capsules = outline(bridge_state(state.T_base_ee, 1.0)[None], np.ones(1, bool), CAMERA)
+    features = OutlineFeatures(SEEING)
+    drawn = features.measure(torch.from_numpy(capsules)[:, None], features.whole)[0, 0, 0, :, :3].amax(-1).view(64, 64)
+    dark = torch.from_numpy(picture.max(-1).astype(np.int16)) < 60
+    dark[40:] = False  # the base, behind the table's edge
+    inside = drawn[:40] > 0.5
+    assert dark.sum() > 100
+    assert (inside & dark[:40]).sum() / dark.sum() > 0.7 and (inside & ~dark[:40]).sum() / inside.sum() < 0.3
+
+
+def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> None:
+    states = np.stack([STATE, STATE, np.array([2.0, 0, 0.1, 0, 0, 0, 1], np.float32)])
+    out = outline(states, np.array([True, False, True]), CAMERA)
+    assert (out[1:].reshape(2, 6, 2, 3)[..., :2] == PARKED).all()  # unknown; out of reach
+    tips = out[0].reshape(6, 2, 3)[4:, 1, :2].mean(0)
+    assert np.abs(tips - seen_pixel(pose_from_state(STATE)[:3, 3] + [0, 0, -0.0174])).max() < 0.05
+    closed = outline(np.where(np.arange(7) == 6, 0, STATE)[None].astype(np.float32), np.ones(1, bool), CAMERA)
+
+    def gap(o: np.ndarray) -> float:
+        return float(np.linalg.norm(np.subtract(*o.reshape(6, 2, 3)[4:, 1, :2])))
+
+    assert gap(closed[0]) < 0.5 * gap(out[0])
+
+
+def test_camera_fit_learns_where_a_shifted_camera_is(tmp_path: Path) -> None:
+    """Frames hold only a bright dot at the hand, under a camera that is turned anew for each episode."""
+    rng, episodes = np.random.default_rng(0), []
+    for i in range(60):
+        shift = rng.uniform(-0.25, 0.25, 2)
+        camera = np.array(CAMERA).reshape(3, 4).copy()
+        camera[:2] += shift[:, None] * camera[2]
+        states = np.tile(STATE, (3, 1))
+        states[:, :2] += rng.uniform(-0.05, 0.05, (3, 2))
+        frames = np.zeros((3, 64, 64, 3), np.uint8)
+        for t in range(3):
+            u, v = seen_pixel(pose_from_state(states[t])[:3, 3]) + shift
+            x, y = int((u + 1) * 32), int((v + 1) * 32)
+            frames[t, max(0, y - 3):y + 3, max(0, x - 3):x + 3] = 255
+        episodes.append(PlayEpisode(frames, np.zeros((2, 7), np.float32), states, "reach", str(i),
+                                    camera.ravel().astype(np.float32)))
+    torch.manual_seed(0)
+    network = ActionDiT(SEEING)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    misfit_px = train_camera_fit(network, episodes, 150, 0)
+    assert misfit_px < 3.0, misfit_px  # 6 px before
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith(("outline.look", "outline.read")) for k in changed)
+    assert np.isnan(train_camera_fit(ActionDiT(TINY), episodes, 10, 0))
+
+
+def test_a_network_that_knows_a_camera_dreams_the_same_with_and_without_cache() -> None:
+    network = lively(SEEING)
+    world = ActionDiTWorld(network, dtype=torch.float32)
+    start = Frame(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 0)
+    deltas = np.random.default_rng(1).normal(0, 0.02, (2, 7)).astype(np.float32)
+    one, two = world.begin(start, STATE, 2, 0), world.begin(start, STATE, 2, 0)
+    assert np.array_equal(one.step(deltas), two.step(deltas))
+    far = world.begin(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), 2, 0).step(deltas)
+    assert not np.array_equal(far, one.step(deltas))

@@ -117,14 +117,13 @@ class _SeveralDreams:
 def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], seed: int) -> Dream:
     """Start one dream from each of `firsts` uint8 (G, H, W, 3), each with its own noise.
 
-    A world model that can mix starts in one batch says so with `begin_many(frames, states, seeds)`; for others,
+    A world model that can mix starts in one batch says so with `begin_many(frames, states, seed)`; for others,
     neighbours with the same picture share a batch.
     """
     many = getattr(world_model, "begin_many", None)
     if many is not None:
         known = [s for s in states if s is not None]
-        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None,
-                            [derive_seed(seed, i) for i in range(len(firsts))])
+        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None, seed)
         return batch
     cuts = [0, *(i for i in range(1, len(firsts)) if (firsts[i] != firsts[i - 1]).any()), len(firsts)]
     dreams = [world_model.begin(Frame(firsts[i], 0), states[i], j - i, derive_seed(seed, i))

@@ -72,12 +72,15 @@ def _world_model_parser() -> argparse.ArgumentParser:
     how.add_argument("--report-every-s", type=float, help="seconds between reports and saves")
     how.add_argument("--workspace", type=float, nargs=6, metavar="M",
                      help="box that clips the dream's target: low x y z, high x y z, m")
+    how.add_argument("--camera-fit-steps", type=int, default=2500,
+                     help="steps that first teach where the camera is; play data only (default: %(default)s)")
     return parser
 
 
 def _world_model(args: argparse.Namespace) -> int:
     import torch
 
+    from world_gymnast_ros.learning.train_camera_fit import train_camera_fit
     from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, new_network
     from world_gymnast_ros.models.action_dit import ActionDiTConfig
 
@@ -99,7 +102,15 @@ def _world_model(args: argparse.Namespace) -> int:
     config = TrainConfig(minutes=args.minutes, steps=args.steps, seed=args.seed, **settings)
     size = ActionDiTConfig().image_size
     training, held_out, test = _clips(args, size) if args.clips else _play(args)
+    if args.clips is None:  # the twin's camera is the nominal one of the Bridge set-up
+        from world_gymnast_ros.twin.play import scene_camera
+        from world_gymnast_ros.twin.scene import load_scene
+
+        network_settings["camera"] = scene_camera(load_scene("train_oak"))
     network = new_network(ActionDiTConfig(**network_settings), args.init, args.seed).to(args.device)
+    if args.clips is None and args.init is None and not args.resume:
+        misfit_px = train_camera_fit(network, training, args.camera_fit_steps, args.seed)
+        print(f"camera fit: the arm's outline is off by {misfit_px:.2f} px on episodes set aside")
     trainer = Trainer(network, training, held_out, config, args.out)
     if args.resume:
         trainer.resume()

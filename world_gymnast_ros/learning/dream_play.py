@@ -30,7 +30,8 @@ def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, s
         start = torch.from_numpy(np.ascontiguousarray(first[part])).to(world.device).float().div_(255.0)
         generator = torch.Generator(world.device).manual_seed(seed + i)
         sampler = FrameSampler(world.network, start, world.sampling_steps, generator)
-        conditions = torch.from_numpy(condition_vector(world.config, deltas[part], states[part, 1:], True))
+        conditions = torch.from_numpy(condition_vector(
+            world.config, deltas[part], states[part, :-1], states[part, 1:], True))
         for t in range(deltas.shape[1]):
             frames[part, t + 1] = to_uint8(sampler.step(conditions[:, t]))
     return frames

@@ -31,6 +31,8 @@ class PlayEpisode:
     states: F32 | None
     family: str
     name: str
+    camera: F32 | None = None
+    """Projection of the true camera (12,), as from `outline.projection`, where it is known."""
 
     @property
     def steps(self) -> int:
@@ -41,13 +43,15 @@ class PlayEpisode:
 @dataclass(frozen=True)
 class Batch:
     """Training clips. `previous`, `following` uint8 (B, T, H, W, 3); `first` uint8 (B, 1, H, W, 3), start frames;
-    `deltas`, `states` float32 (B, T, 7), the state being the target *after* the action; `known` bool (B,)."""
+    `deltas` float32 (B, T, 7); `states` float32 (B, T + 1, 7), the target before the first and after each action;
+    `first_states` float32 (B, 7), at the start frame; `known` bool (B,)."""
 
     previous: U8
     following: U8
     first: U8
     deltas: F32
     states: F32
+    first_states: F32
     known: np.ndarray
 
 
@@ -62,13 +66,14 @@ def read_play(directories: Iterable[Path], every: int = 1) -> list[PlayEpisode]:
             with np.load(path, allow_pickle=False) as data:
                 frames, deltas, states, length, family = (
                     data[k] for k in ("frames", "deltas", "states", "length", "family"))
+                camera = data["camera"] if "camera" in data.files else [None] * len(frames)
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} is not a play-data file ({error}); make one with `world-gymnast twin`"
                                ) from error
         for i in range(0, len(frames), every):
             n = int(length[i])
             out.append(PlayEpisode(frames[i, :n + 1], deltas[i, :n], states[i, :n + 1], str(family[i]),
-                                   f"{path.stem}/{i}"))
+                                   f"{path.stem}/{i}", camera[i]))
     if not out:
         raise EpisodeError(f"no play data (*.npz) in {', '.join(str(d) for d in directories) or 'no folder'}")
     return out
@@ -179,6 +184,7 @@ class ClipSource:
             s = int(rng.integers(0, e.steps - T + 1))
             f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
             known = e.states is not None and rng.random() >= state_dropout
-            states = e.states[s + 1:s + T + 1] if known and e.states is not None else np.zeros((T, 7), np.float32)
-            rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T], states, known))
+            targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
+            rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
+                         targets[s:s + T + 1], targets[f], known))
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -106,11 +106,15 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     noise = network.config.noise_scale * torch.randn(target.shape, generator=generator)
     level, noise = level.to(target.device), noise.to(target.device)
     s = level[..., None, None]
-    condition = condition_vector(network.config, batch.deltas, batch.states, batch.known[:, None])
+    condition = condition_vector(network.config, batch.deltas, batch.states[:, :-1], batch.states[:, 1:],
+                                 batch.known[:, None])
+    at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known)
     places = None if tokens is None else tokens.to(target.device)
     with fast_math(target.device):
+        affine = network.fit(torch.from_numpy(batch.first[:, 0]).to(target.device).float().div_(255.0),
+                             torch.from_numpy(at_start).to(target.device))
         out = network(previous, grey(batch.first, network.windows), (1.0 - s) * target + s * noise, level,
-                      torch.from_numpy(condition).to(target.device), places)
+                      torch.from_numpy(condition).to(target.device), places, affine)
     weight = (1.0 + moving_weight * (target.abs() > 0.03)) / (s + 0.25)
     return 100.0 * ((out.float() - target).square_() * weight).mean()
 

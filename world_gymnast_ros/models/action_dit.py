@@ -8,8 +8,11 @@ of WorldGym, because they decide whether a small one learns at all on a processo
 - the previous frame enters clean, as overlapping windows, with a skip to the output;
 - the answer is a mixture per pixel: keep, take the start frame's pixel, paint a colour, or add a change. So what the
   arm uncovers comes back sharp, what it covers is erased whole, and still places stay still;
-- places are seen relative to points that the network projects from the arm's target state (where is the gripper in
-  this picture?), because adaLN alone is slow to learn what happens *where*.
+- where the camera is roughly known, the computed outline of the arm enters per pixel (`outline`), before and
+  after the action, straightened by an affine that the network reads from the start frame (a camera is never where
+  it should be). So capacity goes to what the arm touches, not to drawing the arm;
+- places are seen relative to points that the network projects from the arm's target state, which is all that a model
+  of an unknown camera has to learn *where* things happen.
 
 One denoising step is enough, because R is almost determined by the condition.
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -27,9 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.outline import CAPSULE_DIM, CAPSULES, GROUPS
 
-CONDITION_DIM = 15
+NUMBERS = 15
 """Action (7), target state after it (7), flag: state known (1). See `models.dream.condition_vector`."""
+OUTLINE = 2 * CAPSULES * CAPSULE_DIM
+"""Numbers of the arm's outline before and after the action, behind the others where the camera is known."""
 PLACE_AMPLITUDE = 0.7
 """Places must be as loud as content from the first step, or positions are not learned in thousands of steps."""
 BANNED = -1e4
@@ -41,6 +48,10 @@ POINT_RADII = (0.2, 0.6)
 """Reach of a projected point, in halves of the picture."""
 SOURCES = 4
 """Of a pixel: kept, start frame, painted, changed."""
+OUTLINE_FEATURES = 2 * 2 * len(GROUPS)
+"""Per pixel: before and after, inside and distance, of each group of capsules."""
+EDGE = 0.02
+"""Softness of an outline's edge, in halves of the picture: two thirds of a pixel of 64."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class ActionDiTConfig:
     likewise, around zero for the motion and 0.5 for the gripper. `workspace_low_m`, `workspace_high_m`: box to which
     the dream clips its target, None for no box. `still_threshold`: changes below it (0..1 grey) are not drawn.
     `change_gain`: drawn changes are multiplied by it; below 1 for a model trained on little data, chosen on validation.
+    `camera`: nominal projection, 12 numbers of `outline.projection`; None where the camera's place is unknown.
     """
 
     model_type: ClassVar[str] = "action_dit"
@@ -76,6 +88,7 @@ class ActionDiTConfig:
     state_scale: tuple[float, ...] = (0.08, 0.10, 0.08, 0.3, 0.3, 0.3, 0.5)
     workspace_low_m: tuple[float, ...] | None = None
     workspace_high_m: tuple[float, ...] | None = None
+    camera: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -90,6 +103,7 @@ class ActionDiTConfig:
             ("context_frames", self.context_frames >= 1, "at least 1"),
             ("sampling_steps", 1 <= self.sampling_steps <= 1000, "within 1..1000"),
             ("change_gain", 0.0 < self.change_gain <= 1.0, "within 0..1, above 0"),
+            ("camera", self.camera is None or len(self.camera) == 12, "12 numbers, or null"),
         )
         for name, good, limit in rules:
             if not good:
@@ -104,6 +118,11 @@ class ActionDiTConfig:
     def tokens(self) -> int:
         """Patches in a picture."""
         return self.side**2
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers of a frame's condition."""
+        return NUMBERS + (OUTLINE if self.camera is not None else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds."""
@@ -154,6 +173,78 @@ class ProjectedPoints(nn.Module):
         near = [(torch.exp(squared / (-2 * r**2)), r) for r in POINT_RADII]
         parts = [g for g, _ in near] + [offset / r * g for g, r in near]
         return self.embed(torch.cat(parts, -1).flatten(-2).to(features.dtype))
+
+
+class OutlineFeatures(nn.Module):
+    """The arm's computed outline as features of each pixel, and the affine that fits it to this camera."""
+
+    def __init__(self, config: ActionDiTConfig) -> None:
+        super().__init__()
+        size = config.image_size
+        sides = [size, *(-(-size // 2**i) for i in (1, 2, 3))]
+        channels = (3 + 2 * len(GROUPS), 24, 48, 64)
+        self.look = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(channels))
+        self.read_in, self.read_head = nn.Linear(channels[-1] * sides[-1] ** 2, 128), nn.Linear(128, 6)
+        self.embed = nn.Linear(OUTLINE_FEATURES * config.patch**2, config.window_dim)
+        self.pixel_head = nn.Linear(OUTLINE_FEATURES, SOURCES)
+        for zero in (self.read_head, self.pixel_head):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+        line = (torch.arange(size) + 0.5) / size * 2 - 1
+        rows, cols = torch.meshgrid(line, line, indexing="ij")
+        grid = torch.stack([cols, rows], -1)
+        p = config.patch
+        patches = grid.unfold(0, p, p).unfold(1, p, p).permute(0, 1, 3, 4, 2).reshape(config.tokens, p * p, 2)
+        self.register_buffer("whole", grid.reshape(1, -1, 2), persistent=False)
+        self.register_buffer("patches", patches, persistent=False)
+
+    def fit(self, start: Tensor, capsules: Tensor) -> Tensor:
+        """Return the affine (B, 6) that moves the nominal outline onto the arm of the start frame.
+
+        `start` (B, H, W, 3), 0..1; `capsules` (B, 6, 6) of the arm in that frame.
+        """
+        drawn = self.measure(capsules[:, None], self.whole)  # (B, 1, 1, H * W, 2 groups)
+        drawn = drawn.view(*start.shape[:3], -1)
+        x = torch.cat([start - 0.5, drawn], -1).permute(0, 3, 1, 2).to(self.read_in.weight.dtype)
+        for layer in self.look:
+            x = F.silu(layer(x))
+        return 0.1 * self.read_head(F.silu(self.read_in(x.flatten(1)))).float()
+
+    def measure(self, capsules: Tensor, points: Tensor) -> Tensor:
+        """Return inside and distance (B, T, M, P, 2 groups) at points (M, P, 2) or (B, M, P, 2); capsules (B, T, 6, 6).
+        """
+        points = points.unsqueeze(0) if points.ndim == 3 else points
+        points = points.unsqueeze(1)  # (B, 1, M, P, 2)
+        far = []
+        for group in GROUPS:
+            nearest = None
+            for capsule in capsules[:, :, group].unsqueeze(-2).unsqueeze(-2).unbind(2):  # each (B, T, 1, 1, 6)
+                a, ra, b, rb = capsule.split((2, 1, 2, 1), -1)
+                along = b - a
+                offset = points - a
+                share = (offset * along).sum(-1) / (along.square().sum(-1) + 1e-6)
+                share = share.clamp(0.0, 1.0).unsqueeze(-1)
+                distance = (offset - share * along).square().sum(-1).add(1e-8).sqrt()
+                distance = distance - (ra + share * (rb - ra)).squeeze(-1)
+                nearest = distance if nearest is None else torch.minimum(nearest, distance)
+            far.append(nearest)
+        distance = torch.stack(far, -1)
+        return torch.cat([torch.sigmoid(distance / -EDGE), distance.clamp(-0.2, 0.4) * 2.5], -1)
+
+    def forward(self, outline: Tensor, affine: Tensor, tokens: Tensor | None) -> Tensor:
+        """Return features (B, T, M, P, 12) under outlines (B, T, 72) moved by affines (B, 6)."""
+        capsules = outline.float().unflatten(-1, (2, CAPSULES, CAPSULE_DIM))
+        capsules = moved(capsules.flatten(1, 3), affine).view_as(capsules)
+        points = self.patches if tokens is None else self.patches[tokens]
+        return torch.cat([self.measure(capsules[:, :, i], points) for i in (0, 1)], -1)
+
+
+def moved(capsules: Tensor, affine: Tensor) -> Tensor:
+    """Return capsules (B, N, 6) with their ends moved by affines (B, 6): p + A p + b, A row-major (2, 2)."""
+    places, radii = capsules.unflatten(-1, (2, 3)).split((2, 1), -1)
+    linear, shift = affine.split((4, 2), -1)
+    places = places + places @ linear.view(-1, 1, 2, 2).mT + shift.view(-1, 1, 1, 2)
+    return torch.cat([places, radii], -1).flatten(-2)
 
 
 class TemporalCache:
@@ -254,12 +345,14 @@ class ActionDiT(nn.Module):
         d, seen, drawn = config.dim, 3 * config.window**2, 3 * config.patch**2
         self.embed_window, self.embed_previous = nn.Linear(seen, config.window_dim), nn.Linear(config.window_dim, d)
         self.embed_first, self.embed_noisy = nn.Linear(seen, d), nn.Linear(drawn, d)
-        features = CONDITION_DIM + 2 * OCTAVES * 7
+        features = NUMBERS + 2 * OCTAVES * 7
         self.condition = nn.Sequential(nn.Linear(features + NOISE_FEATURES, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
         self.points = ProjectedPoints(config, features)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.modulation = nn.Linear(d, 2 * d)
-        self.head_in = nn.Linear(d + 2 * config.window_dim, 256)
+        self.outline = OutlineFeatures(config) if config.camera is not None else None
+        self.embed_outline = nn.Linear(config.window_dim, d) if config.camera is not None else None
+        self.head_in = nn.Linear(d + (3 if config.camera is not None else 2) * config.window_dim, 256)
         self.head_out = nn.Linear(256, 2 * drawn + SOURCES * config.patch**2)
         for zero in (self.modulation, self.head_out):
             nn.init.zeros_(zero.weight)
@@ -296,6 +389,16 @@ class ActionDiT(nn.Module):
         grid = patches.unflatten(-1, (c.patch, c.patch, 3)).unflatten(-4, (c.side, c.side))
         return grid.transpose(-4, -3).reshape(*patches.shape[:-2], c.image_size, c.image_size, 3)
 
+    @torch.no_grad()
+    def fit(self, start: Tensor, condition: Tensor) -> Tensor | None:
+        """Return the affine (B, 6) between nominal and true outline at `start` (B, H, W, 3); None: no camera is known.
+
+        `condition` (B, C) of an action that begins at that frame. Without gradient: see `learning.train_camera_fit`.
+        """
+        if self.outline is None:
+            return None
+        return self.outline.fit(start, condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM))[:, 0].float())
+
     # ---- prediction --------------------------------------------------------------------------------------------
 
     def temporal_bias(self, ages: Tensor) -> Tensor:
@@ -305,13 +408,16 @@ class ActionDiT(nn.Module):
         return bias.masked_fill((ages < 0) | (ages > last), BANNED)
 
     def forward(self, previous: Tensor, first: Tensor, noisy: Tensor, noise: Tensor, condition: Tensor,
-                tokens: Tensor | None = None, cache: TemporalCache | None = None) -> Tensor:
+                tokens: Tensor | None = None, affine: Tensor | None = None,
+                cache: TemporalCache | None = None) -> Tensor:
         """Predict the clean change (B, T, M, 3 patch^2), grey 0..1, that leads to each frame.
 
         `previous` windows (B, T, M, .) of the frame before; `first` windows (B, 1, M, .) of the clip's start frame;
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
-        places these are (None: all). With a `cache`, T is 1 and the cache holds the frames before.
+        places these are (None: all); `affine` (B, 6) as from `outline.fit` (None: the nominal camera). With a `cache`,
+        T is 1 and the cache holds the frames before.
         """
+        condition, arm = condition[..., :NUMBERS], condition[..., NUMBERS:]
         T, dtype = noise.shape[1], self.age_bias.dtype
         seen = F.gelu(self.embed_window(previous))
         seen_first = F.gelu(self.embed_window(first))
@@ -320,6 +426,14 @@ class ActionDiT(nn.Module):
         places = self.places if tokens is None else self.places[tokens].unsqueeze(1)
         x = self.embed_previous(seen) + self.embed_noisy(noisy) + (self.embed_first(first) + places)
         x = (x + self.points(features.to(dtype), tokens)).to(seen.dtype)
+        drawn = [seen, seen_first.expand(-1, T, -1, -1)]
+        bonus = None
+        if self.outline is not None and self.embed_outline is not None:
+            affine = torch.zeros(len(x), 6, device=x.device) if affine is None else affine
+            pixels = self.outline(arm, affine, tokens).to(dtype)
+            bonus = self.outline.pixel_head(pixels)
+            drawn.append(F.gelu(self.outline.embed(pixels.flatten(-2))))
+            x = x + self.embed_outline(drawn[-1])
         angle = noise.unsqueeze(-1) * self.frequencies
         embedded = self.condition(torch.cat([features, angle.sin(), angle.cos()], -1).to(dtype))
         if cache is None:
@@ -332,11 +446,14 @@ class ActionDiT(nn.Module):
             x = block(x, embedded, bias, cache)
         scale, shift = self.modulation(embedded).unsqueeze(2).chunk(2, -1)
         x = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-        x = self.head_in(torch.cat([x, seen, seen_first.expand(-1, T, -1, -1)], -1))
-        return self.mix(self.head_out(F.gelu(x)), previous, first)
+        x = self.head_in(torch.cat([x, *drawn], -1))
+        return self.mix(self.head_out(F.gelu(x)), previous, first, bonus)
 
-    def mix(self, drawn: Tensor, previous: Tensor, first: Tensor) -> Tensor:
-        """Return the change (B, T, M, 3 patch^2) float32 that the head's output makes of both windows' centres."""
+    def mix(self, drawn: Tensor, previous: Tensor, first: Tensor, bonus: Tensor | None = None) -> Tensor:
+        """Return the change (B, T, M, 3 patch^2) float32 that the head's output makes of both windows' centres.
+
+        `bonus` (B, T, M, patch^2, 4) is added to the logits of the sources.
+        """
         def pixels(part: Tensor) -> Tensor:
             return part.float().unflatten(-1, (-1, 3))
 
@@ -347,7 +464,8 @@ class ActionDiT(nn.Module):
 
         n = self.config.patch**2
         change, colour, shares = drawn.split((3 * n, 3 * n, SOURCES * n), -1)
-        share = shares.float().unflatten(-1, (SOURCES, n)).softmax(-2)
+        logits = shares.float().unflatten(-1, (SOURCES, n))
+        share = (logits if bonus is None else logits + bonus.float().transpose(-1, -2)).softmax(-2)
         _, from_first, painted, changed = share.unsqueeze(-1).unbind(-3)
         now = centre(previous)
         mixed = from_first * (centre(first) - now) + painted * (pixels(colour) - now) + changed * pixels(change)

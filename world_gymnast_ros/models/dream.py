@@ -17,28 +17,36 @@ from torch import Tensor
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig, BadFrame
 from world_gymnast_ros.images import check_rgb, resize_rgb
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig, TemporalCache
+from world_gymnast_ros.models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
+from world_gymnast_ros.outline import outline
 from world_gymnast_ros.types import ACTION_DIM, F32, U8, Frame
 
 LIMITS = StepLimits()
 
 
-def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], states: NDArray[Any],
+def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDArray[Any], after: NDArray[Any],
                      known: NDArray[Any] | bool) -> F32:
-    """Return the condition float32 (..., 15): normalised action, normalised target state after it, state-known flag.
+    """Return the condition float32 (..., condition_dim) of actions that lead from one target state to the next.
 
-    `deltas`, `states` (..., 7) in physical units, not changed; `known` broadcasts against the leading axes, and where
-    it is False the state reads zero. The gripper of a command is made 0 or 1 by the arm's threshold.
+    Normalised action (7), normalised state after it (7), state-known flag (1); where the model knows a camera, the
+    arm's outline before and after (72). `deltas`, `before`, `after` (..., 7) in physical units, not changed; `known`
+    broadcasts against the leading axes, and where it is False the state reads zero and the outline is parked. The
+    gripper of a command is made 0 or 1 by the arm's threshold.
     """
     action = np.array(deltas, np.float32)
     action[..., 6] = gripper_is_open(action[..., 6])
     action[..., 6] -= 0.5
     action /= np.asarray(config.action_scale, np.float32)
-    state = (np.asarray(states, np.float32) - np.float32(config.state_center)) / np.float32(config.state_scale)
+    state = (np.asarray(after, np.float32) - np.float32(config.state_center)) / np.float32(config.state_scale)
     flag = np.broadcast_to(np.asarray(known, np.float32)[..., None], (*action.shape[:-1], 1))
-    return np.concatenate([action, state * flag, flag], -1).astype(np.float32)
+    parts = [action, state * flag, flag]
+    if config.camera is not None:
+        both = np.stack([np.asarray(before, np.float32), np.asarray(after, np.float32)], -2).reshape(-1, ACTION_DIM)
+        seen = outline(both, np.repeat(flag.ravel() > 0.5, 2), config.camera)
+        parts.append(seen.reshape(*action.shape[:-1], OUTLINE))
+    return np.concatenate(parts, -1).astype(np.float32)
 
 
 class FrameSampler:
@@ -50,6 +58,7 @@ class FrameSampler:
         self.dtype = network.age_bias.dtype
         self.frame = first
         self.first = network.windows(first[:, None]).to(self.dtype)
+        self.affine: Tensor | None = None
         self.cache = TemporalCache(network.config.context_frames)
 
     @torch.inference_mode()
@@ -60,10 +69,13 @@ class FrameSampler:
         shape = (len(self.frame), 1, c.tokens, 3 * c.patch**2)
         noisy = c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device)
         condition = condition[:, None].to(self.frame.device)
+        if self.affine is None:  # before the first action the outline is that of the start frame
+            self.affine = net.fit(self.frame, condition[:, 0])
         for i in range(self.steps):
             s, s_next = 1.0 - i / self.steps, 1.0 - (i + 1) / self.steps
             level = torch.full(shape[:2], s, device=self.frame.device)
-            change = net(previous, self.first, noisy.to(self.dtype), level, condition, cache=self.cache).float()
+            change = net(previous, self.first, noisy.to(self.dtype), level, condition, affine=self.affine,
+                         cache=self.cache).float()
             if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
                 noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
         self.cache.commit()  # the keys of the last denoising pass stay: no extra pass on the clean frame
@@ -73,11 +85,11 @@ class FrameSampler:
 
 
 class ActionDiTDream:
-    """A single-use batch of imagined continuations of one start frame."""
+    """A single-use batch of imagined continuations, each of its start frame."""
 
-    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, state: F32 | None, copies: int) -> None:
-        self._sampler, self._config, self._copies = sampler, config, copies
-        self.state: F32 | None = None if state is None else np.repeat(state[None].astype(np.float32), copies, 0)
+    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32 | None) -> None:
+        self._sampler, self._config, self._copies = sampler, config, len(sampler.frame)
+        self.state: F32 | None = None if states is None else np.array(states, np.float32)
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
 
@@ -90,10 +102,10 @@ class ActionDiTDream:
             raise BadAction(f"this dream takes actions of shape {(self._copies, ACTION_DIM)}, got {np.shape(deltas)}")
         clipped = clip_delta(np.array(deltas, np.float32), LIMITS)
         clipped[:, 6] = gripper_is_open(clipped[:, 6])
-        if self.state is not None:
-            self.state = integrate_states(self.state, clipped, LIMITS, self._workspace)
-        states = np.zeros_like(clipped) if self.state is None else self.state
-        condition = condition_vector(self._config, clipped, states, self.state is not None)
+        before = np.zeros_like(clipped) if self.state is None else self.state
+        after = before if self.state is None else integrate_states(before, clipped, LIMITS, self._workspace)
+        condition = condition_vector(self._config, clipped, before, after, self.state is not None)
+        self.state = None if self.state is None else after
         return to_uint8(self._sampler.step(torch.from_numpy(condition)))
 
 
@@ -135,14 +147,23 @@ class ActionDiTWorld:
         """
         if copies < 1:
             raise BadConfig(f"copies is {copies}; a dream needs at least 1")
-        if state is not None and (np.shape(state) != (ACTION_DIM,) or not np.isfinite(state).all()):
+        if state is not None and np.shape(state) != (ACTION_DIM,):
             raise BadAction(f"state must be {ACTION_DIM} finite numbers or None, got {state!r}")
         if check_rgb(frame.rgb, "Frame.rgb").ndim != 3:
             raise BadFrame(f"Frame.rgb must have shape (H, W, 3), got {frame.rgb.shape}")
-        first = torch.from_numpy(resize_rgb(frame.rgb, self.frame_size)).to(self.device).float().div_(255.0)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        sampler = FrameSampler(self.network, first[None].repeat(copies, 1, 1, 1), self.sampling_steps, generator)
-        return ActionDiTDream(sampler, self.config, state, copies)
+        states = None if state is None else np.repeat(state[None].astype(np.float32), copies, 0)
+        return self.begin_many(np.repeat(frame.rgb[None], copies, 0), states, seed)
+
+    def begin_many(self, frames: U8, states: F32 | None, seed: int) -> ActionDiTDream:
+        """Start one dream from each of `frames` uint8 (G, H, W, 3) with `states` (G, 7), as one batch."""
+        if check_rgb(frames, "frames").ndim != 4 or not len(frames):
+            raise BadFrame(f"frames must have shape (G, H, W, 3), got {frames.shape}")
+        if states is not None and (np.shape(states) != (len(frames), ACTION_DIM) or not np.isfinite(states).all()):
+            raise BadAction(f"states must be {(len(frames), ACTION_DIM)} finite numbers or None, got {states!r}")
+        first = torch.from_numpy(resize_rgb(frames, self.frame_size)).to(self.device).float().div_(255.0)
+        sampler = FrameSampler(self.network, first, self.sampling_steps,
+                               torch.Generator(self.device).manual_seed(seed))
+        return ActionDiTDream(sampler, self.config, states)
 
 
 def load_network(directory: Path) -> tuple[ActionDiT, str]:

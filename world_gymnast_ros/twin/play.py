@@ -13,8 +13,10 @@ import numpy as np
 
 from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.outline import projection
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator, player
+from world_gymnast_ros.twin.model import CAMERA_FOCAL_PX, CAMERA_HEIGHT, CAMERA_WIDTH, camera_pose
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import DIRECTIONS, parse_instruction
@@ -92,6 +94,11 @@ def picture(twin: Twin) -> U8:
     return resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (SIZE_PX, SIZE_PX))
 
 
+def scene_camera(scene: Scene) -> tuple[float, ...]:
+    """Return the projection of the scene's true camera, as from `outline.projection`."""
+    return projection(camera_pose(scene), CAMERA_FOCAL_PX, CAMERA_WIDTH, CAMERA_HEIGHT)
+
+
 def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) -> dict[str, np.ndarray]:
     """Run one episode and return its row of the play-data format."""
     rng = np.random.default_rng(seed)
@@ -140,7 +147,8 @@ def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) ->
             "success": success, "alt_success": alt_success, "alt_instructions": pad(alternatives, MAX_ALTERNATIVES),
             "object_names": pad(names, MAX_OBJECTS), "objects_xyz": xyz, "instruction": np.array(instruction, "U64"),
             "family": np.array(task.family, "U16"), "scene": np.array(scene.name, "U32"),
-            "behaviour": np.array(behaviour, "U16"), "seed": np.int64(seed)}
+            "behaviour": np.array(behaviour, "U16"), "seed": np.int64(seed),
+            "camera": np.float32(scene_camera(scene))}
 
 
 def write_episodes(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
