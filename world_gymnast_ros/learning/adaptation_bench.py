@@ -19,7 +19,7 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 
 CAPTURE_SEED = 9_999
-FIRST_EPISODE_SEED = 10_000
+FIRST_EPISODE_SEED = 40_000
 
 
 @dataclass(frozen=True)
