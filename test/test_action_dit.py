@@ -450,3 +450,21 @@ def test_a_network_that_knows_a_camera_dreams_the_same_with_and_without_cache() 
     assert np.array_equal(one.step(deltas), two.step(deltas))
     far = world.begin(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), 2, 0).step(deltas)
     assert not np.array_equal(far, one.step(deltas))
+
+
+def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_state() -> None:
+    world = ActionDiTWorld(lively(), dtype=torch.float32)
+    frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    states = np.stack([STATE, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0])])
+    deltas = np.zeros((2, 7), np.float32)
+    both = world.begin_many(frames, states, 3)
+    drawn = both.step(deltas)
+    kept = ActionDiTWorld(still(), dtype=torch.float32).begin_many(frames, states, 3).step(deltas)
+    assert np.array_equal(kept, frames)  # each goes on from its own picture
+    assert np.allclose(both.state[:, :3], states[:, :3])
+    again = world.begin_many(frames[::-1].copy(), states[::-1].copy(), 3).step(deltas)
+    assert not np.array_equal(drawn, again)
+    same = world.begin_many(np.repeat(frames[:1], 2, 0), np.repeat(states[:1], 2, 0), 3).step(deltas)
+    assert np.array_equal(same, world.begin(Frame(frames[0], 0), STATE, 2, 3).step(deltas))
+    with pytest.raises(BadAction, match="states"):
+        world.begin_many(frames, states[:1], 3)

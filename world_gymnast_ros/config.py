@@ -161,7 +161,9 @@ def _is_number(value: Any) -> bool:
 
 def _bounded(where: str, spec: dataclasses.Field[Any], value: float) -> None:
     low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
-    if not (math.isfinite(value) and low <= value <= high):
+    if not math.isfinite(value):
+        raise BadConfig(f"{where}{spec.name} is {value}; it must be a finite number ({spec.metadata['doc']})")
+    if not low <= value <= high:
         raise BadConfig(f"{where}{spec.name} is {value}; it must lie in {low:g}..{high:g} ({spec.metadata['doc']})")
 
 
@@ -205,7 +207,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{path} cannot be read as YAML: {error}") from error
+        raise BadConfig(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or len(data) != 1:
         raise BadConfig(f"{path} must hold one block ('{NODE_WILDCARD}:' or a node name), each node has its own file")
     ((name, block),) = data.items()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import sys
@@ -35,8 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorldGymnastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {os_words(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def os_words(error: OSError) -> str:
+    """Say in one line what the system refused, on which file, and what helps."""
+    what = f"{error.filename}: " if error.filename else ""
+    remedy = ("free space, or name a folder on another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+              else "check the name and who may read and write there")
+    return f"{what}{error.strerror or error}; {remedy}"
 
 
 def installed_verbs() -> tuple[str, ...]:

@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.imagine import Start
-from world_gymnast_ros.types import Frame
+from world_gymnast_ros.types import F32, Frame
 
 HELP = "adapt to a picture of a scene, inside the dream"
+REACH_M = 0.8
+"""No point of the WidowX 250s gets further from its base."""
+MIN_PICTURE_PX = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
                         "x y z in m, roll pitch yaw in rad, gripper 0..1 (default: unknown)")
     parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
-    parser.add_argument("--scene-seed", type=int, default=9999, help="start state of the twin (default: %(default)s)")
+    parser.add_argument("--scene-seed", type=whole("--scene-seed", 0), default=9999, help="start state of the twin (default: %(default)s)")
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole("--seed", 0), default=0)
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
@@ -46,21 +49,30 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning.adaptation import load_parts, run_session
+    from world_gymnast_ros.learning.adaptation import check_released, load_parts, run_session
     from world_gymnast_ros.session import Progress
     from world_gymnast_ros.store import load_adapter
 
-    config = _config(args)
+    config = adapt_settings(args.config, args.set, {
+        "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None})
+    if args.scene and (args.frame or args.state):
+        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and --state, or --scene")
+    if any(not words.strip() for words in args.instruction):
+        raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
     starts = _twin_start(args) if args.scene else _picture_starts(args)
     torch.set_num_threads(config.threads)
     parts = load_parts(config)
+    check_released(parts.release, [s.instruction for s in starts], config.min_release_auc)
+    parent = load_adapter(args.parent) if args.parent else None
+    parts.policy.load_adapter(parent)
+    writable_folder(Path(config.directory))
     with tqdm(total=config.max_updates, unit="update", desc="adapting") as bar:
         def progress(p: Progress) -> None:
             bar.n = p.update
             bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f}, imagined success {p.imagined_success:.0%}, "
                                 f"rejected {p.rejected}, {p.seconds_left:.0f} s left")
         result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
-                             parent=load_adapter(args.parent) if args.parent else None, progress=progress)
+                             parent=parent, progress=progress)
     report = result.report
     print(f"{report.outcome}: {report.message}")
     if report.adapter is not None:
@@ -69,43 +81,39 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.outcome in ("promoted", "would_promote") else 1
 
 
-def _config(args: argparse.Namespace) -> Any:
-    import yaml
-
-    from world_gymnast_ros import config as settings
-    from world_gymnast_ros.adapt_config import AdaptNodeConfig
-    from world_gymnast_ros.paths import share_path
-
-    path = args.config or share_path("config/adapt.yaml")
-    values = dict(settings.read_parameters(path))
-    for word in args.set:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise BadConfig(f"--set takes KEY=VALUE, got {word!r}")
-        values[key] = yaml.safe_load(value)
-    for key, value in (("budget_s", args.budget_s), ("max_updates", args.updates),
-                       ("directory", str(args.out) if args.out else None)):
-        if value is not None:
-            values[key] = value
-    return settings.from_mapping(AdaptNodeConfig, values, str(path))
-
-
 def _picture_starts(args: argparse.Namespace) -> list[Start]:
     from PIL import Image, UnidentifiedImageError
 
     if not args.frame:
-        raise BadFrame("give --frame with a picture of the scene, or --scene with a twin scene")
+        raise BadFrame("no picture: give --frame with a picture of the scene, or --scene with a twin scene")
     if not args.instruction:
         raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png")
-    state = np.array(args.state, np.float32) if args.state else None
+    state = _state(args.state)
     frames = []
     for path in args.frame:
         try:
             with Image.open(path, formats=("PNG", "JPEG")) as picture:
-                frames.append(Frame(np.array(picture.convert("RGB")), 0))
+                rgb = np.array(picture.convert("RGB"))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise BadFrame(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG") from error
+        if min(rgb.shape[:2]) < MIN_PICTURE_PX:
+            raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_PICTURE_PX} each way are "
+                           "needed, give the camera's own picture")
+        frames.append(Frame(rgb, 0))
     return [Start(frame, state, words) for frame in frames for words in args.instruction]
+
+
+def _state(values: list[float] | None) -> F32 | None:
+    """Return a Bridge state (7,) that the arm can be in, or None. Raises BadConfig."""
+    if values is None:
+        return None
+    limits = (*[(-REACH_M, REACH_M)] * 3, *[(-np.pi, np.pi)] * 3, (0.0, 1.0))
+    for name, value, (low, high) in zip(("x", "y", "z", "roll", "pitch", "yaw", "gripper"), values, limits,
+                                        strict=True):
+        if not low <= value <= high:
+            raise BadConfig(f"--state {name} is {value:g}; it must lie in {low:.4g}..{high:.4g} (m, rad, gripper 0 "
+                            "closed to 1 open); leave --state out where it is not known")
+    return np.array(values, np.float32)
 
 
 def _twin_start(args: argparse.Namespace) -> list[Start]:

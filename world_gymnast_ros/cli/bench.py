@@ -11,6 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
+from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
+from world_gymnast_ros.errors import EpisodeError
+
 HELP = "release gate of a world model; true success before and after adaptation"
 NOVEL_SCENES = ("novel_blue_cloth", "novel_dark_wood", "novel_camera_shift", "novel_white_table", "novel_evening")
 
@@ -21,24 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--data", type=Path, required=True, help="folder of play-data files (*.npz) of held-out scenes")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
-    replay.add_argument("--episodes", type=int, default=100, help="episodes per file (default: %(default)s)")
-    replay.add_argument("--copies", type=int, default=2, help="dreams per episode, averaged (default: %(default)s)")
-    replay.add_argument("--seed", type=int, default=0)
-    replay.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    replay.add_argument("--episodes", type=whole("--episodes", 1), default=100, help="episodes per file (default: %(default)s)")
+    replay.add_argument("--copies", type=whole("--copies", 1, 64), default=2, help="dreams per episode, averaged (default: %(default)s)")
+    replay.add_argument("--seed", type=whole("--seed", 0), default=0)
+    replay.add_argument("--threads", type=whole("--threads", 1, 256), default=2, help="torch threads (default: %(default)s)")
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
-    adaptation.add_argument("--episodes", type=int, default=20,
+    adaptation.add_argument("--episodes", type=whole("--episodes", 1, 1000), default=20,
                             help="true episodes before and after (default: %(default)s)")
-    adaptation.add_argument("--budget-s", type=float, default=180.0, help="per scene (default: %(default)s)")
-    adaptation.add_argument("--updates", type=int, default=0, help="default: as in adapt.yaml")
-    adaptation.add_argument("--seed", type=int, default=0)
+    adaptation.add_argument("--budget-s", type=real("--budget-s", 1.0, 86400.0), default=180.0, help="per scene (default: %(default)s)")
+    adaptation.add_argument("--updates", type=whole("--updates", 0), default=0, help="default: as in adapt.yaml")
+    adaptation.add_argument("--seed", type=whole("--seed", 0), default=0)
     adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     adaptation.add_argument("--world-model", default="")
     adaptation.add_argument("--judge", default="")
-    adaptation.add_argument("--threads", type=int, default=2)
+    adaptation.add_argument("--threads", type=whole("--threads", 1, 256), default=2)
     adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                             help="settings of adapt.yaml to change")
     adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
@@ -49,24 +52,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adaptation(args: argparse.Namespace) -> int:
-    import dataclasses
-
     import torch
-    import yaml
     from tqdm import tqdm
 
-    from world_gymnast_ros import config as settings
-    from world_gymnast_ros.adapt_config import AdaptNodeConfig
     from world_gymnast_ros.learning.adaptation import load_parts
     from world_gymnast_ros.learning.adaptation_bench import SceneResult, measure_scene, results_markdown
-    from world_gymnast_ros.paths import share_path
     from world_gymnast_ros.session import Progress
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.tasks import parse_instruction
 
     torch.set_num_threads(args.threads)
-    changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in args.set)}
-    changes |= {"policy": args.policy, "world_model": args.world_model, "judge": args.judge, "budget_s": args.budget_s,
-                "directory": str(args.out), **({"max_updates": args.updates} if args.updates else {})}
-    config = dataclasses.replace(settings.load(AdaptNodeConfig, share_path("config/adapt.yaml")), **changes)
+    config = adapt_settings(None, args.set, {
+        "policy": args.policy or None, "world_model": args.world_model or None, "judge": args.judge or None,
+        "budget_s": args.budget_s, "max_updates": args.updates or None, "directory": str(args.out)})
+    for scene in args.scenes:  # all of them before the first takes its minutes
+        parse_instruction(args.instruction or load_scene(scene).instructions[0])
+    writable_folder(args.out)
     parts = load_parts(config)
     results: list[SceneResult] = []
     for scene in args.scenes:
@@ -91,8 +92,11 @@ def _replay(args: argparse.Namespace) -> int:
     from world_gymnast_ros.models import build
 
     torch.set_num_threads(args.threads)
+    files = sorted(args.data.glob("*.npz"))
+    if not files:
+        raise EpisodeError(f"--data {args.data} holds no play data (*.npz); make some with `world-gymnast twin play`")
+    episodes = replay_gate.read_play(files, args.episodes)
     world_model, judge = build.load_world_model(args.world_model), build.load_judge(args.judge)
-    episodes = replay_gate.read_play(sorted(args.data.glob("*.npz")), args.episodes)
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
         replayed = replay_gate.replay_all(world_model, judge, episodes, args.copies, args.seed, lambda _: bar.update())
     rows = replay_gate.release_rows(replayed)

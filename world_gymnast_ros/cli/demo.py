@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from world_gymnast_ros.cli.checks import real, whole
+
 HELP = "the whole story on the simulated twin, with a report"
 DOMAIN_ID = 87
 """A ROS domain of its own, so that a demo never talks to a robot on the same network."""
@@ -22,15 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scene", default="novel_camera_shift",
                         help="shipped scene or YAML file (default: %(default)s)")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
-    parser.add_argument("--episodes", type=int, default=10,
+    parser.add_argument("--episodes", type=whole("--episodes", 1, 1000), default=10,
                         help="true episodes before and after (default: %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=180.0,
+    parser.add_argument("--budget-s", type=real("--budget-s", 1.0, 86400.0), default=180.0,
                         help="time for the adaptation (default: %(default)s s)")
-    parser.add_argument("--updates", type=int, default=0, help="at most so many updates (default: as in adapt.yaml)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the adaptation (default: %(default)s)")
+    parser.add_argument("--updates", type=whole("--updates", 0), default=0, help="at most so many updates (default: as in adapt.yaml)")
+    parser.add_argument("--seed", type=whole("--seed", 0), default=0, help="seed of the adaptation (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None, help="result folder (default: runs/demo-<time>)")
     parser.add_argument("--no-record", action="store_true", help="do not record the episodes")
-    parser.add_argument("--domain-id", type=int, default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
+    parser.add_argument("--domain-id", type=whole("--domain-id", 0, 101), default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

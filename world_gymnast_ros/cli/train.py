@@ -1,9 +1,11 @@
-"""Train the tiny models: policy, judge (reflector) or world model.
+"""Train the tiny models: policy, judge (reflector) or world model; dream recorded episodes for the judge.
 
 examples:
   world-gymnast train policy --play data/demo --out runs/policy
   world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
+  world-gymnast train dreams --play data/wide_play --world-model runs/wm --out data/dreams   then the judge on these:
+  world-gymnast train reflector --play data/wide_play --dreams data/dreams --start runs/reflector --out runs/reflector2
   world-gymnast train world-model --play data/wide_play --out runs/wm --resume --minutes 90   go on from a stopped run
   world-gymnast train world-model --clips bridge_clips --hold-out 000000009 --out runs/bridge_wm   recorded clips
 
@@ -16,6 +18,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ HELP = "train policy, judge or world model"
 
 
 TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
-         "world-model": "the world model, on play data or recorded clips"}
+         "world-model": "the world model, on play data or recorded clips",
+         "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
+MODULES = {"policy": "train_policy", "reflector": "train_reflector", "dreams": "dream_play"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         return _world_model(_world_model_parser().parse_args(args.rest))
     import importlib
 
-    module = importlib.import_module(f"world_gymnast_ros.learning.train_{args.what}")
+    module = importlib.import_module(f"world_gymnast_ros.learning.{MODULES[args.what]}")
     return int(module.main(args.rest))
 
 
@@ -53,18 +58,18 @@ def _world_model_parser() -> argparse.ArgumentParser:
     data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
     data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
     data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
-    data.add_argument("--variants", type=int, default=40, help="augmented versions per clip (default: %(default)s)")
+    data.add_argument("--variants", type=whole("--variants", 0, 10000), default=40, help="augmented versions per clip (default: %(default)s)")
     run_ = parser.add_argument_group("run")
     run_.add_argument("--out", type=Path, required=True, help="run folder; itself a loadable checkpoint")
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
-    run_.add_argument("--seed", type=int, default=0)
-    run_.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    run_.add_argument("--seed", type=whole("--seed", 0), default=0)
+    run_.add_argument("--threads", type=whole("--threads", 1, 256), default=2, help="torch threads (default: %(default)s)")
     run_.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     how = parser.add_argument_group("how (None: a default that suits the data)")
-    how.add_argument("--batch", type=int, help="clips per step")
+    how.add_argument("--batch", type=whole("--batch", 1, 65536), help="clips per step")
     how.add_argument("--muon-lr", type=float)
     how.add_argument("--rollouts-from", type=float, help="share of the budget after which own dreams join; 1: never")
     how.add_argument("--moving-weight", type=float, help="extra loss weight of moving pixels")
@@ -86,6 +91,10 @@ def _world_model(args: argparse.Namespace) -> int:
 
     if (args.play is None) == (args.clips is None):
         raise BadConfig("give exactly one of --play (twin data) and --clips (recorded clips)")
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; no such device here
+        raise BadConfig(f"--device {args.device} cannot be used ({str(error).splitlines()[0]}); give cpu") from error
     torch.set_num_threads(args.threads)
     network_settings: dict[str, Any] = {} if args.workspace is None else {
         "workspace_low_m": tuple(args.workspace[:3]), "workspace_high_m": tuple(args.workspace[3:])}
@@ -102,6 +111,7 @@ def _world_model(args: argparse.Namespace) -> int:
     config = TrainConfig(minutes=args.minutes, steps=args.steps, seed=args.seed, **settings)
     size = ActionDiTConfig().image_size
     training, held_out, test = _clips(args, size) if args.clips else _play(args)
+    writable_folder(args.out)
     if args.clips is None:  # the twin's camera is the nominal one of the Bridge set-up
         from world_gymnast_ros.twin.play import scene_camera
         from world_gymnast_ros.twin.scene import load_scene

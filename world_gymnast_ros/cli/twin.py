@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.errors import BadConfig
+
 HELP = "scenes, play data and quick measurements on the simulated twin"
 
 
@@ -21,23 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = sub.add_parser("show", help="write the picture a scene's camera sees")
     show.add_argument("scene", help="shipped name or YAML file")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
-    show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--seed", type=whole("--seed", 0), default=0)
     play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
     play.add_argument("kind", choices=("demo", "train_play", "wide_play"),
                       help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
                            "there, or in scenes of varied looks")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
-    play.add_argument("--count", type=int, default=100, help="episodes (default: %(default)s)")
-    play.add_argument("--seed", type=int, required=True, help="held-out files need seeds of their own")
+    play.add_argument("--count", type=whole("--count", 1, 100000), default=100, help="episodes (default: %(default)s)")
+    play.add_argument("--seed", type=whole("--seed", 0), required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
     measure.add_argument("scene")
     measure.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     measure.add_argument("--adapter", type=Path, help="adapter folder from the store")
     measure.add_argument("--instruction", default="", help="default: the scene's first")
-    measure.add_argument("--episodes", type=int, default=20)
-    measure.add_argument("--seed", type=int, default=1000, help="first episode seed")
-    measure.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    measure.add_argument("--episodes", type=whole("--episodes", 1, 100000), default=20)
+    measure.add_argument("--seed", type=whole("--seed", 0), default=1000, help="first episode seed")
+    measure.add_argument("--temperature", type=real("--temperature", 0.0, 10.0), default=0.0, help="0: greedy")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,10 +66,22 @@ def _show(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
 
-    twin = Twin(load_scene(args.scene), args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(twin.render()).save(args.out)
-    twin.close()
+    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg") or args.out.is_dir():
+        raise BadConfig(f"--out {args.out} must be a file that ends in .png or .jpg")
+    scene = load_scene(args.scene)
+    writable_folder(args.out.parent)
+    twin = Twin(scene, args.seed)
+    try:
+        twin.reset(args.seed, scene.instructions[0])
+        picture = Image.fromarray(twin.render())
+    finally:
+        twin.close()
+    partial = args.out.with_name(f".{args.out.name}")
+    try:
+        picture.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
+        partial.replace(args.out)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"wrote {args.out}")
     return 0
 
@@ -76,8 +91,14 @@ def _play(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.twin.play import make_file
 
-    with tqdm(total=args.count, unit="episode") as bar:
-        rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
+    if args.out.suffix != ".npz":
+        raise BadConfig(f"--out {args.out} must be a file that ends in .npz")
+    writable_folder(args.out.parent)
+    try:
+        with tqdm(total=args.count, unit="episode") as bar:
+            rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
+    finally:
+        args.out.with_suffix(".partial").unlink(missing_ok=True)  # of a write that failed
     print(f"wrote {args.out}; success by behaviour: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items())))
     return 0
 
@@ -93,10 +114,10 @@ def _measure(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.sim import Twin
 
     torch.set_num_threads(1)
+    scene = load_scene(args.scene)
     policy = load_policy(args.policy)
     if args.adapter:
         policy.load_adapter(read_card(args.adapter))
-    scene = load_scene(args.scene)
     twin = Twin(scene)
     instruction = args.instruction or scene.instructions[0]
     wins = success_rate(twin, policy, instruction, range(args.seed, args.seed + args.episodes), args.temperature)

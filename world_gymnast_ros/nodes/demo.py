@@ -22,6 +22,8 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from world_gymnast_ros import graph
+from world_gymnast_ros.cli import os_words
+from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wilson
@@ -50,11 +52,8 @@ def options_from(args: argparse.Namespace) -> DemoOptions:
     scene = load_scene(args.scene)
     instruction = args.instruction or scene.instructions[0]
     parse_instruction(instruction)
-    if not 1 <= args.episodes <= 1000:
-        raise WorldGymnastError(f"--episodes {args.episodes} is outside 1..1000")
-    if args.budget_s <= 0:
-        raise WorldGymnastError(f"--budget-s {args.budget_s} leaves no time to adapt; give at least 30")
     out = args.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    writable_folder(out)
     return DemoOptions(args.scene, instruction, args.episodes, args.budget_s, args.updates, args.seed, out.absolute(),
                        not args.no_record)
 
@@ -160,11 +159,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast demo", description=(__doc__ or "").split("\n\n", 1)[0])
     add_arguments(parser)
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         return run_demo(options_from(args), args.domain_id)
     except WorldGymnastError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {os_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the arm was told to hold, every file is whole", file=sys.stderr)

@@ -130,8 +130,8 @@ def load_scene(name_or_path: str) -> Scene:
         raise UnknownScene(f"scene file {path} does not exist; shipped scenes: {', '.join(known_scenes())}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path} is not readable YAML: {error}") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     return scene_from_dict(data, str(path))
 
 

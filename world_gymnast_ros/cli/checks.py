@@ -1,0 +1,76 @@
+"""What several verbs check in their options: numbers in range, settings of adapt.yaml, folders that can be written."""
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from world_gymnast_ros.errors import BadConfig
+
+if TYPE_CHECKING:
+    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+
+MAX_SEED = 2**32 - 1
+
+
+def whole(option: str, low: int, high: int = MAX_SEED) -> Callable[[str], int]:
+    """Return an argparse type: an int in low..high, or BadConfig naming option, value and limits."""
+    def read(word: str) -> int:
+        try:
+            value = int(word)
+        except ValueError as error:
+            raise BadConfig(f"{option} is {word!r}; give a whole number from {low} to {high}") from error
+        if not low <= value <= high:
+            raise BadConfig(f"{option} is {value}; give a whole number from {low} to {high}")
+        return value
+    return read
+
+
+def real(option: str, low: float, high: float) -> Callable[[str], float]:
+    """Return an argparse type: a finite float in low..high, or BadConfig naming option, value and limits."""
+    def read(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise BadConfig(f"{option} is {word!r}; give a number from {low:g} to {high:g}")
+        return value
+    return read
+
+
+def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str, Any]) -> AdaptNodeConfig:
+    """Return adapt.yaml (None: the shipped one) with KEY=VALUE words, then `changes` that are not None, on top."""
+    import yaml
+
+    from world_gymnast_ros import config as settings
+    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+    from world_gymnast_ros.paths import share_path
+
+    path = path or share_path("config/adapt.yaml")
+    values = dict(settings.read_parameters(path))
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise BadConfig(f"--set takes KEY=VALUE, got {word!r}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadConfig(f"--set {word!r}: {value!r} is not a YAML value; quote text that holds brackets") from error
+    values |= {key: value for key, value in changes.items() if value is not None}
+    return settings.from_mapping(AdaptNodeConfig, values, str(path))
+
+
+def writable_folder(folder: Path, option: str = "--out") -> Path:
+    """Make sure files can be written into `folder` before work that takes long. Raises BadConfig; leaves it empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        raise BadConfig(f"{option} {folder} cannot be written to ({error.strerror or error}); free space there, or "
+                        "name another folder") from error
+    return folder
