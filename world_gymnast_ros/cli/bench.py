@@ -14,6 +14,7 @@ from pathlib import Path
 from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
+RELEASE_TITLE = "## Release gate"
 HELP = "release gate of a world model; true success before and after adaptation"
 NOVEL_SCENES = ("novel_blue_cloth", "novel_dark_wood", "novel_camera_shift", "novel_white_table", "novel_evening")
 
@@ -24,24 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--data", type=Path, required=True, help="folder of play-data files (*.npz) of held-out scenes")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
-    replay.add_argument("--episodes", type=whole("--episodes", 1), default=100, help="episodes per file (default: %(default)s)")
-    replay.add_argument("--copies", type=whole("--copies", 1, 64), default=2, help="dreams per episode, averaged (default: %(default)s)")
-    replay.add_argument("--seed", type=whole("--seed", 0), default=0)
-    replay.add_argument("--threads", type=whole("--threads", 1, 256), default=2, help="torch threads (default: %(default)s)")
+    whole(replay, "--episodes", 1, default=100, help="episodes per file (default: %(default)s)")
+    whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
+    whole(replay, "--seed", 0, default=0)
+    whole(replay, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
-    adaptation.add_argument("--episodes", type=whole("--episodes", 1, 1000), default=20,
-                            help="true episodes before and after (default: %(default)s)")
-    adaptation.add_argument("--budget-s", type=real("--budget-s", 1.0, 86400.0), default=180.0, help="per scene (default: %(default)s)")
-    adaptation.add_argument("--updates", type=whole("--updates", 0), default=0, help="default: as in adapt.yaml")
-    adaptation.add_argument("--seed", type=whole("--seed", 0), default=0)
+    whole(adaptation, "--episodes", 1, 1000, default=20, help="true episodes before and after (default: %(default)s)")
+    real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
+    whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
+    whole(adaptation, "--seed", 0, default=0)
     adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     adaptation.add_argument("--world-model", default="")
     adaptation.add_argument("--judge", default="")
-    adaptation.add_argument("--threads", type=whole("--threads", 1, 256), default=2)
+    whole(adaptation, "--threads", 1, 256, default=2)
     adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                             help="settings of adapt.yaml to change")
     adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
@@ -100,7 +100,8 @@ def _replay(args: argparse.Namespace) -> int:
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
         replayed = replay_gate.replay_all(world_model, judge, episodes, args.copies, args.seed, lambda _: bar.update())
     rows = replay_gate.release_rows(replayed)
-    print(replay_gate.release_markdown(rows))
+    table = replay_gate.release_markdown(rows)
+    print(table)
     if args.pictures:
         film_strips(replayed[:: max(1, len(replayed) // 12)], args.pictures)
     if args.write:
@@ -109,6 +110,10 @@ def _replay(args: argparse.Namespace) -> int:
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
         partial.replace(file)
+        card = file.with_name("README.md")
+        before = card.read_text(encoding="utf-8").split(RELEASE_TITLE)[0] if card.is_file() else ""
+        how = f"Paired replay of recorded held-out episodes, judged by `{judge.name}`, {args.copies} dreams each."
+        card.write_text(f"{before.rstrip()}\n\n{RELEASE_TITLE}\n\n{how}\n\n{table}\n", encoding="utf-8")
     return 0
 
 

@@ -23,6 +23,7 @@ from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
     from world_gymnast_ros.learning.play_data import PlayEpisode
+    from world_gymnast_ros.learning.train_world_model import Trainer
     from world_gymnast_ros.models.action_dit import ActionDiT
 
 HELP = "train policy, judge or world model"
@@ -58,18 +59,18 @@ def _world_model_parser() -> argparse.ArgumentParser:
     data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
     data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
     data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
-    data.add_argument("--variants", type=whole("--variants", 0, 10000), default=40, help="augmented versions per clip (default: %(default)s)")
+    whole(data, "--variants", 0, 10000, default=40, help="augmented versions per clip (default: %(default)s)")
     run_ = parser.add_argument_group("run")
     run_.add_argument("--out", type=Path, required=True, help="run folder; itself a loadable checkpoint")
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
-    run_.add_argument("--seed", type=whole("--seed", 0), default=0)
-    run_.add_argument("--threads", type=whole("--threads", 1, 256), default=2, help="torch threads (default: %(default)s)")
+    whole(run_, "--seed", 0, default=0)
+    whole(run_, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
     run_.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     how = parser.add_argument_group("how (None: a default that suits the data)")
-    how.add_argument("--batch", type=whole("--batch", 1, 65536), help="clips per step")
+    whole(how, "--batch", 1, 65536, help="clips per step")
     how.add_argument("--muon-lr", type=float)
     how.add_argument("--rollouts-from", type=float, help="share of the budget after which own dreams join; 1: never")
     how.add_argument("--moving-weight", type=float, help="extra loss weight of moving pixels")
@@ -126,14 +127,33 @@ def _world_model(args: argparse.Namespace) -> int:
         trainer.resume()
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {len(training)} training episodes, {sum(e.steps for e in training)} steps")
-    trainer.run()
+    errors = trainer.run()
     network = trainer.checkpoint_network()
+    _card(args, trainer, errors)
     if args.clips:
         _choose_gain(network, held_out, args.out)
     if test:
         _test(network, test, args.out)
     print(f"wrote {args.out}")
     return 0
+
+
+def _card(args: argparse.Namespace, trainer: Trainer, errors: dict[str, Any]) -> None:
+    from dataclasses import asdict
+
+    from world_gymnast_ros.learning.model_card import write_card
+
+    figures: dict[str, Any] = {
+        "steps": trainer.step_count, "minutes": round(trainer.elapsed_s / 60, 1),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "training episodes": len(trainer.source.episodes), "held-out episodes reported on": len(trainer.held_out)}
+    for family, rows in errors.items():
+        figures |= {f"{family}, {h} steps: squared error as a share of copying the start frame; in changed places":
+                    f"{row['ratio']:.3f}; {row['changed_ratio']:.3f}" for h, row in rows.items()}
+    data = args.play if args.clips is None else [args.clips]
+    settings = {**asdict(trainer.config), "threads": args.threads, "data": " ".join(p.name for p in data),
+                "continued": args.init is not None}
+    write_card(args.out, "World model (ActionDiT), tiny", figures, settings)
 
 
 def _play(args: argparse.Namespace) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:

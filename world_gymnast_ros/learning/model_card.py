@@ -19,8 +19,7 @@ def _rows(values: dict[str, Any]) -> list[str]:
 def write_card(directory: str | Path, title: str, figures: dict[str, Any], settings: dict[str, Any],
                notes: str = "") -> None:
     """Write README.md with measured `figures` and training `settings` into a checkpoint directory."""
-    lines = [f"# {title}", "", "Trained on simulated play data of this package's twin alone. Weights are safetensors "
-             "in bfloat16.", ""]
+    lines = [f"# {title}", "", "Weights are safetensors in bfloat16.", ""]
     if notes:
         lines += [notes, ""]
     lines += ["## Measured", "", *_rows(figures), "", "## Training", "", *_rows(settings), ""]
