@@ -170,12 +170,16 @@ def start(specs: Iterable[NodeSpec], env: Mapping[str, str], log_dir: Path) -> G
     """Start every node and return at once; `Graph.check` tells whether one has fallen."""
     log_dir.mkdir(parents=True, exist_ok=True)
     running: list[Running] = []
-    for spec in specs:
-        log = log_dir / f"{spec.name}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(spec.command(), env=dict(env), stdin=subprocess.DEVNULL, stdout=file,
-                                       stderr=subprocess.STDOUT, start_new_session=True)
-        running.append(Running(spec, process, log))
+    try:
+        for spec in specs:
+            log = log_dir / f"{spec.name}.log"
+            with log.open("wb") as file:
+                process = subprocess.Popen(spec.command(), env=dict(env), stdin=subprocess.DEVNULL, stdout=file,
+                                           stderr=subprocess.STDOUT, start_new_session=True)
+            running.append(Running(spec, process, log))
+    except BaseException:  # Ctrl-C, a full disk: what already runs must not stay behind
+        Graph(running).stop()
+        raise
     return Graph(running)
 
 

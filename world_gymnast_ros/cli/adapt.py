@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
                         "x y z in m, roll pitch yaw in rad, gripper 0..1 (default: unknown)")
     parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
-    parser.add_argument("--scene-seed", type=whole("--scene-seed", 0), default=9999, help="start state of the twin (default: %(default)s)")
+    whole(parser, "--scene-seed", 0, default=9999, help="start state of the twin (default: %(default)s)")
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
-    parser.add_argument("--seed", type=whole("--seed", 0), default=0)
+    whole(parser, "--seed", 0, default=0)
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     config = adapt_settings(args.config, args.set, {
         "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None})
     if args.scene and (args.frame or args.state):
-        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and --state, or --scene")
+        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
+                        "--state, or --scene")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
     starts = _twin_start(args) if args.scene else _picture_starts(args)

@@ -1,9 +1,10 @@
 """What several verbs check in their options: numbers in range, settings of adapt.yaml, folders that can be written."""
 from __future__ import annotations
 
+import argparse
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +13,25 @@ from world_gymnast_ros.errors import BadConfig
 if TYPE_CHECKING:
     from world_gymnast_ros.adapt_config import AdaptNodeConfig
 
+Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 MAX_SEED = 2**32 - 1
 
 
-def whole(option: str, low: int, high: int = MAX_SEED) -> Callable[[str], int]:
-    """Return an argparse type: an int in low..high, or BadConfig naming option, value and limits."""
+def whole(parser: Parser, option: str, low: int, high: int = MAX_SEED, **more: Any) -> None:
+    """Add an option that takes an int in low..high; BadConfig names option, value and limits."""
     def read(word: str) -> int:
         try:
             value = int(word)
-        except ValueError as error:
-            raise BadConfig(f"{option} is {word!r}; give a whole number from {low} to {high}") from error
+        except ValueError:
+            value = low - 1
         if not low <= value <= high:
-            raise BadConfig(f"{option} is {value}; give a whole number from {low} to {high}")
+            raise BadConfig(f"{option} is {word!r}; give a whole number from {low} to {high}")
         return value
-    return read
+    parser.add_argument(option, type=read, metavar="N", **more)
 
 
-def real(option: str, low: float, high: float) -> Callable[[str], float]:
-    """Return an argparse type: a finite float in low..high, or BadConfig naming option, value and limits."""
+def real(parser: Parser, option: str, low: float, high: float, **more: Any) -> None:
+    """Add an option that takes a finite number in low..high; BadConfig names option, value and limits."""
     def read(word: str) -> float:
         try:
             value = float(word)
@@ -38,7 +40,7 @@ def real(option: str, low: float, high: float) -> Callable[[str], float]:
         if not low <= value <= high:
             raise BadConfig(f"{option} is {word!r}; give a number from {low:g} to {high:g}")
         return value
-    return read
+    parser.add_argument(option, type=read, metavar="X", **more)
 
 
 def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str, Any]) -> AdaptNodeConfig:
@@ -70,6 +72,8 @@ def writable_folder(folder: Path, option: str = "--out") -> Path:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"0")
             file.flush()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadConfig(f"{option} {folder} is, or lies in, a file; name a folder") from error
     except OSError as error:
         raise BadConfig(f"{option} {folder} cannot be written to ({error.strerror or error}); free space there, or "
                         "name another folder") from error

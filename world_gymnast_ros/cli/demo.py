@@ -17,6 +17,16 @@ from world_gymnast_ros.cli.checks import real, whole
 HELP = "the whole story on the simulated twin, with a report"
 DOMAIN_ID = 87
 """A ROS domain of its own, so that a demo never talks to a robot on the same network."""
+CHILD = """\
+import sys
+try:
+    from world_gymnast_ros.nodes.demo import main
+    status = main(sys.argv[1:])
+except KeyboardInterrupt:
+    status = 130
+sys.exit(status)
+"""
+"""The import takes seconds: Ctrl-C must end it without a traceback too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scene", default="novel_camera_shift",
                         help="shipped scene or YAML file (default: %(default)s)")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
-    parser.add_argument("--episodes", type=whole("--episodes", 1, 1000), default=10,
+    whole(parser, "--episodes", 1, 1000, default=10,
                         help="true episodes before and after (default: %(default)s)")
-    parser.add_argument("--budget-s", type=real("--budget-s", 1.0, 86400.0), default=180.0,
+    real(parser, "--budget-s", 1.0, 86400.0, default=180.0,
                         help="time for the adaptation (default: %(default)s s)")
-    parser.add_argument("--updates", type=whole("--updates", 0), default=0, help="at most so many updates (default: as in adapt.yaml)")
-    parser.add_argument("--seed", type=whole("--seed", 0), default=0, help="seed of the adaptation (default: %(default)s)")
+    whole(parser, "--updates", 0, default=0, help="at most so many updates (default: as in adapt.yaml)")
+    whole(parser, "--seed", 0, default=0, help="seed of the adaptation (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None, help="result folder (default: runs/demo-<time>)")
     parser.add_argument("--no-record", action="store_true", help="do not record the episodes")
-    parser.add_argument("--domain-id", type=whole("--domain-id", 0, 101), default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
+    whole(parser, "--domain-id", 0, 101, default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     left_out = ("verb", "run", "no_record")
     words = [w for key, value in vars(args).items() if key not in left_out and value not in (None, "")
              for w in (f"--{key.replace('_', '-')}", str(value))]
-    process = subprocess.Popen([sys.executable, "-m", "world_gymnast_ros.nodes.demo", *words,
+    process = subprocess.Popen([sys.executable, "-c", CHILD, *words,
                                 *(["--no-record"] if args.no_record else [])])
     while True:
         try:

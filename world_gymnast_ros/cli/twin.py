@@ -24,23 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = sub.add_parser("show", help="write the picture a scene's camera sees")
     show.add_argument("scene", help="shipped name or YAML file")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
-    show.add_argument("--seed", type=whole("--seed", 0), default=0)
+    whole(show, "--seed", 0, default=0)
     play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
     play.add_argument("kind", choices=("demo", "train_play", "wide_play"),
                       help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
                            "there, or in scenes of varied looks")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
-    play.add_argument("--count", type=whole("--count", 1, 100000), default=100, help="episodes (default: %(default)s)")
-    play.add_argument("--seed", type=whole("--seed", 0), required=True, help="held-out files need seeds of their own")
+    whole(play, "--count", 1, 100000, default=100, help="episodes (default: %(default)s)")
+    whole(play, "--seed", 0, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
     measure.add_argument("scene")
     measure.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     measure.add_argument("--adapter", type=Path, help="adapter folder from the store")
     measure.add_argument("--instruction", default="", help="default: the scene's first")
-    measure.add_argument("--episodes", type=whole("--episodes", 1, 100000), default=20)
-    measure.add_argument("--seed", type=whole("--seed", 0), default=1000, help="first episode seed")
-    measure.add_argument("--temperature", type=real("--temperature", 0.0, 10.0), default=0.0, help="0: greedy")
+    whole(measure, "--episodes", 1, 100000, default=20)
+    whole(measure, "--seed", 0, default=1000, help="first episode seed")
+    real(measure, "--temperature", 0.0, 10.0, default=0.0, help="0: greedy")
 
 
 def run(args: argparse.Namespace) -> int:

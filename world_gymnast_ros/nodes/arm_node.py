@@ -90,7 +90,8 @@ class ArmNode(base.ConfiguredNode):
         refusal = self.player.accept(chunk, now_ns, sequence=msg.sequence, frame_age_s=age_s,
                                      instruction=msg.instruction)
         if refusal:
-            self.get_logger().warning(f"chunk {msg.sequence} refused: {refusal}", throttle_duration_sec=1.0)
+            seldom = 30.0 if self.player.mode is ArmMode.DISARMED else 1.0  # before arming it is what one expects
+            self.get_logger().warning(f"chunk {msg.sequence} refused: {refusal}", throttle_duration_sec=seldom)
         else:
             self._tick()  # the first action now, not at the next tick
 
@@ -142,8 +143,9 @@ class ArmNode(base.ConfiguredNode):
 
     async def _on_arm(self, _request: Any, response: Any) -> Any:
         refusal = await self._arm()
-        response.success, response.message = not refusal, refusal or "armed"
-        self.get_logger().info(f"armed as {self.config.robot_name}" if not refusal else f"not armed: {refusal}")
+        armed = "armed, dry run: nothing is sent" if self.config.dry_run else "armed"
+        response.success, response.message = not refusal, refusal or armed
+        self.get_logger().info(f"{armed}, as {self.config.robot_name}" if not refusal else f"not armed: {refusal}")
         return response
 
     async def _arm(self) -> str:

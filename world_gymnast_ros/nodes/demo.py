@@ -25,7 +25,7 @@ from world_gymnast_ros import graph
 from world_gymnast_ros.cli import os_words
 from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
-from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.errors import BadInstruction, WorldGymnastError
 from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wilson
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
 from world_gymnast_ros.report_truth import TrueFilm, complete_report
@@ -51,7 +51,12 @@ def options_from(args: argparse.Namespace) -> DemoOptions:
     """Check the arguments before anything starts."""
     scene = load_scene(args.scene)
     instruction = args.instruction or scene.instructions[0]
-    parse_instruction(instruction)
+    task = parse_instruction(instruction)
+    names = [thing.name for thing in scene.objects]
+    for name in filter(None, (task.target, task.goal)):
+        if name not in names:
+            raise BadInstruction(f"'{instruction}' names '{name}', but scene '{scene.name}' holds only: "
+                                 f"{', '.join(names)}")
     out = args.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     writable_folder(out)
     return DemoOptions(args.scene, instruction, args.episodes, args.budget_s, args.updates, args.seed, out.absolute(),

@@ -7,7 +7,7 @@ from typing import Any
 from world_gymnast_ros.config import RecorderConfig
 from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id
 from world_gymnast_ros.episodes.files import check_episode_id
-from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
+from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
 
 MIB = 2**20
@@ -20,6 +20,8 @@ class RecorderNode(base.ConfiguredNode):
         super().__init__("recorder_node")
         self.config = c = self.read_config(RecorderConfig)
         self._root = Path(c.directory).expanduser().absolute()
+        if self._root.exists() and not self._root.is_dir():
+            raise BadConfig(f"directory {self._root} is a file; name a folder")
         self._writer: EpisodeWriter | None = None
         self._started_ns = 0
         self._latched: dict[str, tuple[str, bytes]] = {}
