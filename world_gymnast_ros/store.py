@@ -106,8 +106,12 @@ class Store:
             if not target.exists():  # the same bytes stored twice are the same thing
                 os.replace(scratch, target)
                 _sync(self.root)
-        except OSError as error:
-            raise BadCheckpoint(f"cannot store {self.kind.label} '{stem}' under {self.root}: {error.strerror or error} "
+        except Exception as error:
+            # The writer of safetensors raises a bare type of its own when the disk is full.
+            if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+                raise
+            why = getattr(error, "strerror", None) or error
+            raise BadCheckpoint(f"cannot store {self.kind.label} '{stem}' under {self.root}: {why} "
                                 "(nothing was kept); free space, or choose a writable folder") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

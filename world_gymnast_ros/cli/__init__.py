@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # told by name: its library is not imported for every verb
+            raise
+        print(f"error: weights could not be read or written ({error}); free space, or name another folder",
+              file=sys.stderr)
+        return 2
 
 
 def os_words(error: OSError) -> str:

@@ -72,8 +72,12 @@ def run(args: argparse.Namespace) -> int:
             bar.n = p.update
             bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f}, imagined success {p.imagined_success:.0%}, "
                                 f"rejected {p.rejected}, {p.seconds_left:.0f} s left")
-        result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
-                             parent=parent, progress=progress)
+        try:
+            result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
+                                 parent=parent, progress=progress)
+        except OSError as error:
+            raise BadConfig(f"the session under {config.directory} could not be written ({error.strerror or error}), "
+                            "no adapter was stored; free space there, or name another folder with --out") from error
     report = result.report
     print(f"{report.outcome}: {report.message}")
     if report.adapter is not None:

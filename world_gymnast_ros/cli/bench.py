@@ -95,6 +95,8 @@ def _replay(args: argparse.Namespace) -> int:
     files = sorted(args.data.glob("*.npz"))
     if not files:
         raise EpisodeError(f"--data {args.data} holds no play data (*.npz); make some with `world-gymnast twin play`")
+    if args.pictures:
+        writable_folder(args.pictures.parent, "--pictures")
     episodes = replay_gate.read_play(files, args.episodes)
     world_model, judge = build.load_world_model(args.world_model), build.load_judge(args.judge)
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:

@@ -80,6 +80,9 @@ def _show(args: argparse.Namespace) -> int:
     try:
         picture.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
         partial.replace(args.out)
+    except OSError as error:
+        raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
+                        "another folder") from error
     finally:
         partial.unlink(missing_ok=True)
     print(f"wrote {args.out}")
@@ -97,6 +100,9 @@ def _play(args: argparse.Namespace) -> int:
     try:
         with tqdm(total=args.count, unit="episode") as bar:
             rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
+    except OSError as error:
+        raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
+                        "another folder") from error
     finally:
         args.out.with_suffix(".partial").unlink(missing_ok=True)  # of a write that failed
     print(f"wrote {args.out}; success by behaviour: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items())))

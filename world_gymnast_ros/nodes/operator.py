@@ -96,7 +96,8 @@ class Operator(Node):
             self._executor.spin_once(timeout_sec=0.05)
             self._check_alive()
             if time.monotonic() > deadline:
-                raise GraphFault(f"waited {timeout_s:.0f} s for {what}; look at the logs of the nodes")
+                raise GraphFault(f"waited {timeout_s:.0f} s for {what}; look at the logs of the nodes, and at what "
+                                 "else keeps this machine busy")
             if not rclpy.ok():
                 raise KeyboardInterrupt
 
@@ -112,7 +113,7 @@ class Operator(Node):
 
     # --- doing ----------------------------------------------------------------------------------------------------
 
-    def wait_for_graph(self, timeout_s: float = 90.0) -> None:
+    def wait_for_graph(self, timeout_s: float = 180.0) -> None:
         """Wait until camera, twin, arm, recorder, policy and adaptation answer."""
         self.spin_until(lambda: self.picture is not None, timeout_s, "the first picture on image_raw")
         self.spin_until(lambda: self.status is not None, timeout_s, "arm_status")
