@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line with value, limit and remedy, exit status 2, nothing half-written or left running."""
+"""What a user gets wrong: one line with value, limit and remedy, exit status 2, nothing half-written, none left."""
 from __future__ import annotations
 
 import os

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 
 from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
-from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadFrame, BadInstruction, StaleFrame
+from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
 from world_gymnast_ros.imagine import Cancelled, Start
 from world_gymnast_ros.learning.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 from world_gymnast_ros.nodes import base, convert
@@ -38,6 +39,8 @@ class AdaptNode(base.ConfiguredNode):
         """Load the models that the parameters name, or use `parts`."""
         super().__init__("adapt_node")
         self.config = c = self.read_config(AdaptNodeConfig)
+        if Path(c.directory).exists() and not Path(c.directory).is_dir():
+            raise BadConfig(f"directory {c.directory} is a file; name a folder for adapters and reports")
         import torch
 
         torch.set_num_threads(c.threads)
