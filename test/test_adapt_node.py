@@ -212,7 +212,7 @@ def test_the_real_node_as_a_process(tmp_path: Path) -> None:
             convert.image_from_rgb(picture, c.get_clock().now().nanoseconds, "camera")))
         goal = convert.Adapt.Goal(instructions=["reach the red block"], budget_s=600.0, max_updates=1)
         sent = action.send_goal_async(goal)
-        c.until(sent.done, "an answer", check=nodes.check)
+        c.until(sent.done, "an answer", timeout_s=120.0, check=nodes.check)
         future = sent.result().get_result_async()
         c.until(future.done, "the result", timeout_s=120.0, check=nodes.check)
         result = future.result().result

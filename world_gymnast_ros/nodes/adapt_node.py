@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 
 from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
@@ -48,7 +50,6 @@ class AdaptNode(base.ConfiguredNode):
         self.parts = parts or load_parts(c)
         self._instruction = ""
         self._running: AdapterRef | None = None  # what the policy node was last offered
-        self._heard = threading.Condition()
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
         self._wanted_after_ns = 0
         self._joints: deque[Any] = deque(maxlen=200)
@@ -89,9 +90,7 @@ class AdaptNode(base.ConfiguredNode):
         except BadFrame as error:
             self.get_logger().error(str(error), throttle_duration_sec=2.0)
             return
-        with self._heard:
-            self._frames.append(frame)
-            self._heard.notify_all()
+        self._frames.append(frame)
 
     # --- capture --------------------------------------------------------------------------------------------------
 
@@ -99,7 +98,8 @@ class AdaptNode(base.ConfiguredNode):
         """Return `capture_frames` pictures taken from now on. Raises StaleFrame when they do not come.
 
         Camera and joint states are subscribed only while this waits: hearing 100 messages a second for nothing would
-        cost a seventh of a core.
+        cost a seventh of a core. They have a node and an executor of their own, in this thread: a subscription that is
+        destroyed while another thread waits on it can end that thread's executor (rclpy, InvalidHandle).
         """
         c = self.config
         kind, topic = (convert.CompressedImage, "image_raw/compressed") if c.image_compressed else (convert.Image,
@@ -107,27 +107,29 @@ class AdaptNode(base.ConfiguredNode):
         self._frames.clear()
         self._joints.clear()
         self._wanted_after_ns = self.now_ns()
-        subscriptions = [
-            self.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints, base.NEWEST),
-            self.create_subscription(kind, topic, self._on_image, base.NEWEST)]
+        ears = Node(f"{self.get_name()}_capture", context=self.context, namespace=self.get_namespace(),
+                    enable_rosout=False, start_parameter_services=False)
+        ears.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints, base.NEWEST)
+        ears.create_subscription(kind, topic, self._on_image, base.NEWEST)
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(ears)
         try:
-            self._wait_for_frames(topic, cancelled)
+            self._wait_for_frames(executor, topic, cancelled)
             return list(self._frames)
         finally:
-            for subscription in subscriptions:
-                self.destroy_subscription(subscription)
+            executor.shutdown()
+            ears.destroy_node()
 
-    def _wait_for_frames(self, topic: str, cancelled: Callable[[], bool]) -> None:
+    def _wait_for_frames(self, executor: SingleThreadedExecutor, topic: str, cancelled: Callable[[], bool]) -> None:
         c = self.config
         deadline = time.monotonic() + c.capture_timeout_s
-        with self._heard:
-            while len(self._frames) < c.capture_frames:
-                if cancelled():
-                    raise Cancelled("cancelled while waiting for the camera")
-                if time.monotonic() > deadline:
-                    raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on {topic} within "
-                                     f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
-                self._heard.wait(0.1)
+        while len(self._frames) < c.capture_frames:
+            if cancelled():
+                raise Cancelled("cancelled while waiting for the camera")
+            if time.monotonic() > deadline:
+                raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on {topic} within "
+                                 f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
+            executor.spin_once(timeout_sec=0.1)
 
     def state_at(self, stamp_ns: int) -> F32 | None:
         """Return the measured Bridge state nearest to a stamp, or None where none was heard in time."""
