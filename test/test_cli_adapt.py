@@ -45,6 +45,7 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     assert main(words) == 2 and "paired-replay AUC is unknown" in capsys.readouterr().err, "nothing vouches for a toy"
     assert main([*words, "min_release_auc=0"]) in (0, 1)
     said = capsys.readouterr().out
+    assert "trust: no. " in said and "never shown to rank 'reach'" in said, "a toy that nobody measured"
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []

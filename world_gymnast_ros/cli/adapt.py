@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ HELP = "adapt to a picture of a scene, inside the dream"
 REACH_M = 0.8
 """No point of the WidowX 250s gets further from its base."""
 MIN_PICTURE_PX = 32
+RELEASE_AUC = 0.9
+"""As `learning.replay_gate.RELEASE_AUC`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning.adaptation import check_released, load_parts, run_session
+    from world_gymnast_ros.learning.adaptation import check_released, family_of, load_parts, run_session
     from world_gymnast_ros.session import Progress
     from world_gymnast_ros.store import load_adapter
 
@@ -82,8 +85,23 @@ def run(args: argparse.Namespace) -> int:
     print(f"{report.outcome}: {report.message}")
     if report.adapter is not None:
         print(f"adapter: {report.adapter.path}")
+    for family in dict.fromkeys(family_of(s.instruction) for s in starts):
+        print(f"trust: {_trust(parts.release, family, parts.world_model.name)}")
     print(f"report: {result.report_path}")
     return 0 if report.outcome in ("promoted", "would_promote") else 1
+
+
+def _trust(release: Mapping[str, Mapping[str, float]], family: str, world_model: str) -> str:
+    """Say plainly what is known of how far this dream can be believed for a family of tasks."""
+    auc = release.get(family, {}).get("auc")
+    doubt = "imagined success says nothing about the real arm; do not move one with an adapter from it"
+    if auc is None or auc != auc:
+        return f"no. '{world_model}' was never shown to rank '{family}' tasks (no paired replay), so {doubt}"
+    if auc < RELEASE_AUC:
+        return (f"no. '{world_model}' ranks '{family}' tasks with AUC {auc:.2f} in paired replay, below "
+                f"{RELEASE_AUC:g}, so {doubt}")
+    return (f"yes, within limits. '{world_model}' ranks '{family}' tasks with AUC {auc:.2f} in paired replay (needed: "
+            f"{RELEASE_AUC:g}) on scenes like those it was measured in; watch the first real episodes")
 
 
 def _picture_starts(args: argparse.Namespace) -> list[Start]:

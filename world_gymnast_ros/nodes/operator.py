@@ -54,6 +54,7 @@ class Operator(Node):
         self._steps = self._held = 0
         self._film: list[U8] | None = None
         self._film_due = True
+        self._interrupted = False  # Ctrl-C inside a spin: that executor hears no answer any more
         self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
         self.create_subscription(convert.TwinTruth, "twin/truth", self._on_truth, base.RELIABLE)
         self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
@@ -93,7 +94,11 @@ class Operator(Node):
         """Spin until `done()`; GraphFault naming `what` after `timeout_s`, or when a process is gone."""
         deadline = time.monotonic() + timeout_s
         while not done():
-            self._executor.spin_once(timeout_sec=0.05)
+            try:
+                self._executor.spin_once(timeout_sec=0.05)
+            except KeyboardInterrupt:
+                self._interrupted = True
+                raise
             self._check_alive()
             if time.monotonic() > deadline:
                 raise GraphFault(f"waited {timeout_s:.0f} s for {what}; look at the logs of the nodes, and at what "
@@ -123,7 +128,10 @@ class Operator(Node):
         self.spin_until(lambda: self.count_subscribers("instruction") >= 2, timeout_s, "the policy node")
 
     def trigger(self, name: str) -> None:
-        """Call ~/arm, ~/disarm or ~/hold of the arm node."""
+        """Call ~/arm, ~/disarm or ~/hold of the arm node; after Ctrl-C without waiting for the answer."""
+        if self._interrupted:
+            self._triggers[name].call_async(convert.Trigger.Request())
+            return
         self.call(self._triggers[name], convert.Trigger.Request())
 
     def reset_twin(self, scene: str, instruction: str, seed: int) -> None:
