@@ -119,6 +119,18 @@ def test_full_disk_while_an_adapter_is_stored(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_full_disk_during_a_session(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys = save_toys(place / "toys")
+    words = ["adapt", "reach the red block", "--frame", str(place / "scene.png"), "--out", str(place / "runs"),
+             "--updates", "1", "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
+             f"judge={toys.judge}", "min_release_auc=0", "threads=1", "copies=4", "select_dreams=1", "gate_dreams=4"]
+    with files_no_larger_than(500):
+        assert main(words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(place / "runs") in last and "no adapter was stored" in last and "--out" in last, last
+    assert not (place / "runs/adapters").exists()
+
+
 @pytest.mark.parametrize("words", [
     ["twin", "show", "train_oak", "--out", "@/a.png"],
     ["twin", "play", "demo", "--family", "reach", "--count", "1", "--seed", "3", "--out", "@/a.npz"],
