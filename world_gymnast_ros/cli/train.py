@@ -131,8 +131,10 @@ def _world_model(args: argparse.Namespace) -> int:
     network = trainer.checkpoint_network()
     _card(args, trainer, errors)
     if args.clips:
+        print("choosing the gain of drawn changes on the validation clip; not part of --minutes", flush=True)
         _choose_gain(network, held_out, args.out)
     if test:
+        print("dreaming the held-out clip", flush=True)
         _test(network, test, args.out)
     print(f"wrote {args.out}")
     return 0
@@ -222,3 +224,7 @@ def _test(network: ActionDiT, test: list[PlayEpisode], out: Path) -> None:
     for h, r in errors.items():
         print(f"  {h} step: MSE {r['mse']:.6f} against {r['mse_copy']:.6f} for copying (x {r['ratio']:.3f}), PSNR "
               f"{r['psnr_db']:.2f} against {r['psnr_copy_db']:.2f} dB; in changed places x {r['changed_ratio']:.3f}")
+    worse = [f"{h} step" for h, r in errors.items() if r["ratio"] >= 1.0]
+    if worse:
+        print(f"no better than copying the start frame at {', '.join(worse)}: not fit for adaptation, train longer or "
+              "on more clips")
