@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction, Ep
 from world_gymnast_ros.learning.labels import frame_labels
 from world_gymnast_ros.learning.play_table import Episode, PlayTable, held_out, read_play
 from world_gymnast_ros.learning.train_policy import PolicyTraining, localisation_cm, soft_target_loss, train_policy
-from world_gymnast_ros.learning.train_reflector import ReflectorTraining, train_reflector
+from world_gymnast_ros.learning.train_reflector import ReflectorTraining, Verdicts, be_strict, train_reflector
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
 from world_gymnast_ros.types import Judge
@@ -222,3 +223,18 @@ def test_training_longer_localises_and_ranks(play: Path, tmp_path: Path) -> None
     figures = train_reflector(play, tmp_path / "judge", tmp_path / "trunk",
                               ReflectorTraining(steps=250, windows=10, heldout_share=0.25))
     assert figures["true frames, held out, reach"]["auc"] > 0.85
+
+
+def test_a_strict_judge_claims_few_failures_in_every_family() -> None:
+    rng = np.random.default_rng(0)
+    success = np.repeat([True, False], 200)
+    family = np.tile(["reach", "push"], 200)
+    logits = rng.normal(0, 1, 400) + 1.0 * success + 1.5 * (family == "reach")
+    judge = SimpleNamespace(config=SimpleNamespace(logit_scale=2.0, logit_offset=1.0, done_threshold=0.5))
+    be_strict(judge, Verdicts(logits, success, family), 0.1)  # type: ignore[arg-type]
+    claims = judge.config.logit_scale * logits + judge.config.logit_offset > 0
+    rates = [claims[(family == f) & ~success].mean() for f in ("reach", "push")]
+    assert 0.05 < max(rates) <= 0.1
+    before = judge.config.logit_offset
+    be_strict(judge, Verdicts(logits[:5], np.zeros(5, bool), family[:5]), 0.0)  # type: ignore[arg-type]
+    assert judge.config.logit_offset == before, "five failures say nothing"
