@@ -216,7 +216,8 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     s.log.write("select", update=best_update)
     if best_update == 0:
         why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
-        remedy = "" if s.curve or not stop.startswith("time") else f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s"
+        short = not s.curve and stop.startswith("time")
+        remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
         return "kept", f"{why} ({stop}): present policy kept{remedy}", stop, None, None
     gate = _gate(s, learner, base, best)
     if not gate.promote:
