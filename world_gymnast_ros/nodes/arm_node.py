@@ -90,8 +90,12 @@ class ArmNode(base.ConfiguredNode):
         refusal = self.player.accept(chunk, now_ns, sequence=msg.sequence, frame_age_s=age_s,
                                      instruction=msg.instruction)
         if refusal:
-            seldom = 30.0 if self.player.mode is ArmMode.DISARMED else 1.0  # before arming it is what one expects
-            self.get_logger().warning(f"chunk {msg.sequence} refused: {refusal}", throttle_duration_sec=seldom)
+            refused = f"chunk {msg.sequence} refused: {refusal}"
+            # Two call sites: rclpy raises where the throttle of one call site changes, and that would end the node.
+            if self.player.mode is ArmMode.DISARMED:  # before arming it is what one expects
+                self.get_logger().warning(refused, throttle_duration_sec=30.0)
+            else:
+                self.get_logger().warning(refused, throttle_duration_sec=1.0)
         else:
             self._tick()  # the first action now, not at the next tick
 
