@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import TICK, Client, client, running, stamps_s
 
 from world_gymnast_ros import graph
+from world_gymnast_ros.control import ArmMode
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.arm_node import ArmNode
 
 pytestmark = pytest.mark.ros
 FORWARD = (0.01, 0, 0, 0, 0, 0)
@@ -222,3 +225,27 @@ def test_sigterm_holds_before_the_node_goes(ros: tuple[Client, graph.Graph], tmp
                 "a last command that is a hold, not the last action", 10.0)
         c.until(lambda: np.abs(np.array(commands[-1].cmd) - measured(c).joints).max() < 0.1, "a hold at rest", 10.0)
         assert took_s < (1.0 if TICK else 20.0)
+
+
+class Slow:
+    """A driver that is still thinking about `health`."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+    async def health(self) -> tuple[str, tuple[int, ...]]:
+        await self
+        return "the driver does not answer", ()
+
+
+@pytest.mark.parametrize("armings_meanwhile", [0, 1])
+def test_only_an_answer_asked_for_since_arming_can_stop_the_arm(armings_meanwhile: int) -> None:
+    stops: list[str] = []
+    node: Any = SimpleNamespace(_checking=False, _armings=1, _tick=lambda: None, driver=Slow(),
+                                player=SimpleNamespace(mode=ArmMode.ARMED, stop=stops.append))
+    check = ArmNode._on_health(node)
+    check.send(None)
+    node._armings += armings_meanwhile  # the driver was restarted and the arm armed again
+    with pytest.raises(StopIteration):
+        check.send(None)
+    assert len(stops) == 1 - armings_meanwhile and not node._checking

@@ -40,6 +40,7 @@ class ArmNode(base.ConfiguredNode):
         self._arming = False
         self._called_off = ""  # why an arming under way must not end in ARMED
         self._checking = False
+        self._armings = 0
         self._frame_age_s = -1.0
         self._played = False
         self._dead_man_ns = 0  # steady time at which the dead-man button was last seen held
@@ -178,6 +179,7 @@ class ArmNode(base.ConfiguredNode):
         arm, age_s = self.driver.state(now_ns)
         refusal = self.player.arm(now_ns, arm, age_s)
         if not refusal:
+            self._armings += 1
             self.player.verdict_counts = dict.fromkeys(Verdict, 0)
             self._played, self._frame_age_s = False, -1.0
             self._causes.clear()
@@ -239,11 +241,13 @@ class ArmNode(base.ConfiguredNode):
         """Read the motors while armed: one that lost its torque says nothing by itself."""
         if self._checking or self.player.mode is not ArmMode.ARMED:
             return
-        self._checking = True
+        self._checking, asked = True, self._armings
         try:
             fault, errors = await self.driver.health()
         finally:
             self._checking = False
+        if asked != self._armings:  # put to a driver that was restarted since: its silence says nothing of this one
+            return
         if any(errors):
             fault = f"hardware error {errors}: power-cycle or reboot the motor, then disarm and arm"
         if fault and self.player.mode is ArmMode.ARMED:
