@@ -60,7 +60,8 @@ class Operator(Node):
         self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
         self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_status, base.LATCHED)
         self._say = self.create_publisher(convert.String, "instruction", base.LATCHED)
-        self._triggers = {n: self.create_client(convert.Trigger, f"arm_node/{n}") for n in ("arm", "disarm", "hold")}
+        self._triggers = {n: self.create_client(convert.Trigger, f"arm_node/{n}")
+                          for n in ("arm", "disarm", "hold", "go_home")}
         self._reset = self.create_client(convert.ResetTwin, "twin_node/reset")
         self._start = self.create_client(convert.StartEpisode, "recorder_node/start_episode")
         self._stop = self.create_client(convert.StopEpisode, "recorder_node/stop_episode")
@@ -128,7 +129,7 @@ class Operator(Node):
         self.spin_until(lambda: self.count_subscribers("instruction") >= 2, timeout_s, "the policy node")
 
     def trigger(self, name: str) -> None:
-        """Call ~/arm, ~/disarm or ~/hold of the arm node; after Ctrl-C without waiting for the answer."""
+        """Call ~/arm, ~/disarm, ~/hold or ~/go_home of the arm node; after Ctrl-C without waiting for the answer."""
         if self._interrupted:
             self._triggers[name].call_async(convert.Trigger.Request())
             return

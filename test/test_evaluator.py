@@ -1,0 +1,120 @@
+"""`world-gymnast evaluate --robot` beside a running graph, with a scripted person at its terminal."""
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("interbotix_xs_msgs")
+import torch
+from ros_tools import PATIENCE_S, START_S, Client, client, running
+from test_policy_node import SLOW, TOY
+
+from world_gymnast_ros import graph
+from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.store import Store
+
+pytestmark = pytest.mark.ros
+STATUS = convert.ArmStatusMsg
+
+
+class Person:
+    """Reads the terminal of a running evaluation and answers it."""
+
+    def __init__(self, c: Client, adapter: Path, out: Path, trial_s: float) -> None:
+        self.c, self.text, self.at = c, "", 0
+        words = ["evaluate", str(adapter), "reach the red block", "--robot", "--trial-s", str(trial_s),
+                 "--limit-pairs", "1", "--out", str(out)]
+        self.process = subprocess.Popen([sys.executable, "-u", "-m", "world_gymnast_ros.cli", *words], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        while character := self.process.stdout.read(1):
+            self.text += character
+
+    def hears(self, words: str) -> None:
+        self.c.until(lambda: words in self.text[self.at:], f"'{words}' in {self.text!r}", START_S)
+        self.at = self.text.index(words, self.at) + len(words)
+
+    def says(self, words: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+
+    def ends(self) -> int:
+        self.c.until(lambda: self.process.poll() is not None, f"the end after {self.text!r}")
+        return int(self.process.returncode)
+
+
+@pytest.fixture(scope="module")
+def ros(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Path]]:
+    folder = tmp_path_factory.mktemp("evaluator")
+    torch.manual_seed(0)
+    policy = OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), base_hash="toy")
+    policy.save(folder / "toy")
+    policy = OpenVLA.from_pretrained(folder / "toy")
+    policy.add_lora(rank=2)
+    ref = Store(folder / "adapters").put("mine", policy.save_adapter, parent="base", base_policy=policy.name, scores={},
+                                         created_ns=0)
+    specs = [graph.TWIN.with_overrides(image_rate_hz=10.0, image_width=160, image_height=120),
+             graph.ARM.with_overrides(**SLOW),
+             graph.POLICY.with_overrides(checkpoint=str(folder / "toy"), threads=1, max_frame_age_s=3.0),
+             graph.RECORDER.with_overrides(directory=str(folder / "episodes"))]
+    with client() as c, running(specs, folder) as nodes:
+        c.hear("step", convert.StepMsg)
+        c.hear("arm_status", STATUS, base.LATCHED)
+        c.hear("image_raw", convert.Image, base.NEWEST)
+        c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "pictures and the arm", START_S, nodes.check)
+        yield c, ref.path
+
+
+def test_a_pair_is_run_marked_and_recorded_without_naming_the_policy(ros: tuple[Client, Path], tmp_path: Path) -> None:
+    c, adapter = ros
+    person = Person(c, adapter, tmp_path, 2.0)
+    first = len(c.heard["step"])
+    for order, answer in (("first", "y"), ("second", "n")):
+        person.hears(f"{order} trial")
+        person.says("")
+        person.hears("armed for 2 s")
+        person.hears("did it succeed?")
+        person.says("what?")  # not an answer: asked again
+        person.hears("did it succeed?")
+        person.says(answer)
+        person.hears("at home")
+    assert person.ends() == 1, person.text
+    assert adapter.name not in person.text.split("did it succeed")[1]
+    rows = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()][1:]
+    assert [r["success"] for r in rows] == [True, False] and {r["policy"] for r in rows} == {"base", "adapter"}
+    played = {m.adapter for m in c.heard["step"][first:]}
+    assert played == {"base", adapter.name}
+    episodes = sorted((adapter.parents[1] / "episodes").glob("*/outcome.json"))
+    assert [json.loads(p.read_text())["outcome"] for p in episodes] == ["success", "failure"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["pairs"] == 1
+    c.until(lambda: c.heard["arm_status"][-1].state == STATUS.DISARMED, "disarmed")
+
+
+def test_ctrl_c_while_the_arm_moves_holds_it(ros: tuple[Client, Path], tmp_path: Path) -> None:
+    c, adapter = ros
+    person = Person(c, adapter, tmp_path, 60.0)
+    person.hears("first trial")
+    person.says("")
+    person.hears("armed for 60 s")
+    c.until(lambda: c.heard["arm_status"][-1].state == STATUS.ARMED, "armed")
+    since = time.monotonic()
+    person.process.send_signal(signal.SIGINT)
+    c.until(lambda: c.heard["arm_status"][-1].state == STATUS.HOLDING, "the hold", PATIENCE_S)
+    assert time.monotonic() - since < 10.0
+    person.process.wait(30)
+    assert "Traceback" not in person.text
+    c.until(lambda: c.trigger("disarm").success, "disarm")

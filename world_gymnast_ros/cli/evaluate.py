@@ -1,0 +1,120 @@
+"""Is an adapter truly better than the base policy? Pairs of true trials until the answer is clear.
+
+Base and adapter take turns in an order drawn by lot, and the comparison stops as soon as the bounds on the difference
+exclude zero (a confidence sequence: looking after every pair does not raise the error rate). On a robot you set the
+scene, watch, and say what came of it; you are not told which policy runs.
+
+examples:
+  world-gymnast evaluate runs/demo-1/adapters/NAME --scene novel_evening     on the simulated twin, by its physics
+  world-gymnast evaluate adapters/NAME "reach the red block" --robot         beside a running graph, marked by you
+  world-gymnast evaluate adapters/NAME --scene a.yaml --limit-pairs 100      for smaller differences
+
+exit status: 0 better, 1 not shown to be better, 2 refused
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.errors import BadConfig
+
+HELP = "true trials of base and adapter in random order, until the answer is clear"
+FIRST_SEED = 60_000
+CHILD = """\
+import sys
+try:
+    from world_gymnast_ros.nodes.evaluator import main
+    status = main(sys.argv[1:])
+except KeyboardInterrupt:
+    status = 130
+sys.exit(status)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; `nodes/evaluator.py` reads the same words."""
+    parser.add_argument("adapter", type=Path, help="adapter folder, as `adapt` wrote it")
+    parser.add_argument("instruction", nargs="?", default="", help="the task in words (default: the scene's first)")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--scene", default="", help="on the twin: shipped scene or YAML file")
+    where.add_argument("--robot", action="store_true", help="beside a running graph (bringup.launch.py)")
+    whole(parser, "--limit-pairs", 1, 10_000, default=50, help="give up after so many pairs (default: %(default)s)")
+    real(parser, "--confidence", 0.5, 0.999, default=0.95, help="of the decision (default: %(default)s)")
+    real(parser, "--trial-s", 1.0, 600.0, default=20.0, help="with --robot: longest trial (default: %(default)s s)")
+    whole(parser, "--seed", 0, default=0, help="of the order and of the twin's scenes")
+    parser.add_argument("--policy", default="", help="with --scene: checkpoint folder (default: the shipped tiny one)")
+    parser.add_argument("--out", type=Path, help="result folder; one that was stopped goes on "
+                        "(default: runs/evaluate-<time>)")
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """Return the result folder, made sure to be writable."""
+    return writable_folder(args.out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the evaluation on the twin, or beside a graph."""
+    if args.robot:
+        _become_robot(args)
+    return _on_twin(args)
+
+
+def _become_robot(args: argparse.Namespace) -> None:
+    """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
+    if not args.instruction.strip():
+        raise BadConfig("say what the arm shall do, e.g. world-gymnast evaluate ADAPTER 'reach the red block' --robot")
+    left_out = ("verb", "run", "robot", "adapter", "instruction", "scene", "policy")
+    words = [w for key, value in vars(args).items() if key not in left_out and value is not None
+             for w in (f"--{key.replace('_', '-')}", str(value))]
+    os.execv(sys.executable, [sys.executable, "-c", CHILD, str(args.adapter), args.instruction, "--robot", *words])
+
+
+def _on_twin(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from world_gymnast_ros.evaluation import Trial, TrialLog, compare
+    from world_gymnast_ros.models.build import load_policy
+    from world_gymnast_ros.sequential import PairedTest
+    from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.twin.rollout import run_episode
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.sim import Twin
+    from world_gymnast_ros.twin.tasks import parse_instruction
+
+    scene = load_scene(args.scene)
+    words = args.instruction or scene.instructions[0]
+    parse_instruction(words)
+    policy, adapter = load_policy(args.policy), load_adapter(args.adapter)
+    policy.load_adapter(adapter)  # an adapter of another base is refused here
+    folder = folder_of(args)
+    log = TrialLog(folder, {"adapter": adapter.sha256, "instruction": words, "where": scene.name, "seed": args.seed})
+    twin = Twin(scene)
+    try:
+        with tqdm(total=args.limit_pairs, unit="pair") as bar:
+            def outcome(trial: Trial) -> bool:
+                policy.load_adapter(adapter if trial.policy == "adapter" else None)
+                return run_episode(twin, policy, trial.seed, words).success
+
+            def after_pair(test: PairedTest, dropped: int) -> None:
+                bar.update()
+                bar.set_postfix_str(f"adapter - base {test.difference}")
+            verdict = compare(outcome, log, PairedTest(args.limit_pairs, args.confidence), args.seed,
+                              FIRST_SEED + 1000 * args.seed, after_pair)
+    finally:
+        policy.load_adapter(None)
+        twin.close()
+    return tell(verdict.as_json(), folder)
+
+
+def tell(verdict: dict[str, object], folder: Path) -> int:
+    """Print and store the verdict; return the exit status."""
+    from world_gymnast_ros.evaluation import RESULT_NAME
+
+    (folder / RESULT_NAME).write_text(json.dumps(verdict, indent=1) + "\n", encoding="utf-8")
+    print(f"{verdict['words']}\nstored in {folder / RESULT_NAME}")
+    return 0 if verdict["decision"] == "better" else 1

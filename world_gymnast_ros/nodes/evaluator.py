@@ -1,0 +1,195 @@
+"""`world-gymnast evaluate --robot`: true trials of base and adapter beside a running graph, marked by a person.
+
+The person sets the scene, watches, and says what came of it, without being told which policy ran. Each trial: the
+adapter (or the base) is offered, the policy node confirms it, the arm is armed for at most `trial_s`, held, and walks
+home after the outcome is said. Ctrl-C holds first.
+"""
+from __future__ import annotations
+
+import argparse
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+
+from world_gymnast_ros.cli.evaluate import add_arguments, folder_of, tell
+from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.evaluation import Trial, TrialLog, compare
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.operator import GraphFault, Operator
+from world_gymnast_ros.sequential import PairedTest
+from world_gymnast_ros.store import load_adapter
+from world_gymnast_ros.types import AdapterRef
+
+ANSWERS: dict[str, bool | None] = {"y": True, "n": False, "?": None}
+HOME_S = 30.0
+"""Longest walk home."""
+FLUSH_S = 0.3
+"""After Ctrl-C no answer is heard any more; the hold needs that long to leave this process."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The person asked to stop."""
+
+
+class Evaluator(Operator):
+    """An operator who can offer adapters, and who asks a person."""
+
+    def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, limit_pairs: int) -> None:
+        super().__init__()
+        self._offered, self._instruction, self._trial_s, self._pairs = adapter, instruction, trial_s, limit_pairs
+        self._in_use = ""
+        self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
+        self.create_subscription(convert.DiagnosticArray, "diagnostics", self._on_diagnostics, base.RELIABLE)
+
+    def _on_diagnostics(self, msg: Any) -> None:
+        for status in msg.status:
+            if status.name == "policy_node":
+                self._in_use = next((v.value for v in status.values if v.key == "adapter"), "")
+
+    def wait_for_robot(self, timeout_s: float = 20.0) -> None:
+        """Wait for the arm node and the policy node."""
+        self.spin_until(lambda: self.status is not None, timeout_s, "arm_status: start the graph (bringup.launch.py)")
+        for client in self._triggers.values():
+            self.spin_until(client.service_is_ready, timeout_s, f"service {client.srv_name}")
+        self.spin_until(lambda: self._offers.get_subscription_count() > 0, timeout_s, "the policy node")
+        self.say(self._instruction)
+
+    def offer(self, adapter: AdapterRef | None) -> None:
+        """Have the policy run an adapter (None: the base) and wait until it says so."""
+        self._offers.publish(convert.adapter_msg(adapter, self.get_clock().now().nanoseconds))
+        wanted = adapter.name if adapter else "base"
+        self.spin_until(lambda: self._in_use == wanted, 20.0,
+                        f"the policy to run '{wanted}'; policy_node says on /diagnostics why it does not")
+
+    def run_trial(self, trial: Trial) -> bool | None:
+        """Run one trial and return what the person says came of it."""
+        order = "first" if self._told_pair != trial.pair else "second"
+        self._told_pair = trial.pair
+        self.ask(f"\npair {trial.pair + 1} of at most {self._pairs}, {order} trial: "
+                 f"{'set a scene' if order == 'first' else 'set the same scene again'}, keep clear, press Enter "
+                 "(q and Enter: stop here) ")
+        self.offer(self._offered if trial.policy == "adapter" else None)
+        recorded = self._start.service_is_ready()
+        if recorded:  # the notes do not name the policy: a person may read them before marking
+            self.call(self._start, convert.StartEpisode.Request(instruction=self._instruction,
+                                                                notes=f"evaluation, pair {trial.pair}"))
+        self.adapter = ""
+        ended = "stopped"
+        success: bool | None = None
+        try:
+            self.trigger("arm")
+            ended = self._wait_for_enter()
+            self.trigger("hold")
+            success = self._outcome()
+        finally:
+            self.trigger("hold")  # again, in case it was not reached
+            if self._interrupted:
+                time.sleep(FLUSH_S)
+            elif recorded:
+                self.call(self._stop, convert.StopEpisode.Request(
+                    outcome={True: "success", False: "failure", None: "unknown"}[success],
+                    marked_by="" if success is None else "operator", partial_score=-1.0, ended_by=ended), 30.0)
+        self._walk_home()
+        if self.adapter not in ("", self._in_use):
+            raise GraphFault(f"the arm was driven by '{self.adapter}', expected '{self._in_use}': another node offers "
+                             "adapters too; end it and go on")
+        return success
+
+    _told_pair = -1
+
+    def ask(self, question: str) -> str:
+        """Ask on the terminal, spinning until a line comes. Stopped at q, at the end of input, and by Ctrl-C."""
+        print(question, end="", flush=True)
+        lines: list[str] = []
+
+        def heard() -> bool:
+            if select.select([sys.stdin], [], [], 0.0)[0]:
+                lines.append(sys.stdin.readline())
+            return bool(lines)
+
+        self.spin_until(heard, 24 * 3600.0, "an answer")
+        if not lines[0] or lines[0].strip().lower() == "q":
+            raise Stopped
+        return lines[0].strip().lower()
+
+    def _wait_for_enter(self) -> str:
+        """Let the arm act until Enter, or for `trial_s`, or until it stops by itself; return how it ended."""
+        self.spin_until(lambda: self.status.state == self.status.ARMED, 5.0, "the arm to say that it is armed")
+        print(f"armed for {self._trial_s:g} s; Enter ends the trial ", end="", flush=True)
+        deadline = time.monotonic() + self._trial_s
+        pressed: list[str] = []
+
+        def over() -> bool:
+            if select.select([sys.stdin], [], [], 0.0)[0]:
+                pressed.append(sys.stdin.readline())
+            return bool(pressed) or time.monotonic() > deadline or self.status.state != self.status.ARMED
+
+        self.spin_until(over, self._trial_s + 10.0, "the end of the trial")
+        if self.status.state != self.status.ARMED:
+            print(f"\nthe arm stopped by itself: {self.status.reason}")
+            return "fault"
+        return "done" if pressed else "time"
+
+    def _outcome(self) -> bool | None:
+        while True:
+            answer = self.ask("\ndid it succeed? y, n, or ? if nobody can say (the pair is dropped): ")
+            if answer in ANSWERS:
+                return ANSWERS[answer]
+
+    def _walk_home(self) -> None:
+        """Bring the arm to neutral for the next trial; where that is refused, say so and let the person do it."""
+        print("the arm goes home, keep clear")
+        try:
+            self.trigger("go_home")
+            self.spin_until(lambda: "home" in self.status.reason, 5.0, "the arm to set out")
+            self.spin_until(lambda: "going home" not in self.status.reason, HOME_S, "the arm at home")
+            print(self.status.reason)
+        except GraphFault as error:
+            print(f"the arm did not go home ({error}); bring it there")
+        finally:
+            self.trigger("disarm")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Run the evaluation; the policy goes on with the adapter where it proved better, else with the base."""
+    adapter = load_adapter(args.adapter)
+    folder = folder_of(args)
+    log = TrialLog(folder, {"adapter": adapter.sha256, "instruction": args.instruction, "where": "robot",
+                            "seed": args.seed})
+    # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = Evaluator(adapter, args.instruction, args.trial_s, args.limit_pairs)
+    try:
+        node.wait_for_robot()
+        told: Callable[[PairedTest, int], None] = lambda test, dropped: print(  # noqa: E731
+            f"after {len(test.outcomes)} pairs: {test.decision or 'not clear yet'}", flush=True)
+        verdict = compare(node.run_trial, log, PairedTest(args.limit_pairs, args.confidence), args.seed, 0, told)
+        if rclpy.ok() and not node._interrupted:
+            node.offer(adapter if verdict.decision == "better" else None)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return tell(verdict.as_json(), folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors into one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="world-gymnast evaluate")
+    add_arguments(parser)
+    try:
+        return evaluate(parser.parse_args(argv))
+    except WorldGymnastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the arm was told to hold", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
