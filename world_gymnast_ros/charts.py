@@ -61,3 +61,30 @@ def share_bar(parts: Sequence[tuple[str, float]]) -> str:
         x += width
     return (f"<svg viewBox='0 0 640 18' preserveAspectRatio='none' class='share' role='img' aria-label='time by stage'>"
             f"{''.join(rects)}</svg><p class='legend'>{''.join(legend)}</p>")
+
+
+def curve(points: Sequence[tuple[float, float]], x_name: str, y_name: str, sizes: Sequence[float] = (),
+          diagonal: bool = True) -> str:
+    """Draw points of the unit square as a line; `sizes` (0..1) draws a spot of that area at each instead."""
+    side, edge = 300, 44
+
+    def at(x: float, y: float) -> str:
+        return f"{edge + x * side:.1f},{12 + (1 - y) * side:.1f}"
+
+    parts = [f"<svg viewBox='0 0 {edge + side + 16} {side + 56}' role='img' aria-label='{escape(y_name)}'>"]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = edge + tick * side, 12 + (1 - tick) * side
+        parts.append(f"<line x1='{edge}' x2='{edge + side}' y1='{y:.1f}' y2='{y:.1f}' class='grid'/>"
+                     f"<text x='{edge - 6}' y='{y + 4:.1f}' text-anchor='end'>{tick:g}</text>"
+                     f"<text x='{x:.1f}' y='{side + 28}' text-anchor='middle'>{tick:g}</text>")
+    if diagonal:
+        parts.append(f"<polyline points='{at(0, 0)} {at(1, 1)}' fill='none' stroke='#999' stroke-dasharray='4 4'/>")
+    parts.append(f"<polyline points='{' '.join(at(x, y) for x, y in points)}' fill='none' stroke='#0b6e4f' "
+                 "stroke-width='2'/>")
+    for (x, y), size in zip(points, sizes, strict=False):
+        cx, cy = at(x, y).split(",")
+        parts.append(f"<circle cx='{cx}' cy='{cy}' r='{3 + 9 * size ** 0.5:.1f}' fill='#0b6e4f' opacity='.6'/>")
+    parts.append(f"<text x='{edge + side / 2}' y='{side + 50}' text-anchor='middle'>{escape(x_name)}</text>"
+                 f"<text transform='translate(12 {12 + side / 2}) rotate(-90)' text-anchor='middle'>{escape(y_name)}"
+                 "</text>")
+    return "".join(parts) + "</svg>"

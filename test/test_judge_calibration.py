@@ -1,0 +1,53 @@
+"""Calibration of the judge: fitted on one half, measured on the other, and refused where it errs too often."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from world_gymnast_ros import cli
+from world_gymnast_ros.charts import curve
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.learning.judge_calibration import calibrate
+from world_gymnast_ros.learning.train_reflector import Verdicts
+
+
+def verdicts(separation: float, episodes: int = 800, seed: int = 0) -> Verdicts:
+    rng = np.random.default_rng(seed)
+    success = rng.random(episodes) < 0.4
+    return Verdicts(rng.normal(0, 1, episodes) + separation * success - 3.0, success, np.full(episodes, "reach"))
+
+
+def test_a_shifted_judge_is_made_to_mean_what_it_says() -> None:
+    found = calibrate(verdicts(3.0), 0.5, 0.5, 0)
+    assert found.calibration_error < 0.06 and found.auc > 0.95
+    assert found.offset > 1.0  # its logits were 3 too low
+    assert found.roc[0] == (0.0, 0.0) and found.roc[-1] == (1.0, 1.0)
+    assert sum(count for _, _, count in found.reliability) == 400
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1])
+def test_the_false_success_rate_on_the_other_half_is_about_the_limit(limit: float) -> None:
+    found = calibrate(verdicts(1.5, 4000), 0.5, limit, 1)
+    assert found.false_success.low <= limit <= found.false_success.high + 0.02
+    assert found.missed.value > 0.05  # strictness has its price
+
+
+def test_too_few_outcomes_are_refused_with_the_number() -> None:
+    with pytest.raises(EpisodeError, match="at least 20"):
+        calibrate(verdicts(2.0, 30), 0.5, 0.1, 0)
+
+
+def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                                               ) -> None:
+    (tmp_path / "one").mkdir()
+    status = cli.main(["judge", "calibrate", "--episodes", str(tmp_path / "one"), "--out", str(tmp_path / "out")])
+    assert status == 2 and "at least 20" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_chart_of_a_curve_has_its_points_inside() -> None:
+    svg = curve([(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)], "x", "y & z", [0.1, 0.5, 1.0])
+    assert svg.count("<circle") == 3 and "y &amp; z" in svg

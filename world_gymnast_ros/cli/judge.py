@@ -1,0 +1,109 @@
+"""How far may the judge be believed? Compare its verdicts with outcomes that a person (or physics) marked.
+
+`calibrate` judges episodes of known outcome, fits the judge's probability on half of them, and measures on the other
+half: reliability, ROC, how many failures it calls successes. The new judge is written only where that false success
+rate, upper end of its interval, stays below --refuse-above.
+
+examples:
+  world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
+  world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
+  world-gymnast adapt ... --set judge=judges/mine                       use the calibrated judge
+
+exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong, 2 bad input
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.errors import BadConfig
+
+HELP = "measure and calibrate the judge on episodes of known outcome"
+REPORT_NAME = "calibration.html"
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#1c2530}
+svg{max-width:22rem;width:100%;font:12px system-ui;margin-right:1rem}.grid{stroke:#ddd}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left}"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    calibrate = sub.add_parser("calibrate", help="fit the judge's probability, measure it on other episodes")
+    source = calibrate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--episodes", nargs="+", type=Path, help="folders of recorded, marked episodes")
+    source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
+    calibrate.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
+    calibrate.add_argument("--family", default="", help="only tasks of this family, e.g. reach")
+    real(calibrate, "--max-false-success", 0.001, 0.5, default=0.05,
+         help="share of failures that may be called successes on the fitted half (default: %(default)s)")
+    real(calibrate, "--refuse-above", 0.001, 1.0, default=0.15,
+         help="refuse where the measured share may be higher, upper end of 95 %% (default: %(default)s)")
+    whole(calibrate, "--seed", 0, default=0, help="of the halves")
+    whole(calibrate, "--threads", 1, 256, default=2)
+    calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, print the figures, and write the judge if it is good enough."""
+    import torch
+
+    from world_gymnast_ros.learning.judge_calibration import calibrate, judge_recorded
+    from world_gymnast_ros.learning.play_table import read_play
+    from world_gymnast_ros.learning.train_reflector import Verdicts, judge_episodes
+    from world_gymnast_ros.models.build import load_judge
+    from world_gymnast_ros.models.reflector import Reflector
+
+    torch.set_num_threads(args.threads)
+    judge = load_judge(args.judge)
+    if not isinstance(judge, Reflector):
+        raise BadConfig(f"judge {args.judge} is no Reflector; only that kind is calibrated here")
+    if args.out:
+        writable_folder(args.out)
+    left_out: list[str] = []
+    if args.play:
+        table = read_play(args.play)
+        judged = judge_episodes(judge, table, table.episodes)
+    else:
+        judged, left_out = judge_recorded(judge, args.episodes)
+    if args.family:
+        mine = judged.family == args.family
+        judged = Verdicts(judged.logits[mine], judged.success[mine], judged.family[mine])
+    for why in left_out:
+        print(f"left out {why}")
+    found = calibrate(judged, judge.config.done_threshold, args.max_false_success, args.seed)
+    refused = found.false_success.high > args.refuse_above
+    lines = [f"episodes {found.episodes}, half fitted, half measured",
+             f"AUC {found.auc:.3f}, calibration error {found.calibration_error:.3f}",
+             f"false successes among failures {found.false_success}, missed successes {found.missed}",
+             f"refused: up to {found.false_success.high:.0%} of failures may pass for successes, limit "
+             f"{args.refuse_above:.0%}; train the judge on more of these scenes" if refused else
+             "good enough to adapt with, for scenes and tasks like these"]
+    print("\n".join(lines))
+    if args.out:
+        (args.out / REPORT_NAME).write_text(_page(judge.name, lines, found), encoding="utf-8")
+        (args.out / "calibration.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+        print(f"report: {args.out / REPORT_NAME}")
+        if not refused:
+            judge.config.logit_scale, judge.config.logit_offset = found.scale, found.offset
+            judge.save(args.out)
+            print(f"judge: {args.out}")
+    return 1 if refused else 0
+
+
+def _page(name: str, lines: list[str], found: object) -> str:
+    from html import escape
+
+    from world_gymnast_ros.charts import curve
+    from world_gymnast_ros.learning.judge_calibration import Calibration
+
+    assert isinstance(found, Calibration)
+    largest = max(count for _, _, count in found.reliability)
+    reliability = curve([(said, true) for said, true, _ in found.reliability], "score of the judge",
+                        "share truly successful", [count / largest for _, _, count in found.reliability])
+    roc = curve(found.roc, "failures called successes", "successes found")
+    words = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return (f"<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+            f"<title>Judge {escape(name)}</title><style>{STYLE}</style><h1>Judge {escape(name)}</h1>{words}"
+            f"<h2>Reliability</h2><p>On the dashed line the judge means what it says; a spot's area is the share of "
+            f"episodes.</p>{reliability}<h2>ROC</h2>{roc}")
