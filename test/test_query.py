@@ -42,6 +42,17 @@ def test_next_look_is_after_the_last_action_came_to_rest() -> None:
     assert may(gate, sent_ns + round(0.180 * S))
 
 
+def test_a_clock_stepped_back_blinds_for_one_period_only() -> None:
+    gate = active_gate()
+    gate.published(7, 0)
+    gate.played(7, 3, 4, False, T0, 0)
+    now_ns = T0 - 100 * S
+    assert not may(gate, now_ns)  # it may show the arm on its way
+    assert not may(gate, now_ns + round(0.179 * S))
+    assert may(gate, now_ns + round(0.180 * S))
+    assert not may(gate, now_ns)
+
+
 def test_a_refused_action_ends_the_chunk() -> None:
     gate = active_gate()
     gate.published(7, 0)

@@ -16,6 +16,8 @@ from world_gymnast_ros.types import CONTROL_DT_S, U8
 NS_PER_S = 1_000_000_000
 FUTURE_S = 0.05
 """Tolerance for stamps ahead of the clock; the arm's is the same."""
+STEPPED_S = 0.5
+"""A rest that would begin this much later than it possibly can: the clock was stepped back since."""
 FROZEN_M = 0.03
 """Way of the arm after which two pictures equal to the last bit are one picture: a camera's noise alone differs."""
 
@@ -56,6 +58,9 @@ class QueryGate:
             if steady_ns - self._waiting_since_ns < self.rules.retry_s * NS_PER_S:
                 return f"chunk {self._waiting_for} is being played"
             self._waiting_for = None
+        settle_ns = round(self.rules.settle_fraction * self.rules.dt_s * NS_PER_S)
+        if self._look_from_ns - now_ns > settle_ns + STEPPED_S * NS_PER_S:  # else blind for as long as the step was
+            self._look_from_ns = now_ns + settle_ns
         if frame_stamp_ns < self._look_from_ns:
             return "the frame shows the arm before it came to rest"
         age_s = (now_ns - frame_stamp_ns) / NS_PER_S

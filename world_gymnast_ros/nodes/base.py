@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -59,6 +60,10 @@ class ConfiguredNode(Node):
     def now_ns(self) -> int:
         """Return ROS time, for stamps. Deadlines use `time.monotonic_ns`."""
         return int(self.get_clock().now().nanoseconds)
+
+    def every(self, period_s: float, callback: Callable[[], None]) -> Any:
+        """Call back every `period_s` of the steady clock; on rclpy's default clock a step back would stop the calls."""
+        return self.create_timer(period_s, callback, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def close(self) -> None:
         """Do what must happen before the node goes; called once, with the context still valid."""

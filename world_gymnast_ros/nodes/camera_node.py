@@ -25,11 +25,11 @@ class CameraNode(base.ConfiguredNode):
         self._last_ns = base.steady_ns()
         if c.source.isdigit():
             self._device = Device(int(c.source), c.width, c.height)
-            self.create_timer(1.0 / c.rate_hz, self._on_device)
+            self.every(1.0 / c.rate_hz, self._on_device)
         else:
             self._clips = list_clips(c.source)
             self._pictures = self._play()
-            self.create_timer(1.0 / c.rate_hz, self._on_clip)
+            self.every(1.0 / c.rate_hz, self._on_clip)
             self.get_logger().info(f"{len(self._clips)} clips from {c.source} at {c.rate_hz:g} Hz")
 
     def _play(self) -> Iterator[U8]:

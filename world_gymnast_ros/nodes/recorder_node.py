@@ -40,7 +40,7 @@ class RecorderNode(base.ConfiguredNode):
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
-        self.create_timer(0.25, self._on_time)
+        self.every(0.25, self._on_time)
         self.get_logger().info(f"ready to record under {self._root}")
 
     def _listen(self, topic: str, kind: Any, qos: Any) -> None:

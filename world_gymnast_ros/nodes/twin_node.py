@@ -40,9 +40,9 @@ class TwinNode(base.ConfiguredNode):
         self._truth = self.create_publisher(convert.TwinTruth, "twin/truth", base.RELIABLE)
         self.create_service(convert.ResetTwin, "~/reset", self._on_reset)
         self._last_ns = base.steady_ns()
-        self.create_timer(1.0 / c.joint_rate_hz, self._on_physics)
-        self.create_timer(1.0 / c.image_rate_hz, self._on_image)
-        self.create_timer(1.0 / c.truth_rate_hz, self._on_truth)
+        self.every(1.0 / c.joint_rate_hz, self._on_physics)
+        self.every(1.0 / c.image_rate_hz, self._on_image)
+        self.every(1.0 / c.truth_rate_hz, self._on_truth)
         self.get_logger().info(f"twin of scene '{self.twin.scene.name}', seed {self.twin.seed}, "
                                f"'{self.twin.task.instruction}'")
 
