@@ -64,6 +64,8 @@ class PolicyConfig:
     """`policy_node`: newest frame and instruction in, action chunks out."""
 
     checkpoint: str = text("", "folder of the policy; empty: the small one that ships with the package")
+    policy_url: str = text("", "http://HOST:PORT of a policy server (POST /act) to ask instead; empty: none")
+    policy_timeout_s: float = number(1.0, 0.05, 5.0, "longest wait for that server; the arm refuses older frames")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed (JPEG, PNG) in place of image_raw")
     image_width: int = number(0, 0, 8192, "pictures of another width are refused; 0: any")
     image_height: int = number(0, 0, 8192, "pictures of another height are refused; 0: any")

@@ -51,3 +51,11 @@ class NotTrusted(WorldGymnastError):
 
 class EpisodeError(WorldGymnastError):
     """An episode could not be written or read; earlier episodes are untouched."""
+
+
+class BadPayload(WorldGymnastError):
+    """What came over HTTP is not what `POST /act` takes or answers."""
+
+
+class RemotePolicyError(WorldGymnastError):
+    """A policy server gave no chunk: it is dead, slow, refuses, or answers what no arm should play."""

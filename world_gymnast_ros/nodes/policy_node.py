@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.config import PolicyConfig
-from world_gymnast_ros.errors import AdapterMismatch, BadFrame, WorldGymnastError
-from world_gymnast_ros.models.build import load_policy
+from world_gymnast_ros.errors import AdapterMismatch, BadFrame, RemotePolicyError, WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.query import PictureWatch, QueryGate, QueryRules
+from world_gymnast_ros.remote_policy import HttpPolicy
 from world_gymnast_ros.types import Frame
 
 BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
@@ -31,11 +31,7 @@ class PolicyNode(base.ConfiguredNode):
     def __init__(self) -> None:
         super().__init__("policy_node")
         self.config = c = self.read_config(PolicyConfig)
-        if c.threads:
-            import torch
-
-            torch.set_num_threads(c.threads)
-        self.policy = load_policy(c.checkpoint or None)
+        self.policy = self.make_policy()
         self._gate = QueryGate(QueryRules(c.dt_s, c.settle_fraction, c.max_frame_age_s, c.retry_s))
         self._gate.set_active(c.dry_run_without_arm, 0)
         self._watch = PictureWatch()
@@ -51,19 +47,40 @@ class PolicyNode(base.ConfiguredNode):
         self._fault = ""
         self._jobs: queue.Queue[Any] = queue.Queue()
         self._busy = threading.Event()
-        self._warm_up()
+        ready = self._warm_up()
         self._connect()
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
-        self.get_logger().info(f"policy '{self.policy.name}', {self.policy.chunk_size} actions per chunk, "
-                               f"{1000 * self._inference_s[-1]:.0f} ms per chunk")
+        if ready:
+            self.get_logger().info(f"policy '{self.policy.name}', {self.policy.chunk_size} actions per chunk, "
+                                   f"{1000 * self._inference_s[-1]:.0f} ms per chunk")
 
-    def _warm_up(self) -> None:
-        """Run once before any arm can wait for it: the first inference is the slow one."""
+    def make_policy(self) -> Any:
+        """Return the policy to ask: a server's, or one loaded here (which alone needs torch)."""
+        c = self.config
+        if c.policy_url:
+            self.get_logger().info("the policy runs elsewhere; adapters offered on the topic will be refused")
+            return HttpPolicy(c.policy_url, c.policy_timeout_s)
+        from world_gymnast_ros.models.build import load_policy
+
+        if c.threads:
+            import torch
+
+            torch.set_num_threads(c.threads)
+        return load_policy(c.checkpoint or None)
+
+    def _warm_up(self) -> bool:
+        """Run before any arm can wait for it: the first inference is the slow one. A server may still come up."""
         for _ in range(2):
             start = time.monotonic()
-            self.policy.act(BLACK, self._instruction or WARM_UP_INSTRUCTION)
+            try:
+                self.policy.act(BLACK, self._instruction or WARM_UP_INSTRUCTION)
+            except RemotePolicyError as error:
+                self._fault = str(error)
+                self.get_logger().error(f"{error}; going on, since it may come up")
+                return False
             self._inference_s.append(time.monotonic() - start)
+        return True
 
     def _connect(self) -> None:
         self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
@@ -77,7 +94,7 @@ class PolicyNode(base.ConfiguredNode):
         if not self.config.dry_run_without_arm:
             self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
             self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
-        self.create_timer(1.0, self._on_diagnostics)
+        self.every(1.0, self._on_diagnostics)
 
     # --- topics: decide, never compute ----------------------------------------------------------------------------
 
@@ -167,6 +184,7 @@ class PolicyNode(base.ConfiguredNode):
             self._gate.played_alone(frame.stamp_ns, len(chunk.deltas))
         self._chunks.publish(msg)
         self._counts["chunks"] += 1
+        self._adapter = chunk.adapter  # a server names its own
         self._fault, self._chunk_ns = "", base.steady_ns()
 
     def _swap(self, msg: Any) -> None:
@@ -186,8 +204,9 @@ class PolicyNode(base.ConfiguredNode):
     def _on_diagnostics(self) -> None:
         times = sorted(self._inference_s)
         values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
-                  "active": self._gate.active, "inference_ms_median": round(1000 * times[len(times) // 2], 1),
-                  "inference_ms_max": round(1000 * times[-1], 1), **self._counts}
+                  "active": self._gate.active,
+                  "inference_ms_median": round(1000 * times[len(times) // 2], 1) if times else "",
+                  "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
         quiet = self._quiet()
         level = "error" if self._fault else "warn" if quiet else "ok"
         message = self._fault or quiet or ("acting" if self._gate.active else "waiting for the arm")

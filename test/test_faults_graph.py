@@ -1,0 +1,132 @@
+"""Faults that only a whole graph shows: camera, policy and arm as processes, the policy's mind behind a free server."""
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("interbotix_xs_msgs")
+from fault_log import record
+from ros_tools import Client, client, running
+from rosgraph_msgs.msg import Clock
+from test_faults import DRIVER, LATCH, LIMITS, STATES
+from test_serve import WORDS, serving
+
+from world_gymnast_ros import graph
+from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.serve import PolicyService
+from world_gymnast_ros.types import ActionChunk, Frame
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+STEP_S = 100.0
+NODES = Path(graph.__file__).parent / "nodes"
+
+
+class Swinging:
+    """To and fro by 12 mm, four actions each way."""
+
+    name, chunk_size, count = "swinging", 4, 0
+
+    def act(self, frame: Frame, instruction: str) -> ActionChunk:
+        self.count += 1
+        return ActionChunk(np.tile(np.float32([0.003 * (-1) ** self.count, 0, 0, 0, 0, 0, 1]), (4, 1)), 0)
+
+
+@pytest.fixture()
+def policy() -> Iterator[graph.NodeSpec]:
+    """policy_node, to be started, with a server that answers at once."""
+    with serving(PolicyService(Swinging())) as server:
+        yield graph.POLICY.with_overrides(policy_url=server.url, instruction=WORDS, max_frame_age_s=3.0, retry_s=2.0)
+
+
+@pytest.fixture()
+def c() -> Iterator[Client]:
+    with client() as c:
+        c.hear("step", convert.StepMsg)
+        c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
+        c.hear("diagnostics", convert.DiagnosticArray)
+        yield c
+
+
+def drive(c: Client, nodes: graph.Graph) -> None:
+    """See the policy move the arm."""
+    told = c.heard["diagnostics"]
+    c.until(lambda: c.heard["arm_status"] and any(m.status[0].name == "policy_node" for m in told), "the nodes", 60.0,
+            nodes.check)
+    c.until(lambda: c.trigger("arm").success, "arming")
+    c.until(lambda: len(c.heard["step"]) > 4, "the policy to act", check=nodes.check)
+
+
+def test_every_timer_of_every_node_is_on_the_steady_clock() -> None:
+    """One on rclpy's default clock stands still for as long as the machine's clock was stepped back."""
+    lines = [f"{path.name}: {line}" for path in NODES.glob("*.py") for line in path.read_text().splitlines()
+             if "create_timer(" in line]
+    assert lines and all("clock=" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("jump_s", [-STEP_S, STEP_S])
+def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
+    jump_s: float, policy: graph.NodeSpec, c: Client, tmp_path: Path
+) -> None:
+    """What the arm refuses ends in a latched hold; after ~/arm all goes on, long before the old time is back."""
+    offset, rng, steps, status = [0.0], np.random.default_rng(0), c.heard["step"], c.heard["arm_status"]
+
+    def now_ns() -> int:
+        return time.time_ns() + round(offset[0] * 1e9)
+
+    clock = c.create_publisher(Clock, "clock", base.NEWEST_RELIABLE)
+    c.create_timer(0.02, lambda: clock.publish(Clock(clock=convert.to_time(now_ns()))))
+    pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+    c.create_timer(0.1, lambda: pictures.publish(
+        convert.image_from_rgb(rng.integers(0, 256, (48, 64, 3), np.uint8), now_ns(), "cam")))
+    arm = graph.ARM.with_overrides(use_sim_time=True, **LIMITS, **LATCH)
+    with running([DRIVER, arm, policy.with_overrides(use_sim_time=True)], tmp_path) as nodes:
+        drive(c, nodes)
+        told = len(c.heard["diagnostics"])
+        offset[0] += jump_s
+        since, first, armings = time.monotonic(), len(steps), 0
+
+        def again() -> bool:
+            nonlocal armings
+            if status[-1].state == status[-1].HOLDING:
+                armings += bool(c.trigger("arm").success)
+            return len([s for s in steps[first:] if abs(convert.to_ns(s.frame_stamp) - now_ns()) < 20e9]) > 8
+
+        c.until(again, "two chunks on frames of the new time", 60.0, nodes.check)
+        record(f"clock of the whole graph stepped {'back' if jump_s < 0 else 'forward'} {STEP_S:g} s: acts again",
+               time.monotonic() - since, f"armed {armings} times")
+        assert time.monotonic() - since < STEP_S / 2
+        played = [t for t, s in zip(c.times["step"], steps, strict=True) if s.verdict < s.HOLD]
+        assert np.diff(played).min() > 0.1, "actions were hurried"
+        c.until(lambda: len([m for m in c.heard["diagnostics"][told:] if m.status[0].name == "policy_node"]) > 2,
+                "the policy's diagnostics to go on")
+        c.until(lambda: c.trigger("disarm").success, "disarm")
+
+
+def test_the_twin_killed_and_restarted_under_a_policy(policy: graph.NodeSpec, c: Client, tmp_path: Path) -> None:
+    """Driver and camera at once go and come back; nothing moves until the operator arms."""
+    twin = graph.TWIN.with_overrides(image_rate_hz=10.0, image_width=160, image_height=120)
+    steps, status, states = c.heard["step"], c.heard["arm_status"], c.hear(STATES, convert.JointState, base.NEWEST)
+    with running([twin, graph.ARM.with_overrides(**LIMITS, **LATCH), policy], tmp_path) as nodes:
+        drive(c, nodes)
+        since = time.monotonic()
+        os.kill(nodes.nodes["twin_node"].process.pid, signal.SIGKILL)
+        nodes.nodes["twin_node"].process.wait(30)
+        c.until_state(status[-1].HOLDING, "no joint states")
+        record("twin killed: latched", time.monotonic() - since, status[-1].reason)
+        c.spin(0.3)
+        seen, played = len(states), len(steps)
+        nodes.nodes.update(graph.start([twin], graph.ros_environment(log_dir=tmp_path), tmp_path / "again").nodes)
+        c.until(lambda: len(states) > seen + 5, "the new twin", 60.0)
+        c.spin(1.0)
+        assert status[-1].state == status[-1].HOLDING and len(steps) == played
+        c.until(lambda: c.trigger("arm").success, "arming", 60.0)
+        c.until(lambda: len([s for s in steps[played:] if s.verdict < s.HOLD]) > 4, "the policy to go on", 60.0,
+                nodes.check)
+        c.until(lambda: c.trigger("disarm").success, "disarm")
