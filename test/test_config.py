@@ -29,6 +29,7 @@ def test_shipped_file_holds_every_key_with_its_default(name: str) -> None:
     ({"workspace_low_m": [0.1, 0.2]}, ["workspace_low_m", "3 numbers"]),
     ({"workspace_low_m": [0.1, 0.2, 9.0]}, ["workspace_low_m", "9.0"]),
     ({"robot_name": 3}, ["robot_name", "str"]),
+    ({"driver": "ros2_control"}, ["driver", "'ros2_control'", "xs, trajectory, servo, cartesian"]),
 ])
 def test_bad_values_name_key_value_and_limit(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(BadConfig) as error:

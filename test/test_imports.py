@@ -12,8 +12,9 @@ NAME = PACKAGE.name
 GENERATED = ("msg", "srv", "action")
 
 MESSAGES = {
-    "action_msgs", "builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "interbotix_xs_msgs", "rcl_interfaces",
-    "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs", *(f"{NAME}.{kind}" for kind in GENERATED),
+    "action_msgs", "builtin_interfaces", "control_msgs", "diagnostic_msgs", "geometry_msgs", "interbotix_xs_msgs",
+    "moveit_msgs", "rcl_interfaces", "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs",
+    *(f"{NAME}.{kind}" for kind in GENERATED),
 }
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "cv_bridge"}
 TORCH = {"torch", "transformers", "diffusers", "peft", "tokenizers", "huggingface_hub", "accelerate"}

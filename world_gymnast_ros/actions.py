@@ -102,6 +102,22 @@ def matrix_to_rpy(R: NDArray[Any]) -> F64:
     return rpy
 
 
+def matrix_to_quaternion(R: NDArray[Any]) -> F64:
+    """Return the unit quaternion (x, y, z, w), w >= 0, of a rotation (3, 3)."""
+    m = np.asarray(R, np.float64)
+    sums = np.array([*(2 * m.diagonal() - m.trace()), m.trace()])  # 4 times each square, less 1: the largest is exact
+    largest = int(sums.argmax())
+    w = (m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1])
+    q = np.empty(4)
+    if largest == 3:
+        q[:] = (*w, 1.0 + sums[3])
+    else:
+        i, j, k = ((0, 1, 2), (1, 2, 0), (2, 0, 1))[largest]
+        q[[i, j, k, 3]] = 1.0 + sums[i], m[i, j] + m[j, i], m[i, k] + m[k, i], w[i]
+    unit: F64 = q / np.copysign(np.linalg.norm(q), q[3])
+    return unit
+
+
 def orthonormalised(R: F64) -> F64:
     """Return the rotations (..., 3, 3) with rounding error removed (one Newton step of the polar decomposition)."""
     return 1.5 * R - 0.5 * R @ (np.swapaxes(R, -1, -2) @ R)

@@ -80,14 +80,27 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """`arm_node`: plays chunks through the guard to the Interbotix driver. Lengths in m, base_link axes.
+    """`arm_node`: plays chunks through the guard to the arm's driver. Lengths in m, base_link axes.
 
     The second half is `safety.SafetyConfig`, field by field, with its ranges.
     """
 
-    robot_name: str = text("wx250s", "namespace of the driver")
+    driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo or cartesian: see docs/drivers.md",
+                       ("xs", "trajectory", "servo", "cartesian"))
+    robot_name: str = text("wx250s", "namespace of the xs driver")
+    joint_states_topic: str = text("joint_states", "measured joints, of the other drivers")
+    arm_controller: str = text("arm_controller", "trajectory: sends to <this>/joint_trajectory")
+    servo_node: str = text("servo_node", "servo: sends to <this>/pose_target_cmds or <this>/delta_twist_cmds")
+    servo_command: str = text("pose", "servo: pose or twist", ("pose", "twist"))
+    servo_switch_type: bool = flag(True, "servo: switch Servo to that on arming, needs moveit_msgs; false: you do")
+    servo_rate_hz: float = number(50.0, 25.0, 200.0, "servo: each goal is sent this often; Servo halts after 0.1 s")
+    target_topic: str = text("cartesian_motion_controller/target_frame", "cartesian: where poses are sent")
+    base_frame: str = text("wx250s/base_link", "servo, cartesian: frame of the poses, the arm's base_link")
+    gripper_controller: str = text("gripper_controller", "gripper of the drivers other than xs")
+    gripper_interface: str = text("trajectory", "what it is: trajectory, action or forward (a command controller)",
+                                  ("trajectory", "action", "forward"))
     dry_run: bool = flag(False, "compute and publish everything, send nothing to the driver")
-    moving_time_s: float = number(0.25, 0.05, 5.0, "time profile of the servos, set on arming")
+    moving_time_s: float = number(0.25, 0.05, 5.0, "time to reach a goal; xs: time profile, set on arming")
     accel_time_s: float = number(0.10, 0.0, 2.0, "acceleration part of the time profile, set on arming")
     tick_hz: float = number(100.0, 20.0, 500.0, "how often the player looks for a due action")
     gripper_rate_hz: float = number(50.0, 10.0, 200.0, "rate of the gripper's PWM position loop")

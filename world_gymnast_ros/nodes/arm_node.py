@@ -15,11 +15,18 @@ from rclpy.clock import Clock, ClockType
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M, GripperLoop
+from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.nodes.driver import DryDriver, XsDriver
+from world_gymnast_ros.nodes.driver import Driver, DryDriver, joint_states_topic
+from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
+from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
+from world_gymnast_ros.nodes.driver_xs import XsDriver
 from world_gymnast_ros.types import Verdict
 
+DRIVERS: dict[str, type[Driver]] = {
+    "xs": XsDriver, "trajectory": TrajectoryDriver, "servo": ServoDriver, "cartesian": CartesianDriver,
+}
+"""Parameter `driver` -> what speaks to the arm."""
 STATUS_PERIOD_S = 0.5
 RATE_PERIOD_S = 2.0
 EXIT_FLUSH_S = 0.05
@@ -33,9 +40,7 @@ class ArmNode(base.ConfiguredNode):
         super().__init__("arm_node")
         self.config = c = self.read_config(ArmConfig)
         self.player = ChunkPlayer(c.safety())
-        self.driver: XsDriver | DryDriver = (
-            DryDriver(self, c.robot_name) if c.dry_run else XsDriver(self, c.robot_name, c.service_timeout_s))
-        self._gripper = GripperLoop(c.gripper_gain_per_m, c.max_gripper_pwm)
+        self.driver: Driver = DryDriver(self, c) if c.dry_run else DRIVERS[c.driver](self, c)
         self._stop_pressed = False
         self._arming = False
         self._called_off = ""  # why an arming under way must not end in ARMED
@@ -121,7 +126,7 @@ class ArmNode(base.ConfiguredNode):
         """Send first, then tell."""
         command = played.command
         if played.send:
-            self.driver.send_joints(command.joints)
+            self.driver.send_joints(command.joints, hold=command.verdict in (Verdict.HOLD, Verdict.STOP))
             self._sent_count += 1
         if played.action is not None:
             self._played, self._frame_age_s = True, played.frame_age_s
@@ -142,7 +147,7 @@ class ArmNode(base.ConfiguredNode):
         goal = self.player.memory.gripper
         if arm is not None and goal is not None and self.player.mode is not ArmMode.DISARMED:
             finger_m = FINGER_CLOSED_M + arm.gripper * (FINGER_OPEN_M - FINGER_CLOSED_M)
-            self.driver.send_gripper_pwm(self._gripper.pwm(goal, finger_m))
+            self.driver.send_gripper(goal, finger_m)
 
     # --- operator -------------------------------------------------------------------------------------------------
 
@@ -163,14 +168,14 @@ class ArmNode(base.ConfiguredNode):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
         self._arming, self._called_off = True, ""
         try:
-            refusal = await self.driver.prepare(self.config.moving_time_s, self.config.accel_time_s)
+            refusal = await self.driver.prepare()
             if refusal:
                 return refusal
             refusal = self._rivals()
             if refusal:
                 return refusal
             if not await self.driver.fresh_state():
-                return f"no joint_states from '{self.config.robot_name}'; start the driver"
+                return f"no joint states on '{joint_states_topic(self.config)}'; start the driver"
         finally:
             self._arming = False
         if self._called_off:  # while the driver answered
@@ -193,7 +198,7 @@ class ArmNode(base.ConfiguredNode):
         self._called_off = "disarmed while arming"
         self.player.disarm()
         self._tick()  # the hold goes out before the answer
-        self.driver.send_gripper_pwm(0.0)
+        self.driver.release_gripper()
         response.success, response.message = True, "disarmed; the arm holds its place"
         return response
 
@@ -282,7 +287,7 @@ class ArmNode(base.ConfiguredNode):
         """Hold first; then everything may go."""
         self.player.disarm("the node ends")
         self._tick()
-        self.driver.send_gripper_pwm(0.0)
+        self.driver.release_gripper()
         time.sleep(EXIT_FLUSH_S)
 
 

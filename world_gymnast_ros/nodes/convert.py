@@ -8,22 +8,27 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
-from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from world_gymnast_ros import kinematics
 from world_gymnast_ros.action import Adapt
+from world_gymnast_ros.actions import matrix_to_quaternion
 from world_gymnast_ros.control import ArmMode, DueAction
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame
 from world_gymnast_ros.gripper import gripper_from_finger
@@ -50,12 +55,21 @@ try:
     from interbotix_xs_msgs import srv as xs_srv
 except ImportError:  # camera, policy, adaptation and recording run without the arm's messages
     xs_msg = xs_srv = None
+try:
+    from moveit_msgs.srv import ServoCommandType
+except ImportError:  # only the servo driver wants it
+    ServoCommandType = None
+try:
+    from control_msgs.action import GripperCommand
+except ImportError:  # only a gripper behind a GripperActionController wants it
+    GripperCommand = None
 
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
-    "DiagnosticArray", "FloatingPointRange", "Image", "IntegerRange", "JointState", "Joy", "MarkOutcome",
-    "ParameterDescriptor", "ResetTwin", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger", "TwinTruth",
-    "xs_msg", "xs_srv",
+    "DiagnosticArray", "Float64MultiArray", "FloatingPointRange", "GetParameters", "GripperCommand", "Image",
+    "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome", "ParameterDescriptor", "PoseStamped",
+    "ResetTwin", "ServoCommandType", "SetBool", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger",
+    "TwinTruth", "TwistStamped", "xs_msg", "xs_srv",
 ]
 
 NS_PER_S = 1_000_000_000
@@ -74,6 +88,20 @@ def require_interbotix() -> None:
     if xs_msg is None:
         raise BadConfig("interbotix_xs_msgs is not installed; source the Interbotix workspace, or install the copy in "
                         "interfaces/interbotix_xs_msgs")
+
+
+def require_moveit() -> None:
+    """Raise BadConfig when Servo's service to choose the kind of command cannot be called."""
+    if ServoCommandType is None:
+        raise BadConfig("moveit_msgs is not installed; source a workspace with MoveIt 2 (or install moveit_msgs), or "
+                        "set servo_switch_type to false and switch Servo to the kind of command by hand")
+
+
+def require_control_msgs() -> None:
+    """Raise BadConfig when a GripperActionController cannot be spoken to."""
+    if GripperCommand is None:
+        raise BadConfig("control_msgs is not installed; source a workspace with ros2_controllers (or install "
+                        "control_msgs), or set gripper_interface to trajectory or forward")
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -157,7 +185,11 @@ def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, K: F64 | 
 
 
 def arm_state(msg: Any) -> ArmState:
-    """Return the measured state in the driver's JointState. Raises BadAction when joints are missing or not finite."""
+    """Return the measured state in the driver's JointState. Raises BadAction when joints are missing or not finite.
+
+    Efforts and velocities may be NaN: joint_state_broadcaster says so of what the hardware does not measure, and the
+    guard judges efforts (`require_effort`).
+    """
     index = {name: i for i, name in enumerate(msg.name)}
     missing = [n for n in (*kinematics.JOINT_NAMES, "left_finger") if n not in index]
     if missing or len(msg.position) != len(msg.name):
@@ -170,7 +202,7 @@ def arm_state(msg: Any) -> ArmState:
 
     joints, velocities, efforts = position[rows], column(msg.velocity), column(msg.effort)
     finger = float(position[index["left_finger"]])
-    if not np.isfinite([*joints, *velocities, *efforts, finger]).all():
+    if not np.isfinite([*joints, finger]).all():
         raise BadAction("joint_states holds a number that is not finite: the driver's bus is faulty")
     return ArmState(kinematics.fk(joints), joints, velocities, efforts, gripper_from_finger(finger),
                     to_ns(msg.header.stamp))
@@ -181,6 +213,31 @@ def joint_state_msg(stamp_ns: int, position: F64, velocity: F64, effort: F64) ->
     msg = JointState(name=list(DRIVER_JOINTS), position=position.tolist(), velocity=velocity.tolist(),
                      effort=effort.tolist())
     msg.header.stamp = to_time(stamp_ns)
+    return msg
+
+
+def trajectory_msg(names: Sequence[str], positions: F64, time_s: float) -> Any:
+    """Return a JointTrajectory of one point, to be reached `time_s` from when it is received (stamp zero)."""
+    time = to_time(round(time_s * NS_PER_S))
+    point = JointTrajectoryPoint(positions=np.asarray(positions, np.float64).tolist(),
+                                 time_from_start=Duration(sec=time.sec, nanosec=time.nanosec))
+    return JointTrajectory(joint_names=list(names), points=[point])
+
+
+def pose_msg(T: F64, stamp_ns: int, frame_id: str) -> Any:
+    """Return a PoseStamped of a transform (4, 4)."""
+    x, y, z, w = matrix_to_quaternion(T[:3, :3]).tolist()
+    msg = PoseStamped(pose=Pose(position=Point(**dict(zip("xyz", T[:3, 3].tolist(), strict=True))),
+                                orientation=Quaternion(x=x, y=y, z=z, w=w)))
+    msg.header.stamp, msg.header.frame_id = to_time(stamp_ns), frame_id
+    return msg
+
+
+def twist_msg(linear: F64, angular: F64, stamp_ns: int, frame_id: str) -> Any:
+    """Return a TwistStamped, both parts (3,) in the axes of `frame_id`."""
+    parts = [Vector3(**dict(zip("xyz", v.tolist(), strict=True))) for v in (linear, angular)]
+    msg = TwistStamped(twist=Twist(linear=parts[0], angular=parts[1]))
+    msg.header.stamp, msg.header.frame_id = to_time(stamp_ns), frame_id
     return msg
 
 
