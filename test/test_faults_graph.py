@@ -88,7 +88,9 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
     arm = graph.ARM.with_overrides(use_sim_time=True, **LIMITS, **LATCH)
     with running([DRIVER, arm, policy.with_overrides(use_sim_time=True)], tmp_path) as nodes:
         drive(c, nodes)
-        told = len(c.heard["diagnostics"])
+        told, heard = len(c.heard["diagnostics"]), len(steps)
+        # The worst moment: the policy has yet to look, and waits for a frame from after this step's stamp.
+        c.until(lambda: len(steps) > heard and steps[-1].chunk_index == 3, "the end of a chunk", check=nodes.check)
         offset[0] += jump_s
         since, first, armings = time.monotonic(), len(steps), 0
 
