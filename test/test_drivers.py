@@ -187,22 +187,26 @@ def test_goals_have_the_form_that_the_controller_wants(armed: Bench) -> None:
 
 
 def test_hold_stops_the_arm_in_the_middle_of_a_chunk(armed: Bench) -> None:
-    sequence = armed.begin((-0.02, 0, 0, 0, 0, 0))  # it has just been told to go these 2 cm
-    assert armed.c.trigger("hold").success
-    held_at = armed.position()
-    armed.c.until_state(STATUS.HOLDING, "operator")
-    armed.c.spin(0.3)
-    armed.rests()
-    assert np.abs(armed.position() - held_at).max() < 0.012
+    for _ in range(4):  # on a busy machine the hold may come when the arm is there already
+        sequence = armed.begin((-0.02, 0, 0, 0, 0, 0))  # it has just been told to go these 2 cm
+        assert armed.c.trigger("hold").success
+        held_ns = armed.c.get_clock().now().nanoseconds
+        armed.c.until_state(STATUS.HOLDING, "operator")
+        armed.c.spin(0.3)
+        armed.rests()
+        target = np.reshape(armed.c.steps_of(sequence)[-1].t_base_target, (4, 4))[:3, 3]
+        left_m = armed.position()[0] - target[0]
+        if abs(left_m) > 0.002:
+            break
+        armed.arm()
+    assert 0.002 < left_m < 0.025, left_m
     count, last = len(armed.goals), armed.goals[-1]
     armed.c.spin(0.3)
     assert len(armed.goals) == count
     if armed.kind == "twist":
-        twist = last.twist
-        assert not np.any([twist.linear.x, twist.linear.y, twist.linear.z, twist.angular.z])
+        since = [goal.twist for goal in armed.goals if convert.to_ns(goal.header.stamp) > held_ns]
+        assert since and not np.any([[t.linear.x, t.linear.y, t.linear.z, t.angular.z] for t in since])
     else:
-        target = np.reshape(armed.c.steps_of(sequence)[-1].t_base_target, (4, 4))[:3, 3]
-        assert np.abs(armed.told_to(last) - target).max() > 0.002
         np.testing.assert_allclose(armed.position(), armed.told_to(last), atol=0.003)
 
 
