@@ -13,7 +13,13 @@ from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction, Ep
 from world_gymnast_ros.learning.labels import frame_labels
 from world_gymnast_ros.learning.play_table import Episode, PlayTable, held_out, read_play
 from world_gymnast_ros.learning.train_policy import PolicyTraining, localisation_cm, soft_target_loss, train_policy
-from world_gymnast_ros.learning.train_reflector import ReflectorTraining, Verdicts, be_strict, train_reflector
+from world_gymnast_ros.learning.train_reflector import (
+    ReflectorTraining,
+    Verdicts,
+    be_strict,
+    reframe,
+    train_reflector,
+)
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
 from world_gymnast_ros.types import Judge
@@ -238,3 +244,16 @@ def test_a_strict_judge_claims_few_failures_in_every_family() -> None:
     before = judge.config.logit_offset
     be_strict(judge, Verdicts(logits[:5], np.zeros(5, bool), family[:5]), 0.0)  # type: ignore[arg-type]
     assert judge.config.logit_offset == before, "five failures say nothing"
+
+
+def test_a_knocked_camera_moves_half_of_the_windows_a_little() -> None:
+    frames = np.zeros((40, 2, 64, 64, 3), np.uint8)
+    frames[:, :, 30:34, 30:34] = 255
+    moved = reframe(torch.from_numpy(frames), np.random.default_rng(0)).numpy()
+    assert moved.shape == frames.shape and moved.dtype == np.uint8
+    same = (moved == frames).all(axis=(1, 2, 3, 4))
+    assert 10 < same.sum() < 30
+    assert (moved[:, 0] == moved[:, 1]).all()  # one camera per window
+    weight = moved[:, 0, :, :, 0].astype(float)
+    centre = (weight.sum(1) @ np.arange(64)) / weight.sum((1, 2))
+    assert np.abs(centre - 31.5).max() < 3.5 and np.abs(centre[~same] - 31.5).max() > 0.5

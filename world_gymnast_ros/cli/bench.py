@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
     whole(adaptation, "--episodes", 1, 1000, default=20, help="true episodes before and after (default: %(default)s)")
+    whole(adaptation, "--captures", 1, 100, default=1, help="frames to start from, the scene set up anew for each "
+          "(default: %(default)s)")
     real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
     whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
     whole(adaptation, "--seed", 0, default=0)
@@ -75,8 +77,10 @@ def _adaptation(args: argparse.Namespace) -> int:
             def progress(p: Progress, bar: tqdm = bar) -> None:  # type: ignore[type-arg]
                 bar.n = p.update
                 bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f} success {p.imagined_success:.2f}")
-            results.append(measure_scene(parts, scene, args.instruction, args.episodes, config, args.seed, progress))
-        print(f"{results[-1].outcome}: {results[-1].message}", flush=True)
+            result = measure_scene(parts, scene, args.instruction, args.episodes, config, args.seed, args.captures,
+                                   progress)
+        results.append(result)
+        print(f"{result.outcome}: {result.message}", flush=True)
     table = results_markdown(results)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"table-seed{args.seed}.md").write_text(table + "\n", encoding="utf-8")

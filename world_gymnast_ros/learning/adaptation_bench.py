@@ -1,7 +1,7 @@
 """`world-gymnast bench adaptation`: true success on the twin before and after one adaptation, scene by scene.
 
-One process, the same Bridge loop as the graph, true episodes with the same seeds before and after. The frame that the
-session starts from is of no episode that is measured.
+One process, the same Bridge loop as the graph, true episodes with the same seeds before and after. The frames that the
+session starts from are of no episode that is measured: the scene is set up anew for each of them.
 """
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class SceneResult:
 
 
 def measure_scene(parts: Parts, scene: str, instruction: str, episodes: int, config: AdaptNodeConfig, seed: int,
-                  progress: Callable[[Progress], None] = lambda _: None) -> SceneResult:
-    """Measure base, adapt once from a captured frame, measure again with what the gate decided."""
+                  captures: int = 1, progress: Callable[[Progress], None] = lambda _: None) -> SceneResult:
+    """Measure base, adapt once from `captures` frames, measure again with what the gate decided."""
     loaded = load_scene(scene)
     instruction = instruction or loaded.instructions[0]
     policy = parts.policy
@@ -48,11 +48,13 @@ def measure_scene(parts: Parts, scene: str, instruction: str, episodes: int, con
     try:
         policy.load_adapter(None)
         before = success_rate(twin, policy, instruction, seeds)
-        twin.reset(CAPTURE_SEED, instruction)
-        frame, state = capture(twin)
+        starts = []
+        for i in range(captures):
+            twin.reset(CAPTURE_SEED - i, instruction)
+            frame, state = capture(twin)
+            starts.append(Start(frame, state, instruction))
         began = time.monotonic()
-        report = run_session(parts, [Start(frame, state, instruction)], config, seed, time.time_ns(),
-                             progress=progress).report
+        report = run_session(parts, starts, config, seed, time.time_ns(), progress=progress).report
         seconds = time.monotonic() - began
         after = before
         if report.adapter is not None:

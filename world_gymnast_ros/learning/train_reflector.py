@@ -52,7 +52,7 @@ class ReflectorTraining:
     aux_weight: float = 0.3
     progress_weight: float = 0.3
     heldout_share: float = 0.1
-    max_false_success: float = 0.1
+    max_false_success: float = 0.03
     bootstrap: float = 0.75
     seed: int = 0
 
@@ -61,21 +61,30 @@ class ReflectorTraining:
             raise BadConfig("steps must be >= 0, windows >= 2 and dream_share in 0..1")
 
 
-MAX_SHIFT_PX = 3
+MAX_SHIFT, MAX_TURN_RAD, MAX_ZOOM = 0.09, 0.05, 0.06
+"""Of `reframe`: shift as a share of the half picture (3 pixels of 64), turn, and change of scale."""
 
 
 def reframe(windows: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shift half of the windows (B, T, H, W, 3) by up to 3 pixels, edges repeated: a knocked tripod, another scene.
+    """Shift, turn and zoom half of the windows (B, T, H, W, 3): a knocked tripod, another lens.
 
     Success is about hand and object, so its labels hold; the trunk's places move by less than the camera's own jitter.
     """
     out = windows.clone()
-    height, width = windows.shape[2:4]
-    for i in np.flatnonzero(rng.random(len(windows)) < 0.5):
-        dy, dx = rng.integers(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
-        rows = torch.arange(height).add(int(dy)).clamp(0, height - 1)
-        columns = torch.arange(width).add(int(dx)).clamp(0, width - 1)
-        out[i] = windows[i][:, rows][:, :, columns]
+    chosen = np.flatnonzero(rng.random(len(windows)) < 0.5)
+    if not len(chosen):
+        return out
+    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, (len(chosen), 2))
+    turn = rng.uniform(-MAX_TURN_RAD, MAX_TURN_RAD, len(chosen))
+    zoom = 1.0 + rng.uniform(-MAX_ZOOM, MAX_ZOOM, len(chosen))
+    maps = np.stack([np.stack([zoom * np.cos(turn), -zoom * np.sin(turn), shift[:, 0]], -1),
+                     np.stack([zoom * np.sin(turn), zoom * np.cos(turn), shift[:, 1]], -1)], axis=1)
+    frames = windows.shape[1]
+    pictures = windows[chosen].flatten(0, 1).permute(0, 3, 1, 2).float()
+    each = torch.from_numpy(np.repeat(maps, frames, axis=0).astype(np.float32))
+    grid = F.affine_grid(each, list(pictures.shape), align_corners=False)
+    moved = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    out[chosen] = moved.round_().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (len(chosen), frames))
     return out
 
 
@@ -261,13 +270,13 @@ def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
     """Shift the calibrated logit down until every family's false success rate is at most `max_false_success`.
 
     Policy learning looks for the rollouts that the judge is wrong about, so a false claim costs more than a missed one;
-    an unbiased judge let a policy that misses by 3 cm start at 90 % imagined success. Families of under 10 failures
-    have no say.
+    an unbiased judge let a policy that misses by 3 cm start at 90 % imagined success. Families of too few failures for
+    such a share have no say.
     """
     config = judge.config
     for family in sorted(set(verdicts.family.tolist())):
         failed = verdicts.logits[(verdicts.family == family) & ~verdicts.success]
-        if len(failed) >= 10:
+        if len(failed) * max_false_success >= 1.0:
             limit = float(np.quantile(failed, 1.0 - max_false_success, method="higher"))
             threshold = np.log(config.done_threshold / (1.0 - config.done_threshold))
             config.logit_offset = min(config.logit_offset, float(threshold - config.logit_scale * limit))
