@@ -104,7 +104,8 @@ def test_a_pair_is_run_marked_and_recorded_without_naming_the_policy(ros: tuple[
     c.until(lambda: c.heard["arm_status"][-1].state == STATUS.DISARMED, "disarmed")
 
 
-def test_ctrl_c_while_the_arm_moves_holds_it(ros: tuple[Client, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_while_the_arm_moves_it_holds(ros: tuple[Client, Path], tmp_path: Path, number: int) -> None:
     c, adapter = ros
     person = Person(c, adapter, tmp_path, 60.0)
     person.hears("first trial")
@@ -112,7 +113,7 @@ def test_ctrl_c_while_the_arm_moves_holds_it(ros: tuple[Client, Path], tmp_path:
     person.hears("armed for 60 s")
     c.until(lambda: c.heard["arm_status"][-1].state == STATUS.ARMED, "armed")
     since = time.monotonic()
-    person.process.send_signal(signal.SIGINT)
+    person.process.send_signal(number)
     c.until(lambda: c.heard["arm_status"][-1].state == STATUS.HOLDING, "the hold", PATIENCE_S)
     assert time.monotonic() - since < 10.0
     person.process.wait(30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -164,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast demo", description=(__doc__ or "").split("\n\n", 1)[0])
     add_arguments(parser)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
+        signal.signal(number, signal.default_int_handler)
     try:
         args = parser.parse_args(argv)
         return run_demo(options_from(args), args.domain_id)

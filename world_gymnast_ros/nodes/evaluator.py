@@ -2,12 +2,13 @@
 
 The person sets the scene, watches, and says what came of it, without being told which policy ran. Each trial: the
 adapter (or the base) is offered, the policy node confirms it, the arm is armed for at most `trial_s`, held, and walks
-home after the outcome is said. Ctrl-C holds first.
+home after the outcome is said. Ctrl-C and SIGTERM hold first.
 """
 from __future__ import annotations
 
 import argparse
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -181,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast evaluate")
     add_arguments(parser)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
+        signal.signal(number, signal.default_int_handler)
     try:
         return evaluate(parser.parse_args(argv))
     except WorldGymnastError as error:
