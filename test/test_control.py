@@ -118,6 +118,33 @@ def test_a_slow_ticker_keeps_the_rate(bench: Bench) -> None:
     assert len(steps) == 10
 
 
+def test_a_chunk_whose_policy_is_gone_is_not_played_to_its_end(bench: Bench) -> None:
+    bench.chunk()
+    bench.run(0.25)
+    bench.player.abandon("the policy is gone or frozen")
+    steps = bench.run(1.0)
+    assert verdicts(steps) == [Verdict.HOLD] and steps[0][0] < 0.011
+    assert bench.player.mode is ArmMode.ARMED and "gone" in bench.player.reason
+    bench.player.abandon("again")
+    assert not bench.run(0.1)  # one hold, not one per event
+    assert bench.chunk() == "" and bench.player.reason == "armed by the operator"  # it is back in time: goes on
+    assert verdicts(bench.run(0.5))[0] is Verdict.OK
+
+
+def test_a_policy_that_stays_gone_latches_the_hold(bench: Bench) -> None:
+    bench.chunk()
+    bench.run(0.25)
+    bench.player.abandon("the policy is gone or frozen")
+    bench.run(5.5)
+    assert bench.player.mode is ArmMode.HOLDING and "check the policy" in bench.player.reason
+
+
+def test_a_disarmed_player_has_nothing_to_abandon() -> None:
+    bench = Bench()
+    bench.player.abandon("gone")
+    assert not bench.run(0.1) and bench.player.mode is ArmMode.DISARMED
+
+
 def test_a_newer_chunk_replaces_the_rest_of_the_old(bench: Bench) -> None:
     bench.chunk(*[[0.01, 0, 0, 0, 0, 0, 1]] * 4)
     bench.run(0.25)

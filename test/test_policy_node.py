@@ -24,7 +24,8 @@ torch.set_num_threads(1)
 TOY: dict[str, Any] = {
     "image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
     "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}}
-SLOW = {"max_arm_age_s": 1.0, "max_frame_age_s": 5.0, "max_action_age_s": 10.0, "command_timeout_s": 3.0}
+SLOW = {"max_arm_age_s": 1.0, "max_frame_age_s": 5.0, "max_action_age_s": 10.0, "command_timeout_s": 3.0,
+        "policy_lease_s": 2.0}
 """Test machines are busy; only the order of things is asserted there."""
 
 

@@ -107,6 +107,7 @@ class ArmConfig:
     gripper_gain_per_m: float = number(300.0, 1.0, 3000.0, "gain of that loop: share of max_gripper_pwm per m of error")
     max_gripper_pwm: float = number(350.0, 1.0, 885.0, "PWM of the gripper motor at most; 885 is full")
     health_period_s: float = number(2.0, 0.0, 60.0, "how often the motors' torque and errors are read; 0: never")
+    policy_lease_s: float = number(0.2, 0.15, 60.0, "hold when a policy that offers `policy_alive` is gone that long")
     dead_man_button: int = number(-1, -1, 63, "button of sensor_msgs/Joy on `joy` that must be held; -1: none")
     dead_man_timeout_s: float = number(0.3, 0.05, 2.0, "`joy` silent for longer counts as released")
     service_timeout_s: float = number(3.0, 0.1, 30.0, "longest wait for a service of the driver")

@@ -24,6 +24,7 @@ from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import guard, hold, remember
 from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmCommand, ArmState, Verdict
 
+_ARMED = "armed by the operator"
 _MAX_CHUNK = 64
 _CATCH_UP = 0.1  # of dt: a tick this late keeps the beat; a later one starts a new beat, so actions never bunch up
 _SILENT_AGES = 4.0  # times max_arm_age_s without joint states: the driver went, and what comes back may be another
@@ -107,7 +108,7 @@ class ChunkPlayer:
         if fault:
             return fault
         self.memory = GuardState()
-        self._set_mode(ArmMode.ARMED, "armed by the operator")
+        self._set_mode(ArmMode.ARMED, _ARMED)
         self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
         self._last_action_ns, self._due_ns = now_ns, now_ns
         self._waiting, self._consecutive_holds, self._pending = False, 0, None
@@ -125,6 +126,12 @@ class ChunkPlayer:
         if self.mode is ArmMode.ARMED or self._way:
             self._set_mode(ArmMode.HOLDING, reason)
             self._pending = (reason, Verdict.HOLD)
+
+    def abandon(self, reason: str) -> None:
+        """Drop what is left of a chunk and hold at the next tick, armed still: as a starved player, but at once."""
+        if self.mode is ArmMode.ARMED and (self._queue or not self._waiting):
+            self._queue, self._pending, self._waiting = [], (reason, Verdict.HOLD), True
+            self.reason = reason
 
     def stop(self, reason: str = "stop requested") -> None:
         """Latch STOPPED from any mode; the next tick holds an arm that is ours. Only `disarm` clears it."""
@@ -168,6 +175,7 @@ class ChunkPlayer:
             for i in range(size)
         ]
         self._last_sequence, self._last_frame_stamp_ns = sequence, chunk.frame_stamp_ns
+        self.reason = _ARMED
         self._due_ns = max(now_ns, self._due_ns)
         return ""
 

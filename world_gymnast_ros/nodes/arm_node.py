@@ -11,6 +11,7 @@ from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
@@ -68,6 +69,9 @@ class ArmNode(base.ConfiguredNode):
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
+        self.create_subscription(
+            convert.Empty, "policy_alive", lambda _: None, base.alive(self.config.policy_lease_s),
+            event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_policy_alive))
         if self.config.dead_man_button >= 0:
             self.create_subscription(convert.Joy, "joy", self._on_joy, base.NEWEST)
         for qos in (base.RELIABLE, base.LATCHED):  # a plain publisher, and one that pressed stop before we came up
@@ -104,6 +108,12 @@ class ArmNode(base.ConfiguredNode):
                 self.get_logger().warning(refused, throttle_duration_sec=1.0)
         else:
             self._tick()  # the first action now, not at the next tick
+
+    def _on_policy_alive(self, event: Any) -> None:
+        """Hold when the policy's process is gone or frozen: the rest of its chunk has nobody behind it."""
+        if event.alive_count == 0:
+            self.player.abandon("the policy is gone or frozen")
+            self._tick()
 
     def _rivals(self) -> str:
         """Return why the chunks cannot be trusted to come from one policy, or ""."""

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import rclpy
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros import config
@@ -34,6 +35,20 @@ RECORD_IMAGES = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliabilit
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """State that a late joiner must see: instruction, adapter, arm_status."""
+
+
+def alive(lease_s: float) -> QoSProfile:
+    """Return the quality of `policy_alive`, on which nothing is ever said: DDS itself tells when its writer is lost.
+
+    The middleware renews the lease every 2/3 of the *writer's* from a thread of its own, which no busy interpreter
+    delays, and a reader calls the writer lost after the *reader's*, which must not be the shorter one.
+    """
+    return QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
+                      liveliness=LivelinessPolicy.AUTOMATIC, liveliness_lease_duration=Duration(seconds=lease_s))
+
+
+ALIVE_LEASE_S = 0.1
+"""What a policy offers; the arm node waits for `policy_lease_s`, at least two renewals."""
 
 _OWN = ("use_sim_time", "start_type_description_service")
 

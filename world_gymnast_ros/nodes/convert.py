@@ -22,7 +22,7 @@ from PIL import UnidentifiedImageError
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
-from std_msgs.msg import Bool, Float64MultiArray, String
+from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -66,7 +66,7 @@ except ImportError:  # only a gripper behind a GripperActionController wants it
 
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
-    "DiagnosticArray", "Float64MultiArray", "FloatingPointRange", "GetParameters", "GripperCommand", "Image",
+    "DiagnosticArray", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters", "GripperCommand", "Image",
     "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome", "ParameterDescriptor", "PoseStamped",
     "ResetTwin", "ServoCommandType", "SetBool", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger",
     "TwinTruth", "TwistStamped", "xs_msg", "xs_srv",

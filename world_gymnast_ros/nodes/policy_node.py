@@ -84,6 +84,7 @@ class PolicyNode(base.ConfiguredNode):
 
     def _connect(self) -> None:
         self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
+        self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         if self.config.image_compressed:
             self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
