@@ -9,24 +9,14 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 
+from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 
 HELP = "the whole story on the simulated twin, with a report"
 DOMAIN_ID = 87
 """A ROS domain of its own, so that a demo never talks to a robot on the same network."""
-CHILD = """\
-import sys
-try:
-    from world_gymnast_ros.nodes.demo import main
-    status = main(sys.argv[1:])
-except KeyboardInterrupt:
-    status = 130
-sys.exit(status)
-"""
-"""The import takes seconds: Ctrl-C must end it without a traceback too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo in a process of its own: the command line itself never imports ROS."""
-    left_out = ("verb", "run", "no_record")
-    words = [w for key, value in vars(args).items() if key not in left_out and value not in (None, "")
-             for w in (f"--{key.replace('_', '-')}", str(value))]
-    process = subprocess.Popen([sys.executable, "-c", CHILD, *words,
-                                *(["--no-record"] if args.no_record else [])])
+    process = subprocess.Popen(ros_child.command("demo", *ros_child.options(args, ("no_record",)),
+                                                 *(["--no-record"] if args.no_record else [])))
     while True:
         try:
             return process.wait()

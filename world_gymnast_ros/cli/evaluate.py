@@ -16,24 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 
+from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "true trials of base and adapter in random order, until the answer is clear"
 FIRST_SEED = 60_000
-CHILD = """\
-import sys
-try:
-    from world_gymnast_ros.nodes.evaluator import main
-    status = main(sys.argv[1:])
-except KeyboardInterrupt:
-    status = 130
-sys.exit(status)
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +59,9 @@ def _become_robot(args: argparse.Namespace) -> None:
     """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
     if not args.instruction.strip():
         raise BadConfig("say what the arm shall do, e.g. world-gymnast evaluate ADAPTER 'reach the red block' --robot")
-    left_out = ("verb", "run", "robot", "adapter", "instruction", "scene", "policy")
-    words = [w for key, value in vars(args).items() if key not in left_out and value is not None
-             for w in (f"--{key.replace('_', '-')}", str(value))]
-    os.execv(sys.executable, [sys.executable, "-c", CHILD, str(args.adapter), args.instruction, "--robot", *words])
+    words = ros_child.options(args, ("robot", "adapter", "instruction", "scene", "policy"))
+    command = ros_child.command("evaluator", str(args.adapter), args.instruction, "--robot", *words)
+    os.execv(command[0], command)
 
 
 def _on_twin(args: argparse.Namespace) -> int:

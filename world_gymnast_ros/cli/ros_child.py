@@ -1,0 +1,29 @@
+"""Verbs that need ROS run in a process of its own kind: the command line itself never imports rclpy."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection
+
+CODE = """\
+import sys
+try:
+    from {module} import main
+    status = main(sys.argv[1:])
+except KeyboardInterrupt:
+    status = 130
+sys.exit(status)
+"""
+"""The import takes seconds: Ctrl-C must end it without a traceback too."""
+
+
+def command(module: str, *words: str) -> list[str]:
+    """Return the command line that runs `main` of a module of nodes/."""
+    return [sys.executable, "-c", CODE.format(module=f"world_gymnast_ros.nodes.{module}"), *words]
+
+
+def options(args: argparse.Namespace, left_out: Collection[str]) -> list[str]:
+    """Return parsed options as words again, without empty ones and those `left_out`."""
+    return [word for key, value in vars(args).items()
+            if key not in ("verb", "run", *left_out) and value not in (None, "")
+            for word in (f"--{key.replace('_', '-')}", str(value))]
