@@ -21,7 +21,7 @@ DOMAIN_ID = 87
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; `nodes/demo.py` reads the same words."""
-    parser.add_argument("--scene", default="novel_camera_shift",
+    parser.add_argument("--scene", default="novel_evening",
                         help="shipped scene or YAML file (default: %(default)s)")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
     whole(parser, "--episodes", 1, 1000, default=10,

@@ -5,6 +5,7 @@ session starts from are of no episode that is measured: the scene is set up anew
 """
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +75,10 @@ def results_markdown(results: list[SceneResult]) -> str:
     lines = ["| scene, instruction | true before | true after | difference | imagined | updates | seconds | outcome |",
              "|---|---|---|---|---|---|---|---|"]
     for r in results:
+        imagined = ("gate not reached" if math.isnan(r.imagined_after)
+                    else f"{r.imagined_before:.2f} to {r.imagined_after:.2f}")
         lines.append(f"| {r.scene}: {r.instruction} | {r.row.before} | {r.row.after} | {r.row.difference} "
-                     f"| {r.imagined_before:.2f} to {r.imagined_after:.2f} | {r.updates} | {r.seconds:.0f} "
+                     f"| {imagined} | {r.updates} | {r.seconds:.0f} "
                      f"| {r.outcome} |")
     n = len(results)
     before, after = (sum(getattr(r.row, k).value for r in results) / n for k in ("before", "after"))
