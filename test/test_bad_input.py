@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ from PIL import Image
 from test_adapt_node import save_toys
 
 from world_gymnast_ros import graph
-from world_gymnast_ros.cli import main
-from world_gymnast_ros.cli.demo import CHILD
+from world_gymnast_ros.cli import main, ros_child
 from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.models.build import load_policy
 from world_gymnast_ros.models.checkpoint import save_tensors
@@ -166,7 +164,8 @@ def _has_mark(process: Path, mark: str) -> bool:
 
 
 def test_ctrl_c_while_the_demo_still_imports() -> None:
-    process = subprocess.Popen([sys.executable, "-X", "importtime", "-c", CHILD, "--help"], stderr=subprocess.PIPE,
+    python, *words_after = ros_child.command("demo", "--help")
+    process = subprocess.Popen([python, "-X", "importtime", *words_after], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stderr is not None
     for line in process.stderr:

@@ -85,6 +85,7 @@ class AdaptNodeConfig(AdaptConfig):
     clip_high: float = number(0.28, 0.0, 10.0, "ratio may rise by so much")
     leash: float = number(0.0, 0.0, 100.0, "weight of the divergence from the base policy")
     min_release_auc: float = number(0.9, 0.0, 1.0, "refuse tasks that the world model ranks worse; 0: accept any")
+    max_false_success: float = number(0.15, 0.0, 1.0, "refuse tasks of which more failures may pass for successes")
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives")
     capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")

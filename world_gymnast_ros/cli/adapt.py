@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     starts = _twin_start(args) if args.scene else _picture_starts(args)
     torch.set_num_threads(config.threads)
     parts = load_parts(config)
-    check_released(parts.release, [s.instruction for s in starts], config.min_release_auc)
+    check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
     parent = load_adapter(args.parent) if args.parent else None
     parts.policy.load_adapter(parent)
     writable_folder(Path(config.directory))

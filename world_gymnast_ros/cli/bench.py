@@ -112,7 +112,8 @@ def _replay(args: argparse.Namespace) -> int:
         film_strips(replayed[:: max(1, len(replayed) // 12)], args.pictures)
     if args.write:
         file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
-        payload = {"world_model": world_model.name, "judge": judge.name, "seed": args.seed, "families": rows}
+        payload = {"world_model": world_model.name, "judge": judge.name, "seed": args.seed,
+                   **build.pair_hashes(args.world_model, args.judge), "families": rows}
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
         partial.replace(file)

@@ -54,7 +54,8 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     lora = LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
     return Parts(policy, build.load_world_model(config.world_model), build.load_judge(config.judge),
-                 build.release_table(config.world_model), lambda parent: LoraLearner(policy, lora, parent))
+                 build.release_table(config.world_model, config.judge),
+                 lambda parent: LoraLearner(policy, lora, parent))
 
 
 def family_of(instruction: str) -> str:
@@ -65,10 +66,12 @@ def family_of(instruction: str) -> str:
         return "other"
 
 
-def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float) -> None:
+def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float,
+                   max_false_success: float = 1.0) -> None:
     """Refuse tasks that this world model with this judge was not shown to rank well. Raises NotTrusted.
 
-    Training on a dream that ranks badly makes the policy worse while imagined success rises.
+    Training on a dream that ranks badly, or that takes failures for successes, makes the policy worse while imagined
+    success rises. `max_false_success` bounds the upper end of that share's 95 % interval. `min_auc` 0 accepts any.
     """
     for words in instructions if min_auc > 0 else ():
         family = family_of(words)
@@ -77,8 +80,14 @@ def check_released(release: Mapping[str, Mapping[str, float]], instructions: Seq
             known = ", ".join(f"{k} {v.get('auc', 0):.2f}" for k, v in release.items()) or "none measured"
             found = "unknown" if auc is None else f"{auc:.2f}"
             raise NotTrusted(f"'{words}' ({family}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
-                             f"required (known: {known}); measure with `world-gymnast bench replay`, train the world "
-                             "model on such tasks, or set min_release_auc to 0")
+                             f"required (known of this world model with this judge: {known}); measure with "
+                             "`world-gymnast bench replay --write`, train the world model on such tasks, or set "
+                             "min_release_auc to 0")
+        false = release[family].get("false_success_high", 0.0)
+        if false > max_false_success:
+            raise NotTrusted(f"'{words}' ({family}): up to {false:.0%} of failures pass for successes in paired "
+                             f"replay, at most {max_false_success:.0%} is allowed; calibrate the judge "
+                             "(`world-gymnast judge calibrate`), or raise max_false_success")
 
 
 def session_config(config: AdaptNodeConfig, instructions: Sequence[str]) -> AdaptNodeConfig:
@@ -98,7 +107,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
     a part raises; then the log says where it stopped.
     """
     instructions = list(dict.fromkeys(s.instruction for s in starts))
-    check_released(parts.release, instructions, config.min_release_auc)
+    check_released(parts.release, instructions, config.min_release_auc, config.max_false_success)
     config = session_config(config, instructions)
     root = Path(config.directory).resolve()  # the policy node may run elsewhere
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created_ns / 1e9))

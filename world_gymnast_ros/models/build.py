@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.models.reflector import Reflector
@@ -35,16 +36,28 @@ def load_judge(path: str | Path | None = None) -> Reflector:
     return Reflector.from_pretrained(checkpoint_dir(path, "reflector"))
 
 
-def release_table(path: str | Path | None = None) -> dict[str, dict[str, float]]:
-    """Return the paired-replay table that was measured for a world model: {family: {auc, low, high, episodes}}.
+def pair_hashes(world_model: str | Path | None, judge: str | Path | None) -> dict[str, str]:
+    """Return the SHA-256 of the weights of a world model and a judge: a release table is of one such pair."""
+    return {f"{kind}_sha256": sha256_file(checkpoint_dir(path, folder) / WEIGHTS)
+            for kind, path, folder in (("world_model", world_model, "world_model"), ("judge", judge, "reflector"))}
 
-    Empty when the folder has none: then nothing is known, and nothing is offered for adaptation by default.
+
+def release_table(world_model: str | Path | None = None, judge: str | Path | None = None
+                  ) -> dict[str, dict[str, float]]:
+    """Return the paired-replay table measured for a world model *with a judge*: {family: {auc, low, high, ...}}.
+
+    Empty when the folder has none or it was measured with other weights: then nothing is known of this pair, and
+    nothing is offered for adaptation by default.
     """
-    file = checkpoint_dir(path, "world_model") / "release.json"
+    file = checkpoint_dir(world_model, "world_model") / "release.json"
     if not file.is_file():
         return {}
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))["families"]
+        release = json.loads(file.read_text(encoding="utf-8"))
+        table = release["families"]
+        hashes = pair_hashes(world_model, judge)
+        if any(release[key] != value for key, value in hashes.items()):
+            return {}
         return {str(k): {str(n): float(v) for n, v in row.items()} for k, row in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCheckpoint(f"{file} is not a release table ({error}); make it with `world-gymnast bench replay`"

@@ -198,7 +198,7 @@ class AdaptNode(base.ConfiguredNode):
         instructions = [w for w in goal.instructions or [self._instruction] if w.strip()]
         if not instructions:
             raise BadInstruction("no instruction: name one in the goal, or publish one on the topic instruction")
-        check_released(self.parts.release, instructions, config.min_release_auc)  # before any capture
+        check_released(self.parts.release, instructions, config.min_release_auc, config.max_false_success)
         feedback(Progress("capturing", 0, config.max_updates, 0.0, 0.0, config.budget_s, 0))
         starts = self.starts(instructions, cancelled)
         if starts[0].state is None:

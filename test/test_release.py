@@ -1,0 +1,55 @@
+"""The release table is of one world model with one judge, and refuses what it does not cover."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
+from world_gymnast_ros.learning.adaptation import check_released
+from world_gymnast_ros.models.build import release_table
+from world_gymnast_ros.paths import share_dir
+
+SHIPPED = share_dir() / "checkpoints" / "tiny"
+
+
+def test_what_ships_is_released_for_reaching_alone() -> None:
+    table = release_table()
+    check_released(table, ["reach the red block"], 0.9, 0.15)
+    for words in ("push the red block left", "put the red block on the blue plate", "wipe the table"):
+        with pytest.raises(NotTrusted, match="paired-replay AUC"):
+            check_released(table, [words], 0.9, 0.15)
+
+
+def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
+    judge = tmp_path / "judge"
+    shutil.copytree(SHIPPED / "reflector", judge)
+    assert release_table("", judge) == release_table()
+    with (judge / "model.safetensors").open("ab") as stream:
+        stream.write(b" ")
+    assert release_table("", judge) == {}
+    world = tmp_path / "world"
+    shutil.copytree(SHIPPED / "world_model", world)
+    (world / "model.safetensors").write_bytes(b"other")
+    assert release_table(world) == {}
+
+
+def test_a_judge_that_takes_failures_for_successes_is_refused() -> None:
+    table = {"reach": {"auc": 0.95, "false_success_high": 0.2}}
+    check_released(table, ["reach the red block"], 0.9, 0.25)
+    check_released(table, ["reach the red block"], 0.0, 0.15)  # 0 accepts any
+    with pytest.raises(NotTrusted, match=r"20% of failures.*15%"):
+        check_released(table, ["reach the red block"], 0.9, 0.15)
+
+
+def test_a_table_without_hashes_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(SHIPPED / "world_model", world)
+    release = json.loads((world / "release.json").read_text())
+    del release["judge_sha256"]
+    (world / "release.json").write_text(json.dumps(release))
+    with pytest.raises(BadCheckpoint, match="bench replay"):
+        release_table(world)
