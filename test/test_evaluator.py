@@ -44,8 +44,11 @@ class Person:
             self.text += character
 
     def hears(self, words: str) -> None:
-        self.c.until(lambda: words in self.text[self.at:], f"'{words}' in {self.text!r}", START_S)
+        self.c.until(lambda: words in self.text[self.at:], f"'{words}' in {self.text!r}", START_S, self._alive)
         self.at = self.text.index(words, self.at) + len(words)
+
+    def _alive(self) -> None:
+        assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.text!r}"
 
     def says(self, words: str) -> None:
         assert self.process.stdin

@@ -43,7 +43,7 @@ class Evaluator(Operator):
     def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, limit_pairs: int) -> None:
         super().__init__()
         self._offered, self._instruction, self._trial_s, self._pairs = adapter, instruction, trial_s, limit_pairs
-        self._in_use = ""
+        self._in_use, self._told_pair = "", -1
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.DiagnosticArray, "diagnostics", self._on_diagnostics, base.RELIABLE)
 
@@ -89,19 +89,25 @@ class Evaluator(Operator):
             success = self._outcome()
         finally:
             self.trigger("hold")  # again, in case it was not reached
+            if recorded:
+                self._end_recording(success, "stopped" if self._interrupted else ended)
             if self._interrupted:
                 time.sleep(FLUSH_S)
-            elif recorded:
-                self.call(self._stop, convert.StopEpisode.Request(
-                    outcome={True: "success", False: "failure", None: "unknown"}[success],
-                    marked_by="" if success is None else "operator", partial_score=-1.0, ended_by=ended), 30.0)
         self._walk_home()
         if self.adapter not in ("", self._in_use):
             raise GraphFault(f"the arm was driven by '{self.adapter}', expected '{self._in_use}': another node offers "
                              "adapters too; end it and go on")
         return success
 
-    _told_pair = -1
+    def _end_recording(self, success: bool | None, ended: str) -> None:
+        """End the episode; after Ctrl-C without waiting for the answer."""
+        request = convert.StopEpisode.Request(
+            outcome={True: "success", False: "failure", None: "unknown"}[success],
+            marked_by="" if success is None else "operator", partial_score=-1.0, ended_by=ended)
+        if self._interrupted:
+            self._stop.call_async(request)
+        else:
+            self.call(self._stop, request, 30.0)
 
     def ask(self, question: str) -> str:
         """Ask on the terminal, spinning until a line comes. Stopped at q, at the end of input, and by Ctrl-C."""
