@@ -96,7 +96,7 @@ def test_a_pair_is_run_marked_and_recorded_without_naming_the_policy(ros: tuple[
         person.says(answer)
         person.hears("at home")
     assert person.ends() == 1, person.text
-    assert adapter.name not in person.text.split("did it succeed")[1]
+    assert adapter.name not in person.text  # from the first question to the verdict
     rows = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()][1:]
     assert [r["success"] for r in rows] == [True, False] and {r["policy"] for r in rows} == {"base", "adapter"}
     played = {m.adapter for m in c.heard["step"][first:]}

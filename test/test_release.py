@@ -31,6 +31,9 @@ def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
     with (judge / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
     assert release_table("", judge) == {}
+    shutil.copyfile(SHIPPED / "reflector" / "model.safetensors", judge / "model.safetensors")
+    (judge / "config.json").write_text((judge / "config.json").read_text() + "\n")
+    assert release_table("", judge) == {}  # calibrated anew: its false successes are others
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     (world / "model.safetensors").write_bytes(b"other")
@@ -49,7 +52,7 @@ def test_a_table_without_hashes_is_refused_with_the_remedy(tmp_path: Path) -> No
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     release = json.loads((world / "release.json").read_text())
-    del release["judge_sha256"]
+    del release["judge_weights_sha256"]
     (world / "release.json").write_text(json.dumps(release))
     with pytest.raises(BadCheckpoint, match="bench replay"):
         release_table(world)

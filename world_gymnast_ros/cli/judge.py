@@ -7,7 +7,8 @@ rate, upper end of its interval, stays below --refuse-above.
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
-  world-gymnast adapt ... --set judge=judges/mine                       use the calibrated judge
+  world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
+  world-gymnast adapt ... --set judge=judges/mine                       use it
 
 exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong, 2 bad input
 """

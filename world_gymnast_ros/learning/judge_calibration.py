@@ -17,12 +17,11 @@ from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluate import Interval, auc, wilson
 from world_gymnast_ros.learning.adaptation import family_of
-from world_gymnast_ros.learning.train_reflector import Verdicts
+from world_gymnast_ros.learning.train_reflector import Verdicts, calibration_error, reliability, strict_offset
 from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
 
 MIN_EPISODES = 20
 """Of each outcome. Below that half of them fits two numbers to noise."""
-BINS = 10
 
 
 def judge_recorded(judge: Reflector, folders: Sequence[Path]) -> tuple[Verdicts, list[str]]:
@@ -88,17 +87,13 @@ def calibrate(judged: Verdicts, threshold: float, max_false_success: float, seed
         fitted[rows[:len(rows) // 2]] = True
     logits, success = judged.logits[fitted], judged.success[fitted]
     scale, offset = fit_platt(logits, success)
-    limit = float(np.quantile(logits[~success], 1.0 - max_false_success, method="higher"))
-    offset = min(offset, float(np.log(threshold / (1.0 - threshold)) - scale * limit))
+    offset = min(offset, strict_offset(logits[~success], scale, threshold, max_false_success))
     score = 1.0 / (1.0 + np.exp(-np.clip(scale * judged.logits[~fitted] + offset, -30, 30)))
     truth = judged.success[~fitted]
     claims = score > threshold
-    bins = np.minimum((score * BINS).astype(int), BINS - 1)
-    reliability = tuple((float(score[bins == b].mean()), float(truth[bins == b].mean()), int((bins == b).sum()))
-                        for b in range(BINS) if (bins == b).any())
-    error = sum(abs(said - true) * count for said, true, count in reliability) / len(score)
+    rows = reliability(score, truth)
     falling = np.unique(score)[::-1]
     roc = ((0.0, 0.0), *((float((score[~truth] >= t).mean()), float((score[truth] >= t).mean())) for t in falling))
-    return Calibration(scale, offset, threshold, auc(score, truth), error,
+    return Calibration(scale, offset, threshold, auc(score, truth), calibration_error(rows),
                        wilson(int((claims & ~truth).sum()), int((~truth).sum())),
-                       wilson(int((~claims & truth).sum()), int(truth.sum())), reliability, roc, len(judged.logits))
+                       wilson(int((~claims & truth).sum()), int(truth.sum())), rows, roc, len(judged.logits))

@@ -266,6 +266,12 @@ def calibrate(judge: Reflector, verdicts: Verdicts) -> None:
     judge.config.logit_scale, judge.config.logit_offset = fit_platt(verdicts.logits, verdicts.success)
 
 
+def strict_offset(failed: NDArray[np.float64], scale: float, threshold: float, max_false_success: float) -> float:
+    """Return the offset at which at most that share of the failures' logits is called a success."""
+    limit = float(np.quantile(failed, 1.0 - max_false_success, method="higher"))
+    return float(np.log(threshold / (1.0 - threshold)) - scale * limit)
+
+
 def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
     """Shift the calibrated logit down until every family's false success rate is at most `max_false_success`.
 
@@ -277,9 +283,8 @@ def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
     for family in sorted(set(verdicts.family.tolist())):
         failed = verdicts.logits[(verdicts.family == family) & ~verdicts.success]
         if len(failed) * max_false_success >= 1.0:
-            limit = float(np.quantile(failed, 1.0 - max_false_success, method="higher"))
-            threshold = np.log(config.done_threshold / (1.0 - config.done_threshold))
-            config.logit_offset = min(config.logit_offset, float(threshold - config.logit_scale * limit))
+            config.logit_offset = min(config.logit_offset, strict_offset(failed, config.logit_scale,
+                                                                         config.done_threshold, max_false_success))
 
 
 def report(judge: Reflector, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
@@ -292,17 +297,25 @@ def report(judge: Reflector, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
         claims = s > judge.config.done_threshold
         false = wilson(int((claims & ~y).sum()), int((~y).sum())) if (~y).any() else None
         precise = wilson(int((claims & y).sum()), int(claims.sum())) if claims.any() else None
+        error = calibration_error(reliability(s, y))
         rows[name] = {"episodes": int(pick.sum()), "auc": round(auc(s, y), 3), "true rate": round(float(y.mean()), 3),
-                      "judged rate": round(float(s.mean()), 3), "calibration error": round(_calibration_error(s, y), 3),
+                      "judged rate": round(float(s.mean()), 3), "calibration error": round(error, 3),
                       "false successes among failures": str(false), "claims that are true": str(precise),
                       "missed successes": round(float((~claims & y).sum() / max(1, y.sum())), 3)}
     return rows
 
 
-def _calibration_error(scores: NDArray[np.floating], labels: NDArray[np.bool_], bins: int = 10) -> float:
+def reliability(scores: NDArray[np.floating], labels: NDArray[np.bool_], bins: int = 10
+                ) -> tuple[tuple[float, float, int], ...]:
+    """Return (mean score, true rate, count) of every bin of scores that holds any."""
     which = np.minimum((scores * bins).astype(int), bins - 1)
-    return float(sum(abs(scores[which == b].mean() - labels[which == b].mean()) * (which == b).mean()
-                     for b in range(bins) if (which == b).any()))
+    return tuple((float(scores[which == b].mean()), float(labels[which == b].mean()), int((which == b).sum()))
+                 for b in range(bins) if (which == b).any())
+
+
+def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
+    """Return the expected calibration error of `reliability` rows."""
+    return sum(abs(said - true) * count for said, true, count in rows) / sum(count for _, _, count in rows)
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------------

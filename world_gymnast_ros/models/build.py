@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.models.reflector import Reflector
@@ -37,17 +37,21 @@ def load_judge(path: str | Path | None = None) -> Reflector:
 
 
 def pair_hashes(world_model: str | Path | None, judge: str | Path | None) -> dict[str, str]:
-    """Return the SHA-256 of the weights of a world model and a judge: a release table is of one such pair."""
-    return {f"{kind}_sha256": sha256_file(checkpoint_dir(path, folder) / WEIGHTS)
-            for kind, path, folder in (("world_model", world_model, "world_model"), ("judge", judge, "reflector"))}
+    """Return SHA-256 of the files of a world model and a judge: a release table is of one such pair.
+
+    The settings count as much as the weights: a judge's calibration decides which failures it calls successes.
+    """
+    return {f"{kind}_{part}_sha256": sha256_file(checkpoint_dir(path, folder) / name)
+            for kind, path, folder in (("world_model", world_model, "world_model"), ("judge", judge, "reflector"))
+            for part, name in (("weights", WEIGHTS), ("config", CONFIG))}
 
 
 def release_table(world_model: str | Path | None = None, judge: str | Path | None = None
                   ) -> dict[str, dict[str, float]]:
     """Return the paired-replay table measured for a world model *with a judge*: {family: {auc, low, high, ...}}.
 
-    Empty when the folder has none or it was measured with other weights: then nothing is known of this pair, and
-    nothing is offered for adaptation by default.
+    Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
+    pair, and nothing is offered for adaptation by default.
     """
     file = checkpoint_dir(world_model, "world_model") / "release.json"
     if not file.is_file():

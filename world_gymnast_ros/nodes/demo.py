@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,11 +22,11 @@ from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from world_gymnast_ros import graph
-from world_gymnast_ros.cli import os_words
 from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import BadInstruction, WorldGymnastError
 from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wilson
+from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
 from world_gymnast_ros.report_truth import TrueFilm, complete_report
 from world_gymnast_ros.twin.scene import load_scene
@@ -165,20 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast demo", description=(__doc__ or "").split("\n\n", 1)[0])
     add_arguments(parser)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
-        signal.signal(number, signal.default_int_handler)
-    try:
-        args = parser.parse_args(argv)
-        return run_demo(options_from(args), args.domain_id)
-    except WorldGymnastError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {os_words(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the arm was told to hold, every file is whole", file=sys.stderr)
-        return 130
+    return verb.run(parser, lambda args: run_demo(options_from(args), args.domain_id), argv,
+                    "stopped; the arm was told to hold, every file is whole")
 
 
 if __name__ == "__main__":

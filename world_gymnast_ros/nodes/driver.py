@@ -6,6 +6,7 @@ guard. Poses are `kinematics.fk` of the guarded joints, hence poses whose invers
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ class JointStates:
         return future
 
 
-class Driver:
+class Driver(ABC):
     """The port: goals out, measured state in. The base of every driver."""
 
     def __init__(self, node: Node, config: ArmConfig) -> None:
@@ -75,20 +76,20 @@ class Driver:
         """Return the newest measured state and its age in s."""
         return self.joints.arm, self.joints.age_s(now_ns)
 
+    @abstractmethod
     def send_joints(self, joints: F64, hold: bool = False) -> None:
         """Send one guarded goal (6,) rad. `hold`: no more goals are to be expected, come to rest at this one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Drive the gripper towards `goal`, 0 closed to 1 open, called at gripper_rate_hz; `finger_m` is measured."""
-        raise NotImplementedError
 
-    def release_gripper(self) -> None:
+    def release_gripper(self) -> None:  # noqa: B027 (a gripper that keeps its grip has nothing to do)
         """Let go, where the driver can: the arm was disarmed."""
 
+    @abstractmethod
     async def prepare(self) -> str:
         """Make the driver ready for goals. Return "" or why it is not; nothing may move."""
-        raise NotImplementedError
 
     async def health(self) -> tuple[str, tuple[int, ...]]:
         """Return ("" or why the driver cannot be trusted any more, hardware errors per motor), polled while armed.
@@ -143,10 +144,12 @@ class DryDriver(Driver):
         zeros = np.zeros(6)
         return ArmState(kinematics.fk(self._ideal), self._ideal, zeros, zeros, self._gripper, 0), 0.0
 
+    @abstractmethod
     def send_joints(self, joints: F64, hold: bool = False) -> None:
         """Remember the goal: the ideal arm is there at once."""
         self._ideal = joints.copy()
 
+    @abstractmethod
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Move the ideal gripper to its goal."""
         self._gripper = float(gripper_is_open(goal))

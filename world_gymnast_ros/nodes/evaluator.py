@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +17,8 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.evaluate import add_arguments, folder_of, tell
-from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.evaluation import Trial, TrialLog, compare
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.operator import GraphFault, Operator
 from world_gymnast_ros.sequential import PairedTest
 from world_gymnast_ros.store import load_adapter
@@ -149,7 +147,7 @@ class Evaluator(Operator):
                 return ANSWERS[answer]
 
     def _walk_home(self) -> None:
-        """Bring the arm to neutral for the next trial; where that is refused, say so and let the person do it."""
+        """Bring the arm to neutral for the next trial. What fails is said and no error: the trial's outcome stands."""
         print("the arm goes home, keep clear")
         try:
             self.trigger("go_home")
@@ -158,8 +156,10 @@ class Evaluator(Operator):
             print(self.status.reason)
         except GraphFault as error:
             print(f"the arm did not go home ({error}); bring it there")
-        finally:
+        try:
             self.trigger("disarm")
+        except GraphFault as error:
+            print(f"the arm was not disarmed ({error}); see to it before the next trial")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -188,16 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast evaluate")
     add_arguments(parser)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
-        signal.signal(number, signal.default_int_handler)
-    try:
-        return evaluate(parser.parse_args(argv))
-    except WorldGymnastError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the arm was told to hold", file=sys.stderr)
-        return 130
+    return verb.run(parser, evaluate, argv, "stopped; the arm was told to hold")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""A verb of the command line that runs beside a graph: signals that bring a hold, errors in one line."""
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from world_gymnast_ros.cli import os_words
+from world_gymnast_ros.errors import WorldGymnastError
+
+
+def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int], argv: Sequence[str] | None,
+        stopped: str) -> int:
+    """Parse, do the work, and return the exit status: 2 with one line for an error, 130 and `stopped` for Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return work(parser.parse_args(argv))
+    except WorldGymnastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {os_words(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
