@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +41,7 @@ RESERVE_BYTES = 64 * 2**20
 
 def new_episode_id(instruction: str, now_ns: int) -> str:
     """Return a sortable folder name: UTC time to the millisecond, then the instruction's words."""
-    time = datetime.fromtimestamp(now_ns / 1e9, tz=UTC)
+    time = datetime.fromtimestamp(now_ns / 1e9, tz=timezone.utc)  # noqa: UP017 (Python 3.10: ROS 2 Humble)
     words = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:60].strip("-")
     return f"{time:%Y%m%d-%H%M%S}-{now_ns // 10**6 % 1000:03d}" + (f"-{words}" if words else "")
 
