@@ -144,12 +144,10 @@ class DryDriver(Driver):
         zeros = np.zeros(6)
         return ArmState(kinematics.fk(self._ideal), self._ideal, zeros, zeros, self._gripper, 0), 0.0
 
-    @abstractmethod
     def send_joints(self, joints: F64, hold: bool = False) -> None:
         """Remember the goal: the ideal arm is there at once."""
         self._ideal = joints.copy()
 
-    @abstractmethod
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Move the ideal gripper to its goal."""
         self._gripper = float(gripper_is_open(goal))
