@@ -27,6 +27,8 @@ from world_gymnast_ros.types import AdapterRef
 ANSWERS: dict[str, bool | None] = {"y": True, "n": False, "?": None}
 HOME_S = 30.0
 """Longest walk home."""
+RECORDER_S = 5.0
+"""A recorder is looked for this long; without one the trials go on unrecorded."""
 FLUSH_S = 0.3
 """After Ctrl-C no answer is heard any more; the hold needs that long to leave this process."""
 
@@ -56,6 +58,10 @@ class Evaluator(Operator):
         for client in self._triggers.values():
             self.spin_until(client.service_is_ready, timeout_s, f"service {client.srv_name}")
         self.spin_until(lambda: self._offers.get_subscription_count() > 0, timeout_s, "the policy node")
+        try:  # DDS may find it later than the others; a trial that is not recorded for that is lost for good
+            self.spin_until(self._start.service_is_ready, RECORDER_S, "the recorder")
+        except GraphFault:
+            print("no recorder is running: the trials will be marked, but not recorded")
         self.say(self._instruction)
 
     def offer(self, adapter: AdapterRef | None) -> None:
