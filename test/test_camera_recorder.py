@@ -1,20 +1,23 @@
 """camera_node and recorder_node as processes over DDS."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("rclpy")
 from ros_tools import client, running
 
 from world_gymnast_ros import graph
-from world_gymnast_ros.episodes import read_outcome, read_steps
+from world_gymnast_ros.episodes import check, read_outcome, read_steps
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.nodes import base, camera_node, convert
-from world_gymnast_ros.types import ArmCommand, Verdict
+from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
 pytestmark = pytest.mark.ros
 
@@ -124,6 +127,75 @@ def test_recorder_writes_a_whole_episode(tmp_path: Path) -> None:
     assert read_outcome(folder).outcome == "failure"
     episode = read_episode(folder)
     assert [round(float(f.mean())) for f in episode.frames] == pytest.approx([20, 60, 100, 140, 200], abs=2)
+
+
+def test_an_operator_marks_by_service_joystick_and_key(tmp_path: Path) -> None:
+    """The running episode, or the last one; what was marked on the way is not undone by a stop that says nothing."""
+    spec = graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"), min_free_mb=1.0, success_button=2,
+                                         failure_button=3)
+    with client() as c, running([spec], tmp_path / "log"):
+        def outcome() -> tuple[str, str, float | None]:
+            (folder,) = (tmp_path / "episodes").iterdir()
+            marked = read_outcome(folder)
+            return marked.outcome, marked.marked_by, marked.partial_score
+
+        def hold(*buttons: int) -> bool:  # as joy_node does: again and again
+            c.say("joy", convert.Joy, base.RELIABLE, convert.Joy(buttons=[int(n in buttons) for n in range(4)]))
+            return True
+
+        unmarked = {"path": "", "outcome": "success", "marked_by": "alice", "partial_score": -1.0}
+        refused = c.call("recorder_node/mark_outcome", convert.MarkOutcome, **unmarked)
+        assert not refused.success and "no episode" in refused.message
+        assert c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x").success
+        c.say("step", convert.StepMsg, base.RELIABLE, step_message(0, 1, int(c.get_clock().now().nanoseconds)))
+        c.until(lambda: hold(2) and outcome() == ("success", "joystick", None), "the mark of the button")
+        marked = c.call("recorder_node/mark_outcome", convert.MarkOutcome, **{**unmarked, "outcome": "failure"})
+        assert marked.success and outcome() == ("failure", "alice", None)
+        for _ in range(5):  # still held: no second mark
+            hold(2)
+            c.spin(0.1)
+        assert outcome() == ("failure", "alice", None)
+        c.until(lambda: hold(2, 3) and outcome() == ("failure", "joystick", None), "the mark of the other button")
+        ended = c.call("recorder_node/stop_episode", convert.StopEpisode, partial_score=-1.0)
+        assert ended.success and outcome() == ("failure", "joystick", None)
+        keys = subprocess.Popen([sys.executable, "-m", "world_gymnast_ros.cli", "episodes", "keys", "--by", "bob"],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert keys.stdin and keys.stdout
+        keys.stdin.write("x7q")
+        keys.stdin.close()
+        c.until(lambda: keys.poll() is not None, "the end of the keys")
+        assert keys.returncode == 0 and "failure by bob" in keys.stdout.read()
+        keys.stdout.close()
+    assert outcome() == ("failure", "bob", pytest.approx(0.7))
+    table = pq.read_table(Path(ended.path) / "steps.parquet")
+    assert table["marked_by"].to_pylist() == ["bob"] and table["ended_by"].to_pylist() == ["stopped"]
+    assert check(Path(ended.path)) == ["holds no picture (sensor_msgs/msg/CompressedImage or sensor_msgs/msg/Image)"]
+
+
+def test_the_table_names_policy_adapter_and_world_model(tmp_path: Path) -> None:
+    """Told before the episode began, by the messages of the nodes themselves."""
+    spec = graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"), min_free_mb=1.0)
+    with client() as c, running([spec], tmp_path / "log"):
+        now_ns = int(c.get_clock().now().nanoseconds)
+        ref = AdapterRef("mine", Path("x"), "ab12", "base", "tiny", {"world_model": "wm-3"})
+        c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.adapter_msg(ref, now_ns))
+        for name, hardware in (("policy_node", "tiny"), ("arm_node", "xs")):
+            c.say("diagnostics", convert.DiagnosticArray, base.RELIABLE,
+                  convert.diagnostics_msg(name, hardware, "ok", "", {}, now_ns))
+        c.spin(0.3)
+        assert c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x").success
+        chunk = ActionChunk(np.full((4, 7), 0.5, np.float32), now_ns)
+        c.say("action_chunk", convert.ActionChunkMsg, base.RELIABLE,
+              convert.chunk_msg(chunk, 5, "x", now_ns + 1, now_ns + 2, now_ns + 3))
+        c.say("step", convert.StepMsg, base.RELIABLE, step_message(1, now_ns, now_ns + 4))
+        c.spin(0.3)
+        ended = c.call("recorder_node/stop_episode", convert.StopEpisode, partial_score=-1.0)
+        assert ended.success, ended.message
+    table = read_steps(Path(ended.path) / "steps.parquet")
+    assert (table.policy, table.adapter_sha256, table.world_model) == (("tiny",), ("ab12",), ("wm-3",))
+    np.testing.assert_array_equal(table.policy_output, np.full((1, 7), 0.5))
+    stamps = (table.inference_start_ns, table.inference_end_ns, table.chunk_stamps_ns, table.stamps_ns)
+    assert [int(s[0]) - now_ns for s in stamps] == [1, 2, 3, 4]
 
 
 def test_recorder_saves_a_running_episode_when_it_is_told_to_go(tmp_path: Path) -> None:

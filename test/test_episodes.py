@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from episode_maker import START_NS, bar_position_m, picture, record, step_cdr
 from mcap.reader import make_reader
@@ -24,8 +27,10 @@ from world_gymnast_ros.episodes import (
     read_episode,
     read_outcome,
     read_steps,
+    repair,
 )
-from world_gymnast_ros.episodes.schemas import RAW_IMAGE, STEP, header_of, message_class, serialize
+from world_gymnast_ros.episodes.provenance import ADAPTER, CHUNK, DIAGNOSTICS
+from world_gymnast_ros.episodes.schemas import RAW_IMAGE, STEP, decoder, header_of, message_class, serialize, time_of
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import Judgement
 
@@ -149,7 +154,8 @@ def test_last_state_comes_from_joint_states(tmp_path: Path) -> None:
 
 def test_an_outcome_is_kept_apart_from_the_end_and_from_opinions(tmp_path: Path) -> None:
     folder, _ = record(tmp_path)
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "outcome.json"}
+    recording = {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("outcome.json", "steps.parquet")}
+    rows = pq.read_table(folder / "steps.parquet")
     assert read_outcome(folder).outcome == "unknown"
     add_judgement(folder, "reflector", Judgement(0.9, done_at=3), START_NS)
     assert read_outcome(folder).outcome == "unknown", "a judge's opinion must not become the outcome"
@@ -160,7 +166,13 @@ def test_an_outcome_is_kept_apart_from_the_end_and_from_opinions(tmp_path: Path)
     assert marked.judgements[0]["score"] == 0.9
     assert json.loads((folder / "outcome.json").read_text())["history"] == [
         {"outcome": "failure", "marked_by": "alice", "partial_score": 0.25, "marked_ns": START_NS + 1}]
-    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "outcome.json"}
+    assert recording == {name: (folder / name).read_bytes() for name in recording} and len(recording) == 3
+    marked_rows = pq.read_table(folder / "steps.parquet")
+    labels = {name: set(marked_rows[name].to_pylist()) for name in ("outcome", "marked_by", "ended_by")}
+    assert labels == {"outcome": {"success"}, "marked_by": {"bob"}, "ended_by": {"done"}}
+    others = [name for name in rows.column_names if name not in ("outcome", "marked_by", "partial_score")]
+    assert str(marked_rows.select(others).to_pylist()) == str(rows.select(others).to_pylist())
+    assert check(folder) == []
     for wrong in (("perhaps", "alice", None), ("success", "", None), ("success", "alice", 1.5),
                   ("success", "alice", float("nan"))):
         with pytest.raises(EpisodeError):
@@ -235,14 +247,88 @@ def test_check_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_the_step_table_is_plain_parquet(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     folder, truth = record(tmp_path)
     table = pq.read_table(folder / "steps.parquet")
     sent = np.array(table["sent"].to_pylist(), dtype=np.float32)
     np.testing.assert_array_equal(sent, np.array(truth.actions))
     pose = np.array(table["T_base_measured"].to_pylist()).reshape(-1, 4, 4)
     np.testing.assert_array_equal(pose, read_steps(folder / "steps.parquet").T_base_measured)
+
+
+def _say(writer: EpisodeWriter, topic: str, kind: str, stamp_ns: int, **values: object) -> None:
+    message = message_class(kind)(header=header_of(stamp_ns, ""), **values)
+    writer.write(topic, kind, serialize(kind, message), stamp_ns)
+
+
+def _chunk(writer: EpisodeWriter, stamp_ns: int, frame_ns: int, sequence: int, deltas: np.ndarray) -> None:
+    _say(writer, "/action_chunk", CHUNK, stamp_ns, frame_stamp=time_of(frame_ns), sequence=sequence, dt_s=0.2,
+         inference_start=time_of(frame_ns + 10), inference_end=time_of(frame_ns + 20), chunk_size=len(deltas),
+         deltas=deltas.ravel(), adapter="mine", instruction="wave")
+
+
+def test_the_step_table_holds_what_other_topics_say(tmp_path: Path) -> None:
+    """Also where the step came first, when an adapter is swapped on the way, and after a repair."""
+    writer = EpisodeWriter(tmp_path, "one", {}, START_NS, 0)
+    kinds = {name: message_class(f"diagnostic_msgs/msg/{name}") for name in ("DiagnosticStatus", "KeyValue")}
+    told = [kinds["DiagnosticStatus"](level=0, name=name, message="", hardware_id=hardware, values=[])
+            for name, hardware in (("policy_node", "tiny"), ("arm_node", "xs"))]
+    _say(writer, "/diagnostics", DIAGNOSTICS, START_NS, status=told)
+    blank = {"path": "", "parent": "base", "base_policy": "tiny"}
+    _say(writer, "/adapter", ADAPTER, START_NS, name="mine", sha256="ab12", scores_json='{"world_model": "wm-3"}',
+         **blank)
+    deltas = np.arange(28, dtype=np.float32).reshape(4, 7)
+    for number in range(12):  # pictures at 10 Hz; two chunks of which the second step comes before its chunk
+        writer.write_image("/image_raw", picture(0.1), START_NS + number * 10**8, START_NS + number * 10**8)
+    frames_ns = [START_NS + 2 * 10**8, START_NS + 6 * 10**8]
+    _chunk(writer, frames_ns[0] + 30, frames_ns[0], 7, deltas)
+    for sequence, frame_ns in zip((7, 8), frames_ns, strict=True):
+        for index in range(2):
+            at_ns = frame_ns + 5 * 10**7 + index * 2 * 10**8
+            adapter = "mine" if sequence == 7 else "newer"
+            message = decoder(STEP)(step_cdr(at_ns, frame_ns, sequence, index))
+            message.adapter = adapter
+            writer.write("/step", STEP, serialize(STEP, message), at_ns)
+    _chunk(writer, frames_ns[1] + 30, frames_ns[1], 8, deltas + 100)
+    _say(writer, "/adapter", ADAPTER, START_NS + 10**9, name="newer", sha256="cd34", scores_json="not JSON", **blank)
+    writer.flush()
+    shutil.copytree(writer.folder, tmp_path / "cut.partial")
+    folder = writer.close("done", START_NS + 2 * 10**9, "success", "alice", 0.5)
+    table = read_steps(folder / "steps.parquet")
+    assert table.frame.tolist() == [2, 4, 6, 8]
+    np.testing.assert_array_equal(table.policy_output, [deltas[0], deltas[1], deltas[0] + 100, deltas[1] + 100])
+    seen_ns = np.repeat(frames_ns, 2)
+    for name, after_ns in (("inference_start_ns", 10), ("inference_end_ns", 20), ("chunk_stamps_ns", 30)):
+        assert (getattr(table, name) - seen_ns == after_ns).all(), name
+    assert table.policy == ("tiny",) * 4 and table.adapter_sha256 == ("ab12", "ab12", "cd34", "cd34")
+    assert table.world_model == ("wm-3", "wm-3", "", "")
+    plain = pq.read_table(folder / "steps.parquet").to_pylist()[0]
+    assert {n: plain[n] for n in ("outcome", "partial_score", "marked_by", "ended_by")} == {
+        "outcome": "success", "partial_score": 0.5, "marked_by": "alice", "ended_by": "done"}
+    repaired = read_steps(repair(tmp_path / "cut.partial", START_NS)[0] / "steps.parquet")
+    for name in (f.name for f in fields(table)):
+        np.testing.assert_array_equal(getattr(repaired, name), getattr(table, name), err_msg=name)
+
+
+def test_a_table_without_the_later_columns_is_read(tmp_path: Path) -> None:
+    folder, truth = record(tmp_path)
+    table = pq.read_table(folder / "steps.parquet")
+    pq.write_table(table.drop_columns(["policy", "policy_output", "frame", "outcome"]), folder / "steps.parquet")
+    steps = read_episode(folder).steps
+    assert set(steps.policy) == {""} and np.isnan(steps.policy_output).all() and (steps.frame == -1).all()
+    assert len(steps) == len(truth.actions) and check(folder) == []
+
+
+def test_steps_are_sorted_and_their_number_is_not_held_in_memory(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path, "long", {}, START_NS, 0)
+    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    for number in range(1000):
+        late = number ^ 1  # neighbours change places
+        writer.write("/step", STEP, step_cdr(START_NS + (late + 1) * 10**6, START_NS, 0, late), START_NS + number)
+    assert (writer.folder / "steps.parquet.rows").stat().st_size > 10_000
+    folder = writer.close("done", START_NS + 10**9)
+    assert read_steps(folder / "steps.parquet").chunk_index.tolist() == list(range(1000))
+    assert sorted(p.name for p in folder.iterdir()) == ["episode.json", "episode.mcap", "metadata.yaml", "outcome.json",
+                                                        "steps.parquet"]
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

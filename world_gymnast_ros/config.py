@@ -143,6 +143,8 @@ class RecorderConfig:
     robot_name: str = text("wx250s", "namespace of the driver, for joint_states")
     min_free_mb: float = number(500.0, 0.0, 1e6, "refuse to start with less free disk than this")
     max_episode_s: float = number(300.0, 1.0, 36000.0, "an episode that nobody stops ends here, marked `time`")
+    success_button: int = number(-1, -1, 63, "button of sensor_msgs/Joy on `joy` that marks success; -1: none")
+    failure_button: int = number(-1, -1, 63, "the same for failure; both mark the running or last episode")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ examples:
   world-gymnast episodes check runs/episodes                  every episode there; exit status 1 if one has a fault
   world-gymnast episodes repair runs/episodes/<id>.partial    after a crash or a full disk
   world-gymnast episodes mark runs/episodes/<id> success --by alice
+  world-gymnast episodes keys --by alice                      while the graph records: s success, f failure, ...
   world-gymnast episodes export runs/episodes dataset --format lerobot
   world-gymnast episodes show runs/episodes/<id> strip.png
 """
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from world_gymnast_ros import episodes as recorded
+from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.episodes.files import MCAP_NAME, PARTIAL_SUFFIX, episode_error
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.episodes.strip import film_strip
@@ -46,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mark.add_argument("outcome", choices=recorded.OUTCOMES)
     mark.add_argument("--by", required=True, help="who says so")
     mark.add_argument("--score", type=float, help="partial success, 0 to 1")
+    keys = verbs.add_parser("keys", help="mark by single keys, beside a running graph")
+    keys.add_argument("--by", required=True, help="who says so")
     export = verbs.add_parser("export", help="write another project's format")
     export.add_argument("path", type=Path, help="an episode, or a folder of episodes")
     export.add_argument("out", type=Path, help="folder to write")
@@ -59,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one verb; return 1 when `check` found a fault or something could not be repaired."""
-    actions = {"list": _list, "check": _check, "repair": _repair, "mark": _mark, "export": _export, "show": _show}
+    actions = {"list": _list, "check": _check, "repair": _repair, "mark": _mark, "keys": _keys,
+               "export": _export, "show": _show}
     return actions[args.action](args)
 
 
@@ -115,6 +121,11 @@ def _mark(args: argparse.Namespace) -> int:
     marked = recorded.mark_outcome(args.path, args.outcome, args.by, args.score, time.time_ns())
     print(f"{args.path.name}: {marked.outcome}, says {marked.marked_by}")
     return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    command = ros_child.command("mark_keys", "--by", args.by)
+    os.execv(command[0], command)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
 """Recorded episodes: write, read, mark, check and repair them. Needs no ROS."""
 from world_gymnast_ros.episodes.listing import EpisodeInfo, check, describe, list_episodes
-from world_gymnast_ros.episodes.outcome import ENDED_BY, OUTCOMES, Outcome, add_judgement, mark_outcome, read_outcome
+from world_gymnast_ros.episodes.marking import add_judgement, mark_outcome
+from world_gymnast_ros.episodes.outcome import ENDED_BY, OUTCOMES, Outcome, read_outcome
 from world_gymnast_ros.episodes.reader import Episode, read_episode
 from world_gymnast_ros.episodes.recover import Salvage, repair
-from world_gymnast_ros.episodes.steps import StepTable, read_steps, step_table
+from world_gymnast_ros.episodes.steps import StepTable, read_steps
 from world_gymnast_ros.episodes.writer import EpisodeWriter, new_episode_id
 
 __all__ = [
@@ -25,5 +26,4 @@ __all__ = [
     "read_outcome",
     "read_steps",
     "repair",
-    "step_table",
 ]

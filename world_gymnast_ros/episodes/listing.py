@@ -15,13 +15,14 @@ from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
     METADATA_NAME,
+    OUTCOME_NAME,
     PARTIAL_SUFFIX,
     STEPS_NAME,
     read_json,
 )
 from world_gymnast_ros.episodes.outcome import ENDED_BY, Outcome, read_outcome
 from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, header_stamp_ns
-from world_gymnast_ros.episodes.steps import read_steps
+from world_gymnast_ros.episodes.steps import outcome_in_table, read_steps
 from world_gymnast_ros.errors import EpisodeError
 
 MAX_PICTURE_GAP_S = 1.0
@@ -94,6 +95,9 @@ def _read_table(folder: Path) -> None:
     steps = header["messages"].get("/step", header["messages"].get("step"))
     if steps is not None and steps != len(table):
         raise EpisodeError(f"{STEPS_NAME} has {len(table)} rows for {steps} Step messages: repair it")
+    told, outcome = outcome_in_table(folder / STEPS_NAME), read_outcome(folder).outcome
+    if told not in ("", outcome):
+        raise EpisodeError(f"{STEPS_NAME} says {told}, {OUTCOME_NAME} {outcome}, which counts: repair it")
     sequence = np.unique(table.chunk_sequence)
     missing = 0 if len(sequence) == 0 else int(sequence[-1] - sequence[0]) + 1 - len(sequence)
     if missing:

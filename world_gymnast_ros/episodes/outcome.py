@@ -1,8 +1,4 @@
-"""What came of an episode, said by a person or a rule, and kept apart from how the recording ended.
-
-A judge's opinion stands beside the outcome and never becomes it. `outcome.json` may change after the recording; the
-recording itself never does.
-"""
+"""What came of an episode, said by a person or a rule, and kept apart from how the recording ended."""
 from __future__ import annotations
 
 import math
@@ -12,7 +8,6 @@ from typing import Any
 
 from world_gymnast_ros.episodes.files import OUTCOME_NAME, read_json, write_json
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.types import Judgement
 
 OUTCOMES = ("success", "failure", "unknown")
 ENDED_BY = ("done", "stopped", "fault", "time")
@@ -61,30 +56,6 @@ def write_outcome(folder: Path, outcome: Outcome, history: list[dict[str, Any]] 
     """Write `outcome.json` whole. `history` holds earlier marks."""
     write_json(folder / OUTCOME_NAME, {**_mark(outcome), "judgements": list(outcome.judgements),
                                        "history": history or []})
-
-
-def mark_outcome(folder: Path, outcome: str, marked_by: str, partial_score: float | None, now_ns: int) -> Outcome:
-    """Mark a finished episode, keeping earlier marks as history and every judge's opinion. Raises EpisodeError."""
-    path = folder / OUTCOME_NAME
-    old = read_json(path) if path.exists() else {}
-    marked = Outcome(outcome, marked_by, partial_score, now_ns, tuple(old.get("judgements", ())))
-    history = list(old.get("history", ()))
-    if old.get("marked_by"):
-        history.append({key: old[key] for key in ("outcome", "marked_by", "partial_score", "marked_ns")})
-    write_outcome(folder, marked, history)
-    return marked
-
-
-def add_judgement(folder: Path, judge: str, judgement: Judgement, now_ns: int) -> Outcome:
-    """Lay a judge's opinion beside the outcome, which it leaves as it is. Raises EpisodeError."""
-    old = read_json(folder / OUTCOME_NAME)
-    current = read_outcome(folder)
-    opinion = {"judge": judge, "score": judgement.score, "done_at": judgement.done_at, "detail": judgement.detail,
-               "judged_ns": now_ns}
-    judged = Outcome(current.outcome, current.marked_by, current.partial_score, current.marked_ns,
-                     (*current.judgements, opinion))
-    write_outcome(folder, judged, list(old.get("history", ())))
-    return judged
 
 
 def _mark(outcome: Outcome) -> dict[str, Any]:

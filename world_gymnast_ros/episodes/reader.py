@@ -20,6 +20,7 @@ from world_gymnast_ros.episodes.files import (
     read_json,
 )
 from world_gymnast_ros.episodes.outcome import Outcome, read_outcome
+from world_gymnast_ros.episodes.provenance import pictures_acted_on
 from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, decode_picture, decoder, header_stamp_ns
 from world_gymnast_ros.episodes.steps import StepTable, read_steps
 from world_gymnast_ros.errors import EpisodeError
@@ -100,10 +101,7 @@ def choose_frames(steps: StepTable, stamps_ns: I64, dt_s: float = CONTROL_DT_S) 
     The first action of a chunk belongs to the very frame that the policy saw (Step.frame_stamp); a later one to the
     newest frame when it was sent. The last frame is the first one 0.9 periods after the last action, or the newest.
     """
-    newest = np.searchsorted(stamps_ns, steps.stamps_ns, side="right") - 1
-    seen = np.searchsorted(stamps_ns, steps.frame_stamps_ns, side="left")
-    exact = (steps.chunk_index == 0) & (stamps_ns[np.minimum(seen, len(stamps_ns) - 1)] == steps.frame_stamps_ns)
-    rows = np.where(exact, seen, newest)
+    rows = pictures_acted_on(stamps_ns, steps.stamps_ns, steps.frame_stamps_ns, steps.chunk_index)
     after_ns = int(steps.stamps_ns[-1]) + round(0.9e9 * dt_s)
     last = min(int(np.searchsorted(stamps_ns, after_ns, side="left")), len(stamps_ns) - 1)
     # Never back in time, and never before the first picture.

@@ -30,8 +30,7 @@ from world_gymnast_ros.episodes.files import (
     write_whole,
 )
 from world_gymnast_ros.episodes.outcome import Outcome, read_outcome, write_outcome
-from world_gymnast_ros.episodes.schemas import STEP
-from world_gymnast_ros.episodes.steps import step_table, write_steps
+from world_gymnast_ros.episodes.steps_file import StepsFile
 from world_gymnast_ros.episodes.writer import episode_header
 from world_gymnast_ros.errors import EpisodeError
 
@@ -59,15 +58,14 @@ class _Found:
     schemas: dict[int, Schema]
     channels: dict[int, Channel]
     custom_data: dict[str, str]
-    steps: list[bytes]
-    step_definition: str | None = None
+    steps: StepsFile
     lost_chunks: int = 0
     nameless: int = 0
     whole: bool = False
 
     def salvage(self, bag: BagFile) -> Salvage:
         """Sum up, once everything is copied."""
-        return Salvage(sum(bag.counts.values()), len(self.steps), self.lost_chunks, self.nameless, not self.whole)
+        return Salvage(sum(bag.counts.values()), self.steps.count, self.lost_chunks, self.nameless, not self.whole)
 
 
 def repair(folder: Path, now_ns: int) -> tuple[Path, Salvage]:
@@ -78,13 +76,15 @@ def repair(folder: Path, now_ns: int) -> tuple[Path, Salvage]:
     nothing, when the episode is being recorded, holds no whole message, or the disk refuses.
     """
     source = folder / MCAP_NAME
+    found: _Found | None = None
     final = folder.with_name(folder.name.removesuffix(PARTIAL_SUFFIX))
     if final != folder and final.exists():
         raise EpisodeError(f"{final} exists beside {folder.name}; move one of them away")
     try:
         with source.open("rb") as file:
             _refuse_if_recording(file, folder)
-            found, bag, metadata = _rebuild(file, folder)
+            found = _Found({}, {}, {}, StepsFile(folder / STEPS_NAME))
+            bag, metadata = _rebuild(file, folder, found)
         _write_beside(folder, final.name, found, bag, metadata, now_ns)
         if found.lost_chunks:
             source.rename(folder / DAMAGED_NAME)
@@ -93,6 +93,8 @@ def repair(folder: Path, now_ns: int) -> tuple[Path, Salvage]:
     except OSError as error:
         raise episode_error("repair", source, error) from error
     finally:
+        if found is not None:
+            found.steps.abandon()  # nothing is left to abandon after a success
         with contextlib.suppress(OSError):
             (folder / REBUILT_NAME).unlink(missing_ok=True)
     return final, found.salvage(bag)
@@ -108,8 +110,7 @@ def _refuse_if_recording(file: Any, folder: Path) -> None:
         return
 
 
-def _rebuild(file: Any, folder: Path) -> tuple[_Found, BagFile, str]:
-    found = _Found({}, {}, {}, [])
+def _rebuild(file: Any, folder: Path, found: _Found) -> tuple[BagFile, str]:
     target = folder / REBUILT_NAME
     target.unlink(missing_ok=True)
     limit = (folder / MCAP_NAME).stat().st_size
@@ -128,7 +129,7 @@ def _rebuild(file: Any, folder: Path) -> tuple[_Found, BagFile, str]:
             _take(record, found, bag)
         if not bag.counts:
             raise EpisodeError(f"{folder / MCAP_NAME} ({limit} bytes) holds no whole message; remove the folder")
-        return found, bag, bag.finish()
+        return bag, bag.finish()
     except BaseException:
         bag.abandon()
         raise
@@ -171,9 +172,7 @@ def _take(record: McapRecord, found: _Found, bag: BagFile) -> None:
     if channel.topic not in bag.types:
         bag.open_channel(channel.topic, schema.name, text, channel.metadata.get("topic_type_hash", ""))
     bag.add(channel.topic, record.data, record.log_time)
-    if schema.name == STEP:
-        found.steps.append(record.data)
-        found.step_definition = text
+    found.steps.take(schema.name, record.data, text)
 
 
 def _write_beside(folder: Path, episode_id: str, found: _Found, bag: BagFile, metadata: str, now_ns: int) -> None:
@@ -186,7 +185,7 @@ def _write_beside(folder: Path, episode_id: str, found: _Found, bag: BagFile, me
     except EpisodeError:
         outcome = Outcome()
     write_whole(folder / METADATA_NAME, metadata.encode())
-    write_steps(folder / STEPS_NAME, step_table(found.steps, found.step_definition))
+    found.steps.finish(str(old.get("ended_by") or "fault"), outcome)
     if outcome == Outcome():
         write_outcome(folder, outcome)
     write_json(folder / HEADER_NAME, {

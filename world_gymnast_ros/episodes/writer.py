@@ -26,9 +26,10 @@ from world_gymnast_ros.episodes.files import (
     write_json,
     write_whole,
 )
-from world_gymnast_ros.episodes.outcome import Outcome, check_ended_by, write_outcome
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, JPEG_QUALITY, STEP, decoder, jpeg_cdr, schema_of
-from world_gymnast_ros.episodes.steps import step_table, write_steps
+from world_gymnast_ros.episodes.marking import mark_outcome
+from world_gymnast_ros.episodes.outcome import Outcome, check_ended_by, read_outcome, write_outcome
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, JPEG_QUALITY, jpeg_cdr, schema_of
+from world_gymnast_ros.episodes.steps_file import StepsFile
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import U8
 
@@ -67,7 +68,6 @@ class EpisodeWriter:
         self.final = root / self.episode_id
         self.folder = root / (self.episode_id + PARTIAL_SUFFIX)
         self._header, self._started_ns, self._reserve_bytes = header, now_ns, reserve_bytes
-        self._steps: list[bytes] = []
         self._last_flush_ns = now_ns
         self._refusal: EpisodeError | None = None
         self._open = False
@@ -83,6 +83,7 @@ class EpisodeWriter:
                     raise EpisodeError(f"{folder} exists already; choose another episode id (or repair the partial)")
             self.folder.mkdir()
             self._bag = BagFile(self.folder / MCAP_NAME, {"episode_id": episode_id, "header": text})
+            self._steps = StepsFile(self.folder / STEPS_NAME)
         except OSError as error:
             raise episode_error("start recording in", self.folder, error) from error
         self._open = True
@@ -107,17 +108,14 @@ class EpisodeWriter:
         self._check_open()
         if self._refusal is not None:
             raise self._refusal
-        if msg_type == STEP:
-            decoder(STEP)(cdr)  # bytes that are no Step would only be found when the table is written
         try:
+            known = self._bag.types.get(topic, msg_type)
+            if known != msg_type:
+                raise EpisodeError(f"topic {topic} was {known} and now brings {msg_type}; record it under another name")
+            self._steps.take(msg_type, cdr)  # refuses bytes of another type before they are in the recording
             if topic not in self._bag.types:
                 self._bag.open_channel(topic, msg_type, *schema_of(msg_type, definition))
-            if self._bag.types[topic] != msg_type:
-                raise EpisodeError(f"topic {topic} was {self._bag.types[topic]} and now brings {msg_type}; "
-                                   "record it under another name")
             self._bag.add(topic, cdr, stamp_ns)
-            if msg_type == STEP:
-                self._steps.append(cdr)
             # A clock that jumps back (a simulator reset) must not stop the flushing.
             if not 0 <= stamp_ns - self._last_flush_ns < FLUSH_EVERY_NS:
                 self._last_flush_ns = stamp_ns
@@ -138,11 +136,18 @@ class EpisodeWriter:
         except OSError as error:
             raise self._broken("write to", error) from error
 
+    def mark(self, outcome: str, marked_by: str, partial_score: float | None, now_ns: int) -> Outcome:
+        """Mark the episode while it is recorded; `close` keeps that unless it is given another outcome."""
+        return mark_outcome(self.folder, outcome, marked_by, partial_score, now_ns)
+
     def close(self, ended_by: str, now_ns: int, outcome: str = "unknown", marked_by: str = "",
               partial_score: float | None = None) -> Path:
-        """Finish the recording and return its folder. `ended_by`: done, stopped, fault or time."""
+        """Finish the recording and return its folder. `ended_by`: done, stopped, fault or time.
+
+        Without `marked_by` the outcome stays as it was marked on the way.
+        """
         check_ended_by(ended_by)
-        marked = Outcome(outcome, marked_by, partial_score, now_ns if marked_by else 0)
+        Outcome(outcome, marked_by, partial_score)  # refused here, it leaves the recording open
         self._check_open()
         self._open = False
         try:
@@ -150,8 +155,9 @@ class EpisodeWriter:
                 raise FileNotFoundError(2, "the recording was removed")
             metadata = self._bag.finish()
             write_whole(self.folder / METADATA_NAME, metadata.encode())
-            write_steps(self.folder / STEPS_NAME, step_table(self._steps))
-            write_outcome(self.folder, marked)
+            if marked_by:
+                self.mark(outcome, marked_by, partial_score, now_ns)
+            self._steps.finish(ended_by, read_outcome(self.folder))
             self._write_header(ended_by, now_ns)
             self.folder.rename(self.final)
             sync_folder(self.final.parent)
@@ -169,7 +175,11 @@ class EpisodeWriter:
         """Let go of the file. An episode that was not closed stays `.partial`, for `repair`."""
         if self._open:
             self._open = False
-            self._bag.abandon()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._bag.abandon()
+        self._steps.abandon()
 
     def _check_open(self) -> None:
         if not self._open:
@@ -195,7 +205,7 @@ class EpisodeWriter:
 
     def _broken(self, doing: str, error: OSError) -> EpisodeError:
         self._open = False
-        self._bag.abandon()
+        self._abandon()
         told = episode_error(doing, self.folder, error)
         self._refusal = EpisodeError(f"{told}; then {self._repair_hint()}")
         return self._refusal

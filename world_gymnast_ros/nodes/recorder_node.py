@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros.config import RecorderConfig
-from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id
+from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance
 from world_gymnast_ros.episodes.files import check_episode_id
 from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
 
 MIB = 2**20
+POLICY_STATUS = provenance.POLICY_STATUS.encode()
 
 
 class RecorderNode(base.ConfiguredNode):
@@ -25,7 +26,10 @@ class RecorderNode(base.ConfiguredNode):
         self._writer: EpisodeWriter | None = None
         self._started_ns = 0
         self._latched: dict[str, tuple[str, bytes]] = {}
-        self._adapter = "base"
+        self._last: Path | None = None
+        self._pressed: set[int] = set()
+        self._buttons = {number: outcome for number, outcome in ((c.success_button, "success"),
+                                                                 (c.failure_button, "failure")) if number >= 0}
         if c.image_compressed:
             self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
         else:
@@ -35,8 +39,11 @@ class RecorderNode(base.ConfiguredNode):
             ("adapter", convert.AdapterMsg, base.LATCHED), ("arm_status", convert.ArmStatusMsg, base.LATCHED),
             ("instruction", convert.String, base.LATCHED), ("twin/truth", convert.TwinTruth, base.RELIABLE),
             (f"{c.robot_name}/joint_states", convert.JointState, base.RECORD),
+            ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
+        if self._buttons:
+            self.create_subscription(convert.Joy, "joy", self._on_joy, base.RECORD_IMAGES)
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
@@ -48,7 +55,8 @@ class RecorderNode(base.ConfiguredNode):
         latched = qos is base.LATCHED
 
         def on_bytes(cdr: bytes) -> None:
-            if latched:  # said once, so an episode that starts later must carry it too
+            # What is said once, or tells of the policy, an episode that starts later must carry too.
+            if latched or (topic == "diagnostics" and POLICY_STATUS in cdr):
                 self._latched[topic] = (name, cdr)
             self._write(topic, name, cdr)
 
@@ -89,6 +97,7 @@ class RecorderNode(base.ConfiguredNode):
         finally:
             if not writer.is_open:  # a refused outcome leaves the episode running, to be stopped with a better one
                 self._writer = None
+        self._last = path
         self.get_logger().info(f"episode ended ({ended_by}): {path}")
         return path
 
@@ -140,17 +149,36 @@ class RecorderNode(base.ConfiguredNode):
         return response
 
     def _on_mark(self, request: Any, response: Any) -> Any:
-        folder = Path(request.path).absolute()
         try:
+            response.message = self._mark(request.path, request.outcome, request.marked_by, request.partial_score)
+            response.success = True
+        except EpisodeError as error:
+            response.message = str(error)
+        return response
+
+    def _mark(self, path: str, outcome: str, marked_by: str, score: float) -> str:
+        """Mark the episode at `path`, or without one that which is running or ran last; return what was done."""
+        if path:
+            folder = Path(path).absolute()
             check_episode_id(folder.name)
             if folder.parent != self._root or not folder.is_dir():  # a service must not write just anywhere
                 raise EpisodeError(f"{folder} is not an episode under {self._root}")
-            mark_outcome(folder, request.outcome, request.marked_by, _score(request.partial_score), self.now_ns())
-        except EpisodeError as error:
-            response.message = str(error)
-            return response
-        response.success, response.message = True, f"{folder.name}: {request.outcome} by {request.marked_by}"
-        return response
+        elif self._writer is None and self._last is None:
+            raise EpisodeError("no episode was recorded since the recorder started; name one by its path")
+        else:
+            folder = self._last if self._writer is None else self._writer.folder
+        mark_outcome(folder, outcome, marked_by, _score(score), self.now_ns())
+        return f"{folder.name}: {outcome} by {marked_by}"
+
+    def _on_joy(self, msg: Any) -> None:
+        """Mark the running or last episode when one of the two buttons goes down."""
+        pressed = {number for number in self._buttons if len(msg.buttons) > number and msg.buttons[number]}
+        for number in sorted(pressed - self._pressed):
+            try:
+                self.get_logger().info(self._mark("", self._buttons[number], "joystick", -1.0))
+            except EpisodeError as error:
+                self.get_logger().error(str(error))
+        self._pressed = pressed
 
     def close(self) -> None:
         if self._writer is not None:
