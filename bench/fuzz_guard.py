@@ -2,13 +2,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, fk
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
+from capsule_arm import CapsuleArm
+
+from world_gymnast_ros.clearance import BOW_M
+from world_gymnast_ros.health import observe, plausible
+from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, fk, ik
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import GuardInputs, GuardState, guard, remember
 from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
@@ -43,7 +50,53 @@ def hostile_inputs(rng: np.random.Generator, joints: np.ndarray, now_ns: int) ->
     return GuardInputs(None if rng.random() < 0.02 else arm, ages[0], ages[1], now_ns, errors)
 
 
-def check_promises(command: ArmCommand, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> None:
+class Motors:
+    """What the servos' time profile makes of the goals that reach the driver: even speed between two ramps, begun at
+    the speed that the last profile has when a goal comes. Independent of `profile`: knots and areas.
+    """
+
+    def __init__(self, joints: np.ndarray, config: SafetyConfig) -> None:
+        self.ramp_s, self.moving_s = config.accel_time_s, config.moving_time_s
+        self.knots_s, self.sent_ns = np.array([0.0, self.ramp_s, self.moving_s - self.ramp_s, self.moving_s]), 0
+        self.speeds, self.start = np.zeros((4, 6)), joints
+
+    def go(self, goal: np.ndarray, now_ns: int) -> tuple[float, float]:
+        """Take a goal; return the largest speed and acceleration of any joint on the way to it."""
+        elapsed_s = min((now_ns - self.sent_ns) * 1e-9, self.moving_s)
+        times = np.concatenate([self.knots_s[self.knots_s < elapsed_s], [elapsed_s]])
+        speeds = np.stack([np.interp(times, self.knots_s, self.speeds[:, i]) for i in range(6)], axis=1)
+        self.start = self.start + ((speeds[1:] + speeds[:-1]) / 2.0 * np.diff(times)[:, None]).sum(axis=0)
+        begin = speeds[-1]
+        # Area under the trapezoid: (begin + even)/2 ramp + even (moving - 2 ramp) + even/2 ramp = goal - start.
+        even = (goal - self.start - begin * self.ramp_s / 2.0) / (self.moving_s - self.ramp_s)
+        self.speeds, self.sent_ns = np.stack([begin, even, even, np.zeros(6)]), now_ns
+        steepness = np.diff(self.speeds, axis=0) / np.diff(self.knots_s)[:, None]
+        return float(np.abs(even).max()), float(np.abs(steepness).max())
+
+
+def check_clearance(
+    oracle: CapsuleArm, command: ArmCommand, start: np.ndarray, measured: np.ndarray, gripper: Any, config: SafetyConfig
+) -> None:
+    """Assert, with MuJoCo's kinematics and distances, that nothing comes too close, at the goal and half-way to it."""
+    known = isinstance(gripper, (int, float, np.floating)) and -1e9 < gripper < 1e9
+    finger_m = 0.010 + 0.025 * max(command.gripper, min(gripper, 1.1) if known else 1.1)
+
+    def room(joints: np.ndarray) -> np.ndarray:
+        oracle.place(joints, finger_m)
+        return np.concatenate([[oracle.table().min() - config.table_z_m - config.min_table_clearance_m],
+                               oracle.links() - config.min_self_clearance_m])
+
+    goal, half_way = room(command.joints), room((measured + command.joints) / 2.0)
+    if goal.min() >= 0.0 and half_way.min() >= -BOW_M:
+        return
+    before, from_here = np.minimum(room(start), 0.0), np.minimum(room(measured), 0.0)
+    assert (goal >= before - 1e-5).all(), (goal, before)
+    assert (half_way >= np.minimum(before, from_here) - BOW_M - 1e-5).all(), half_way
+
+
+def check_promises(
+    command: ArmCommand, memory: GuardState, inputs: GuardInputs, config: SafetyConfig, oracle: CapsuleArm
+) -> None:
     """Assert what the guard promises about any command it returns."""
     assert isinstance(command, ArmCommand) and command.verdict in Verdict
     assert command.requested.shape == command.sent.shape == (7,) and command.sent.dtype == np.float32
@@ -55,6 +108,8 @@ def check_promises(command: ArmCommand, memory: GuardState, inputs: GuardInputs,
     assert np.abs(fk(command.joints) - command.T_base_target).max() < 1e-6
     if command.verdict in (Verdict.HOLD, Verdict.STOP):
         assert not command.sent[:6].any()
+        places = (memory.held, getattr(inputs.arm, "joints", None), memory.good_joints)
+        assert any(p is not None and np.abs(p - command.joints).max() < 1e-9 for p in map(plausible, places))
         return
     assert inputs.arm is not None and not any(inputs.hardware_errors)
     measured = np.asarray(inputs.arm.joints, float)
@@ -73,28 +128,43 @@ def check_promises(command: ArmCommand, memory: GuardState, inputs: GuardInputs,
     assert (position >= low).all() and (position <= np.maximum(config.workspace_high_m, start[:3, 3]) + slack).all()
     assert np.abs(command.sent[3:6]).max() <= config.max_step_rad + 1e-6
     assert np.linalg.norm(command.sent[:3]) <= config.max_step_m + turn * lead + slack
+    inside = np.clip(measured, JOINT_LOWER_RAD, JOINT_UPPER_RAD)
+    kept = memory.T_target is not None and "re-seeded" not in command.reason
+    check_clearance(oracle, command, ik(start, measured) if kept else inside, measured, inputs.arm.gripper, config)
 
 
 def fuzz(steps: int, seed: int) -> Counter[Verdict]:
-    """Run `steps` guarded steps on an arm that follows, lags and is sometimes moved; return the verdicts' counts."""
-    rng = np.random.default_rng(seed)
+    """Run `steps` guarded steps on an arm that follows, lags and is sometimes moved; return the verdicts' counts.
+
+    In every other thousand the measured joints are judged against the last good ones first, as the player does.
+    """
+    rng, oracle = np.random.default_rng(seed), CapsuleArm()
     config, counts = SafetyConfig(), Counter[Verdict]()
     memory, joints, now_ns = GuardState(), np.array([0.0, 0.022, 0.183, 0.0, 1.366, 0.0]), 0
-    for _ in range(steps):
+    motors: Motors | None = None
+    for number in range(steps):
         if rng.random() < 0.02:  # begin again somewhere else, with or without memory
             joints = rng.uniform(JOINT_LOWER_RAD, JOINT_UPPER_RAD)
             memory = GuardState() if rng.random() < 0.7 else memory
         if rng.random() < 0.01:
             memory = GuardState(T_target=rng.normal(size=(4, 4)), good_joints=rng.normal(size=6) * 3, good_ns=now_ns)
         inputs = hostile_inputs(rng, joints, now_ns)
+        if number // 1000 % 2:
+            memory = observe(memory, inputs, config)
         usual = np.concatenate([rng.normal(0.0, [0.02] * 3 + [0.1] * 3), [rng.random()]])
         command = guard(hostile_vector(rng, usual), memory, inputs, config)
-        check_promises(command, memory, inputs, config)
+        check_promises(command, memory, inputs, config, oracle)
         counts[command.verdict] += 1
-        memory = remember(memory, command)
         if np.isfinite(command.joints).all():
+            if memory.profile is None or motors is None:  # begun anew: the motors are at rest where they are measured
+                at = plausible(getattr(inputs.arm, "joints", None))
+                motors = Motors(command.joints if at is None else at, config)
+            speed, acceleration = motors.go(command.joints, now_ns)
+            if command.verdict in (Verdict.OK, Verdict.CLAMPED):
+                assert speed <= np.pi + 1e-6 and acceleration <= config.max_joint_acceleration_rad_s2 + 1e-4
             joints = joints + rng.uniform(0.5, 1.0) * (command.joints - joints)
-        now_ns += 200_000_000
+        memory = remember(memory, command, inputs, config)
+        now_ns += int(rng.choice([20, 100, 180, 200, 220, 1000], p=[0.02, 0.03, 0.1, 0.7, 0.1, 0.05])) * 1_000_000
     return counts
 
 

@@ -6,17 +6,17 @@ import time
 
 import numpy as np
 
-from world_gymnast_ros.actions import WORKSPACES, pose_from_state
+from world_gymnast_ros.actions import pose_from_state
+from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.kinematics import NEUTRAL, fk, ik
-from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import GuardInputs, GuardState, guard
 from world_gymnast_ros.types import ArmState, Verdict
 
 
 def reachable_joints(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Return joints of gripper-down poses inside the Bridge box."""
-    box, found = WORKSPACES["bridge"], []
+    """Return joints of gripper-down poses inside the workspace that ships."""
+    box, found = ArmConfig().safety().workspace, []
     while len(found) < count:
         state = np.array([*rng.uniform(box.low_m, box.high_m), *rng.normal(0.0, 0.2, 3), 1.0])
         try:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    config, poses = SafetyConfig(), reachable_joints(rng, args.steps)
+    config, poses = ArmConfig().safety(), reachable_joints(rng, args.steps)
     usual = np.array([0.0098, 0.0137, 0.0127, 0.0285, 0.0306, 0.0769, 0.5])  # bridge_orig standard deviations
     for name, size in (("usual", 1.0), ("huge", 10.0)):
         wall_us, cpu_us, verdicts = np.empty(args.steps), np.empty(args.steps), []

@@ -309,7 +309,7 @@ class ChunkPlayer:
             self._set_mode(ArmMode.HOLDING, f"{self._consecutive_holds} holds in a row, the last: {command.reason}")
 
     def _finish(self, command: ArmCommand, action: DueAction | None, inputs: GuardInputs) -> PlayedStep:
-        self.memory = remember(self.memory, command)
+        self.memory = remember(self.memory, command, inputs, self.config)
         self.verdict_counts[command.verdict] += 1
         return PlayedStep(command, action, inputs.arm, inputs.frame_age_s, bool(np.isfinite(command.joints).all()))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_NAMES, JOINT_UPPER_RAD, MAX_JOINT_SPEED_RAD_S
 from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.profile import Profile
 from world_gymnast_ros.types import F64, ArmState
 
 _IMPLAUSIBLE_RAD = 0.1  # a joint measured that far outside its limits is a bus fault (xs_sdk reports -pi), not motion
@@ -23,7 +24,8 @@ class GuardState:
     """What the guard remembers between steps. The default is "nothing known": the next step re-seeds from measured.
 
     `T_target` (4, 4) the last target sent, None to re-seed; `held` (6,) joints of the hold under way; `good_joints`
-    (6,) the last plausible measurement, taken at `good_ns` (steady); `gripper` the last gripper command.
+    (6,) the last plausible measurement, taken at `good_ns` (steady); `gripper` the last gripper command; `profile` what
+    the motors make of the goals sent so far, None when nothing was sent: at rest where measured.
     """
 
     T_target: F64 | None = None
@@ -31,6 +33,7 @@ class GuardState:
     good_joints: F64 | None = None
     good_ns: int = 0
     gripper: float | None = None
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)

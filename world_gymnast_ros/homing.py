@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from world_gymnast_ros.clearance import BOW_M, clearances, names
+from world_gymnast_ros.gripper import FINGER_OPEN_M
 from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk
 from world_gymnast_ros.limits import SafetyConfig
@@ -16,7 +18,8 @@ MAX_LAG_RAD = 0.35  # of the arm behind its goal: five steps; it is blocked or l
 def way_home(joints: F64, config: SafetyConfig) -> tuple[list[F64], str]:
     """Return the goals (6,) from the measured joints to neutral, one per control period, or why there is no such way.
 
-    Refused when the end effector would go below the workspace's floor, or further below it where it starts below.
+    Refused when the end effector would go below the workspace's floor, or links too close to the table or each other;
+    or further so, where they start so.
     """
     start = np.clip(np.asarray(joints, np.float64), JOINT_LOWER_RAD, JOINT_UPPER_RAD)
     count = max(1, int(np.ceil(np.abs(NEUTRAL - start).max() / (HOME_SPEED_RAD_S * config.dt_s))))
@@ -26,6 +29,15 @@ def way_home(joints: F64, config: SafetyConfig) -> tuple[list[F64], str]:
     if lowest_m < floor_m:
         return [], (f"the way home would lead down to z = {lowest_m:.3f} m, the floor is {floor_m:.3f} m; "
                     "raise the arm by hand first")
+    found = clearances(np.stack([start, *goals]), FINGER_OPEN_M)
+    for distances, limit_m, first in ((found.table - config.table_z_m, config.min_table_clearance_m, 0),
+                                      (found.links, config.min_self_clearance_m, found.table.shape[1])):
+        lack = np.minimum(limit_m, distances[0]) - BOW_M - distances
+        if lack.max() > 0.0:
+            row, column = np.unravel_index(int(lack.argmax()), lack.shape)
+            one, other = names(first + int(column))
+            return [], (f"on the way home the {one} would be {distances[row, column]:.3f} m from the {other}, limit "
+                        f"{limit_m} m; move the arm by hand first")
     return goals, ""
 
 

@@ -15,6 +15,8 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "joint_speed_factor": (0.05, 1.0), "max_frame_age_s": (0.05, 10.0), "max_action_age_s": (0.05, 30.0),
     "max_arm_age_s": (0.02, 1.0), "max_target_drift_m": (0.01, 0.2), "max_target_drift_rad": (0.05, 1.0),
     "command_timeout_s": (0.1, 5.0), "latch_timeout_s": (0.1, 120.0), "max_consecutive_holds": (1, 100),
+    "moving_time_s": (0.05, 5.0), "accel_time_s": (0.01, 2.0), "max_joint_acceleration_rad_s2": (1.0, 200.0),
+    "table_z_m": (-1.0, 0.5), "min_table_clearance_m": (0.0, 0.1), "min_self_clearance_m": (0.0, 0.1),
 }
 
 
@@ -30,6 +32,17 @@ class SafetyConfig:
     joint_margin_rad: float = 0.03
     joint_speed_factor: float = 0.75
     """0.75 pi 0.2 s = 0.47 rad a step, which the 250/100 ms time profile covers at a peak of 0.47 / 0.15 = pi rad/s."""
+    moving_time_s: float = 0.25
+    accel_time_s: float = 0.10
+    """The motors' time profile, from which the guard knows how fast and how hard a goal makes them move."""
+    max_joint_acceleration_rad_s2: float = 31.5
+    """pi rad/s within accel_time_s: a full step from rest, but no full step against the motion (48)."""
+    table_z_m: float = 0.0
+    """Height of the table top in base axes: the arm stands on it."""
+    min_table_clearance_m: float = 0.003
+    """Of any part of the arm. At the twin's floor (z 0.022) the finger tips have 0.0046."""
+    min_self_clearance_m: float = 0.015
+    """Between links that share no joint: what two links of an arm that is 5 to 8 mm off need. Tasks keep 0.06."""
     max_frame_age_s: float = 1.0
     """From capture to arrival of the chunk. Bridge refuses frames older than 1 s too."""
     max_action_age_s: float = 3.0

@@ -1,7 +1,8 @@
 """The guard: one pure function between what the policy asks and what the driver gets. Nothing below it stops the arm.
 
 The driver has no limit check, no finite-value check and no timeout, so all of them are here, in this order: the arm's
-own health, the request, step box, target composition, workspace, inverse kinematics, joint limits, joint speed.
+own health, the request, step box, target composition, workspace, inverse kinematics, joint limits, speed and
+acceleration, distance of the links from the table and from each other.
 `guard` never raises: whatever comes in, an ArmCommand with a verdict and a reason comes out.
 
     OK       sent as asked
@@ -14,21 +15,34 @@ Times are steady-clock nanoseconds, ages are seconds, computed by the caller fro
 from __future__ import annotations
 
 from dataclasses import replace
+from math import acos
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from world_gymnast_ros.actions import apply_delta, clip_delta
+from world_gymnast_ros.clearance import BOW_M, Clearances, clearances, names
 from world_gymnast_ros.errors import Unreachable
+from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M
 from world_gymnast_ros.health import FUTURE_S, arm_fault, finite_vector, jumped, plausible
 from world_gymnast_ros.health import GuardInputs as GuardInputs
 from world_gymnast_ros.health import GuardState as GuardState
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_NAMES, JOINT_UPPER_RAD, fk, ik
+from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_NAMES, JOINT_UPPER_RAD, MAX_JOINT_SPEED_RAD_S, fk, ik
 from world_gymnast_ros.limits import SafetyConfig as SafetyConfig
+from world_gymnast_ros.profile import (
+    after,
+    at_rest,
+    cruise_bounds,
+    cruise_speed,
+    goal_of,
+    peak_acceleration,
+    state_at,
+)
 from world_gymnast_ros.types import ACTION_DIM, F32, F64, ArmCommand, Verdict
 
 _PUSHED_AWAY_RAD = 0.15  # a held arm that is found this far away is held where it is, not driven back
 _HALVINGS = 6  # of the step, when it must be shortened: 1/64 of a step is finer than the arm's 1 mm
+_ON_THE_WAY = np.array([[0.25], [0.5], [0.75], [1.0]])  # of the way to a goal: where distances are looked at
 
 
 def guard(requested: Any, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> ArmCommand:
@@ -50,12 +64,23 @@ def hold(memory: GuardState, inputs: GuardInputs, reason: str, verdict: Verdict 
     return _hold(np.zeros(ACTION_DIM), memory, inputs, reason, verdict)
 
 
-def remember(memory: GuardState, command: ArmCommand) -> GuardState:
-    """Return the memory after `command`. The target advances only with what was sent; after a hold it is forgotten."""
+def remember(memory: GuardState, command: ArmCommand, inputs: GuardInputs, config: SafetyConfig) -> GuardState:
+    """Return the memory after `command` was sent, or could not be, with no known joints.
+
+    The target advances only with what was sent; after a hold it is forgotten.
+    """
+    if not np.isfinite(command.joints).all():
+        return replace(memory, T_target=None, held=None)
+    profile = memory.profile or at_rest(_measured(inputs, command.joints))
+    profile = after(profile, command.joints, inputs.now_ns, config.moving_time_s, config.accel_time_s)
     if command.verdict in (Verdict.OK, Verdict.CLAMPED):
-        return replace(memory, T_target=command.T_base_target, held=None, gripper=command.gripper)
-    known = bool(np.isfinite(command.joints).all())
-    return replace(memory, T_target=None, held=command.joints if known else None)
+        return replace(memory, T_target=command.T_base_target, held=None, gripper=command.gripper, profile=profile)
+    return replace(memory, T_target=None, held=command.joints, profile=profile)
+
+
+def _measured(inputs: GuardInputs, otherwise: F64) -> F64:
+    joints = plausible(getattr(inputs.arm, "joints", None))
+    return otherwise if joints is None else joints
 
 
 def _request_fault(requested: Any, inputs: GuardInputs, config: SafetyConfig) -> str:
@@ -65,6 +90,26 @@ def _request_fault(requested: Any, inputs: GuardInputs, config: SafetyConfig) ->
         return (f"the action's frame is {inputs.frame_age_s:.3f} s old, limit {config.max_action_age_s} s; "
                 "check camera, clocks and inference time")
     return ""
+
+
+class _Here(NamedTuple):
+    """Where the arm is, and where a goal may be: measured joints (6,), their pose, what the motors' profile does
+    (position, speed), and the bounds that all joint limits together put on the next goal."""
+
+    joints: F64
+    T: F64
+    position: F64
+    speed: F64
+    low: F64
+    high: F64
+
+
+class _Start(NamedTuple):
+    """The target to build on, its joints, and why it was re-seeded from measured ("" if it was not, or is new)."""
+
+    T: F64
+    joints: F64
+    reseeded: str
 
 
 class _Try(NamedTuple):
@@ -77,89 +122,195 @@ class _Try(NamedTuple):
 
 
 def _move(requested: F64, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> ArmCommand:
-    """Compose the next target and shorten the step until the joints can follow."""
+    """Compose the next target and shorten the step until the joints can follow and the links stay clear."""
     assert inputs.arm is not None  # arm_fault saw to it
-    joints = np.asarray(inputs.arm.joints, np.float64)
-    T_measured = fk(joints)
+    here = _here(np.asarray(inputs.arm.joints, np.float64), memory, inputs.now_ns, config)
     step: F64 = clip_delta(requested, config.limits)
     reasons = ["step limited"] if np.abs(step - requested).max() > 1e-6 else []
-    T_target, reseeded = _start(memory, T_measured, joints, config)
-    reasons += [reseeded] if reseeded else []
+    start = _start(memory, here, config)
+    reasons += [start.reseeded] if start.reseeded else []
 
-    best, scale = _try(step, 1.0, T_target, T_measured, joints, config), 1.0
+    best, scale = _try(step, 1.0, start.T, here, config), 1.0
     if best.joints is None:
         reasons.append(best.fault)
-        best, scale = _shorten(step, T_target, T_measured, joints, config)
-        if best.joints is None:
-            return _hold(requested, memory, inputs, "; ".join(reasons))
+        best, scale = _shorten(step, start.T, here, config)
+    if best.joints is not None:
+        finger_m = _finger_m(float(step[6]), inputs.arm.gripper)
+        (fault, share), = _closeness([best.joints], start, here, finger_m, config)
+        if fault:
+            reasons.append(fault)
+            best, scale = _shorten_until_clear(step, scale, share, start, here, finger_m, config)
+    if best.joints is None:
+        return _hold(requested, memory, inputs, "; ".join(reasons))
+    if scale < 1.0:
         reasons.append(f"step shortened to {100 * scale:.0f} %")
     if best.clipped:
         reasons.append("target kept in the workspace")
 
     sent = np.concatenate([step[:6] * scale, step[6:]])
-    unclipped = apply_delta(T_target, T_measured, sent)
+    unclipped = apply_delta(start.T, here.T, sent)
     sent[:3] += best.T[:3, 3] - unclipped[:3, 3]
     verdict = Verdict.CLAMPED if reasons else Verdict.OK
     return ArmCommand(best.T, best.joints, float(step[6]), _as_asked(requested), sent.astype(np.float32), verdict,
                       "; ".join(reasons))
 
 
-def _start(memory: GuardState, T_measured: F64, joints: F64, config: SafetyConfig) -> tuple[F64, str]:
-    """Return the target to build on, and why it was re-seeded from measured ("" if it was not, or is new)."""
+def _here(joints: F64, memory: GuardState, now_ns: int, config: SafetyConfig) -> _Here:
+    """Put all limits on the next goal's joints into two bounds, once: a step is tried many times."""
+    moving_s, accel_s = config.moving_time_s, config.accel_time_s
+    position, speed = np.clip(joints, JOINT_LOWER_RAD, JOINT_UPPER_RAD), np.zeros(6)
+    if memory.profile is not None:
+        position, speed = state_at(memory.profile, now_ns, moving_s, accel_s)
+    slow, fast = cruise_bounds(speed, MAX_JOINT_SPEED_RAD_S, config.max_joint_acceleration_rad_s2, moving_s, accel_s)
+    margin, step = config.joint_margin_rad, config.max_joint_step_rad
+    low = np.maximum(joints - step, goal_of(position, speed, slow, moving_s, accel_s)) - 1e-9
+    high = np.minimum(joints + step, goal_of(position, speed, fast, moving_s, accel_s)) + 1e-9
+    low = np.maximum(low, np.minimum(JOINT_LOWER_RAD + margin, joints) - 1e-6)
+    high = np.minimum(high, np.maximum(JOINT_UPPER_RAD - margin, joints) + 1e-6)
+    return _Here(joints, fk(joints), position, speed, low, high)
+
+
+def _start(memory: GuardState, here: _Here, config: SafetyConfig) -> _Start:
+    """Return the last target if it is near the arm and can be kept, else the measured pose."""
     # A resting arm may be measured a tick outside its limits; its target must not be.
-    measured = fk(np.clip(joints, JOINT_LOWER_RAD, JOINT_UPPER_RAD))
+    inside = np.minimum(np.maximum(here.joints, JOINT_LOWER_RAD), JOINT_UPPER_RAD)
     if memory.T_target is None:
-        return measured, ""
-    drift_m = float(np.linalg.norm(memory.T_target[:3, 3] - T_measured[:3, 3]))
-    cosine = (np.sum(memory.T_target[:3, :3] * T_measured[:3, :3]) - 1.0) / 2.0
-    drift_rad = float(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        return _Start(fk(inside), inside, "")
+    T = memory.T_target
+    drift_m = float(np.linalg.norm(T[:3, 3] - here.T[:3, 3]))
+    cosine = (float(np.vdot(T[:3, :3], here.T[:3, :3])) - 1.0) / 2.0
+    drift_rad = acos(max(-1.0, min(1.0, cosine)))
     if drift_m > config.max_target_drift_m or drift_rad > config.max_target_drift_rad:
-        return measured, f"target was {drift_m:.3f} m, {drift_rad:.3f} rad from the arm: re-seeded from measured"
-    standing = _try(np.zeros(ACTION_DIM), 0.0, memory.T_target, T_measured, joints, config)
-    if standing.joints is None:
-        return measured, f"last target cannot be kept from here ({standing.fault}): re-seeded from measured"
-    return memory.T_target, ""
+        return _Start(fk(inside), inside, f"target was {drift_m:.3f} m, {drift_rad:.3f} rad from the arm: "
+                      "re-seeded from measured")
+    joints, fault = _solve(T, here, config)
+    if joints is None:
+        return _Start(fk(inside), inside, f"last target cannot be kept from here ({fault}): re-seeded from measured")
+    return _Start(T, joints, "")
 
 
-def _try(step: F64, scale: float, T_target: F64, T_measured: F64, joints: F64, config: SafetyConfig) -> _Try:
+def _try(step: F64, scale: float, T_target: F64, here: _Here, config: SafetyConfig) -> _Try:
     """Compose `scale` of the step, clip it to the workspace and check what the joints would have to do."""
-    T = apply_delta(T_target, T_measured, np.concatenate([step[:6] * scale, step[6:]]))
-    # A start outside the box may stay or come in, and is never thrown to the border in one step.
-    start = T_target[:3, 3]
-    inside = np.clip(T[:3, 3], np.minimum(config.workspace_low_m, start), np.maximum(config.workspace_high_m, start))
-    clipped = bool(np.abs(inside - T[:3, 3]).max() > 1e-6)
-    T[:3, 3] = inside
+    scaled = step * scale
+    scaled[6] = step[6]
+    T = apply_delta(T_target, here.T, scaled)
+    clipped = False
+    for i, (low, high) in enumerate(zip(config.workspace_low_m, config.workspace_high_m, strict=True)):
+        # A start outside the box may stay or come in, and is never thrown to the border in one step.
+        start, value = float(T_target[i, 3]), float(T[i, 3])
+        inside = min(max(value, min(low, start)), max(high, start))
+        clipped |= abs(inside - value) > 1e-6
+        T[i, 3] = inside
+    joints, fault = _solve(T, here, config)
+    return _Try(T, joints, clipped, fault)
+
+
+def _solve(T: F64, here: _Here, config: SafetyConfig) -> tuple[F64 | None, str]:
+    """Return the joints of a pose that may be sent, or None and why they may not."""
     try:
-        goal = ik(T, joints)
+        goal = ik(T, here.joints)
     except Unreachable as error:
-        return _Try(T, None, clipped, str(error))
-    low = np.minimum(JOINT_LOWER_RAD + config.joint_margin_rad, joints) - 1e-6
-    high = np.maximum(JOINT_UPPER_RAD - config.joint_margin_rad, joints) + 1e-6
-    beyond = np.maximum(low - goal, goal - high)
-    if beyond.max() > 0.0:
-        i = int(beyond.argmax())
-        return _Try(T, None, clipped, f"joint {JOINT_NAMES[i]} would come within {config.joint_margin_rad} rad of its "
-                    f"limit ({goal[i]:.3f} rad)")
-    too_fast = np.abs(goal - joints) - config.max_joint_step_rad
-    if too_fast.max() > 1e-9:
-        i = int(too_fast.argmax())
-        return _Try(T, None, clipped, f"joint {JOINT_NAMES[i]} would move {abs(goal[i] - joints[i]):.3f} rad in one "
-                    f"step, limit {config.max_joint_step_rad[i]:.3f} rad")
-    return _Try(T, goal, clipped, "")
+        return None, str(error)
+    if (goal >= here.low).all() and (goal <= here.high).all():
+        return goal, ""
+    return None, _joint_fault(goal, here, config)
 
 
-def _shorten(step: F64, T_target: F64, T_measured: F64, joints: F64, config: SafetyConfig) -> tuple[_Try, float]:
+def _joint_fault(goal: F64, here: _Here, config: SafetyConfig) -> str:
+    """Return which of the joint limits a goal (6,) outside the bounds breaks."""
+    move = np.abs(goal - here.joints)
+    cruise = cruise_speed(here.position, here.speed, goal, config.moving_time_s, config.accel_time_s)
+    pull = peak_acceleration(here.speed, cruise, config.moving_time_s, config.accel_time_s)
+    i = int(np.maximum(here.low - goal, goal - here.high).argmax())
+    joint = JOINT_NAMES[i]
+    if move[i] > config.max_joint_step_rad[i] + 1e-9:
+        return f"joint {joint} would move {move[i]:.3f} rad in one step, limit {config.max_joint_step_rad[i]:.3f} rad"
+    if abs(cruise[i]) > MAX_JOINT_SPEED_RAD_S[i] + 1e-6:
+        return f"joint {joint} would reach {abs(cruise[i]):.2f} rad/s, limit {MAX_JOINT_SPEED_RAD_S[i]:.2f} rad/s"
+    if pull[i] > config.max_joint_acceleration_rad_s2 + 1e-6:
+        return (f"joint {joint} would be accelerated by {pull[i]:.1f} rad/s2, limit "
+                f"{config.max_joint_acceleration_rad_s2} rad/s2")
+    return f"joint {joint} would come within {config.joint_margin_rad} rad of its limit ({goal[i]:.3f} rad)"
+
+
+def _shorten(step: F64, T_target: F64, here: _Here, config: SafetyConfig) -> tuple[_Try, float]:
     """Return the furthest usable point on the way to the step's end, by bisection from standing still."""
     low, high = 0.0, 1.0
-    best = _try(step, 0.0, T_target, T_measured, joints, config)
+    best = _try(step, 0.0, T_target, here, config)
     for _ in range(_HALVINGS if best.joints is not None else 0):
         middle = (low + high) / 2.0
-        attempt = _try(step, middle, T_target, T_measured, joints, config)
+        attempt = _try(step, middle, T_target, here, config)
         if attempt.joints is None:
             high = middle
         else:
             best, low = attempt, middle
     return best, low
+
+
+def _shorten_until_clear(
+    step: F64, scale: float, share: float, start: _Start, here: _Here, finger_m: float, config: SafetyConfig
+) -> tuple[_Try, float]:
+    """Return the furthest of a few points on the way at which the links are clear; one without joints if none is.
+
+    `share` is about how much of the way there is until they are not.
+    """
+    scales = [scale * part for part in (0.95 * share, 0.5 * share, 0.0)]
+    tries = [(_try(step, part, start.T, here, config), part) for part in scales]
+    usable = [(attempt, part) for attempt, part in tries if attempt.joints is not None]
+    found = _closeness([attempt.joints for attempt, _ in usable if attempt.joints is not None], start, here, finger_m,
+                       config)
+    clear = [point for point, (fault, _) in zip(usable, found, strict=True) if not fault]
+    return clear[0] if clear else (tries[0][0]._replace(joints=None), 0.0)
+
+
+def _closeness(
+    goals: list[F64], start: _Start, here: _Here, finger_m: float, config: SafetyConfig
+) -> list[tuple[str, float]]:
+    """Return for each goal (6,) what would come too close on the way to it from the measured joints, or "", and how
+    much of the way from the start to it is clear, roughly.
+
+    What is too close already may stay so and go away, as in the workspace.
+    """
+    if not goals:
+        return []
+    count = len(_ON_THE_WAY)
+    rows = np.empty((2 + count * len(goals), 6))
+    rows[0], rows[1] = start.joints, here.joints
+    for i, goal in enumerate(goals):
+        rows[2 + i * count:2 + (i + 1) * count] = here.joints + _ON_THE_WAY * (goal - here.joints)
+    found = clearances(rows, finger_m)
+    margins = np.concatenate([found.table - (config.table_z_m + config.min_table_clearance_m),
+                              found.links - config.min_self_clearance_m], axis=1)
+    at_goal = np.minimum(0.0, margins[0])
+    on_the_way = np.minimum(at_goal, margins[1]) - BOW_M
+    results = []
+    for i in range(len(goals)):
+        over = margins[2 + i * count:2 + (i + 1) * count] - on_the_way
+        over[-1] += on_the_way - at_goal
+        if over.min() >= -1e-6:
+            results.append(("", 1.0))
+            continue
+        left, gone = margins[0] - at_goal, margins[0] - at_goal - over[-1]
+        share = float((left / np.maximum(gone, 1e-12))[over[-1] < 0.0].min(initial=1.0))
+        results.append((_words(over, i, found, config), share))
+    return results
+
+
+def _words(over: F64, goal: int, found: Clearances, config: SafetyConfig) -> str:
+    point, column = np.unravel_index(int(over.argmin()), over.shape)
+    row, parts = 2 + goal * len(_ON_THE_WAY) + int(point), found.table.shape[1]
+    if column < parts:
+        distance_m, limit_m = found.table[row, column] - config.table_z_m, config.min_table_clearance_m
+    else:
+        distance_m, limit_m = found.links[row, column - parts], config.min_self_clearance_m
+    one, other = names(int(column))
+    return f"{one} would be {distance_m:.3f} m from the {other}, limit {limit_m} m"
+
+
+def _finger_m(commanded: float, measured: Any) -> float:
+    """Return how far the fingers are from the hand's axis at most; open when nothing is known."""
+    known = isinstance(measured, (int, float, np.floating)) and -1e9 < measured < 1e9
+    return FINGER_CLOSED_M + (FINGER_OPEN_M - FINGER_CLOSED_M) * max(commanded, min(measured, 1.1) if known else 1.1)
 
 
 def _hold(
