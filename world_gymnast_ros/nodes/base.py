@@ -31,7 +31,8 @@ NEWEST_RELIABLE = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliabili
 RELIABLE = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 RECORD = QoSProfile(depth=1000, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 """The recorder's: a busy moment on the disk must not cost a step."""
-RECORD_IMAGES = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+RECORD_IMAGES = QoSProfile(depth=60, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""The same for pictures: two seconds of them, 55 MB at the most."""
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """State that a late joiner must see: instruction, adapter, arm_status."""

@@ -1,8 +1,12 @@
 """Records episodes: subscribes, and never sits inside a loop. The files are `episodes.EpisodeWriter`'s business."""
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from rclpy.serialization import serialize_message
 
 from world_gymnast_ros.config import RecorderConfig
 from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance
@@ -20,6 +24,7 @@ class RecorderNode(base.ConfiguredNode):
     def __init__(self) -> None:
         super().__init__("recorder_node")
         self.config = c = self.read_config(RecorderConfig)
+        self._kinds: dict[str, Any] = {}
         self._root = Path(c.directory).expanduser().absolute()
         if self._root.exists() and not self._root.is_dir():
             raise BadConfig(f"directory {self._root} is a file; name a folder")
@@ -30,6 +35,8 @@ class RecorderNode(base.ConfiguredNode):
         self._pressed: set[int] = set()
         self._buttons = {number: outcome for number, outcome in ((c.success_button, "success"),
                                                                  (c.failure_button, "failure")) if number >= 0}
+        if self._buttons:
+            self.create_subscription(convert.Joy, "joy", self._on_joy, base.RECORD_IMAGES)
         if c.image_compressed:
             self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
         else:
@@ -42,8 +49,7 @@ class RecorderNode(base.ConfiguredNode):
             ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
-        if self._buttons:
-            self.create_subscription(convert.Joy, "joy", self._on_joy, base.RECORD_IMAGES)
+        self._rehearse()
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
@@ -51,7 +57,7 @@ class RecorderNode(base.ConfiguredNode):
         self.get_logger().info(f"ready to record under {self._root}")
 
     def _listen(self, topic: str, kind: Any, qos: Any) -> None:
-        name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+        name = _name(kind)
         latched = qos is base.LATCHED
 
         def on_bytes(cdr: bytes) -> None:
@@ -60,7 +66,24 @@ class RecorderNode(base.ConfiguredNode):
                 self._latched[topic] = (name, cdr)
             self._write(topic, name, cdr)
 
-        self.create_subscription(kind, topic, on_bytes, qos, raw=True)
+        def on_first(cdr: bytes) -> None:
+            on_bytes(cdr)
+            # The executor brings one message per round of all topics: after a stall a fast topic would never catch up.
+            with subscription.handle:
+                while (taken := subscription.handle.take_message(kind, True)) is not None:
+                    on_bytes(taken[0])
+
+        self._kinds[topic] = kind
+        subscription = self.create_subscription(kind, topic, on_first, qos, raw=True)
+
+    def _rehearse(self) -> None:
+        """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
+        with tempfile.TemporaryDirectory() as place:
+            writer = EpisodeWriter(Path(place), "rehearsal", {}, 0, reserve_bytes=0)
+            for topic, kind in self._kinds.items():
+                writer.write(f"/{topic}", _name(kind), bytes(serialize_message(kind())), 0)
+            writer.write_image("/image_raw", np.zeros((48, 64, 3), np.uint8), 0, 0)
+            writer.close("done", 0)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -186,6 +209,10 @@ class RecorderNode(base.ConfiguredNode):
                 self._finish("stopped")
             except EpisodeError as error:
                 self.get_logger().error(str(error))
+
+
+def _name(kind: Any) -> str:
+    return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 
 
 def _score(value: float) -> float | None:
