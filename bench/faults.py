@@ -23,7 +23,8 @@ def run_round(log: Path) -> bool:
     """Run all fault tests once; tell whether all passed."""
     env = {**os.environ, "WORLD_GYMNAST_TEST_TIMING": "1", "WORLD_GYMNAST_FAULT_LOG": str(log)}
     command = [sys.executable, "-m", "pytest", "-q", "test/test_faults.py", "test/test_faults_policy.py",
-               "test/test_faults_graph.py"]
+               "test/test_faults_graph.py",
+               "test/test_faults_clock.py"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith(("FAILED", "ERROR")):

@@ -13,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
 from capsule_arm import CapsuleArm
 
+from world_gymnast_ros.actions import rpy_to_matrix
 from world_gymnast_ros.clearance import BOW_M
 from world_gymnast_ros.health import observe, plausible
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, fk, ik
@@ -119,7 +120,8 @@ def check_promises(
     start = memory.T_target if memory.T_target is not None and "re-seeded" not in command.reason else fk(measured)
     # Turning about the measured point moves a target that leads it: that much comes on top of the step itself.
     lead = float(np.linalg.norm(start[:3, 3] - fk(measured)[:3, 3]))
-    turn = 2.0 * np.sin(min(np.pi / 2, np.sqrt(3.0) * config.max_step_rad / 2.0))
+    widest = rpy_to_matrix(config.max_step_rad * np.array([-1.0, 1.0, 1.0]))  # of all that the box allows
+    turn = np.sqrt(3.0 - np.trace(widest))  # 2 sin of half its angle
     # A start a motor tick (up to 0.1 rad when implausible) outside the joint limits is moved onto them first.
     slack = 0.1 if (np.clip(measured, JOINT_LOWER_RAD, JOINT_UPPER_RAD) != measured).any() else 1e-6
     position = command.T_base_target[:3, 3]

@@ -45,7 +45,7 @@ class FaultDriver(base.ConfiguredNode):
         self.create_service(srv.RegisterValues, "wx250s/set_motor_registers", self._on_set)
         for kind, name in ((srv.OperatingModes, "set_operating_modes"), (srv.TorqueEnable, "torque_enable")):
             self.create_service(kind, f"wx250s/{name}", lambda _request, response: response)
-        self.create_timer(PERIOD_S, self._on_time)
+        self.every(PERIOD_S, self._on_time)
 
     def _on_group(self, msg: Any) -> None:
         self.goal, self.left_s = np.array(msg.cmd, np.float64), self.profile["Profile_Velocity"] / 1000.0

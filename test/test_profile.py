@@ -43,7 +43,8 @@ def test_at_a_new_goal_neither_place_nor_speed_jump_and_it_arrives(goals: list[t
         _, speed = state_at(profile, now_ns, MOVING_S, ACCEL_S)
         profile = after(profile, np.full(6, goal), now_ns, MOVING_S, ACCEL_S)
         cruise = cruise_speed(profile.position, profile.speed, profile.goal, MOVING_S, ACCEL_S)
-        np.testing.assert_allclose(goal_of(profile.position, profile.speed, cruise, MOVING_S, ACCEL_S), goal, atol=1e-12)
+        np.testing.assert_allclose(goal_of(profile.position, profile.speed, cruise, MOVING_S, ACCEL_S), goal,
+                                   atol=1e-12)
         told = max(told, float(peak_acceleration(speed, cruise, MOVING_S, ACCEL_S).max()))
         for _ in range(wait_ms):
             now_ns += 1_000_000
