@@ -5,7 +5,9 @@ import json
 import os
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from episode_maker import bar_position_m, record
@@ -15,9 +17,12 @@ from world_gymnast_ros.episodes import Episode, read_episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.export.bridge_npz import export_bridge
 from world_gymnast_ros.export.irasim import export_irasim, relative_actions
+from world_gymnast_ros.export.lerobot_reader import read_lerobot
 from world_gymnast_ros.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
 from world_gymnast_ros.export.video import read_mp4, write_mp4
 from world_gymnast_ros.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.learning.play_data import read_clips
 
 CLIPS = Path(os.environ.get("WORLD_GYMNAST_CLIPS") or
              Path(__file__).resolve().parents[2] / "shared" / "data" / "bridge_clips")
@@ -103,6 +108,151 @@ def test_lerobot_dataset_is_consistent(tmp_path: Path, episodes: list[Episode]) 
     with pytest.raises(EpisodeError, match="no episode"):
         export_lerobot([], tmp_path / "empty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dataset"]
+
+
+# dtype of a v3.0 feature -> type of its column; a feature of shape [1] is a plain value, [n] a list of fixed size.
+ARROW = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
+INFO = {"codebase_version": str, "robot_type": str, "total_episodes": int, "total_frames": int, "total_tasks": int,
+        "chunks_size": int, "data_files_size_in_mb": int, "video_files_size_in_mb": int, "fps": int, "splits": dict,
+        "data_path": str, "video_path": str, "features": dict}
+ALWAYS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
+          "task_index": "int64"}
+STATS = {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
+
+
+def test_lerobot_matches_the_v3_schema_field_by_field(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(episodes, tmp_path / "dataset", size=(96, 320))
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files == {"meta/info.json", "meta/stats.json", "meta/tasks.parquet",
+                     "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet",
+                     f"videos/{CAMERA}/chunk-000/file-000.mp4"}
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert {key: type(value) for key, value in info.items()} == INFO
+    assert (info["codebase_version"], info["fps"], info["splits"]) == ("v3.0", 5, {"train": "0:2"})
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (2, 20, 2)
+    features = info["features"]
+    assert {name: features[name]["dtype"] for name in ALWAYS} == ALWAYS
+    assert not any("/" in name for name in features)
+    for name, feature in features.items():
+        assert {"dtype", "shape", "names"} <= set(feature) and all(type(n) is int for n in feature["shape"]), name
+    data = pq.read_schema(folder / "data/chunk-000/file-000.parquet")
+    plain = {name: feature for name, feature in features.items() if feature["dtype"] != "video"}
+    assert set(data.names) == set(plain)
+    for name, feature in plain.items():
+        (width,) = feature["shape"]
+        value = ARROW[feature["dtype"]]
+        assert data.field(name).type == (value if width == 1 else pa.list_(value, width)), name
+        assert feature["names"] is None or len(feature["names"]) == width, name
+    rows = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet")
+    wanted = {"episode_index", "dataset_from_index", "dataset_to_index", "length",
+              *(f"{of}/{kind}_index" for of in ("data", "meta/episodes", f"videos/{CAMERA}")
+                for kind in ("chunk", "file"))}
+    assert all(rows.schema.field(name).type == pa.int64() for name in wanted)
+    assert rows.schema.field("tasks").type == pa.list_(pa.string())
+    assert all(rows.schema.field(f"videos/{CAMERA}/{edge}_timestamp").type == pa.float64() for edge in ("from", "to"))
+    stats = json.loads((folder / "meta/stats.json").read_text())
+    assert set(stats) == set(features) and all(set(stat) == STATS for stat in stats.values())
+    per_episode = {name for name in rows.column_names if name.startswith("stats/")}
+    assert per_episode == {f"stats/{name}/{stat}" for name in features for stat in STATS}
+    for name, feature in features.items():
+        shape = (3, 1, 1) if feature["dtype"] == "video" else tuple(feature["shape"])
+        assert all(np.shape(stats[name][s]) == ((1,) if s == "count" else shape) for s in STATS), name
+    tasks = pq.read_table(folder / "meta/tasks.parquet")
+    assert tasks.schema.field("task_index").type == pa.int64() and tasks.num_rows == info["total_tasks"]
+
+
+def test_lerobot_video_is_what_the_schema_says(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(episodes, tmp_path / "dataset", size=(96, 320))
+    feature = json.loads((folder / "meta/info.json").read_text())["features"][CAMERA]
+    with av.open(str(folder / f"videos/{CAMERA}/chunk-000/file-000.mp4")) as container:
+        (stream,) = container.streams
+        told = feature["info"]
+        assert (stream.codec_context.name, stream.pix_fmt) == (told["video.codec"], told["video.pix_fmt"])
+        assert (stream.height, stream.width, 3) == tuple(feature["shape"]) == (96, 320, 3)
+        assert stream.average_rate == told["video.fps"] == 5
+        times_s = [frame.time for frame in container.decode(stream)]
+    np.testing.assert_allclose(times_s, np.arange(20) / 5, atol=1e-4)  # LeRobot asks for frames within 0.1 ms
+    rows = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    edges = [(row[f"videos/{CAMERA}/from_timestamp"], row[f"videos/{CAMERA}/to_timestamp"]) for row in rows]
+    np.testing.assert_allclose(edges, [(0, 1.6), (1.6, 4.0)])
+
+
+@pytest.mark.lerobot
+def test_lerobot_itself_opens_it(tmp_path: Path, episodes: list[Episode]) -> None:
+    try:
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    except Exception as error:  # lerobot, or torchvision for it, is missing or does not fit this torch
+        pytest.skip(f"the lerobot package cannot be imported here: {error!r}")
+    dataset = LeRobotDataset("local/ours", root=export_lerobot(episodes, tmp_path / "dataset", size=(96, 320)))
+    assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (2, 20, 5)
+    actions = np.concatenate([episode.actions for episode in episodes])
+    for number, row in enumerate(dataset.hf_dataset):
+        np.testing.assert_array_equal(np.asarray(row["action"]), actions[number])
+    assert list(dataset.meta.tasks.index) == ["push the red block left", "wave"]
+    try:
+        item = dataset[9]
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        pytest.skip(f"metadata and rows are read; no video decoder of lerobot works here: {error!r:.300}")
+    assert item["task"] == "wave" and tuple(item[CAMERA].shape) == (3, 96, 320)
+    picture = np.asarray(item[CAMERA]).transpose(1, 2, 0) * 255
+    assert np.abs(picture - resize_rgb(episodes[1].frames[1], (96, 320))).mean() < 4
+
+
+def test_lerobot_is_read_back(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(episodes, tmp_path / "dataset", size=(96, 320))
+    back = list(read_lerobot(folder))
+    assert [e.task for e in back] == ["push the red block left", "wave"]
+    for read, episode in zip(back, episodes, strict=True):
+        np.testing.assert_array_equal(read.actions, episode.actions)
+        np.testing.assert_array_equal(read.stamps_ns, episode.frame_stamps_ns[:-1])
+        positions_m = [bar_position_m(rgb) for rgb in read.frames]
+        np.testing.assert_allclose(positions_m, episode.states[:-1, 0], atol=0.004)
+    clips = read_clips(folder)  # what `train world-model --clips` reads
+    assert [c.steps for c in clips] == [7, 11] and all(len(c.frames) == c.steps + 1 for c in clips)
+    moved_m = np.diff([bar_position_m(rgb) for rgb in clips[1].frames])
+    np.testing.assert_allclose(moved_m, clips[1].deltas[:, 0], atol=0.004)
+
+
+def test_lerobot_datasets_that_are_no_bridge_steps_are_refused(tmp_path: Path, episodes: list[Episode]) -> None:
+    folder = export_lerobot(episodes, tmp_path / "dataset", size=(96, 320))
+    path, info_path = folder / "data/chunk-000/file-000.parquet", folder / "meta/info.json"
+    info, table = json.loads(info_path.read_text()), pq.read_table(path)
+    column = table.schema.get_field_index("action")
+    for change, words in ((lambda a: a[:, 0].__iadd__(0.3), "0.05"), (lambda a: a[:, 4].__iadd__(1.0), "0.25"),
+                          (lambda a: a[:, 6].__isub__(2.0), "gripper")):
+        actions = np.array(table["action"].to_pylist(), np.float32)
+        change(actions)
+        other = pa.FixedSizeListArray.from_arrays(pa.array(actions.ravel()), 7)
+        pq.write_table(table.set_column(column, "action", other), path)
+        with pytest.raises(EpisodeError, match=words):
+            list(read_lerobot(folder))
+    pq.write_table(table, path)
+    for change, words in (({"fps": 30}, "30 frames"), ({"codebase_version": "v2.1"}, "v2.1")):
+        info_path.write_text(json.dumps({**info, **change}))
+        with pytest.raises(EpisodeError, match=words):
+            list(read_lerobot(folder))
+    info_path.write_text(json.dumps(info))
+    with pytest.raises(EpisodeError, match="name one"):
+        list(read_lerobot(folder, camera="observation.images.wrist"))
+    video = folder / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    video.write_bytes(video.read_bytes()[:-3000])
+    with pytest.raises(EpisodeError, match="file-000"):
+        list(read_lerobot(folder))
+
+
+def test_real_times_survive_every_export(tmp_path: Path, episodes: list[Episode]) -> None:
+    episode = episodes[0]
+    captured, sent = episode.frame_stamps_ns.tolist(), episode.steps.stamps_ns.tolist()
+    assert len(set(np.diff(captured))) > 1, "the test needs times that no frame rate gives"
+    rows = pq.read_table(export_lerobot([episode], tmp_path / "l") / "data/chunk-000/file-000.parquet")
+    assert (rows["extra.captured_ns"].to_pylist(), rows["extra.sent_ns"].to_pylist()) == (captured[:-1], sent)
+    with np.load(export_worldgym([episode], tmp_path / "w")[0].with_suffix(".npz")) as clip:
+        assert (clip["captured_ns"].tolist(), clip["sent_ns"].tolist()) == (captured, [*sent, 0])
+    with np.load(export_bridge([episode], tmp_path / "b")[0]) as steps:
+        assert steps["steps/observation/captured_ns"].tolist() == captured
+        assert steps["steps/sent_ns"].tolist() == [*sent, 0]
+    note = json.loads(export_irasim([episode], tmp_path / "i")[0].read_text())
+    assert (note["captured_ns"], note["sent_ns"]) == (captured, sent)
 
 
 def test_lerobot_statistics_are_those_of_the_rows(tmp_path: Path, episodes: list[Episode]) -> None:

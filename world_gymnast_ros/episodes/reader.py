@@ -61,6 +61,15 @@ class Episode:
         return self.steps.executed()
 
     @property
+    def target_states(self) -> F32:
+        """Return the targets float32 (T+1, 7), Bridge states: row t is what action t was added to.
+
+        The first is the measured state: arming makes that the target.
+        """
+        after = bridge_state(self.steps.T_base_target, self.steps.gripper_command)
+        return np.concatenate([self.states[:1], after]).astype(np.float32)
+
+    @property
     def frame_ages_s(self) -> F64:
         """Return the age of frame t when action t was sent, (T,): a jump tells of lost pictures."""
         ages: F64 = (self.steps.stamps_ns - self.frame_stamps_ns[:-1]).astype(np.float64) * 1e-9

@@ -1,7 +1,9 @@
 """Episodes in the shape of BridgeData V2's RLDS steps, as one npz each (no TensorFlow, no pickle).
 
 Keys follow the RLDS feature names with "/" for nesting, e.g. `steps/observation/state`: T+1 steps, a zero action
-appended, as the public conversion does (readers of RLDS relabel actions from states themselves).
+appended, as the public conversion does (readers of RLDS relabel actions from states themselves). `action` is what was
+sent, in base axes, the gripper absolute and 1 open. `captured_ns` and `sent_ns` (0 for the appended action) are ours:
+when the pictures were taken and the actions sent, nanoseconds since the epoch.
 """
 from __future__ import annotations
 
@@ -37,8 +39,11 @@ def export_bridge(episodes: Iterable[Episode], folder: Path, size: tuple[int, in
         arrays: dict[str, Any] = {
             "steps/observation/image_0": resize_rgb(episode.frames, size),
             "steps/observation/state": episode.states,
+            "steps/observation/captured_ns": episode.frame_stamps_ns,
+            "steps/sent_ns": np.append(episode.steps.stamps_ns, 0),
             "steps/action": np.concatenate([episode.actions, np.zeros((1, 7), np.float32)]),
             "steps/is_first": first, "steps/is_last": last, "steps/is_terminal": last, "steps/reward": reward,
+            "steps/discount": np.ones(count, np.float32),
             "steps/language_instruction": np.array([episode.instruction] * count),
             "episode_metadata/file_path": np.array(str(episode.path.name)),
             "episode_metadata/has_image_0": np.array(True),

@@ -1,7 +1,8 @@
 """IRASim's layout: `annotation/<split>/<id>.json` beside `videos/<split>/<id>/0/rgb.mp4` (bytedance/IRASim, Bridge).
 
 Its actions are recomputed from states in the previous end effector's frame, so states and a continuous gripper
-suffice; they are written too, in its scaling (times 20), for readers that take them as they are.
+suffice; they are written too, in its scaling (times 20), for readers that take them as they are. `captured_ns` and
+`sent_ns` are ours: when the pictures were taken and the actions sent, nanoseconds since the epoch.
 """
 from __future__ import annotations
 
@@ -50,6 +51,7 @@ def export_irasim(episodes: Iterable[Episode], folder: Path, split: str = "train
             "videos": [{"video_path": video.as_posix()}], "latent_videos": [],
             "state": episode.states[:, :6].tolist(), "continuous_gripper_state": episode.states[:, 6].tolist(),
             "action": relative_actions(episode.states).tolist(), "success": episode.outcome.outcome == "success",
+            "captured_ns": episode.frame_stamps_ns.tolist(), "sent_ns": episode.steps.stamps_ns.tolist(),
         })
         written.append(annotation)
     return written

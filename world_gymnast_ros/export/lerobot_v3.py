@@ -2,8 +2,11 @@
 
 Layout of huggingface/lerobot (CODEBASE_VERSION v3.0): `meta/{info.json, stats.json, tasks.parquet,
 episodes/chunk-000/file-000.parquet}`, `data/chunk-000/file-000.parquet`, `videos/<key>/chunk-000/file-000.mp4`.
-One row per action: T rows per episode, the picture after the last action is left out. LeRobot's own timestamps are
-frame_index / fps; the true capture times are in `observation.stamp_s`, from the first frame of the episode.
+One row per action: T rows per episode, the picture after the last action is left out. `action` is what was sent, as in
+Bridge: dx dy dz in m and droll dpitch dyaw in rad along base axes, the gripper absolute, 1 open. LeRobot's own
+timestamps are frame_index / fps; the true times are in `extra.captured_ns` (the picture) and `extra.sent_ns` (the
+action), nanoseconds since the epoch. What is ours is called `extra.*`, because LeRobot's policies take every feature
+that begins with `observation` for an input and with `action` for an output.
 """
 from __future__ import annotations
 
@@ -34,13 +37,16 @@ JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_ro
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+ACTION_NAMES = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
 FEATURES: dict[str, tuple[str, int, list[str] | None]] = {
     "observation.state": ("float32", 7, STATE_NAMES),
-    "observation.joint_position": ("float32", 6, JOINTS),
-    "observation.stamp_s": ("float32", 1, None),
-    "action": ("float32", 7, STATE_NAMES),
-    "action.requested": ("float32", 7, STATE_NAMES),
-    "action.verdict": ("int64", 1, None),
+    "action": ("float32", 7, ACTION_NAMES),
+    "extra.requested": ("float32", 7, ACTION_NAMES),
+    "extra.verdict": ("int64", 1, None),
+    "extra.target_state": ("float32", 7, STATE_NAMES),
+    "extra.joint_position": ("float32", 6, JOINTS),
+    "extra.captured_ns": ("int64", 1, None),
+    "extra.sent_ns": ("int64", 1, None),
     "next.reward": ("float32", 1, None),
     "next.done": ("bool", 1, None),
     "next.success": ("bool", 1, None),
@@ -50,7 +56,8 @@ FEATURES: dict[str, tuple[str, int, list[str] | None]] = {
     "index": ("int64", 1, None),
     "task_index": ("int64", 1, None),
 }
-"""Columns of the data table: dtype, width, names. `action` is what was sent, `action.requested` what was asked."""
+"""Columns of the data table: dtype, width, names. `extra.requested` is what was asked of the guard, `extra.verdict` its
+answer (msg/Step.msg), `extra.target_state` the target that the action was added to."""
 
 
 def export_lerobot(episodes: Iterable[Episode], folder: Path, size: tuple[int, int] = SIZE) -> Path:
@@ -108,10 +115,11 @@ def _table(episode: Episode, number: int, start: int, task: int) -> dict[str, ND
     done = frame == count - 1
     return {
         "observation.state": episode.states[:-1],
-        "observation.joint_position": episode.steps.joints.astype(np.float32),
-        "observation.stamp_s": ((episode.frame_stamps_ns[:-1] - episode.frame_stamps_ns[0]) * 1e-9).astype(np.float32),
-        "action": episode.actions, "action.requested": episode.steps.requested,
-        "action.verdict": episode.steps.verdict.astype(np.int64),
+        "action": episode.actions, "extra.requested": episode.steps.requested,
+        "extra.verdict": episode.steps.verdict.astype(np.int64),
+        "extra.target_state": episode.target_states[:-1],
+        "extra.joint_position": episode.steps.joints.astype(np.float32),
+        "extra.captured_ns": episode.frame_stamps_ns[:-1], "extra.sent_ns": episode.steps.stamps_ns,
         "next.reward": (done & success).astype(np.float32), "next.done": done, "next.success": done & success,
         "timestamp": (frame / FPS).astype(np.float32), "frame_index": frame.astype(np.int64),
         "episode_index": np.full(count, number, np.int64), "index": (frame + start).astype(np.int64),

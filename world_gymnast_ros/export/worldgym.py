@@ -2,7 +2,9 @@
 
 Format of world-model-eval/world-model-eval (`download_data.py`, `dataset.py`): key `arr_0`, float32 (T, 10) =
 translation (+-0.05 m to +-1.75), rotation (+-0.25 rad to +-1.4), each clipped 0.01 inside, gripper -1 open +1 closed,
-base motion (zeros). Row t is the action taken at frame t; the last frame has no action, its row is "stay".
+base motion (zeros). Row t is the action taken at frame t; the last frame has no action, its row is "stay". The clips
+have 20 frames a second whatever the truth; the true times are further keys of the `.npz`, which WorldGym's loader does
+not read: `captured_ns` int64 (T,) of the frames, `sent_ns` of the actions (0 for "stay"), since the epoch.
 """
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def export_worldgym(episodes: Iterable[Episode], folder: Path, size: tuple[int, 
         clip = folder / f"{number:09d}.mp4"
         # The loader looks for mp4 files and then for their npz: the mp4 appears last, and whole.
         buffer = io.BytesIO()
-        np.savez(buffer, rows)
+        np.savez(buffer, rows, captured_ns=episode.frame_stamps_ns, sent_ns=np.append(episode.steps.stamps_ns, 0))
         write_whole(clip.with_suffix(".npz"), buffer.getvalue())
         temporary = clip.with_suffix(".tmp")
         write_mp4(temporary, [episode.frames], size, CLIP_FPS)

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.export.lerobot_reader import is_lerobot, read_lerobot
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.types import F32, I64, U8
+from world_gymnast_ros.types import F32, F64, I64, U8
 
 WORLDGYM_SCALE = np.array([0.05 / 1.75] * 3 + [0.25 / 1.4] * 3, np.float32)
 """m and rad per WorldGym unit."""
@@ -100,7 +101,16 @@ def decode_video(path: Path) -> U8:
 
 
 def read_clips(directory: Path) -> list[PlayEpisode]:
-    """Read WorldGym-format clips (<id>.mp4 with <id>.npz) at their own size. They carry no state."""
+    """Read WorldGym-format clips (<id>.mp4 with <id>.npz), or a LeRobot v3 dataset, at their own size, without states.
+
+    A LeRobot dataset has as many pictures as actions: the last action leads nowhere and is dropped.
+    """
+    if is_lerobot(directory):
+        episodes = [PlayEpisode(e.frames, e.actions[:-1], None, "clip", f"{e.index:06d}")
+                    for e in read_lerobot(directory) if len(e.actions) > 1]
+        if not episodes:
+            raise EpisodeError(f"no episode of two actions or more in {directory}")
+        return episodes
     out = []
     for path in sorted(Path(directory).glob("*.mp4")):
         frames, file = decode_video(path), path.with_suffix(".npz")
@@ -114,7 +124,7 @@ def read_clips(directory: Path) -> list[PlayEpisode]:
                                "least 7 numbers per frame, and two frames or more")
         out.append(PlayEpisode(frames, worldgym_deltas(rows)[:-1], None, "clip", path.stem))
     if not out:
-        raise EpisodeError(f"no clip (*.mp4 with *.npz) in {directory}")
+        raise EpisodeError(f"no clip (*.mp4 with *.npz) and no LeRobot dataset (meta/info.json) in {directory}")
     return out
 
 
