@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,10 @@ import pytest
 
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
-from fault_log import record
-from ros_tools import Client, client, running
+from fault_log import holds_after, record
+from ros_tools import TICK, Client, client, running
 from rosgraph_msgs.msg import Clock
-from test_faults import DRIVER, LATCH, LIMITS, STATES
+from test_faults import DRIVER, GROUP, LATCH, LIMITS, STATES
 from test_serve import WORDS, serving
 
 from world_gymnast_ros import graph
@@ -108,6 +111,82 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
         assert np.diff(played).min() > 0.1, "actions were hurried"
         c.until(lambda: len([m for m in c.heard["diagnostics"][told:] if m.status[0].name == "policy_node"]) > 2,
                 "the policy's diagnostics to go on")
+        c.until(lambda: c.trigger("disarm").success, "disarm")
+
+
+@dataclass(frozen=True)
+class HungPolicy(graph.NodeSpec):
+    """policy_node as a process that can be made to hang while it, and its DDS, live."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("hung_policy.py")), *self.arguments()]
+
+
+def with_camera(c: Client) -> None:
+    """Publish noise on `image_raw` at 10 Hz for as long as the client lives."""
+    rng = np.random.default_rng(0)
+    pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+    c.create_timer(0.1, lambda: pictures.publish(
+        convert.image_from_rgb(rng.integers(0, 256, (48, 64, 3), np.uint8), time.time_ns(), "cam")))
+
+
+@pytest.mark.parametrize("how", ["executor", "interpreter"])
+def test_a_policy_that_hangs_but_lives_is_lost_in_the_middle_of_its_chunk(
+    how: str, policy: graph.NodeSpec, c: Client, tmp_path: Path
+) -> None:
+    """Its process and its middleware's threads go on, its topics are served no more."""
+    hung = HungPolicy(policy.name, policy.params, policy.overrides)
+    c.hear(GROUP, convert.xs_msg.JointGroupCommand)
+    with_camera(c)
+    with running([DRIVER, graph.ARM.with_overrides(**LIMITS, **LATCH), hung], tmp_path) as nodes:
+        drive(c, nodes)
+        steps, heard = c.heard["step"], len(c.heard["step"])
+        c.until(lambda: len(steps) > heard and steps[-1].chunk_index == 0, "a chunk's first action", check=nodes.check)
+        since = time.monotonic()
+        os.kill(nodes.nodes["policy_node"].process.pid, signal.SIGUSR1 if how == "executor" else signal.SIGUSR2)
+        c.until(lambda: "gone or frozen" in c.heard["arm_status"][-1].reason, "the loss", check=nodes.check)
+        c.until(lambda: holds_after(c, GROUP, since), "the hold")
+        took_s = holds_after(c, GROUP, since)[0] - since
+        record(f"policy hangs ({how}), its process lives", took_s, c.heard["arm_status"][-1].reason)
+        assert took_s < (0.3 if TICK else 30.0)
+        if TICK:
+            assert len(c.steps_of(steps[-1].chunk_sequence)) < 4  # the rest of its chunk was not played
+        c.until(lambda: "gone" not in c.heard["arm_status"][-1].reason or c.trigger("arm").success, "it to come back",
+                check=nodes.check)
+        c.until(lambda: c.trigger("disarm").success, "disarm")
+
+
+class Hanging(Swinging):
+    """Answers until `hang` is set, then never again in this test."""
+
+    def __init__(self) -> None:
+        self.hang, self.asked, self.end = threading.Event(), [0.0], threading.Event()
+
+    def act(self, frame: Frame, instruction: str) -> ActionChunk:
+        self.asked.append(time.monotonic())
+        if self.hang.is_set():
+            self.end.wait(20.0)
+        return super().act(frame, instruction)
+
+
+def test_a_policy_whose_inference_hangs_is_held_from_when_it_was_asked(c: Client, tmp_path: Path) -> None:
+    """It can hang between chunks only: so much is left of command_timeout_s when it is asked at all."""
+    mind = Hanging()
+    c.hear(GROUP, convert.xs_msg.JointGroupCommand)
+    with_camera(c)
+    arm = graph.ARM.with_overrides(**LIMITS, **LATCH)
+    with serving(PolicyService(mind)) as server, running([DRIVER, arm, graph.POLICY.with_overrides(
+            policy_url=server.url, instruction=WORDS, max_frame_age_s=3.0, policy_timeout_s=5.0)], tmp_path) as nodes:
+        drive(c, nodes)
+        c.spin(5.0)  # so that every command and its Step was heard
+        mind.hang.set()
+        c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "the hold", check=nodes.check)
+        asked = mind.asked[-1]
+        c.until(lambda: holds_after(c, GROUP, asked), "the hold's command")
+        took_s = holds_after(c, GROUP, asked)[0] - asked
+        record("policy's inference hangs, from when it was asked", took_s, c.heard["arm_status"][-1].reason)
+        assert took_s < (0.33 if TICK else 30.0)
+        mind.end.set()
         c.until(lambda: c.trigger("disarm").success, "disarm")
 
 

@@ -48,8 +48,8 @@ class PolicyNode(base.ConfiguredNode):
         self._jobs: queue.Queue[Any] = queue.Queue()
         self._busy = threading.Event()
         ready = self._warm_up()
-        self._connect()
         self._worker = threading.Thread(target=self._work, daemon=True)
+        self._connect()
         self._worker.start()
         if ready:
             self.get_logger().info(f"policy '{self.policy.name}', {self.policy.chunk_size} actions per chunk, "
@@ -84,7 +84,7 @@ class PolicyNode(base.ConfiguredNode):
 
     def _connect(self) -> None:
         self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
-        self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
+        self._alive = self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         if self.config.image_compressed:
             self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
@@ -96,6 +96,7 @@ class PolicyNode(base.ConfiguredNode):
             self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
             self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
         self.every(1.0, self._on_diagnostics)
+        self.every(base.ALIVE_PERIOD_S, self._on_alive)
 
     # --- topics: decide, never compute ----------------------------------------------------------------------------
 
@@ -121,6 +122,11 @@ class PolicyNode(base.ConfiguredNode):
             self._watch.moved(float(np.linalg.norm(msg.sent[:3])))
         self._gate.played(msg.chunk_sequence, msg.chunk_index, msg.chunk_size, refused,
                           convert.to_ns(msg.header.stamp), base.steady_ns())
+
+    def _on_alive(self) -> None:
+        """Tell the arm that topics are served and a worker is there. How long a look takes, the arm judges itself."""
+        if self._worker.is_alive():
+            self._alive.assert_liveliness()
 
     def _on_adapter(self, msg: Any) -> None:
         self._jobs.put(("adapter", msg))
