@@ -39,17 +39,20 @@ LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=Relia
 
 
 def alive(lease_s: float) -> QoSProfile:
-    """Return the quality of `policy_alive`, on which nothing is ever said: DDS itself tells when its writer is lost.
+    """Return the quality of `policy_alive`, on which nothing is ever said: DDS tells when its writer is lost.
 
-    The middleware renews the lease every 2/3 of the *writer's* from a thread of its own, which no busy interpreter
-    delays, and a reader calls the writer lost after the *reader's*, which must not be the shorter one.
+    The writer must assert every ALIVE_PERIOD_S that it lives, from the thread that serves its topics: so a process that
+    runs on without doing its work is lost too. A reader calls the writer lost after the *reader's* lease, which must
+    not be the shorter one.
     """
     return QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
-                      liveliness=LivelinessPolicy.AUTOMATIC, liveliness_lease_duration=Duration(seconds=lease_s))
+                      liveliness=LivelinessPolicy.MANUAL_BY_TOPIC, liveliness_lease_duration=Duration(seconds=lease_s))
 
 
 ALIVE_LEASE_S = 0.1
-"""What a policy offers; the arm node waits for `policy_lease_s`, at least two renewals."""
+"""What a policy offers; the arm node waits for `policy_lease_s`."""
+ALIVE_PERIOD_S = 0.04
+"""How often it asserts that it lives: three times before the shortest `policy_lease_s` is over."""
 
 _OWN = ("use_sim_time", "start_type_description_service")
 
