@@ -7,7 +7,7 @@ The topic `fault` (std_msgs/String, a JSON object) sets what is wrong, until the
     joints   "gone": no joint_states; "frozen": always this moment's, with fresh stamps; "minus_pi": what the driver
              publishes after a failed read of the servo bus
     effort   6 raw efforts
-    torque, errors   registers of the 7 motors
+    torque, errors, temperatures   registers of the 7 motors
     motors   how many of them answer
     wait_s   before get_robot_info is answered
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.profile import after, at_rest, state_at
 
 START = np.array([0.0, 0.022, 0.183, 0.0, 1.366, 0.0])
 MOTORS = 7
@@ -27,12 +28,12 @@ PERIOD_S = 0.01
 
 
 class FaultDriver(base.ConfiguredNode):
-    """Joints go straight to their goal in the time that Profile_Velocity says, as those of a servo do on average."""
+    """Joints follow the servos' time profile, from Profile_Velocity and Profile_Acceleration, without any lag."""
 
     def __init__(self) -> None:
         super().__init__("fault_driver")
-        self.joints, self.goal, self.finger_m, self.pwm = START.copy(), START.copy(), 0.035, 0.0
-        self.left_s = 0.0
+        self.joints, self.finger_m, self.pwm = START.copy(), 0.035, 0.0
+        self.motion = at_rest(START)
         self.profile = {"Profile_Velocity": 2000, "Profile_Acceleration": 300}
         self.fault: dict[str, Any] = {}
         msg, srv = convert.xs_msg, convert.xs_srv
@@ -48,7 +49,11 @@ class FaultDriver(base.ConfiguredNode):
         self.every(PERIOD_S, self._on_time)
 
     def _on_group(self, msg: Any) -> None:
-        self.goal, self.left_s = np.array(msg.cmd, np.float64), self.profile["Profile_Velocity"] / 1000.0
+        self.motion = after(self.motion, np.array(msg.cmd, np.float64), base.steady_ns(), *self.profile_s())
+
+    def profile_s(self) -> tuple[float, float]:
+        """Return moving and acceleration time, s."""
+        return self.profile["Profile_Velocity"] / 1000.0, self.profile["Profile_Acceleration"] / 1000.0
 
     def _on_single(self, msg: Any) -> None:
         self.pwm = msg.cmd
@@ -64,7 +69,8 @@ class FaultDriver(base.ConfiguredNode):
 
     def _on_get(self, request: Any, response: Any) -> Any:
         known = {"Torque_Enable": self.fault.get("torque", [1] * MOTORS),
-                 "Hardware_Error_Status": self.fault.get("errors", [0] * MOTORS), "Present_Temperature": [31] * MOTORS,
+                 "Hardware_Error_Status": self.fault.get("errors", [0] * MOTORS),
+                 "Present_Temperature": self.fault.get("temperatures", [31] * MOTORS),
                  **{name: [value] * MOTORS for name, value in self.profile.items()}}
         count = self.fault.get("motors", MOTORS) if request.name == "all" else 6
         response.values = known.get(request.reg, [])[:count]
@@ -75,9 +81,8 @@ class FaultDriver(base.ConfiguredNode):
         return response
 
     def _on_time(self) -> None:
-        before = self.joints
-        share = min(1.0, PERIOD_S / self.left_s) if self.left_s > 0 else 1.0
-        self.joints, self.left_s = before + share * (self.goal - before), max(0.0, self.left_s - PERIOD_S)
+        stamp_ns = self.now_ns()
+        self.joints, _ = state_at(self.motion, base.steady_ns(), *self.profile_s())
         self.finger_m = float(np.clip(self.finger_m + np.sign(self.pwm) * 0.001, 0.015, 0.037))
         kind = self.fault.get("joints")
         if kind == "gone":
@@ -85,7 +90,7 @@ class FaultDriver(base.ConfiguredNode):
         six = {"frozen": self.fault.get("at"), "minus_pi": np.full(6, -np.pi)}.get(kind, self.joints)
         effort = np.array([*self.fault.get("effort", [0.0] * 6), 0.0, 0.0, 0.0])
         position = np.array([*six, 0.0, self.finger_m, -self.finger_m])
-        self._states.publish(convert.joint_state_msg(self.now_ns(), position, np.zeros(9), effort))
+        self._states.publish(convert.joint_state_msg(stamp_ns, position, np.zeros(9), effort))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros import config
+from world_gymnast_ros.actions import WORKSPACES, StepLimits
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.models import dream
 from world_gymnast_ros.paths import share_dir
+from world_gymnast_ros.twin import bridge_loop
 
 
 @pytest.mark.parametrize("name", config.FILES)
@@ -46,6 +49,17 @@ def test_every_limit_of_the_guard_can_be_set_from_the_arm_file() -> None:
     values = {f.name: getattr(SafetyConfig(), f.name) for f in dataclasses.fields(SafetyConfig)}
     assert config.from_mapping(config.ArmConfig, values).safety() == SafetyConfig()
     assert config.from_mapping(config.ArmConfig, {"max_step_m": 0.02}).safety().max_step_m == 0.02
+
+
+def test_a_public_workspace_is_chosen_by_its_name() -> None:
+    for name, box in WORKSPACES.items():
+        assert config.from_mapping(config.ArmConfig, {"workspace": name}).safety().workspace == box
+    with pytest.raises(BadConfig, match=r"'kitchen'.*custom, service, bridge, openvla"):
+        config.from_mapping(config.ArmConfig, {"workspace": "kitchen"})
+
+
+def test_arm_dream_and_twin_ship_with_the_same_step_limits() -> None:
+    assert config.ArmConfig().safety().limits == StepLimits() == dream.LIMITS == bridge_loop.LIMITS
 
 
 @pytest.mark.parametrize("text", [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -21,13 +22,17 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from fault_log import holds_after, record
-from ros_tools import TICK, Client, client, running
+from ros_tools import TICK, Client, client, running, stamps_s
 from rosgraph_msgs.msg import Clock
 
 from world_gymnast_ros import graph
+from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.health import plausible
 from world_gymnast_ros.kinematics import NEUTRAL
 from world_gymnast_ros.nodes import base, convert
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from fuzz_guard import Motors
 
 pytestmark = pytest.mark.ros
 STATUS, STEP = convert.ArmStatusMsg, convert.StepMsg
@@ -327,6 +332,38 @@ def test_two_policies_at_once_are_held(armed: Bench) -> None:
     assert armed.moves()
 
 
+@pytest.mark.parametrize("seam", ["in mid-chunk", "after a look"])
+def test_the_motion_is_smooth_across_chunk_seams(armed: Bench, seam: str) -> None:
+    """Goals at 5 Hz, the servos' own profile between them: what the joints measure has no step in place or in speed."""
+    c, config = armed.c, ArmConfig().safety()
+    states, times = c.heard[STATES], []
+    c.spin(0.3)
+    first, goals = len(states), len(c.heard[GROUP])
+    for number in range(3):  # to and fro, so that a seam is against the motion too
+        sequence = c.send_chunk((0.02 * (-1) ** number, 0.01, 0, 0, 0, 0.1), actions=6 if "mid" in seam else 3)
+        c.until(lambda: len(c.steps_of(sequence)) >= 3, "three steps")  # noqa: B023
+        assert all(s.verdict < STEP.HOLD for s in c.steps_of(sequence))
+        times.append(c.times["step"][c.heard["step"].index(c.steps_of(sequence)[0])])
+        if "look" in seam:
+            c.spin(0.35)
+    c.spin(0.5)
+    joints = np.array([m.position[:6] for m in states[first:]])
+    at_s = stamps_s(states[first:])
+    speeds = np.diff(joints, axis=0) / np.diff(at_s)[:, None]
+    middle_s = (at_s[1:] + at_s[:-1]) / 2.0
+    pulls = np.abs(np.diff(speeds, axis=0)).max(axis=1) / np.diff(middle_s)
+    # The same from the goals themselves, as they came to the driver; their arrival jitters, the profile does not mind.
+    motors, told = Motors(np.array(START), config), []
+    for when, goal in zip(c.times[GROUP][goals:], c.heard[GROUP][goals:], strict=True):
+        told.append(motors.go(np.array(goal.cmd), round(when * 1e9)))
+    worst_speed, worst_pull = (max(v) for v in zip(*told, strict=True))
+    record(f"chunk seams {seam}: most rad/s and rad/s2 measured {np.abs(speeds).max():.2f} "
+           f"{np.quantile(pulls, 0.99):.1f}, told {worst_speed:.2f} {worst_pull:.1f}", None, f"{len(times)} chunks")
+    assert 0.3 < worst_speed < np.pi and 5.0 < worst_pull < 1.1 * config.max_joint_acceleration_rad_s2
+    assert np.abs(speeds).max() < 1.05 * worst_speed + 0.02  # no step in place: that would be a huge speed
+    assert np.quantile(pulls, 0.99) < 1.3 * worst_pull  # no step in speed; but for samples that came in a bunch
+
+
 # --- operator ---------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +402,67 @@ def test_hold_and_disarm_in_the_middle_of_a_chunk(armed: Bench, name: str) -> No
     since = time.monotonic()
     assert armed.c.trigger(name).success
     armed.held(since, f"~/{name} in the middle of a chunk", 0.1, "operator")
+
+
+def test_limits_cannot_be_changed_while_armed(armed: Bench) -> None:
+    from rcl_interfaces.msg import Parameter, ParameterValue
+    from rcl_interfaces.srv import SetParameters
+
+    for name, value in (("max_step_m", 0.1), ("min_table_clearance_m", 0.0), ("command_timeout_s", 5.0)):
+        wanted = Parameter(name=name, value=ParameterValue(type=3, double_value=value))
+        answer = armed.c.call("arm_node/set_parameters", SetParameters, parameters=[wanted]).results[0]
+        assert not answer.successful and "read-only" in answer.reason
+    assert armed.moves()
+
+
+def test_a_clamp_is_logged_once_per_cause_and_arming(armed: Bench) -> None:
+    c, log = armed.c, armed.nodes.nodes["arm_node"].log
+
+    def told() -> list[str]:
+        return [line for line in log.read_text().splitlines() if "clamped: step limited" in line]
+
+    before = len(told())
+    for count in (1, 2):
+        steps = [s for _ in range(2) for s in c.play((0.08, 0, 0, 0, 0, 0), actions=2)]
+        steps += c.play((-0.08, 0, 0, 0, 0, 0), actions=2)
+        assert len([s for s in steps if "step limited" in s.reason]) > 3
+        causes = {re.sub(r"-?\d+(\.\d+)?", "#", s.reason) for s in steps if s.verdict == STEP.CLAMPED}
+        c.spin(0.2)
+        new = told()[before:]
+        assert 1 <= len(new) <= count * len(causes)
+        assert c.trigger("disarm").success
+        armed.to_start()
+        armed.arm()  # a new arming tells it again
+
+
+def test_diagnostics_tell_rates_ages_temperatures_efforts_and_verdicts(armed: Bench) -> None:
+    c = armed.c
+    armed.fault(effort=[10.0, -20.0, 30.0, 0.0, 0.0, 0.0], temperatures=[31, 32, 33, 34, 35, 36, 37])
+    sequence = armed.begin()
+    c.until(lambda: diagnosis(c).get("efforts", "").startswith("[10.0, -20.0, 30.0"), "efforts")
+    c.until(lambda: diagnosis(c)["temperatures_c"] == "[31, 32, 33, 34, 35, 36, 37]", "temperatures")
+    c.until(lambda: float(diagnosis(c)["commands_per_s"]) > 3.0, "the rate")
+    d = diagnosis(c)
+    assert d["state"] == "ARMED" and 0.0 <= float(d["joint_state_age_s"]) < 2.0
+    assert 0.0 <= float(d["command_age_s"]) < 2.0 and 0.0 < float(d["frame_age_s"]) < 12.0
+    assert float(d["commands_per_s"]) < 6.0 and float(d["chunks_per_s"]) < 6.0
+    assert 0 < int(d["ok"]) <= len(c.steps_of(sequence)) + 1 and d["chunk_publishers"] == "1"
+    assert {"clamped", "hold", "stop", "refused_chunks", "last_refusal", "driver_fault"} <= set(d)
+
+
+def test_the_gripper_loop_runs_at_50_hz_and_saturates(armed: Bench) -> None:
+    c = armed.c
+    pwm = c.hear("wx250s/commands/joint_single", convert.xs_msg.JointSingleCommand)
+    armed.begin()
+    c.until(lambda: len(pwm) > 5, "the loop")
+    c.play((0, 0, 0, 0, 0, 0), gripper=0.0)
+    c.until(lambda: any(m.cmd < 0.0 for m in pwm), "a closing gripper")
+    first, since = len(pwm), time.monotonic()
+    c.spin(2.0)
+    rate_hz = (len(pwm) - first) / (time.monotonic() - since)
+    record("gripper loop", None, f"{rate_hz:.1f} Hz")
+    assert {m.name for m in pwm} == {"gripper"} and max(abs(m.cmd) for m in pwm) <= 350.0
+    assert rate_hz < 60.0 and (not TICK or rate_hz > 45.0)
 
 
 def test_go_home_walks_slowly_and_can_be_stopped(armed: Bench) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from world_gymnast_ros.actions import WORKSPACES
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.limits import _RANGES as SAFETY_RANGES
 from world_gymnast_ros.limits import SafetyConfig
@@ -114,6 +115,8 @@ class ArmConfig:
     dt_s: float = _limit("dt_s", "control period; Bridge: 0.2 s, not blocking")
     max_step_m: float = _limit("max_step_m", "longest step per action, per axis and as a vector")
     max_step_rad: float = _limit("max_step_rad", "largest turn per action and axis")
+    workspace: str = text("custom", "a public evaluation's box by name, or custom: the two corners below",
+                          ("custom", *WORKSPACES))
     workspace_low_m: tuple[float, ...] = number((0.12, -0.20, 0.022), -1.0, 1.0, "lowest x y z of the end effector")
     workspace_high_m: tuple[float, ...] = number((0.42, 0.25, 0.25), -1.0, 1.0, "highest x y z of the end effector")
     joint_margin_rad: float = _limit("joint_margin_rad", "distance kept from the joint limits")
@@ -134,8 +137,12 @@ class ArmConfig:
     max_consecutive_holds: int = _limit("max_consecutive_holds", "latch after this many held actions in a row")
 
     def safety(self) -> SafetyConfig:
-        """Return the guard's part."""
-        return SafetyConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SafetyConfig)})
+        """Return the guard's part, with the named workspace in place of the corners if one is chosen."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(SafetyConfig)}
+        if self.workspace != "custom":
+            box = WORKSPACES[self.workspace]
+            values.update(workspace_low_m=box.low_m, workspace_high_m=box.high_m)
+        return SafetyConfig(**values)
 
 
 @dataclass(frozen=True)
