@@ -1,4 +1,4 @@
-"""Look after recorded episodes: list, check, repair, mark, export, or draw one as a film strip.
+"""Look after recorded episodes: list, check, repair, review, mark, judge, export, or draw one as a film strip.
 
 examples:
   world-gymnast episodes list runs/episodes
@@ -6,6 +6,8 @@ examples:
   world-gymnast episodes repair runs/episodes/<id>.partial    after a crash or a full disk
   world-gymnast episodes mark runs/episodes/<id> success --by alice
   world-gymnast episodes keys --by alice                      while the graph records: s success, f failure, ...
+  world-gymnast episodes review runs/episodes --by alice      a page to play and mark them, on this machine alone
+  world-gymnast episodes judge runs/episodes                  have the judge's opinion stored beside the outcome
   world-gymnast episodes export runs/episodes dataset --format lerobot
   world-gymnast episodes show runs/episodes/<id> strip.png
 """
@@ -22,16 +24,18 @@ from PIL import Image
 
 from world_gymnast_ros import episodes as recorded
 from world_gymnast_ros.cli import ros_child
+from world_gymnast_ros.cli.checks import whole
 from world_gymnast_ros.episodes.files import MCAP_NAME, PARTIAL_SUFFIX, episode_error
 from world_gymnast_ros.episodes.reader import Episode
+from world_gymnast_ros.episodes.review import Review, ReviewServer
 from world_gymnast_ros.episodes.strip import film_strip
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
 from world_gymnast_ros.export.bridge_npz import export_bridge
 from world_gymnast_ros.export.irasim import export_irasim
 from world_gymnast_ros.export.lerobot_v3 import export_lerobot
 from world_gymnast_ros.export.worldgym import export_worldgym
 
-HELP = "recorded episodes: list, check, repair, mark, export, show"
+HELP = "recorded episodes: list, check, repair, review, mark, judge, export, show"
 EXPORTS: dict[str, Callable[[Iterator[Episode], Path], object]] = {
     "lerobot": export_lerobot, "worldgym": export_worldgym, "bridge": export_bridge, "irasim": export_irasim,
 }
@@ -51,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mark.add_argument("--score", type=float, help="partial success, 0 to 1")
     keys = verbs.add_parser("keys", help="mark by single keys, beside a running graph")
     keys.add_argument("--by", required=True, help="who says so")
+    review = verbs.add_parser("review", help="play and mark episodes in a browser")
+    review.add_argument("path", type=Path, help="an episode, or a folder of episodes")
+    review.add_argument("--by", default="", help="who marks; asked on the page otherwise")
+    whole(review, "--port", 0, 65535, default=0, help="of 127.0.0.1 (default: any free one)")
+    judge = verbs.add_parser("judge", help="store the judge's opinion beside the outcome, never instead of it")
+    judge.add_argument("path", type=Path, help="an episode, or a folder of episodes")
+    judge.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
     export = verbs.add_parser("export", help="write another project's format")
     export.add_argument("path", type=Path, help="an episode, or a folder of episodes")
     export.add_argument("out", type=Path, help="folder to write")
@@ -65,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one verb; return 1 when `check` found a fault or something could not be repaired."""
     actions = {"list": _list, "check": _check, "repair": _repair, "mark": _mark, "keys": _keys,
+               "review": _review, "judge": _judge,
                "export": _export, "show": _show}
     return actions[args.action](args)
 
@@ -126,6 +138,33 @@ def _mark(args: argparse.Namespace) -> int:
 def _keys(args: argparse.Namespace) -> int:
     command = ros_child.command("mark_keys", "--by", args.by)
     os.execv(command[0], command)
+
+
+def _review(args: argparse.Namespace) -> int:
+    with ReviewServer(Review(args.path, time.time_ns), args.port, args.by) as server:
+        print(f"open {server.url} in a browser on this machine; Ctrl-C ends", flush=True)
+        server.serve_forever()
+    return 0
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.models.build import load_judge
+
+    judge = load_judge(args.judge or None)
+    size = judge.model.trunk.config.image_size
+    failed = 0
+    for folder in (f for f in _folders(args.path) if not f.name.endswith(PARTIAL_SUFFIX)):
+        try:
+            episode = recorded.read_episode(folder, (size, size))
+            opinion = judge.score(episode.frames[None], episode.instruction)[0]
+        except WorldGymnastError as error:  # an episode without steps, words that the judge cannot read
+            failed += 1
+            print(f"{folder.name}: not judged: {error}", file=sys.stderr)
+            continue
+        recorded.add_judgement(folder, judge.name, opinion, time.time_ns())
+        said = "no verdict" if opinion.score is None else f"{opinion.score:.2f}"
+        print(f"{folder.name}: {judge.name} says {said}; marked {episode.outcome.outcome}")
+    return 1 if failed else 0
 
 
 def _export(args: argparse.Namespace) -> int:

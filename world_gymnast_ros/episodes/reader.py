@@ -88,7 +88,7 @@ def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic:
     steps = read_steps(folder / STEPS_NAME)
     if len(steps) == 0:
         raise EpisodeError(f"{folder} holds no control step, so there is no action to read; was the arm armed?")
-    topic, kind = _camera(folder, image_topic)
+    topic, kind = camera(folder, image_topic)
     stamps_ns = np.array(sorted(header_stamp_ns(cdr) for _, cdr in messages(folder, topic)), dtype=np.int64)
     chosen_ns = stamps_ns[choose_frames(steps, stamps_ns)]
     last_state = _state_after(folder, int(chosen_ns[-1]))
@@ -146,7 +146,8 @@ def topics(folder: Path) -> dict[str, str]:
     return {c.topic: summary.schemas[c.schema_id].name for c in summary.channels.values()}
 
 
-def _camera(folder: Path, wanted: str | None) -> tuple[str, str]:
+def camera(folder: Path, wanted: str | None = None) -> tuple[str, str]:
+    """Return topic and type of the pictures; `wanted` chooses between cameras. Raises EpisodeError."""
     found = {topic: kind for topic, kind in topics(folder).items() if kind in (COMPRESSED_IMAGE, RAW_IMAGE)}
     if wanted is not None:
         found = {topic: kind for topic, kind in found.items() if topic in (wanted, f"{wanted}/compressed")}

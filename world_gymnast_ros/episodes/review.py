@@ -1,0 +1,257 @@
+"""A page on this machine where a person plays recorded episodes and says what came of them.
+
+    GET  /                     the page (review_page.py); nothing on it comes from elsewhere
+    GET  /episodes             list of what is there, with outcomes and judges' opinions
+    GET  /episode/ID           times of the pictures, and what was asked of the arm when
+    GET  /picture/ID/N.jpg     picture N
+    POST /mark/ID              {"outcome": "success", "marked_by": "alice", "partial_score": null}
+
+Only this machine is listened to. Another site's page cannot mark through a browser here: Host must be this address, and
+JSON cannot be sent across sites unasked.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from mcap.exceptions import McapError
+from mcap.reader import McapReader, make_reader
+from PIL import Image
+
+from world_gymnast_ros.episodes.files import HEADER_NAME, MCAP_NAME, PARTIAL_SUFFIX, STEPS_NAME, read_json
+from world_gymnast_ros.episodes.listing import describe, list_episodes
+from world_gymnast_ros.episodes.marking import mark_outcome
+from world_gymnast_ros.episodes.outcome import read_outcome
+from world_gymnast_ros.episodes.reader import camera, messages
+from world_gymnast_ros.episodes.review_page import PAGE
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, decode_picture, decoder, header_stamp_ns
+from world_gymnast_ros.episodes.steps import read_steps
+from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
+
+MAX_RATE_HZ = 10.0
+"""So many pictures a second are shown: enough to see what happened, and quick to load."""
+MAX_BODY_BYTES = 4096
+POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True)
+class _Film:
+    """An episode being looked at: receive and capture times of the pictures that are shown."""
+
+    file: BinaryIO
+    reader: McapReader
+    topic: str
+    kind: str
+    received_ns: list[int]
+    captured_ns: list[int]
+
+
+class Review:
+    """What the server does, without HTTP. Every method may raise EpisodeError."""
+
+    def __init__(self, root: Path, now_ns: Callable[[], int]) -> None:
+        """`root`: an episode, or a folder of episodes."""
+        self._root, self._now_ns = root, now_ns
+        self._alone = (root / MCAP_NAME).is_file()
+        self._turn = threading.Lock()
+        self._films: dict[str, _Film] = {}
+        self.episodes()
+
+    def episodes(self) -> list[dict[str, Any]]:
+        """List the finished episodes, oldest first."""
+        infos = [describe(self._root)] if self._alone else list_episodes(self._root)
+        return [{"id": info.path.name, "instruction": info.instruction, "ended_by": info.ended_by, "steps": info.steps,
+                 "duration_s": info.duration_s, **self._said(info.path)} for info in infos if not info.partial]
+
+    def episode(self, episode_id: str) -> dict[str, Any]:
+        """Return what the page needs to play one episode."""
+        folder = self._folder(episode_id)
+        with self._turn:
+            film = self._film(folder)
+        start_ns = film.captured_ns[0]
+        steps = read_steps(folder / STEPS_NAME)
+        rows = [{"s": (sent - start_ns) * 1e-9, "verdict": verdict, "reason": reason, "mm": 1000 * moved, "open": grip}
+                for sent, verdict, reason, moved, grip in zip(
+                    steps.stamps_ns.tolist(), steps.verdict.tolist(), steps.reason,
+                    np.linalg.norm(steps.sent[:, :3], axis=1).round(5).tolist(), steps.gripper_command.tolist(),
+                    strict=True)]
+        header = read_json(folder / HEADER_NAME)
+        return {"id": episode_id, "pictures_s": [(t - start_ns) * 1e-9 for t in film.captured_ns], "steps": rows,
+                "adapter": steps.adapter[0] if len(steps) else "", "policy": steps.policy[0] if len(steps) else "",
+                "notes": str(header.get("header", {}).get("notes", "")), **self._said(folder)}
+
+    def picture(self, episode_id: str, number: int) -> bytes:
+        """Return picture `number` as JPEG."""
+        folder = self._folder(episode_id)
+        with self._turn:
+            film = self._film(folder)
+            if not 0 <= number < len(film.received_ns):
+                raise EpisodeError(f"{episode_id} has no picture {number}; there are {len(film.received_ns)}")
+            at_ns = film.received_ns[number]
+            found = (m.data for _, _, m in film.reader.iter_messages([film.topic], starting_at=at_ns, ending_at=at_ns)
+                     if header_stamp_ns(m.data) == film.captured_ns[number])
+            cdr = next(found)
+        if film.kind == COMPRESSED_IMAGE:
+            message = decoder(COMPRESSED_IMAGE)(cdr)
+            if "jpeg" in message.format or "jpg" in message.format:
+                return bytes(message.data.tobytes())
+        buffer = io.BytesIO()
+        Image.fromarray(decode_picture(film.kind, cdr)).save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+    def mark(self, episode_id: str, body: Any) -> dict[str, Any]:
+        """Mark an episode and return what is said of it now."""
+        folder = self._folder(episode_id)
+        if not isinstance(body, dict) or not isinstance(body.get("partial_score"), (int, float, type(None))):
+            raise EpisodeError("a mark is an object: outcome, marked_by, partial_score (0..1, or null)")
+        words = [str(body.get(key) or "").strip()[:100] for key in ("outcome", "marked_by")]
+        if not words[1]:
+            raise EpisodeError("say who you are: the mark is kept with a name")
+        score = body.get("partial_score")
+        with self._turn:
+            mark_outcome(folder, words[0], words[1], None if score is None else float(score), self._now_ns())
+        return self._said(folder)
+
+    def _said(self, folder: Path) -> dict[str, Any]:
+        try:
+            outcome = read_outcome(folder)
+        except EpisodeError as error:
+            return {"outcome": "unknown", "marked_by": "", "partial_score": None, "judgements": [], "fault": str(error)}
+        return {"outcome": outcome.outcome, "marked_by": outcome.marked_by, "partial_score": outcome.partial_score,
+                "judgements": list(outcome.judgements), "fault": ""}
+
+    def _folder(self, episode_id: str) -> Path:
+        folder = self._root if self._alone else self._root / episode_id
+        known = "/" not in episode_id and episode_id not in ("", ".", "..") and not episode_id.endswith(PARTIAL_SUFFIX)
+        if not known or folder.name != episode_id or not (folder / MCAP_NAME).is_file():
+            raise EpisodeError(f"there is no finished episode {episode_id[:100]!r} in {self._root}")
+        return folder
+
+    def _film(self, folder: Path) -> _Film:
+        """Open an episode; that which was looked at before is closed."""
+        if folder.name not in self._films:
+            for film in self._films.values():
+                film.file.close()
+            self._films.clear()
+            topic, kind = camera(folder)
+            seen = sorted((header_stamp_ns(cdr), received) for received, cdr in messages(folder, topic))
+            kept = seen[:1]
+            for captured, received in seen[1:]:
+                if captured - kept[-1][0] >= 0.95e9 / MAX_RATE_HZ:
+                    kept.append((captured, received))
+            if not kept:
+                raise EpisodeError(f"{folder.name} holds no picture")
+            file = (folder / MCAP_NAME).open("rb")
+            self._films[folder.name] = _Film(file, make_reader(file), topic, kind, [r for _, r in kept],
+                                             [c for c, _ in kept])
+        return self._films[folder.name]
+
+
+class ReviewServer(ThreadingHTTPServer):
+    """Serves one `Review` on 127.0.0.1."""
+
+    daemon_threads = True
+
+    def __init__(self, review: Review, port: int, marked_by: str) -> None:
+        self.review, self.marked_by = review, marked_by
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise BadConfig(f"port {port} cannot be opened ({error}); choose another with --port") from error
+
+    @property
+    def url(self) -> str:
+        """The page's address."""
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "world-gymnast", ""
+    timeout = 120.0
+    server: ReviewServer
+
+    def do_GET(self) -> None:
+        review, parts = self.server.review, self.path.split("/")[1:]
+        if not self._from_here():
+            return
+        if self.path == "/":
+            page = PAGE.replace("%MARKED_BY%", json.dumps(self.server.marked_by).replace("<", "\\u003c"))
+            self._send(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+        elif self.path == "/episodes":
+            self._answer(review.episodes)
+        elif len(parts) == 2 and parts[0] == "episode":
+            self._answer(lambda: review.episode(parts[1]))
+        elif len(parts) == 3 and parts[0] == "picture" and parts[2].removesuffix(".jpg").isascii() \
+                and parts[2].removesuffix(".jpg").isdigit() and len(parts[2]) < 12:
+            self._answer(lambda: review.picture(parts[1], int(parts[2].removesuffix(".jpg"))))
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.path[:80]!r} here"})
+
+    def do_POST(self) -> None:
+        length, parts = self.headers.get("Content-Length", ""), self.path.split("/")[1:]
+        if not self._from_here():
+            return
+        if not (length.isascii() and length.isdigit() and len(length) < 6 and int(length) <= MAX_BODY_BYTES):
+            self.close_connection = True
+            self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"send at most {MAX_BODY_BYTES} bytes"})
+            return
+        data = self.rfile.read(int(length))
+        if self.headers.get_content_type() != "application/json":
+            self._send_json(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send application/json"})
+        elif len(parts) == 2 and parts[0] == "mark":
+            self._answer(lambda: self.server.review.mark(parts[1], _parsed(data)))
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.path[:80]!r} here"})
+
+    def _from_here(self) -> bool:
+        """Refuse a request under a foreign name: a page elsewhere may let its own name point to this machine."""
+        port = self.server.server_address[1]
+        if self.headers.get("Host", "") in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            return True
+        self.close_connection = True
+        self._send_json(HTTPStatus.FORBIDDEN, {"error": f"open {self.server.url}"})
+        return False
+
+    def _answer(self, work: Callable[[], Any]) -> None:
+        try:
+            value = work()
+        except (WorldGymnastError, McapError, OSError) as error:
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            return
+        if isinstance(value, bytes):
+            self._send(HTTPStatus.OK, value, "image/jpeg", "max-age=3600")
+        else:
+            self._send_json(HTTPStatus.OK, value)
+
+    def _send_json(self, status: HTTPStatus, value: Any) -> None:
+        self._send(status, json.dumps(value).encode(), "application/json")
+
+    def _send(self, status: HTTPStatus, data: bytes, kind: str, cache: str = "no-store") -> None:
+        with contextlib.suppress(OSError):  # the browser went on to another picture
+            self.send_response(status)
+            for name, text in (("Content-Type", kind), ("Content-Length", str(len(data))), ("Cache-Control", cache),
+                               ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
+                               ("Content-Security-Policy", POLICY)):
+                self.send_header(name, text)
+            self.end_headers()
+            self.wfile.write(data)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """A line per picture would drown everything else."""
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise EpisodeError(f"the mark is not JSON ({error})") from error
