@@ -103,6 +103,9 @@ class Figures:
     shares: dict[str, float] = field(default_factory=dict)
     others: float = 0.0
     lost: int = 0
+    """Holds that latched."""
+    frozen: int = 0
+    """Holds because the policy was taken for frozen."""
 
 
 def specs(rate_hz: float, load: str, niceness: int) -> list[Any]:
@@ -151,7 +154,7 @@ def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: P
         c.until(lambda: c.trigger("arm").success, "arming")
         c.until(lambda: len(steps) > 2, "the first steps", check=nodes.check)
         c.spin(WARM_S)
-        first_step, first_chunk = len(steps), len(chunks)
+        first_step, first_chunk, first_status = len(steps), len(chunks), len(status)
         processes = {name: psutil.Process(node.process.pid) for name, node in nodes.nodes.items()}
         processes["this bench"] = psutil.Process()
 
@@ -167,6 +170,7 @@ def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: P
                 print(f"  {status[-1].state_name}: {status[-1].reason}", file=sys.stderr)
                 c.until(lambda: c.trigger("arm").success, "arming")
         wall_s, after = time.monotonic() - start, used()
+        figures.frozen = sum("gone or frozen" in m.reason for m in status[first_status:])
         figures.shares = {name: 100 * (after[name] - before[name]) / wall_s for name in after}
         figures.others = 100 * (busy_s() - busy) / wall_s - sum(figures.shares.values())
     evaluate(figures, steps[first_step:], chunks[first_chunk:])
@@ -223,7 +227,7 @@ def main() -> int:
     os.environ.update({"ROS_DOMAIN_ID": str(DOMAIN_ID), "OMP_NUM_THREADS": "1"})
     os.environ.update(graph.ros_environment())
     columns = ("camera, Hz", "load", "n", "picture's stamp to command sent", "of that: to the policy",
-               "from the policy", "jitter of the 0.2 s beat", "other processes", "holds")
+               "from the policy", "jitter of the 0.2 s beat", "other processes", "holds", "frozen")
     print("Times in ms: p50 / p99 / worst. Other processes: percent of one core.\n")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     notes = []
@@ -232,7 +236,8 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 f = measure(rate_hz, load, args.nodes, args.minutes, Path(folder))
             times = " | ".join(words(v) for v in (f.total, f.seen, f.carried, f.jitter))
-            print(f"| {rate_hz:g} | {load} | {len(f.total)} | {times} | {f.others:.0f} % | {f.lost} |", flush=True)
+            counts = f"{f.others:.0f} % | {f.lost} | {f.frozen}"
+            print(f"| {rate_hz:g} | {load} | {len(f.total)} | {times} | {counts} |", flush=True)
             shares = ", ".join(f"{name} {share:.0f} %" for name, share in f.shares.items())
             notes.append(f"{rate_hz:g} Hz, {load}: {shares}")
     print("\nProcessor time of each process:\n" + "\n".join(f"- {note}" for note in notes))
