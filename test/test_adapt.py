@@ -141,7 +141,7 @@ def test_a_full_disk_while_promoting_restores_the_policy():
 class SilentJudge:
     name = "silent"
 
-    def score(self, frames, instruction):
+    def score(self, frames, instruction, facts=None):
         return [Judgement(None, detail="server gone")] * len(frames)
 
 
@@ -157,7 +157,7 @@ class FickleJudge(FakeJudge):
     def __init__(self):
         self.calls = 0
 
-    def score(self, frames, instruction):
+    def score(self, frames, instruction, facts=None):
         self.calls += 1
         return [Judgement(0.9 if self.calls % 2 else 0.1 + 0.01 * i) for i in range(len(frames))]
 

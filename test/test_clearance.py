@@ -32,7 +32,7 @@ from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.tasks import parse_instruction
+from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
 CONFIG = ArmConfig().safety()

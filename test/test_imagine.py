@@ -79,13 +79,13 @@ def test_success_at_the_start_leaves_nothing_to_learn():
 class BrokenJudge:
     name = "broken"
 
-    def score(self, frames, instruction):
+    def score(self, frames, instruction, facts=None):
         raise TimeoutError("server gone")
 
 
 def test_an_instruction_the_judge_cannot_read_is_an_error():
     class Strict(BrokenJudge):
-        def score(self, frames, instruction):
+        def score(self, frames, instruction, facts=None):
             raise BadInstruction("unknown word")
     with pytest.raises(BadInstruction):
         imagine(FakePolicy(), FakeWorldModel(), Strict(), START, 2, 4, 1.0, 0)
@@ -97,7 +97,7 @@ class OddJudge:
     def __init__(self, scores):
         self.scores = scores
 
-    def score(self, frames, instruction):
+    def score(self, frames, instruction, facts=None):
         return [Judgement(s) for s in self.scores]
 
 

@@ -49,6 +49,8 @@ class AdaptConfig:
     sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
     colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
 
+    arm_px: float = number(0.0, 0.0, 1000.0, "largest distance of the drawn arm from where its actions take it; 0: any")
+
     def __post_init__(self) -> None:
         if not (self.budget_s > 0 and math.isfinite(self.budget_s)):
             raise BadBudget(f"budget_s must be positive and finite, got {self.budget_s}; give at least some seconds")
@@ -63,7 +65,7 @@ class AdaptConfig:
     @property
     def trust(self) -> TrustConfig:
         return TrustConfig(self.moved_m, self.static_levels, self.static_fraction, self.sharpness_floor,
-                           self.colour_shift_levels, self.reroll)
+                           self.colour_shift_levels, self.arm_px, self.reroll)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class AdaptNodeConfig(AdaptConfig):
     policy: str = text("", "folder of the policy; empty: the small one that ships with the package")
     world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
     judge: str = text("", "folder of the judge; empty: the small one that ships with the package")
+    second_judge: str = text("", "folder of the judge that measures; empty: the shipped one; off: one judge decides")
     directory: str = text("runs", "folder for adapters/ and sessions/")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")

@@ -22,6 +22,7 @@ from world_gymnast_ros.types import (
     AdapterRef,
     Frame,
     Judgement,
+    RolloutFacts,
     SampledChunks,
 )
 
@@ -90,7 +91,7 @@ class FakeJudge:
 
     name = "fake-judge"
 
-    def score(self, frames: U8, instruction: str) -> list[Judgement]:
+    def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         distance = np.linalg.norm(find_dots(frames) - np.array(GOALS[instruction]), axis=-1)
         per_frame = np.exp(-((distance / 4.8) ** 2)).astype(np.float32)
         out = []

@@ -23,6 +23,7 @@ from world_gymnast_ros.types import (
     Judge,
     Judgement,
     Policy,
+    RolloutFacts,
     RolloutGroup,
     SampledChunks,
     WorldModel,
@@ -38,11 +39,19 @@ class Cancelled(WorldGymnastError):
 
 @dataclass(frozen=True)
 class Start:
-    """Where imagination begins: a captured frame, the Bridge state float32 (7,) there (or None), the task in words."""
+    """Where imagination begins: a captured frame, the Bridge state float32 (7,) there (or None), the task in words.
+
+    `original`: the camera's own frame, where `frame` is a variation of it (see jitter.py)."""
 
     frame: Frame
     state: F32 | None
     instruction: str
+    original: Frame | None = None
+
+    @property
+    def captured(self) -> Frame:
+        """The frame as the camera gave it, where `frame` is a variation of it."""
+        return self.original or self.frame
 
     def __post_init__(self) -> None:
         if not self.instruction.strip():
@@ -61,14 +70,14 @@ def is_success(judgement: Judgement) -> bool:
     return judgement.score is not None and judgement.score > SUCCESS_THRESHOLD
 
 
-def judge_safely(judge: Judge, frames: U8, instruction: str) -> list[Judgement]:
+def judge_safely(judge: Judge, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
     """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0.
 
     BadInstruction and BadFrame pass: what the judge cannot read at all is the caller's mistake, and would never end.
     """
     copies = len(frames)
     try:
-        judgements = judge.score(frames, instruction)
+        judgements = judge.score(frames, instruction, facts)
     except (BadInstruction, BadFrame):
         raise
     except Exception as error:  # any judge may be plugged in, and none may crash or bias the session
@@ -77,6 +86,11 @@ def judge_safely(judge: Judge, frames: U8, instruction: str) -> list[Judgement]:
         return [Judgement(None, detail=f"judge gave {len(judgements)} verdicts for {copies} rollouts")] * copies
     return [j if j.score is None or 0.0 <= j.score <= 1.0  # NaN fails this comparison too
             else Judgement(None, detail=f"score {j.score} is outside 0..1") for j in judgements]
+
+
+def facts_of(starts: Sequence[Start], deltas: F32) -> RolloutFacts:
+    """Return what is known of rollouts that began at `starts` (one for each) with actions (G, T, 7)."""
+    return RolloutFacts([s.captured.rgb for s in starts], [s.state for s in starts], deltas)
 
 
 def start_picture(start: Start, world_model: WorldModel) -> U8:
@@ -168,7 +182,9 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
             frames[active, n * K + k + 1] = drawn[active]
         frames[:, (n + 1) * K + 1:] = frames[:, (n + 1) * K, None]  # what comes next, or the still of a finished copy
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
-            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], words)
+            facts = facts_of([starts[i // copies] for i in np.flatnonzero(active)],
+                             np.concatenate([c.deltas[active] for c in chunks], axis=1))
+            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], words, facts)
             for i, verdict in zip(np.flatnonzero(active), verdicts, strict=True):
                 judgements[i] = verdict
                 if verdict.done_at is not None or is_success(verdict):

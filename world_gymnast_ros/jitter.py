@@ -27,4 +27,4 @@ def jitter_rgb(rgb: U8, seed: int, max_shift: float, max_colour: float) -> U8:
 def jitter_start(start: Start, seed: int, max_shift: float, max_colour: float) -> Start:
     """Return `start` with its picture jittered; state and instruction stay."""
     rgb = jitter_rgb(start.frame.rgb, seed, max_shift, max_colour)
-    return replace(start, frame=Frame(rgb, start.frame.stamp_ns))
+    return replace(start, frame=Frame(rgb, start.frame.stamp_ns), original=start.captured)

@@ -18,6 +18,7 @@ from world_gymnast_ros.charts import interval_bar, learning_curve, share_bar
 from world_gymnast_ros.evaluate import ABRow, Interval
 from world_gymnast_ros.gate import GateDecision
 from world_gymnast_ros.session import AdaptReport, Strip
+from world_gymnast_ros.trust import TrustCounts
 from world_gymnast_ros.types import U8
 
 BEFORE, AFTER = "#7a8fa6", "#0b6e4f"
@@ -201,8 +202,20 @@ def _trust(report: AdaptReport) -> str:
     cells = {"rollouts judged": c.rollouts, "dreamed again (claimed successes)": c.rerolled,
              "rejected: success not reproduced": c.not_reproduced, "rejected: static picture": c.static,
              "rejected: blurred picture": c.blurred, "rejected: colours drifted": c.colour,
-             "no verdict from the judge": c.no_verdict}
-    return f"<table>{''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in cells.items())}</table>"
+             "rejected: arm drawn where it is not": c.arm_misplaced, "no verdict from the judges": c.no_verdict}
+    return _agreement(c) + f"<table>{''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in cells.items())}</table>"
+
+
+def _agreement(c: TrustCounts) -> str:
+    seen = c.both + c.only_looking + c.only_measuring + c.neither
+    if not seen:
+        return ""
+    share = (c.both + c.neither) / seen
+    row = "<tr><th>{}</th><td>{}</td><td>{}</td></tr>"
+    return (f"<p>Two judges, one that looks and one that measures, agreed on {share:.0%} of {seen:,} rollouts. Only where "
+            "both saw a success does one count.</p><table><tr><th></th><th>measured: success</th><th>measured: failure"
+            "</th></tr>" + row.format("looks like success", c.both, c.only_looking)
+            + row.format("looks like failure", c.only_measuring, c.neither) + "</table>")
 
 
 def _release(release: Mapping[str, Mapping[str, float]] | None) -> str:

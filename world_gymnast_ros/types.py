@@ -16,6 +16,7 @@ Conventions (`README.md`, section Conventions):
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -143,6 +144,20 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class RolloutFacts:
+    """What is known of G rollouts beside their pictures: for a judge that measures instead of looking.
+
+    `captured` G pictures uint8 (H, W, 3) as the camera gave them, of any size, before a rollout's first frame was made
+    of them; `states` the Bridge state float32 (7,) there, or None where unknown; `deltas` float32 (G, T, 7), the
+    actions between the frames.
+    """
+
+    captured: Sequence[U8]
+    states: Sequence[F32 | None]
+    deltas: F32
+
+
+@dataclass(frozen=True)
 class RolloutGroup:
     """G imagined rollouts from one start frame.
 
@@ -211,8 +226,16 @@ class Judge(Protocol):
 
     name: str
 
-    def score(self, frames: U8, instruction: str) -> list[Judgement]:
-        """Judge rollouts uint8 (G, T+1, H, W, 3)."""
+    def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts uint8 (G, T+1, H, W, 3). `facts`: what else is known of them, for who can use it."""
+
+
+@runtime_checkable
+class PlacesArm(Protocol):
+    """What a judge that measures can also do."""
+
+    def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
+        """Return how far the arm in the last frames uint8 (G, H, W, 3) is drawn from where the actions take it, px."""
 
 
 class Arm(Protocol):

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--data", type=Path, required=True, help="folder of play-data files (*.npz) of held-out scenes")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
+    replay.add_argument("--second-judge", default="", help="checkpoint folder, or 'off' (default: the shipped one)")
     whole(replay, "--episodes", 1, default=100, help="episodes per file (default: %(default)s)")
     whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
     whole(replay, "--seed", 0, default=0)
@@ -61,7 +62,7 @@ def _adaptation(args: argparse.Namespace) -> int:
     from world_gymnast_ros.learning.adaptation_bench import SceneResult, measure_scene, results_markdown
     from world_gymnast_ros.session import Progress
     from world_gymnast_ros.twin.scene import load_scene
-    from world_gymnast_ros.twin.tasks import parse_instruction
+    from world_gymnast_ros.tasks import parse_instruction
 
     torch.set_num_threads(args.threads)
     config = adapt_settings(None, args.set, {
@@ -102,7 +103,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.pictures:
         writable_folder(args.pictures.parent, "--pictures")
     episodes = replay_gate.read_play(files, args.episodes)
-    world_model, judge = build.load_world_model(args.world_model), build.load_judge(args.judge)
+    world_model, judge = build.load_world_model(args.world_model), build.load_judges(args.judge, args.second_judge)
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
         replayed = replay_gate.replay_all(world_model, judge, episodes, args.copies, args.seed, lambda _: bar.update())
     rows = replay_gate.release_rows(replayed)
@@ -113,7 +114,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.write:
         file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
         payload = {"world_model": world_model.name, "judge": judge.name, "seed": args.seed,
-                   **build.pair_hashes(args.world_model, args.judge), "families": rows}
+                   **build.release_hashes(args.world_model, args.judge, args.second_judge), "families": rows}
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
         partial.replace(file)

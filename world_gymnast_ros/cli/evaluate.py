@@ -74,7 +74,7 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.rollout import run_episode
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
-    from world_gymnast_ros.twin.tasks import parse_instruction
+    from world_gymnast_ros.tasks import parse_instruction
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]

@@ -3,10 +3,13 @@
 examples:
   world-gymnast train policy --play data/demo --out runs/policy
   world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
+  world-gymnast train locator --stills data/stills --play data/wide_play --out runs/locator
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
   world-gymnast train dreams --play data/wide_play --world-model runs/wm --out data/dreams   then the judge on these:
   world-gymnast train reflector --play data/wide_play --dreams data/dreams --start runs/reflector --out runs/reflector2
   world-gymnast train world-model --play data/wide_play --out runs/wm --resume --minutes 90   go on from a stopped run
+  world-gymnast train world-model --episodes runs/demo-*/episodes --out runs/update   learn from what really happened,
+      check the new version against the old one, store it in runs/world_models; a stopped run goes on
   world-gymnast train world-model --clips bridge_clips --hold-out 000000009 --out runs/bridge_wm   recorded clips
 
 With other loads on the machine set OMP_WAIT_POLICY=PASSIVE: spinning threads made steps several times slower.
@@ -27,12 +30,15 @@ if TYPE_CHECKING:
     from world_gymnast_ros.models.action_dit import ActionDiT
 
 HELP = "train policy, judge or world model"
+HELD_OUT_SHARE = 0.25
+"""Of real episodes: they decide about a version and are not trained on."""
 
 
 TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
+         "locator": "the judge that measures: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
-MODULES = {"policy": "train_policy", "reflector": "train_reflector", "dreams": "dream_play"}
+MODULES = {"policy": "train_policy", "reflector": "train_reflector", "dreams": "dream_play", "locator": "train_locator"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +59,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _world_model_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="world-gymnast train world-model", description=TEXTS["world-model"])
-    data = parser.add_argument_group("data (one of --play and --clips)")
+    data = parser.add_argument_group("data (one of --play, --clips and --episodes)")
     data.add_argument("--play", type=Path, nargs="+", help="folders of play data (*.npz)")
     data.add_argument("--held-out", type=Path, nargs="+", default=[], help="folders of play data to report on only")
     data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
+    data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
+                      "fine-tune on them, then check")
+    data.add_argument("--replay", type=Path, help="folder of earlier play data to mix in (default: fresh play is made)")
+    data.add_argument("--old", type=Path, help="folder of play data of earlier scenes, where nothing may get worse "
+                      "(default: fresh play is made)")
     data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
     data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
     whole(data, "--variants", 0, 10000, default=40, help="augmented versions per clip (default: %(default)s)")
@@ -64,7 +75,10 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--out", type=Path, required=True, help="run folder; itself a loadable checkpoint")
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
-    run_.add_argument("--init", type=Path, help="checkpoint to start from")
+    run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
+    run_.add_argument("--judge", default="", help="of the release check: checkpoint folder (default: the shipped one)")
+    run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
+                      "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
     whole(run_, "--seed", 0, default=0)
     whole(run_, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
@@ -90,8 +104,11 @@ def _world_model(args: argparse.Namespace) -> int:
     from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, new_network
     from world_gymnast_ros.models.action_dit import ActionDiTConfig
 
-    if (args.play is None) == (args.clips is None):
-        raise BadConfig("give exactly one of --play (twin data) and --clips (recorded clips)")
+    if sum(given is not None for given in (args.play, args.clips, args.episodes)) != 1:
+        raise BadConfig("give exactly one of --play (twin data), --clips (recorded clips) and --episodes (what really "
+                        "happened)")
+    if args.episodes is not None:
+        return _update(args)
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; no such device here
@@ -138,6 +155,58 @@ def _world_model(args: argparse.Namespace) -> int:
         _test(network, test, args.out)
     print(f"wrote {args.out}")
     return 0
+
+
+def _update(args: argparse.Namespace) -> int:
+    """Fine-tune on real episodes, check, store; 0 where the new version is promoted, 1 where the old one is kept."""
+    import time
+
+    import torch
+
+    from world_gymnast_ros.learning.real_episodes import read_real
+    from world_gymnast_ros.learning.update_run import (
+        OLD_SEED,
+        REPLAY_SEED,
+        Data,
+        fresh_play,
+        play_folder,
+        update,
+    )
+    from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
+    from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, split
+    from world_gymnast_ros.models import build
+    from world_gymnast_ros.models.dream import load_network
+    from world_gymnast_ros.store import slug
+
+    torch.set_num_threads(args.threads)
+    given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
+    config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
+    parent = build.checkpoint_dir(args.init, "world_model")
+    size = load_network(parent)[0].config.image_size
+    episodes, hashes, left_out = read_real(args.episodes, size, args.out / "decoded")
+    for line in left_out:
+        print(f"left out: {line}")
+    new, held = split(episodes, HELD_OUT_SHARE, args.seed)
+    writable_folder(args.out)
+    folders = [given or fresh_play(args.out / "play" / name, 16, first, print)
+               for name, given, first in (("replay", args.replay, REPLAY_SEED), ("old", args.old, OLD_SEED))]
+    judge, probe = build.load_judge(args.judge), build.load_judge("")
+
+    def figures(world_model: Path, some: list[RealEpisode]) -> Replays:
+        return replay_figures(build.load_world_model(world_model), judge, probe, some, args.seed)
+
+    print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
+    result = update(parent, Data(new, held, *map(play_folder, folders), hashes), config, Margins(), figures, args.out,
+                    args.store, slug(args.out.name), time.time_ns())
+    for name in ("new", "old"):
+        before, after = result.figures[name]
+        print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in
+                                             ("false_success", "agreement", "psnr_db", "structural", "object_mm")))
+    print("\n".join(result.decision.lines))
+    promoted = result.decision.promote
+    print(f"{'promoted' if promoted else 'not promoted, the old version is kept'}: {result.version.path}")
+    print(f"pictures: {args.out / 'dreams.png'}")
+    return 0 if promoted else 1
 
 
 def _card(args: argparse.Namespace, trainer: Trainer, errors: dict[str, Any]) -> None:

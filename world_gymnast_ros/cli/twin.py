@@ -5,6 +5,7 @@ examples:
   world-gymnast twin show novel_evening --out evening.png     the picture its camera sees
   world-gymnast twin show my_scene.yaml --out mine.png        your own scene
   world-gymnast twin play wide_play --family reach --count 100 --seed 7 --out data/wide_play/reach-007.npz
+  world-gymnast twin stills --count 1000 --seed 30000 --out data/stills/000.npz
   world-gymnast twin measure novel_evening --episodes 20      true success of the shipped policy, no ROS
 """
 from __future__ import annotations
@@ -33,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(play, "--count", 1, 100000, default=100, help="episodes (default: %(default)s)")
     whole(play, "--seed", 0, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
+    stills = sub.add_parser("stills", help="make single pictures of varied scenes with what is where, for the locator")
+    whole(stills, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
+    whole(stills, "--seed", 0, required=True, help="held-out files need seeds of their own")
+    stills.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
     measure.add_argument("scene")
     measure.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return _scenes()
     if args.what == "show":
         return _show(args)
-    return _play(args) if args.what == "play" else _measure(args)
+    return _measure(args) if args.what == "measure" else _make(args)
 
 
 def _scenes() -> int:
@@ -89,23 +94,29 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _play(args: argparse.Namespace) -> int:
+def _make(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.twin.play import make_file
+    from world_gymnast_ros.twin.stills import make_stills
 
     if args.out.suffix != ".npz":
         raise BadConfig(f"--out {args.out} must be a file that ends in .npz")
     writable_folder(args.out.parent)
     try:
-        with tqdm(total=args.count, unit="episode") as bar:
-            rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
+        with tqdm(total=args.count, unit="episode" if args.what == "play" else "picture") as bar:
+            if args.what == "stills":
+                make_stills(args.out, args.count, args.seed, bar.update)
+                rates = {}
+            else:
+                rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)
     except OSError as error:
         raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
                         "another folder") from error
     finally:
         args.out.with_suffix(".partial").unlink(missing_ok=True)  # of a write that failed
-    print(f"wrote {args.out}; success by behaviour: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items())))
+    told = ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items()))
+    print(f"wrote {args.out}" + (f"; success by behaviour: {told}" if told else ""))
     return 0
 
 

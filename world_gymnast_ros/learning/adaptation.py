@@ -19,7 +19,7 @@ from world_gymnast_ros.models import build
 from world_gymnast_ros.report import write_report
 from world_gymnast_ros.session import LOG_NAME, AdaptReport, Progress
 from world_gymnast_ros.store import Store, slug
-from world_gymnast_ros.twin.tasks import HORIZON_STEPS, parse_instruction
+from world_gymnast_ros.tasks import HORIZON_STEPS, parse_instruction
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, WorldModel
 
 REPORT_NAME = "report.html"
@@ -53,8 +53,9 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     policy = build.load_policy(config.policy)
     lora = LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
-    return Parts(policy, build.load_world_model(config.world_model), build.load_judge(config.judge),
-                 build.release_table(config.world_model, config.judge),
+    return Parts(policy, build.load_world_model(config.world_model),
+                 build.load_judges(config.judge, config.second_judge),
+                 build.release_table(config.world_model, config.judge, config.second_judge),
                  lambda parent: LoraLearner(policy, lora, parent))
 
 

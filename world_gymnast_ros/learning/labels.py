@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.learning.play_table import Episode, PlayTable
-from world_gymnast_ros.twin.tasks import (
+from world_gymnast_ros.tasks import (
     DIRECTIONS,
     PLACE_RADIUS_M,
     PUSH_DISTANCE_M,

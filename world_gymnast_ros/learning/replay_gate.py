@@ -14,7 +14,7 @@ import numpy as np
 
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluate import paired_replay_auc, wilson
-from world_gymnast_ros.imagine import Start, is_success, judge_safely, replay
+from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely, replay
 from world_gymnast_ros.types import F32, U8, Frame, Judge, WorldModel
 
 RELEASE_AUC = 0.9
@@ -22,7 +22,9 @@ RELEASE_AUC = 0.9
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded true episode: `frames` uint8 (T+1, H, W, 3), `deltas` float32 (T, 7), `state` (7,) or None."""
+    """One recorded true episode: `frames` uint8 (T+1, H, W, 3), `deltas` float32 (T, 7), `state` (7,) or None.
+
+    `captured` uint8 (H, W, 3): the first frame as the camera gave it, where it was kept."""
 
     family: str
     instruction: str
@@ -30,6 +32,7 @@ class Recorded:
     deltas: F32
     state: F32 | None
     success: bool
+    captured: U8 | None = None
 
 
 _NEEDED = ("frames", "deltas", "states", "success", "instruction", "family", "length")
@@ -42,13 +45,15 @@ def read_play(paths: Iterable[Path], limit: int | None = None) -> list[Recorded]
         try:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {k: data[k] for k in _NEEDED}
+                captured = data["captured"] if "captured" in data.files else [None] * len(arrays["frames"])
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`"
                                ) from error
         for i in range(min(len(arrays["frames"]), limit or 10**9)):
             T = int(arrays["length"][i])
             out.append(Recorded(str(arrays["family"][i]), str(arrays["instruction"][i]), arrays["frames"][i, :T + 1],
-                                arrays["deltas"][i, :T], arrays["states"][i, 0], bool(arrays["success"][i, T])))
+                                arrays["deltas"][i, :T], arrays["states"][i, 0], bool(arrays["success"][i, T]),
+                                captured[i]))
     if not out:
         raise EpisodeError("no recorded episodes to replay; make some with `world-gymnast twin play`")
     return out
@@ -70,10 +75,13 @@ def replay_all(world_model: WorldModel, judge: Judge, episodes: list[Recorded], 
     """Replay every episode in `copies` dreams; also judge the true frames (the ceiling the judge sets)."""
     out = []
     for i, episode in enumerate(episodes):
-        start = Start(Frame(np.ascontiguousarray(episode.frames[0]), 0), episode.state, episode.instruction)
+        first = np.ascontiguousarray(episode.frames[0])
+        start = Start(Frame(first, 0), episode.state, episode.instruction,
+                      Frame(first if episode.captured is None else episode.captured, 0))
         deltas = np.repeat(episode.deltas[None], copies, axis=0)
         dream = replay(world_model, start, deltas, seed + i)
-        verdicts = judge_safely(judge, np.concatenate([dream, episode.frames[None]]), episode.instruction)
+        facts = facts_of([start] * (copies + 1), np.repeat(episode.deltas[None], copies + 1, axis=0))
+        verdicts = judge_safely(judge, np.concatenate([dream, episode.frames[None]]), episode.instruction, facts)
         scores = [v.score for v in verdicts[:-1] if v.score is not None]
         out.append(Replayed(episode, float(np.mean(scores)) if scores else None,
                             sum(is_success(v) for v in verdicts[:-1]) * 2 > copies, verdicts[-1].score, dream[0]))

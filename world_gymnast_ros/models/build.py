@@ -7,9 +7,16 @@ from pathlib import Path
 from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
 from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.paths import share_dir
+from world_gymnast_ros.types import Judge
+
+OFF = "off"
+"""In the place of the second judge's folder: the first decides alone."""
 
 
 def checkpoint_dir(path: str | Path | None, kind: str) -> Path:
@@ -36,22 +43,32 @@ def load_judge(path: str | Path | None = None) -> Reflector:
     return Reflector.from_pretrained(checkpoint_dir(path, "reflector"))
 
 
-def pair_hashes(world_model: str | Path | None, judge: str | Path | None) -> dict[str, str]:
-    """Return SHA-256 of the files of a world model and a judge: a release table is of one such pair.
+def load_judges(judge: str | Path | None = None, second: str | Path | None = None) -> Judge:
+    """Load the judge that looks and the one that measures, who must agree; `second` "off": the first alone."""
+    if str(second or "") == OFF:
+        return load_judge(judge)
+    return TwoJudges(load_judge(judge), MeasuringJudge(Locator.from_pretrained(checkpoint_dir(second, "locator"))))
+
+
+def release_hashes(world_model: str | Path | None, judge: str | Path | None, second: str | Path | None
+                   ) -> dict[str, str]:
+    """Return SHA-256 of the files of a world model and its judges: a release table is of one such set.
 
     The settings count as much as the weights: a judge's calibration decides which failures it calls successes.
     """
+    kinds = [("world_model", world_model, "world_model"), ("judge", judge, "reflector")]
+    if str(second or "") != OFF:
+        kinds.append(("second_judge", second, "locator"))
     return {f"{kind}_{part}_sha256": sha256_file(checkpoint_dir(path, folder) / name)
-            for kind, path, folder in (("world_model", world_model, "world_model"), ("judge", judge, "reflector"))
-            for part, name in (("weights", WEIGHTS), ("config", CONFIG))}
+            for kind, path, folder in kinds for part, name in (("weights", WEIGHTS), ("config", CONFIG))}
 
 
-def release_table(world_model: str | Path | None = None, judge: str | Path | None = None
-                  ) -> dict[str, dict[str, float]]:
-    """Return the paired-replay table measured for a world model *with a judge*: {family: {auc, low, high, ...}}.
+def release_table(world_model: str | Path | None = None, judge: str | Path | None = None,
+                  second: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Return the paired-replay table measured for a world model *with its judges*: {family: {auc, low, high, ...}}.
 
     Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
-    pair, and nothing is offered for adaptation by default.
+    set, and nothing is offered for adaptation by default.
     """
     file = checkpoint_dir(world_model, "world_model") / "release.json"
     if not file.is_file():
@@ -59,8 +76,8 @@ def release_table(world_model: str | Path | None = None, judge: str | Path | Non
     try:
         release = json.loads(file.read_text(encoding="utf-8"))
         table = release["families"]
-        hashes = pair_hashes(world_model, judge)
-        if any(release[key] != value for key, value in hashes.items()):
+        measured = {key: value for key, value in release.items() if key.endswith("_sha256")}
+        if measured != release_hashes(world_model, judge, second):
             return {}
         return {str(k): {str(n): float(v) for n, v in row.items()} for k, row in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

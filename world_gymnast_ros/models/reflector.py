@@ -23,7 +23,7 @@ from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.vla_network import PLACES, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.words import WordReader
-from world_gymnast_ros.types import F32, U8, Judgement
+from world_gymnast_ros.types import F32, U8, Judgement, RolloutFacts
 
 BATCH = 64
 """Frames per forward: measured best on a CPU (larger batches fall out of its caches)."""
@@ -145,8 +145,10 @@ class Reflector:
         x = self.config.logit_scale * logits.astype(np.float64) + self.config.logit_offset
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))), np.float32)
 
-    def score(self, frames: U8, instruction: str) -> list[Judgement]:
-        """Judge rollouts uint8 (G, T+1, H, W, 3). What goes wrong inside becomes *no verdict*, with the reason.
+    def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts uint8 (G, T+1, H, W, 3) by their pictures alone.
+
+        What goes wrong inside becomes *no verdict*, with the reason.
 
         A bad instruction or frame array is the caller's mistake and is raised.
         """

@@ -19,10 +19,12 @@ from world_gymnast_ros.twin.expert import demonstrator, player
 from world_gymnast_ros.twin.model import CAMERA_FOCAL_PX, CAMERA_HEIGHT, CAMERA_WIDTH, camera_pose
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.tasks import DIRECTIONS, parse_instruction
-from world_gymnast_ros.types import U8
+from world_gymnast_ros.tasks import DIRECTIONS, parse_instruction
+from world_gymnast_ros.types import F32, F64, U8
 
 SIZE_PX = 64
+CAPTURE_HEIGHT, CAPTURE_WIDTH = 144, 192
+"""Size of the first picture that is kept beside the small ones, for the judge that measures."""
 RENDER_WIDTH, RENDER_HEIGHT = 320, 240
 KNOWN_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
 KNOWN_SHAPES = ("block", "cylinder")
@@ -100,59 +102,82 @@ def scene_camera(scene: Scene) -> tuple[float, ...]:
 
 
 def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) -> dict[str, np.ndarray]:
-    """Run one episode and return its row of the play-data format."""
+    """Run one scripted episode and return its row of the play-data format."""
     rng = np.random.default_rng(seed)
     instruction = scene.instructions[0]
     task = parse_instruction(instruction)
-    steps = task.horizon_steps
-    twin = Twin(scene, seed)
-    try:
-        start = None
-        if wide_start:
-            start = np.array([rng.uniform(0.17, 0.33), rng.uniform(-0.10, 0.12), rng.uniform(0.10, 0.21), 0, 0, 0, 1.0])
-        twin.reset(seed, instruction, start)
-        alternatives = [i for i in instructions_for(scene.objects) if i != instruction][:MAX_ALTERNATIVES]
-        twin.track(alternatives)
-        loop = BridgeLoop(twin)
+    start = None
+    if wide_start:
+        start = np.array([rng.uniform(0.17, 0.33), rng.uniform(-0.10, 0.12), rng.uniform(0.10, 0.21), 0, 0, 0, 1.0])
+
+    def begin(loop: BridgeLoop) -> Act:
         hand = demonstrator(task, loop, rng) if behaviour == "demo" else player(behaviour, task, loop, rng)
         twist = rng.random() < 0.12 and behaviour not in ("demo", "expert")
-        frames = np.zeros((steps + 1, SIZE_PX, SIZE_PX, 3), np.uint8)
-        deltas = np.zeros((steps, 7), np.float32)
-        states, measured = np.zeros((steps + 1, 7), np.float32), np.zeros((steps + 1, 7), np.float32)
-        success, alt_success = np.zeros(steps + 1, bool), np.zeros((MAX_ALTERNATIVES, steps + 1), bool)
-        xyz = np.zeros((steps + 1, MAX_OBJECTS, 3), np.float32)
-        names = [o.name for o in scene.objects][:MAX_OBJECTS]
 
-        def observe(t: int) -> None:
-            frames[t] = picture(twin)
-            state = twin.arm_state(0)
-            states[t], measured[t] = loop.target, bridge_state(state.T_base_ee, state.gripper)
-            success[t] = twin.success()
-            for i, text in enumerate(alternatives):
-                alt_success[i, t] = twin.success(text)
-            for i, name in enumerate(names):
-                xyz[t, i] = twin.object_xyz(name)
-
-        observe(0)
-        for t in range(steps):
+        def act(t: int) -> F32:
             delta = hand.act(loop)
             if twist:
                 delta[3:6] = rng.normal(0, 0.06, 3) * (0.3, 0.3, 1.0)
-            deltas[t] = loop.step(delta)
-            observe(t + 1)
+            return delta
+        return act
+
+    twin = Twin(scene, seed)
+    try:
+        return record(twin, seed, instruction, behaviour, begin, start)
     finally:
         twin.close()
+
+
+Act = Callable[[int], F32]
+"""Gives the action (7,) of step t."""
+
+
+def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Callable[[BridgeLoop], Act],
+           start_state: F64 | None = None) -> dict[str, np.ndarray]:
+    """Run one episode from reset `seed` and return its row of the play-data format.
+
+    `begin(loop)` is called once everything stands in its place, and returns what chooses the actions.
+    """
+    scene, task = twin.scene, parse_instruction(instruction)
+    steps = task.horizon_steps
+    twin.reset(seed, instruction, start_state)
+    alternatives = [i for i in instructions_for(scene.objects) if i != instruction][:MAX_ALTERNATIVES]
+    twin.track(alternatives)
+    loop = BridgeLoop(twin)
+    act = begin(loop)
+    frames = np.zeros((steps + 1, SIZE_PX, SIZE_PX, 3), np.uint8)
+    deltas = np.zeros((steps, 7), np.float32)
+    states, measured = np.zeros((steps + 1, 7), np.float32), np.zeros((steps + 1, 7), np.float32)
+    success, alt_success = np.zeros(steps + 1, bool), np.zeros((MAX_ALTERNATIVES, steps + 1), bool)
+    xyz = np.zeros((steps + 1, MAX_OBJECTS, 3), np.float32)
+    names = [o.name for o in scene.objects][:MAX_OBJECTS]
+
+    def observe(t: int) -> None:
+        frames[t] = picture(twin)
+        state = twin.arm_state(0)
+        states[t], measured[t] = loop.target, bridge_state(state.T_base_ee, state.gripper)
+        success[t] = twin.success()
+        for i, text in enumerate(alternatives):
+            alt_success[i, t] = twin.success(text)
+        for i, name in enumerate(names):
+            xyz[t, i] = twin.object_xyz(name)
+
+    captured = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
+    observe(0)
+    for t in range(steps):
+        deltas[t] = loop.step(act(t))
+        observe(t + 1)
     pad = lambda items, n: np.array(list(items) + [""] * (n - len(items)), dtype="U64")  # noqa: E731
     return {"frames": frames, "deltas": deltas, "states": states, "measured": measured, "length": np.int32(steps),
             "success": success, "alt_success": alt_success, "alt_instructions": pad(alternatives, MAX_ALTERNATIVES),
             "object_names": pad(names, MAX_OBJECTS), "objects_xyz": xyz, "instruction": np.array(instruction, "U64"),
             "family": np.array(task.family, "U16"), "scene": np.array(scene.name, "U32"),
             "behaviour": np.array(behaviour, "U16"), "seed": np.int64(seed),
-            "camera": np.float32(scene_camera(scene))}
+            "camera": np.float32(scene_camera(scene)), "captured": captured}
 
 
-def write_episodes(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
-    """Write episodes of one family as one .npz; whole or absent."""
+def write_rows(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
+    """Write rows of equal keys and shapes as one .npz; whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as stream:
@@ -177,7 +202,7 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int,
         wide_start = kind != "demo" and rng.random() < 0.5
         episodes.append(record_episode(scene, episode_seed, behaviour, wide_start))
         progress()
-    write_episodes(path, episodes)
+    write_rows(path, episodes)
     rates: dict[str, list[bool]] = {}
     for e in episodes:
         rates.setdefault(str(e["behaviour"]), []).append(bool(e["success"][-1]))

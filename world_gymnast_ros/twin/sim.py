@@ -8,7 +8,7 @@ from world_gymnast_ros import actions, kinematics
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.twin import model
 from world_gymnast_ros.twin.scene import Scene, place_objects
-from world_gymnast_ros.twin.tasks import Task, Truth, parse_instruction, progress
+from world_gymnast_ros.tasks import Task, Truth, parse_instruction, progress
 from world_gymnast_ros.types import CONTROL_DT_S, F64, U8, ArmState
 
 CONTROL_TICK_S = 0.02
@@ -73,7 +73,7 @@ class Twin:
                 self.data.mocap_pos[mocap], self.data.mocap_quat[mocap] = (x, y, 0.0), quat
             else:
                 adr = self.model.joint(f"object{i}").qposadr[0]
-                self.data.qpos[adr:adr + 7] = (x, y, spec.size_m / 2 + 0.0005, *quat)
+                self.data.qpos[adr:adr + 7] = (x, y, spec.height_m / 2 + 0.0005, *quat)
         if start_state is None:
             xyz = np.array(self.scene.start_xyz_m) + rng.uniform(-1, 1, 3) * self.scene.start_jitter_m
             start_state = np.array([*xyz, 0, 0, 0, 1.0])

@@ -1,0 +1,192 @@
+"""The judge that measures: camera from the arm, places on the table, and two judges who must agree."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mujoco")
+import torch
+
+from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.arm_parts import part_points
+from world_gymnast_ros.camera_fit import CameraPrior, fit_camera, moved, project
+from world_gymnast_ros.errors import BadCheckpoint, BadInstruction
+from world_gymnast_ros.imagine import Start, facts_of
+from world_gymnast_ros.jitter import jitter_start
+from world_gymnast_ros.models.build import checkpoint_dir
+from world_gymnast_ros.models.locator import Locator, LocatorConfig, LocatorNetwork, places
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.panel import TwoJudges, agree
+from world_gymnast_ros.twin.bridge_loop import BridgeLoop
+from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import Frame, Judgement, PlacesArm
+
+NOMINAL = np.array([[0.48, 0.56, 0.68, 0.0], [-0.88, 0.31, 0.37, -0.16], [0.0, -0.77, 0.64, 0.36], [0, 0, 0, 1.0]])
+
+
+def prior() -> CameraPrior:
+    pose = NOMINAL.copy()
+    u, _, v = np.linalg.svd(pose[:3, :3])
+    pose[:3, :3] = u @ v  # a rotation to the last bit
+    if np.linalg.det(pose[:3, :3]) < 0:
+        pose[:3, 0] *= -1
+    pose[:3, 2] = (0.54, 0.30, -0.78) / np.linalg.norm((0.54, 0.30, -0.78))
+    pose[:3, 0] = np.cross(pose[:3, 2], (0, 0, 1)) / np.linalg.norm(np.cross(pose[:3, 2], (0, 0, 1)))
+    pose[:3, 1] = np.cross(pose[:3, 2], pose[:3, 0])
+    return CameraPrior(pose, 1.95, 2.6)
+
+
+POINTS = part_points(np.array([[0.28, 0.02, 0.12, 0, 0, 0.3, 1.0], [0.22, -0.05, 0.2, 0, 0.1, 0, 0.2]], np.float32)
+                     ).reshape(-1, 3).astype(np.float64)
+
+
+def test_a_moved_camera_is_found_again_from_the_arm() -> None:
+    p = prior()
+    true = moved(p, np.array([0.02, -0.015, 0.01, 0.02, -0.03, 0.025]))
+    seen = project(true, p, POINTS)
+    fitted = fit_camera(replace(p, seen_sigma=1e-5), POINTS, seen, np.ones(len(POINTS)))
+    assert fitted.rms < 1e-3
+    spot = np.array([0.30, 0.05, 0.02])
+    np.testing.assert_allclose(fitted.on_plane(project(true, p, spot), 0.02), spot, atol=1e-3)
+    nominal = fit_camera(p, POINTS, seen, np.zeros(len(POINTS)))
+    assert np.isinf(nominal.rms) and np.linalg.norm(nominal.on_plane(project(true, p, spot), 0.02) - spot) > 0.01
+
+
+def test_one_mistaken_part_costs_little() -> None:
+    p = prior()
+    true = moved(p, np.array([0.01, 0.01, -0.01, 0.01, 0.02, 0.0]))
+    seen = project(true, p, POINTS)
+    seen[3] += 0.4
+    spot = np.array([0.30, 0.05, 0.02])
+    fitted = fit_camera(p, POINTS, seen, np.ones(len(POINTS)))
+    assert np.linalg.norm(fitted.on_plane(project(true, p, spot), 0.02) - spot) < 0.012
+
+
+def test_places_are_between_cells_and_absence_is_told() -> None:
+    logits = torch.full((1, 2, 6 * 8 + 1), -20.0)
+    logits[0, 0, [2 * 8 + 3, 2 * 8 + 4]] = 5.0  # two neighbours share it
+    logits[0, 1, -1] = 5.0
+    at, sure = places(logits, 6, 8)
+    np.testing.assert_allclose(at[0, 0].numpy(), (2 * 4 / 8 - 1, 2 * 2.5 / 6 - 1), atol=1e-5)
+    assert sure[0, 0] > 0.99 and sure[0, 1] < 0.01
+
+
+@pytest.fixture(scope="module")
+def judge() -> MeasuringJudge:
+    return MeasuringJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
+
+
+def reaching(offset_m: tuple[float, float], judge: MeasuringJudge, state_known: bool = True, words: str = ""
+             ) -> tuple[Judgement, bool, np.ndarray]:
+    """Reach with the twin to `offset_m` beside the target; return the verdict, the truth, and what was measured."""
+    scene = load_scene("novel_camera_shift")
+    words = words or scene.instructions[0]
+    twin = Twin(scene)
+    try:
+        twin.reset(5, scene.instructions[0])
+        frame, state = capture(twin)
+        loop = BridgeLoop(twin)
+        goal = twin.object_xyz("blue block") + (*offset_m, 0.05)
+        deltas, frames = [], [frame.rgb]
+        for _ in range(16):
+            step = np.zeros(7, np.float32)
+            step[:3] = np.clip(goal - loop.target[:3], -0.03, 0.03)
+            step[6] = 1.0
+            deltas.append(loop.step(step))
+            frames.append(twin.render(320, 240))
+        where = twin.object_xyz("blue block")
+        start = Start(frame, state if state_known else None, words)
+        verdict = judge.score(np.stack(frames)[None], words, facts_of([start], np.stack(deltas)[None]))[0]
+        drawn = judge.arm_misplaced_px(np.stack(frames)[None, -1], facts_of([start], np.stack(deltas)[None]))
+        return verdict, twin.success(), np.array([*where, drawn[0]])
+    finally:
+        twin.close()
+
+
+def test_it_tells_a_hit_from_a_near_miss_where_the_camera_was_knocked(judge: MeasuringJudge) -> None:
+    hit, truly, seen = reaching((0.0, 0.0), judge)
+    assert truly and hit.score is not None and hit.score > 0.9 and hit.done_at is not None
+    assert seen[3] < 8.0  # true pictures: the arm is where it was computed to be
+    miss, truly, _ = reaching((0.035, 0.0), judge)
+    assert not truly and miss.score is not None and miss.score < 0.5 and miss.done_at is None
+    assert hit.progress is not None and miss.progress is not None and hit.progress > miss.progress > 0.7
+
+
+def test_what_it_cannot_measure_has_no_verdict_and_a_reason(judge: MeasuringJudge) -> None:
+    for verdict, why in ((reaching((0, 0), judge, state_known=False)[0], "state"),
+                         (reaching((0, 0), judge, words="reach the green cylinder")[0], "not found"),
+                         (reaching((0, 0), judge, words="wipe the table")[0], "cannot measure"),
+                         (judge.score(np.zeros((1, 2, 8, 8, 3), np.uint8), "reach the red block")[0], "not known")):
+        assert verdict.score is None and why in verdict.detail, verdict.detail
+    with pytest.raises(BadInstruction, match="teapot"):
+        judge.locator.find(np.zeros((1, 144, 192, 3), np.uint8), ["blue teapot"])
+
+
+def test_a_jittered_start_is_measured_in_the_picture_the_camera_gave(judge: MeasuringJudge) -> None:
+    start = Start(Frame(np.zeros((8, 8, 3), np.uint8), 0), None, "x")
+    again = jitter_start(jitter_start(start, 1, 0.2, 0.1), 2, 0.2, 0.1)
+    assert again.captured is start.frame and again.frame is not start.frame
+
+
+def test_a_push_is_measured_in_the_last_frames(judge: MeasuringJudge) -> None:
+    scene = load_scene("novel_camera_shift")
+    twin = Twin(scene)
+    try:
+        twin.reset(5, "push the blue block right")
+        frame, _ = capture(twin)
+        arm = twin.arm_state(0)
+        start = Start(frame, bridge_state(arm.T_base_ee, arm.gripper), "push the blue block right")
+        still = np.zeros((1, 2, 7), np.float32)
+        pushed = frame.rgb.copy()
+        joint = twin.model.joint("object0").qposadr[0]
+        twin.data.qpos[joint + 1] -= 0.07  # to the right: -y
+        import mujoco
+        mujoco.mj_forward(twin.model, twin.data)
+        pushed = twin.render(320, 240)
+        facts = facts_of([start, start], np.repeat(still, 2, 0))
+        rollouts = np.stack([np.stack([frame.rgb, pushed, pushed]), np.stack([frame.rgb] * 3)])
+        done, idle = judge.score(rollouts, start.instruction, facts)
+    finally:
+        twin.close()
+    assert done.score is not None and done.score > 0.8 and idle.score is not None and idle.score < 0.05
+
+
+def test_two_judges_must_agree() -> None:
+    yes, no, mute = Judgement(0.9, 4), Judgement(0.2), Judgement(None, detail="broken")
+    both = agree(yes, Judgement(0.7, 6, progress=0.8))
+    assert both.score == 0.7 and both.done_at == 6 and both.votes == (0.9, 0.7) and both.progress == 0.8
+    assert agree(yes, no).score == 0.2 and agree(yes, no).done_at is None
+    assert agree(no, yes).score == 0.2
+    assert agree(mute, yes).score is None and agree(yes, mute).score is None
+    assert "broken" in agree(yes, mute).detail
+
+
+def test_the_panel_says_who_it_is_and_places_the_arm_if_it_can(judge: MeasuringJudge) -> None:
+    class Looking:
+        name = "looking"
+
+        def score(self, frames: np.ndarray, instruction: str, facts: object = None) -> list[Judgement]:
+            return [Judgement(0.9, 1)] * len(frames)
+
+    panel = TwoJudges(Looking(), judge)
+    assert panel.name == "looking+locator-tiny" and isinstance(panel, PlacesArm)
+    frames = np.zeros((2, 2, 8, 8, 3), np.uint8)
+    assert all(v.score is None for v in panel.score(frames, "reach the red block"))
+    start = Start(Frame(frames[0, 0], 0), None, "reach the red block")
+    facts = facts_of([start, start], np.zeros((2, 1, 7), np.float32))
+    assert np.isnan(panel.arm_misplaced_px(frames[:, -1], facts)).all()
+    assert np.isnan(TwoJudges(Looking(), Looking()).arm_misplaced_px(frames[:, -1], facts)).all()
+
+
+def test_a_broken_checkpoint_is_refused(tmp_path) -> None:
+    network = LocatorNetwork(LocatorConfig(colours=["red"], shapes=["block"], channels=[8, 8]))
+    Locator(network, "").save(tmp_path)
+    assert Locator.from_pretrained(tmp_path).word_indices(["red block"]) == [(0, 0)]
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(BadCheckpoint):
+        Locator.from_pretrained(tmp_path)

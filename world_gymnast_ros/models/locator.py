@@ -1,0 +1,201 @@
+"""`LocatorNetwork`: where in the picture a named object is, and where the arm's parts are.
+
+A small convolutional U-Net with one map of cells for each question. A question about an object is a colour word and a
+shape word; the arm's parts are asked always, since they tell where the camera is (`camera_fit.py`).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from world_gymnast_ros.errors import BadCheckpoint, BadInstruction
+from world_gymnast_ros.images import check_rgb, resize_rgb
+from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.types import F32, U8
+
+STRIDE = 2
+"""Pixels per cell of a map."""
+SHUFFLE = 2
+"""The network works on maps this much coarser, and splits each of their cells at the end."""
+WINDOW = 3
+"""Cells to each side of the best cell that a place is averaged over."""
+
+
+class LocatorConfig(PretrainedConfig):
+    """What the network is, and what `MeasuringJudge` needs to turn places in the picture into m.
+
+    Network: picture size in pixels, words it knows, number of arm parts, widths. Camera: nominal `T_base_camera`
+    (16 numbers, row-major), `focal` in halves of the picture, how far from it a tripod may stand (one sigma), how
+    exactly a part is seen. Arm: where the measured hand is, given its targets: `hand_lag` of the last step behind, and
+    `hand_sag_m` below. `sigma_m`: the error of a measured place, one sigma per axis. `found`: how sure a find must be.
+    `camera_rms`: parts that fit the camera worse than this are no basis for a verdict.
+    """
+
+    model_type = "world_gymnast_locator"
+
+    name: str = "locator-tiny"
+    height: int = 144
+    width: int = 192
+    colours: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+    parts: int = 6
+    channels: list[int] = field(default_factory=lambda: [48, 64, 96, 96])
+    T_base_camera: list[float] = field(default_factory=list)
+    focal: list[float] = field(default_factory=lambda: [1.9487, 2.5983])
+    shift_sigma_m: float = 0.02
+    rotation_sigma_rad: float = 0.03
+    seen_sigma: float = 0.012
+    hand_lag: float = 0.3
+    hand_sag_m: list[float] = field(default_factory=lambda: [0.0017, 0.0, 0.003])
+    workspace_low_m: list[float] | None = None
+    workspace_high_m: list[float] | None = None
+    object_height_m: float = 0.02
+    sigma_m: float = 0.004
+    found: float = 0.5
+    camera_rms: float = 0.05
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with a skip; `stride` 2 halves the map."""
+
+    def __init__(self, inside: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
+                                  nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.GroupNorm(8, out))
+        self.skip = nn.Identity() if inside == out and stride == 1 else nn.Sequential(
+            nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(), nn.Conv2d(inside, out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.silu(self.body(x) + self.skip(x))
+        return y
+
+
+class LocatorNetwork(PreTrainedModel):
+    """Maps of cells, as logits; the last logit of each says "not in the picture"."""
+
+    config_class = LocatorConfig
+    base_model_prefix = "locator"
+    main_input_name = "pictures"
+
+    def __init__(self, config: LocatorConfig) -> None:
+        super().__init__(config)
+        c = config.channels
+        self.stem = nn.Sequential(nn.Conv2d(5, c[0], 8, STRIDE * SHUFFLE, 2, bias=False), nn.GroupNorm(8, c[0]), nn.SiLU())
+        self.down = nn.ModuleList(_Block(a, b, 2) for a, b in pairwise(c))
+        self.middle = _Block(c[-1], c[-1])
+        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(c))
+        self.up = nn.ModuleList(_Block(a, a) for a in c[:-1])
+        split = nn.PixelShuffle(SHUFFLE)
+        self.read = nn.Sequential(nn.Conv2d(c[0], 32 * SHUFFLE**2, 1), split)
+        self.parts = nn.Sequential(nn.Conv2d(c[0], config.parts * SHUFFLE**2, 1), split)
+        self.parts_absent = nn.Linear(c[-1], config.parts)
+        self.colour = nn.Embedding(max(len(config.colours), 1), 48)
+        self.shape = nn.Embedding(max(len(config.shapes), 1), 48)
+        self.ask = nn.Sequential(nn.Linear(96, 64), nn.SiLU(), nn.Linear(64, 32))
+        self.absent = nn.Sequential(nn.Linear(96 + c[-1], 64), nn.SiLU(), nn.Linear(64, 1))
+        ys, xs = torch.meshgrid(torch.linspace(-1, 1, config.height), torch.linspace(-1, 1, config.width),
+                                indexing="ij")
+        self.register_buffer("grid", torch.stack([xs, ys])[None], persistent=False)
+
+    def forward(self, pictures: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits of objects (B, Q, cells + 1) and of parts (B, P, cells + 1).
+
+        `pictures` float (B, 3, H, W), 0..1; `words` int64 (B, Q, 2), colour and shape indices.
+        """
+        x = self.stem(torch.cat([pictures - 0.5, self.grid.expand(len(pictures), -1, -1, -1).to(pictures)], 1))
+        levels = [x]
+        for block in self.down:
+            levels.append(block(levels[-1]))
+        x = self.middle(levels[-1])
+        whole = x.mean((2, 3))
+        for block, narrow, level in reversed(list(zip(self.up, self.narrow, levels[:-1], strict=True))):
+            x = block(F.interpolate(narrow(x), size=level.shape[2:], mode="nearest") + level)
+        asked = torch.cat([self.colour(words[..., 0]), self.shape(words[..., 1])], -1)
+        cells = torch.einsum("bqc,bchw->bqhw", self.ask(asked), self.read(x)).flatten(2)
+        absent = self.absent(torch.cat([asked, whole[:, None].expand(-1, asked.shape[1], -1)], -1))
+        objects = torch.cat([cells, absent], -1)
+        parts = torch.cat([self.parts(x).flatten(2), self.parts_absent(whole)[..., None]], -1)
+        return objects.float(), parts.float()
+
+
+def places(logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return places (..., 2) as u, v in -1..1 and the probability (...) of being there, from logits (..., cells + 1).
+
+    The place is the mean over the cells around the best one; the probability is theirs together.
+    """
+    share = logits.softmax(-1)[..., :-1].unflatten(-1, (height, width))
+    best = share.flatten(-2).argmax(-1)
+    ys, xs = torch.arange(height, device=logits.device), torch.arange(width, device=logits.device)
+    near = (((ys - (best // width)[..., None]).abs() <= WINDOW)[..., :, None]
+            & ((xs - (best % width)[..., None]).abs() <= WINDOW)[..., None, :])
+    mass = share * near
+    total = mass.sum((-2, -1))
+    safe = total.clamp_min(1e-9)
+    u = (mass.sum(-2) * (2 * (xs + 0.5) / width - 1)).sum(-1) / safe
+    v = (mass.sum(-1) * (2 * (ys + 0.5) / height - 1)).sum(-1) / safe
+    return torch.stack([u, v], -1), total
+
+
+class Locator:
+    """Asks the network about pictures."""
+
+    def __init__(self, network: LocatorNetwork, sha256: str, device: str = "cpu") -> None:
+        self.config: LocatorConfig = network.config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.name, self.sha256 = self.config.name, sha256
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Locator:
+        """Load a checkpoint directory; BadCheckpoint names the file and the remedy."""
+        directory = Path(path)
+        values = read_config(directory, LocatorConfig.model_type)
+        try:
+            network = LocatorNetwork(LocatorConfig(**values))
+        except (TypeError, ValueError, KeyError) as error:
+            raise BadCheckpoint(f"{directory / 'config.json'} does not describe a locator ({error})") from error
+        return cls(network, fill(network, directory), device)
+
+    def save(self, directory: str | Path) -> str:
+        """Write config.json and model.safetensors; return the weights' SHA-256."""
+        self.sha256 = save_model(self.network, self.config.to_dict(), Path(directory))
+        return self.sha256
+
+    def word_indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """Return (colour, shape) of names such as 'red block'. BadInstruction names a word that it does not know."""
+        out = []
+        for name in names:
+            words = name.split()
+            if len(words) != 2 or words[0] not in self.config.colours or words[1] not in self.config.shapes:
+                raise BadInstruction(f"{self.name} cannot find '{name}'; it knows the colours "
+                                     f"{', '.join(self.config.colours)} and the shapes {', '.join(self.config.shapes)}")
+            out.append((self.config.colours.index(words[0]), self.config.shapes.index(words[1])))
+        return out
+
+    def find(self, pictures: U8, names: Sequence[str], batch: int = 32) -> tuple[F32, F32, F32, F32]:
+        """Find `names` and the arm's parts in pictures uint8 (B, H, W, 3) of any size.
+
+        Returns places of the names (B, Q, 2), u, v in -1..1, how sure (B, Q); places of the parts (B, P, 2), how sure
+        (B, P).
+        """
+        c = self.config
+        small = resize_rgb(check_rgb(pictures, "pictures"), (c.height, c.width))
+        words = torch.tensor(self.word_indices(names), dtype=torch.long, device=self.device).view(-1, 2)
+        out: list[list[np.ndarray]] = []
+        for i in range(0, len(small), batch):
+            part = torch.from_numpy(small[i:i + batch]).to(self.device).permute(0, 3, 1, 2).float().div_(255.0)
+            with torch.inference_mode():
+                objects, parts = self.network(part, words.expand(len(part), -1, -1))
+                found = (*places(objects, c.height // STRIDE, c.width // STRIDE),
+                         *places(parts, c.height // STRIDE, c.width // STRIDE))
+            out.append([x.cpu().numpy() for x in found])
+        first, *rest = (np.concatenate(x) for x in zip(*out, strict=True))
+        return (first, *rest)  # type: ignore[return-value]

@@ -1,0 +1,208 @@
+"""`MeasuringJudge`: the second judge. It does not look whether a task seems done: it measures where things are.
+
+In the captured frame, at the camera's own resolution, it finds the named object and the parts of the arm; the arm's
+measured pose tells where the camera is, so the object's place on the table follows in m. Where the hand goes follows
+from the actions. For tasks that move objects it finds them again in the last dreamed frames. The numbers that decide
+are those of the task (`twin/tasks.py`), softened by what the measurement is known to be off.
+"""
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
+from world_gymnast_ros.arm_parts import part_points
+from world_gymnast_ros.camera_fit import CameraPrior, FittedCamera, fit_camera, project
+from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.reflector import two_in_a_row
+from world_gymnast_ros.tasks import (
+    DIRECTIONS,
+    PLACE_RADIUS_M,
+    PUSH_DISTANCE_M,
+    PUSH_LATERAL_M,
+    REACH_HEIGHT_M,
+    REACH_RADIUS_M,
+    Task,
+    parse_instruction,
+)
+from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
+
+CACHED = 256
+LAST_FRAMES = 2
+"""Tasks that move objects are judged by the last two frames: success asks for two in a row."""
+COARSE = 2.0
+"""How much less exactly a place is measured in a small dreamed frame."""
+AWAY_M = 0.05
+"""A placed object must be let go: the hand open, or this far from it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one captured frame says: places on the table (Q, 3) m of the named things, the camera, or why nothing."""
+
+    places_m: F64
+    camera: FittedCamera | None
+    fault: str = ""
+
+
+class MeasuringJudge:
+    """Measures rollouts with a `Locator`. Implements `types.Judge`; without facts, or an arm's state, no verdict."""
+
+    def __init__(self, locator: Locator) -> None:
+        self.locator, self.config = locator, locator.config
+        self.name: str = self.config.name
+        pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
+        self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
+                                 self.config.seen_sigma)
+        low, high = self.config.workspace_low_m, self.config.workspace_high_m
+        self.workspace = None if low is None or high is None else Workspace(tuple(low), tuple(high))
+        self._seen: OrderedDict[bytes, Measured] = OrderedDict()
+
+    def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
+        """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
+        key = blake2b(captured.tobytes() + np.asarray(state, np.float32).tobytes() + "|".join(names).encode(),
+                      digest_size=16).digest()
+        if key not in self._seen:
+            self._seen[key] = self._measure(captured, state, names)
+            while len(self._seen) > CACHED:
+                self._seen.popitem(last=False)
+        return self._seen[key]
+
+    def _measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
+        uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
+        nothing = np.zeros((len(names), 3))
+        camera = fit_camera(self.prior, part_points(np.asarray(state)[None])[0].astype(np.float64), parts_uv,
+                            np.where(parts_sure > self.config.found, parts_sure, 0.0))
+        if camera.rms > self.config.camera_rms:
+            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
+            return Measured(nothing, None, f"the arm in the picture does not agree with its measured pose ({told}); "
+                            "check the camera and the joint states")
+        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.config.found]
+        if lost:
+            return Measured(nothing, None, f"the {lost[0]} was not found in the captured frame")
+        heights = np.array([0.006 if n.endswith("plate") else self.config.object_height_m for n in names])
+        return Measured(camera.on_plane(uv, heights), camera)
+
+    def hands(self, facts: RolloutFacts) -> F64:
+        """Return where the hand is at each frame (G, T+1, 7), Bridge states as they would be measured."""
+        deltas = clip_delta(np.array(facts.deltas, np.float32), StepLimits())
+        deltas[..., 6] = gripper_is_open(deltas[..., 6])
+        targets = [np.stack([np.asarray(s, np.float32) for s in facts.states])]  # type: ignore[arg-type]
+        for t in range(deltas.shape[1]):
+            targets.append(integrate_states(targets[-1], deltas[:, t], StepLimits(), self.workspace))
+        path = np.stack(targets, axis=1).astype(np.float64)
+        hand = path.copy()
+        hand[:, 1:, :3] -= self.config.hand_lag * (path[:, 1:, :3] - path[:, :-1, :3])
+        hand[:, 1:, :3] -= np.array(self.config.hand_sag_m)
+        return hand
+
+    def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts uint8 (G, T+1, H, W, 3) by measurement."""
+        if facts is None:
+            return [Judgement(None, detail="nothing to measure: the actions are not known")] * len(frames)
+        try:
+            task = parse_instruction(instruction)
+            names = (task.target, task.goal) if task.goal else (task.target,)
+            self.locator.word_indices(names)
+        except BadInstruction as error:
+            return [Judgement(None, detail=f"it cannot measure this task: {error}")] * len(frames)
+        unknown = Judgement(None, detail="the arm's state at the captured frame is not known")
+        rows = [i for i, s in enumerate(facts.states) if s is not None]
+        out = [unknown] * len(frames)
+        if not rows:
+            return out
+        known = RolloutFacts([facts.captured[i] for i in rows], [facts.states[i] for i in rows], facts.deltas[rows])
+        hands = self.hands(known)
+        found = [self.measure(c, s, names)  # type: ignore[arg-type]
+                 for c, s in zip(known.captured, known.states, strict=True)]
+        good = [k for k, m in enumerate(found) if not m.fault]
+        for k, m in enumerate(found):
+            out[rows[k]] = Judgement(None, detail=m.fault)
+        if task.family == "reach":
+            for k in good:
+                out[rows[k]] = self._reach(hands[k], found[k].places_m[0])
+        elif good:
+            last = frames[[rows[k] for k in good], -LAST_FRAMES:]
+            for k, verdict in zip(good, self._moved(last, task, names, hands[good][:, -LAST_FRAMES:],
+                                                    [found[k] for k in good], frames.shape[1] - 1), strict=True):
+                out[rows[k]] = verdict
+        return out
+
+    def _reach(self, hand: F64, target_m: F64) -> Judgement:
+        """Judge hand poses (T+1, 7) against the target's place (3,)."""
+        gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
+        sigma = self.config.sigma_m
+        chance = _below(gap, REACH_RADIUS_M, sigma) * _below(hand[:, 2], REACH_HEIGHT_M, sigma)
+        progress = np.clip(1.0 - (gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M)) / 0.2, 0.0, 1.0)
+        return _verdict(chance.astype(np.float32), progress.astype(np.float32))
+
+    def _moved(self, last: U8, task: Task, names: tuple[str, ...], hands: F64, found: list[Measured], end: int
+               ) -> list[Judgement]:
+        """Judge the last frames (G, 2, H, W, 3) of a push or a pick-and-place that began as `found` says."""
+        uv, sure, _, _ = self.locator.find(last.reshape(-1, *last.shape[2:]), names)
+        uv, sure = uv.reshape(len(last), -1, len(names), 2), sure.reshape(len(last), -1, len(names))
+        sigma = COARSE * self.config.sigma_m
+        out = []
+        for g, m in enumerate(found):
+            assert m.camera is not None
+            if not (sure[g, :, 0] > self.config.found).all():
+                out.append(Judgement(None, detail=f"the {names[0]} was lost in the dream"))
+                continue
+            now = m.camera.on_plane(uv[g, :, 0].astype(np.float64), self.config.object_height_m)[:, :2]
+            if task.family == "push":
+                direction = np.array(DIRECTIONS[task.direction])
+                shift = now - m.places_m[0, :2]
+                along = shift @ direction
+                aside = np.linalg.norm(shift - along[:, None] * direction, axis=-1)
+                chance = _below(-along, -PUSH_DISTANCE_M, sigma) * _below(aside, PUSH_LATERAL_M, sigma)
+                progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
+            else:
+                gap = np.linalg.norm(now - m.places_m[1, :2], axis=-1)
+                free = (hands[g, :, 6] > 0.5) | (np.linalg.norm(hands[g, :, :2] - now, axis=-1) > AWAY_M)
+                chance = _below(gap, PLACE_RADIUS_M, sigma) * np.where(free, 1.0, 0.1)
+                way = max(float(np.linalg.norm(m.places_m[0, :2] - m.places_m[1, :2])), 1e-6)
+                progress = np.clip(1.0 - gap / way, 0.0, 1.0)
+            verdict = _verdict(chance.astype(np.float32), progress.astype(np.float32))
+            done = None if verdict.done_at is None else end - 1
+            out.append(Judgement(verdict.score, done, progress=verdict.progress))
+        return out
+
+    def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
+        """Return how far the arm in the last frames (G, H, W, 3) is drawn from where it was computed to be.
+
+        Median over its parts that are seen, in pixels of the locator's picture; NaN where it cannot be told.
+        """
+        out = np.full(len(frames), np.nan)
+        rows = [i for i, s in enumerate(facts.states) if s is not None]
+        if not rows:
+            return out
+        known = RolloutFacts([facts.captured[i] for i in rows], [facts.states[i] for i in rows], facts.deltas[rows])
+        points = part_points(self.hands(known)[:, -1].astype(np.float32)).astype(np.float64)
+        _, _, uv, sure = self.locator.find(frames[rows], ())
+        half = np.array([self.config.width / 2, self.config.height / 2])
+        for k, i in enumerate(rows):
+            m = self.measure(known.captured[k], known.states[k], ())  # type: ignore[arg-type]
+            if m.camera is None:
+                continue
+            expected = project(m.camera.T_base_camera, self.prior, points[k])
+            use = (np.abs(expected).max(-1) < 0.95) & (sure[k] > self.config.found)
+            if use.any():
+                out[i] = np.median(np.linalg.norm((uv[k] - expected) * half, axis=-1)[use])
+        return out
+
+
+def _below(value: F64, limit: float, sigma: float) -> F64:
+    """Return the probability that the true value is below `limit`, measured as `value` with error `sigma`."""
+    return np.array([0.5 * (1.0 + math.erf((limit - v) / (sigma * math.sqrt(2.0)))) for v in value])
+
+
+def _verdict(chance: F32, progress: F32) -> Judgement:
+    steady = two_in_a_row(chance)
+    done = np.flatnonzero(steady > 0.5)
+    return Judgement(float(steady.max()), int(done[0]) if done.size else None, frame_scores=chance,
+                     progress=float(two_in_a_row(progress).max()))
