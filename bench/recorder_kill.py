@@ -9,6 +9,7 @@ as it was. Exit status 1 when any of that fails.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ import time
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -26,10 +28,15 @@ from recorder import RATES_HZ, ROOT, feeder_spec
 
 sys.path.insert(0, str(ROOT / "test"))
 DOMAIN_ID = 86
-LONGEST_S, SAFE_S = 5.0, 1.0
-DISCOVERY_S = 2.0
+LONGEST_S, SAFE_S = 3.0, 1.0
+ANSWER_S = 5.0
+DISCOVERY_S = 1.5
 """A recorder that is up hears a camera soon after, and not at once."""
 ENDING_SHARE, ENDING_S = 0.25, 0.3
+
+
+class Unheard(Exception):
+    """A recorder runs and does not answer."""
 
 
 @dataclass
@@ -40,12 +47,16 @@ class Kill:
     killed_ns: int
     ending: bool
     whole: bool
+    empty: bool = False
     found: dict[str, np.ndarray] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
-def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path) -> Kill:
-    """Start a recorder, let it record for `moment_s`, kill it (`ending_s` after it was told to stop), and look."""
+def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path) -> Kill | None:
+    """Start a recorder, let it record for `moment_s`, kill it (`ending_s` after it was told to stop), and look.
+
+    None: it was up and nothing reached it. That is Fast DDS, which leaves locked shared memory behind when killed.
+    """
     from ros_tools import client
 
     from world_gymnast_ros import graph
@@ -57,8 +68,10 @@ def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path)
         process = nodes.nodes["recorder_node"].process
         c.until(lambda: all(c.count_subscribers(topic) > 0 for topic in RATES_HZ), "the recorder", check=nodes.check)
         c.spin(DISCOVERY_S)
-        begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="reach the red block")
-        assert begun.success, begun.message
+        try:
+            folder = start(c, out / "episodes")
+        except Unheard:
+            return None
         begun_ns = time.time_ns()
         c.spin(moment_s)
         if ending_s is not None:
@@ -67,11 +80,26 @@ def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path)
         killed_ns = time.time_ns()
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    folder = Path(begun.path)
     final = folder.with_name(folder.name.removesuffix(".partial"))
     kill = Kill(begun_ns, killed_ns, ending_s is not None, whole=final.is_dir())
     look(kill, folder, final)
     return kill
+
+
+def start(client: Any, root: Path) -> Path:
+    """Begin an episode and return its folder; ask again where the answer came before this client could hear it."""
+    from world_gymnast_ros.nodes import convert
+
+    for _ in range(2):
+        answer = client.ask("recorder_node/start_episode", convert.StartEpisode, instruction="reach the red block")
+        with contextlib.suppress(AssertionError):
+            client.until(answer.done, "an answer", ANSWER_S)
+            break
+    if not answer.done():
+        raise Unheard
+    told = answer.result()
+    assert told.success or "is running" in told.message, told.message
+    return Path(told.path) if told.success else max(root.glob("*.partial"))
 
 
 def look(kill: Kill, partial: Path, final: Path) -> None:
@@ -81,6 +109,7 @@ def look(kill: Kill, partial: Path, final: Path) -> None:
 
     from world_gymnast_ros.episodes import check, list_episodes, read_steps, repair
     from world_gymnast_ros.episodes.schemas import header_stamp_ns
+    from world_gymnast_ros.errors import EpisodeError
 
     if kill.whole == partial.is_dir():
         kill.faults.append(f"{final.name}: neither partial nor whole, or both")
@@ -88,7 +117,13 @@ def look(kill: Kill, partial: Path, final: Path) -> None:
     if not kill.whole:
         if not next(info.partial for info in list_episodes(partial.parent) if info.path == partial):
             kill.faults.append(f"{partial.name} is listed as whole")
-        saved, _ = repair(partial, time.time_ns())
+        try:
+            saved, _ = repair(partial, time.time_ns())
+        except EpisodeError as error:  # killed before its first flush
+            if "no whole message" not in str(error):
+                kill.faults.append(str(error))
+            kill.empty = True
+            return
         if saved != final or partial.exists():
             kill.faults.append(f"{partial.name} was repaired to {saved}")
     kill.faults += [f"{final.name}: {problem}" for problem in check(final)]
@@ -137,7 +172,6 @@ def digest(folder: Path) -> str:
 def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndarray]]:
     """Kill so often; return what was found, and the stamps of everything that was sent."""
     from ros_tools import client
-    from tqdm import tqdm
 
     from world_gymnast_ros import graph
 
@@ -146,11 +180,17 @@ def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndar
     env = graph.ros_environment(log_dir=out)
     with client() as c, graph.start([feeder_spec(out / "sent.npz")], env, out) as feeder:
         c.until(lambda: c.count_publishers("step") > 0, "the feeder", 120.0, feeder.check)
-        for number in tqdm(range(kills), unit="kill", disable=None):
+        number, unheard = 0, 0
+        while number < kills:
             moment_s, ending = rng.uniform(0.0, LONGEST_S), rng.random() < ENDING_SHARE
             ending_s = float(rng.uniform(0.0, ENDING_S)) if ending else None
             kill = kill_once(moment_s, ending_s, out, out / f"log{number % 4}")
             feeder.check()
+            if kill is None:
+                unheard += 1
+                assert unheard <= max(3, kills // 10), f"{unheard} recorders were not heard"
+                continue
+            number += 1
             folders = sorted((out / "episodes").iterdir())
             if before is not None:
                 if digest(before[0]) != before[1]:
@@ -158,6 +198,9 @@ def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndar
                 shutil.rmtree(before[0])
             before = folders[-1], digest(folders[-1])
             done.append(kill)
+            if number % 10 == 0:
+                print(f"{number} kills, {sum(len(k.faults) for k in done)} faults, {unheard} recorders not heard",
+                      file=sys.stderr, flush=True)
     with np.load(out / "sent.npz") as data:
         return done, {topic: data[topic.replace("/", ".")] for topic in RATES_HZ}
 
@@ -181,7 +224,7 @@ def main() -> int:
         shutil.rmtree(out / "episodes" if args.out else out, ignore_errors=True)
     ending = sum(k.ending for k in kills)
     print(f"{len(kills)} kills, {ending} of them while the episode was being ended ({sum(k.whole for k in kills)} came "
-          "too late: it was whole already)")
+          f"too late: it was whole already); {sum(k.empty for k in kills)} came before anything was written")
     print("\n| topic | sent a second or more before a kill | missing | oldest lost, s: median, worst |")
     print("|---|---|---|---|")
     # What a recorder is told to end it need not record: from then on nothing is due.

@@ -17,7 +17,15 @@ import pytest
 from episode_maker import START_NS, picture, record, step_cdr
 from rosbags.rosbag2 import Reader
 
-from world_gymnast_ros.episodes import EpisodeWriter, check, mark_outcome, read_episode, read_outcome, repair
+from world_gymnast_ros.episodes import (
+    EpisodeWriter,
+    check,
+    mark_outcome,
+    read_episode,
+    read_outcome,
+    read_steps,
+    repair,
+)
 from world_gymnast_ros.episodes.schemas import STEP
 from world_gymnast_ros.errors import EpisodeError
 
@@ -200,6 +208,53 @@ def test_every_truncation_is_repaired_to_a_prefix_or_refused(tmp_path: Path) -> 
         shutil.rmtree(final)
     assert refused_after_first == 0
     assert messages_before == sum(json.loads((source / "episode.json").read_text())["messages"].values())
+
+
+def small_recording(root: Path) -> tuple[Path, int]:
+    """Record four flushes of one tiny picture and one step each; return the folder and how many bytes the file has."""
+    writer = EpisodeWriter(root, "small", {}, START_NS, 0)
+    for number in range(4):
+        stamp_ns = START_NS + number * 300_000_000
+        writer.write_image("/image_raw", np.full((8, 8, 3), 60 * number, np.uint8), stamp_ns, stamp_ns)
+        writer.write("/step", STEP, step_cdr(stamp_ns + 1, stamp_ns, number), stamp_ns + 1)
+    folder = writer.close("done", START_NS + 2 * 10**9)
+    return folder, (folder / "episode.mcap").stat().st_size
+
+
+def cut_and_repair(source: Path, cut: int, place: Path, left_behind: bool) -> int:
+    """Cut the file to `cut` bytes, examine, repair, examine; return how many messages were saved.
+
+    `left_behind`: the folder looks finished, as after a power cut that the file's last bytes did not outlast.
+    """
+    folder = place / ("small" if left_behind else "small.partial")
+    folder.mkdir()
+    for name in contents(source) if left_behind else ("episode.mcap", "episode.json", "outcome.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    data = (source / "episode.mcap").read_bytes()
+    (folder / "episode.mcap").write_bytes(data[:cut])
+    assert cut == len(data) or check(folder) != [], f"cut at {cut} and taken for whole"
+    try:
+        final, saved = repair(folder, NOW_NS)
+    except EpisodeError as error:
+        assert "no whole message" in str(error) and (folder / "episode.mcap").read_bytes() == data[:cut]
+        shutil.rmtree(folder)
+        return 0
+    assert check(final) == [], f"cut at {cut}"
+    with Reader(final) as bag:
+        assert bag.message_count == saved.messages == len(list(bag.messages()))
+    steps = read_steps(final / "steps.parquet")
+    assert steps.chunk_sequence.tolist() == list(range(saved.steps)) and saved.steps == len(steps)
+    shutil.rmtree(final)
+    return saved.messages
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+@pytest.mark.parametrize("stride", [409, pytest.param(1, marks=pytest.mark.slow)])
+def test_truncation_at_every_byte_of_a_small_file(tmp_path: Path, left_behind: bool, stride: int) -> None:
+    """Quickly at every 409th byte, slowly (-m slow) at each: what is there grows with the file, and is never half."""
+    source, size = small_recording(tmp_path / "source")
+    saved = [cut_and_repair(source, cut, tmp_path, left_behind) for cut in (*range(0, size, stride), size)]
+    assert saved == sorted(saved) and saved[0] == 0 and saved[-1] == 8
 
 
 def test_a_corrupt_chunk_costs_only_itself(tmp_path: Path) -> None:
