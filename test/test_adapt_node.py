@@ -166,6 +166,27 @@ def test_starts_know_where_the_arm_was(tmp_path: Path) -> None:
         assert b.node.state_at(0) is None, "a state of another time is not used"
 
 
+def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(), max_captures=2) as b:
+        keep = b.c.create_client(convert.Trigger, "adapt_node/capture")
+        b.c.until(keep.service_is_ready, "the capture service")
+
+        def captured() -> Any:
+            future = keep.call_async(convert.Trigger.Request())
+            b.c.until(future.done, "an answer")
+            return future.result()
+
+        assert [captured().message for _ in range(3)] == ["1 of at most 2 pictures kept",
+                                                          *["2 of at most 2 pictures kept"] * 2]
+        kept = [frame.stamp_ns for frame, _ in b.node._kept]
+        b.shooting = False  # the session needs no camera now
+        result, status = b.result(b.send(max_updates=2))
+        assert status == 4, result.message
+        refused = captured()
+        assert not refused.success and "is the camera running" in refused.message
+        assert kept[0] < kept[1] and not b.node._kept, "used once"
+
+
 def test_untrusted_tasks_are_refused() -> None:
     release = {"reach": {"auc": 0.93}, "push": {"auc": 0.6}}
     check_released(release, ["reach the red block"], 0.8)

@@ -48,11 +48,17 @@ def test_a_judge_that_takes_failures_for_successes_is_refused() -> None:
         check_released(table, ["reach the red block"], 0.9, 0.15)
 
 
-def test_a_table_without_hashes_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Path) -> None:
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     release = json.loads((world / "release.json").read_text())
     del release["judge_weights_sha256"]
     (world / "release.json").write_text(json.dumps(release))
+    assert release_table(world) == {}
+    (world / "release.json").write_text("{}")
     with pytest.raises(BadCheckpoint, match="bench replay"):
         release_table(world)
+
+
+def test_without_the_second_judge_the_table_counts_for_nothing() -> None:
+    assert release_table("", "", "off") == {} != release_table()

@@ -3,7 +3,8 @@
 examples:
   world-gymnast bench replay --data data/held_out          replay true episodes in the shipped dream, print the table
   world-gymnast bench replay --data data/held_out --write  also store it beside the world model (release.json)
-  world-gymnast bench adaptation --episodes 20             five novel scenes on the twin: true success before and after
+  world-gymnast bench adaptation --seeds 0 1 2             ten novel scenes on the twin: true success before and after
+  world-gymnast bench adaptation --arms dream sft simulator twin --out DIR      beside what else one could do
 """
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from world_gymnast_ros.errors import EpisodeError
 
 RELEASE_TITLE = "## Release gate"
 HELP = "release gate of a world model; true success before and after adaptation"
-NOVEL_SCENES = ("novel_blue_cloth", "novel_dark_wood", "novel_camera_shift", "novel_white_table", "novel_evening")
+NOVEL_SCENES = ("novel_evening", "novel_blue_cloth", "novel_white_table", "novel_camera_shift", "novel_dark_wood",
+                "novel_green_cloth", "novel_knocked", "novel_night", "novel_clutter", "novel_dark_red")
+ARMS = ("dream", "sft", "simulator", "twin")
+"""As `learning.adaptation_bench.ARMS`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
-    whole(adaptation, "--episodes", 1, 1000, default=20, help="true episodes before and after (default: %(default)s)")
-    whole(adaptation, "--captures", 1, 100, default=1, help="frames to start from, the scene set up anew for each "
+    adaptation.add_argument("--arms", nargs="+", default=["dream"], choices=ARMS, help="dream: a session; and what "
+                            "one could do in its place: 5 demonstrations more (sft), the same learning in a simulator "
+                            "built by hand, or in the true twin (default: dream)")
+    whole(adaptation, "--episodes", 2, 1000, default=40, help="true episodes before and after (default: %(default)s)")
+    whole(adaptation, "--captures", 1, 100, default=4, help="frames to start from, the scene set up anew for each "
           "(default: %(default)s)")
     real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
     whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
-    whole(adaptation, "--seed", 0, default=0)
+    adaptation.add_argument("--seeds", nargs="+", type=int, default=[0], help="a session for each (default: 0)")
     adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     adaptation.add_argument("--world-model", default="")
     adaptation.add_argument("--judge", default="")
@@ -58,11 +65,11 @@ def _adaptation(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from world_gymnast_ros.learning import adaptation_bench
     from world_gymnast_ros.learning.adaptation import load_parts
-    from world_gymnast_ros.learning.adaptation_bench import SceneResult, measure_scene, results_markdown
     from world_gymnast_ros.session import Progress
-    from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.tasks import parse_instruction
+    from world_gymnast_ros.twin.scene import load_scene
 
     torch.set_num_threads(args.threads)
     config = adapt_settings(None, args.set, {
@@ -72,19 +79,18 @@ def _adaptation(args: argparse.Namespace) -> int:
         parse_instruction(args.instruction or load_scene(scene).instructions[0])
     writable_folder(args.out)
     parts = load_parts(config)
-    results: list[SceneResult] = []
-    for scene in args.scenes:
-        with tqdm(total=config.max_updates, desc=Path(scene).stem, unit="update") as bar:
-            def progress(p: Progress, bar: tqdm = bar) -> None:  # type: ignore[type-arg]
-                bar.n = p.update
-                bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f} success {p.imagined_success:.2f}")
-            result = measure_scene(parts, scene, args.instruction, args.episodes, config, args.seed, args.captures,
-                                   progress)
-        results.append(result)
-        print(f"{result.outcome}: {result.message}", flush=True)
-    table = results_markdown(results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"table-seed{args.seed}.md").write_text(table + "\n", encoding="utf-8")
+    with tqdm(total=len(args.scenes) * len(args.arms) * len(args.seeds), unit="session") as bar:
+        def progress(label: str, p: Progress | None) -> None:
+            if p is None:
+                bar.n = len(adaptation_bench.read_rows(args.out))
+                bar.set_postfix_str(label)
+            else:
+                bar.set_postfix_str(f"{label}: {p.stage} {p.update}, reward {p.mean_reward:.2f}, imagined "
+                                    f"{p.imagined_success:.2f}")
+        rows = adaptation_bench.bench(parts, args.scenes, args.instruction, args.arms, args.seeds, args.episodes,
+                                      args.captures, config, args.out, progress)
+    table = adaptation_bench.markdown(rows)
+    (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     return 0
 

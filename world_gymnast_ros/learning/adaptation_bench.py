@@ -1,88 +1,271 @@
-"""`world-gymnast bench adaptation`: true success on the twin before and after one adaptation, scene by scene.
+"""`world-gymnast bench adaptation`: true success on the twin before and after adaptation, by scene and seed.
 
-One process, the same Bridge loop as the graph, true episodes with the same seeds before and after. The frames that the
-session starts from are of no episode that is measured: the scene is set up anew for each of them.
+One process, the same Bridge loop as the graph. True episodes have the same seeds before and after and in every arm; the
+frames that a session starts from are of no episode that is measured: the scene is set up anew for each of them.
+
+Arms: `dream`, a session as `adapt_node` runs it; and what one could do in its place with the same budget of time, see
+comparators.py. Rows are appended to `rows.jsonl` as they are measured, and what is there is not measured again.
 """
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
-from world_gymnast_ros.evaluate import ABRow, ab_row
-from world_gymnast_ros.imagine import Start
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.evaluate import ab_row, wilson
+from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
+from world_gymnast_ros.learning import comparators
 from world_gymnast_ros.learning.adaptation import Parts, run_session
 from world_gymnast_ros.session import Progress
+from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.twin.rollout import capture, success_rate
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import AdapterRef
 
 CAPTURE_SEED = 9_999
 FIRST_EPISODE_SEED = 40_000
+ROWS = "rows.jsonl"
+ARMS = ("dream", *comparators.ARMS)
+MATCHED_BATCH = 40
+ELSEWHERE = "train_oak"
+"""Where forgetting is measured: a scene of the policy's own demonstrations, with the same kind of task."""
 
 
 @dataclass(frozen=True)
-class SceneResult:
-    """One scene. `imagined` before and after, NaN where the gate was not reached; `seconds` of the session."""
+class Row:
+    """One arm in one scene with one seed. `before`, `after`: true outcomes on the same episodes.
+
+    `imagined_before`, `imagined_after`: the gate's, None where it was not reached. `matched`: the adapted policy
+    imagined from the first frames of the very episodes of `after`, None where there was no verdict. `elsewhere_before`,
+    `elsewhere_after`: true outcomes in `ELSEWHERE`.
+    """
 
     scene: str
     instruction: str
-    row: ABRow
+    arm: str
+    seed: int
+    before: list[bool]
+    after: list[bool]
     outcome: str
     message: str
-    imagined_before: float
-    imagined_after: float
-    updates: int
     seconds: float
+    updates: int = 0
+    imagined_before: float | None = None
+    imagined_after: float | None = None
+    matched: list[bool | None] = field(default_factory=list)
+    elsewhere_before: list[bool] = field(default_factory=list)
+    elsewhere_after: list[bool] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.scene, self.instruction, self.arm, self.seed
 
 
-def measure_scene(parts: Parts, scene: str, instruction: str, episodes: int, config: AdaptNodeConfig, seed: int,
-                  captures: int = 1, progress: Callable[[Progress], None] = lambda _: None) -> SceneResult:
-    """Measure base, adapt once from `captures` frames, measure again with what the gate decided."""
+def read_rows(folder: Path) -> list[Row]:
+    """Read what was measured into `folder` so far; a torn last line is left out."""
+    file = folder / ROWS
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [Row(**json.loads(line))] if line.strip() else []
+        except (ValueError, TypeError) as error:
+            if number < len(lines) - 1:
+                raise EpisodeError(f"{file} line {number} is no row ({error}); move the file away") from error
+    return rows
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """Append one row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ROWS).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(row)) + "\n")
+
+
+def captured_starts(twin: Twin, instruction: str, seeds: Sequence[int]) -> list[Start]:
+    """Return what the camera sees when each episode begins."""
+    out = []
+    for seed in seeds:
+        twin.reset(seed, instruction)
+        frame, state = capture(twin)
+        out.append(Start(frame, state, instruction))
+    return out
+
+
+def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool | None]:
+    """Imagine one greedy rollout of the policy as it stands from each start; return who succeeded, None: no verdict."""
+    steps = parse_instruction(starts[0].instruction).horizon_steps
+    out: list[bool | None] = []
+    for i in range(0, len(starts), MATCHED_BATCH):
+        group = imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + MATCHED_BATCH], 1, steps, 0.05,
+                        derive_seed(seed, 77, i), judge_every_chunks=0)
+        out += [None if j.score is None else is_success(j) for j in group.judgements]
+    return out
+
+
+def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, episodes: int, captures: int,
+            config: AdaptNodeConfig, before: Sequence[bool] | None = None,
+            elsewhere_before: Sequence[bool] | None = None, progress: Callable[[Progress], None] = lambda _: None) -> Row:
+    """Adapt once with `arm` and measure; `before` and `elsewhere_before` are measured too where not given."""
     loaded = load_scene(scene)
-    instruction = instruction or loaded.instructions[0]
-    policy = parts.policy
-    twin = Twin(loaded)
+    policy, twin = parts.policy, Twin(loaded)
     seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes)
+    extra: dict[str, Any] = {}
     try:
         policy.load_adapter(None)
-        before = success_rate(twin, policy, instruction, seeds)
-        starts = []
-        for i in range(captures):
-            twin.reset(CAPTURE_SEED - i, instruction)
-            frame, state = capture(twin)
-            starts.append(Start(frame, state, instruction))
+        first = list(before) if before is not None else success_rate(twin, policy, instruction, seeds)
+        starts = captured_starts(twin, instruction, range(CAPTURE_SEED, CAPTURE_SEED - captures, -1))
         began = time.monotonic()
-        report = run_session(parts, starts, config, seed, time.time_ns(), progress=progress).report
+        ref: AdapterRef | None
+        if arm == "dream":
+            report = run_session(parts, starts, config, seed, time.time_ns(), progress=progress).report
+            ref, outcome, message = report.adapter, report.outcome, report.message
+            extra["updates"] = len(report.curve)
+            if report.gate is not None:
+                extra |= {"imagined_before": report.gate.before.value, "imagined_after": report.gate.after.value}
+        else:
+            ref, outcome, message = comparators.run(arm, parts, loaded, instruction, config, seed, progress)
         seconds = time.monotonic() - began
-        after = before
-        if report.adapter is not None:
-            policy.load_adapter(report.adapter)
+        after = first
+        if ref is not None:
+            policy.load_adapter(ref)
             after = success_rate(twin, policy, instruction, seeds)
+        if arm == "dream":
+            extra["matched"] = imagined_from(parts, captured_starts(twin, instruction, seeds), seed)
+        extra |= forgetting(parts, ref, instruction, episodes, elsewhere_before)
     finally:
         policy.load_adapter(None)
         twin.close()
-    gate = report.gate
-    return SceneResult(scene, instruction, ab_row(f"{scene}: {instruction}", before, after), report.outcome,
-                       report.message, gate.before.value if gate else float("nan"),
-                       gate.after.value if gate else float("nan"), len(report.curve), seconds)
+    return Row(scene, instruction, arm, seed, first, after, outcome, message, round(seconds, 1), **extra)
 
 
-def results_markdown(results: list[SceneResult]) -> str:
-    """Format the table; the last line averages over scenes."""
-    lines = ["| scene, instruction | true before | true after | difference | imagined | updates | seconds | outcome |",
-             "|---|---|---|---|---|---|---|---|"]
-    for r in results:
-        imagined = ("gate not reached" if math.isnan(r.imagined_after)
-                    else f"{r.imagined_before:.2f} to {r.imagined_after:.2f}")
-        lines.append(f"| {r.scene}: {r.instruction} | {r.row.before} | {r.row.after} | {r.row.difference} "
-                     f"| {imagined} | {r.updates} | {r.seconds:.0f} "
-                     f"| {r.outcome} |")
-    n = len(results)
-    before, after = (sum(getattr(r.row, k).value for r in results) / n for k in ("before", "after"))
-    worst = min(r.row.after.value - r.row.before.value for r in results)
-    lines.append(f"| mean of {n} | {before:.0%} | {after:.0%} | {after - before:+.0%} (worst {worst:+.0%}) | | | "
-                 f"{sum(r.seconds for r in results) / n:.0f} | |")
-    return "\n".join(lines)
+def forgetting(parts: Parts, ref: AdapterRef | None, instruction: str, episodes: int,
+               before: Sequence[bool] | None) -> dict[str, list[bool]]:
+    """Measure the base (where not given) and the adapter on another object of a training scene."""
+    twin = Twin(load_scene(ELSEWHERE))
+    words = "reach the red block"
+    seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes // 2)
+    try:
+        if before is None:
+            parts.policy.load_adapter(None)
+            before = success_rate(twin, parts.policy, words, seeds)
+        after = list(before)
+        if ref is not None:
+            parts.policy.load_adapter(ref)
+            after = success_rate(twin, parts.policy, words, seeds)
+    finally:
+        twin.close()
+    return {"elsewhere_before": list(before), "elsewhere_after": after}
+
+
+def bench(parts: Parts, scenes: Sequence[str], instruction: str, arms: Sequence[str], seeds: Sequence[int],
+          episodes: int, captures: int, config: AdaptNodeConfig, folder: Path,
+          progress: Callable[[str, Progress | None], None]) -> list[Row]:
+    """Measure what is not in `folder` yet, all scenes with one seed before the next; return all rows."""
+    for seed in seeds:
+        for arm in arms:
+            for scene in scenes:
+                words = instruction or load_scene(scene).instructions[0]
+                rows = read_rows(folder)
+                if (scene, words, arm, seed) in {r.key for r in rows}:
+                    continue
+                label = f"{Path(scene).stem}, {arm}, seed {seed}"
+                progress(label, None)
+                known = next((r for r in rows if (r.scene, r.instruction) == (scene, words)
+                              and len(r.before) == episodes), None)
+                other = next((r.elsewhere_before for r in rows if len(r.elsewhere_before) == episodes // 2), None)
+                append_row(folder, measure(parts, scene, words, arm, seed, episodes, captures, config,
+                                           known.before if known else None, other,
+                                           lambda p, label=label: progress(label, p)))  # type: ignore[misc]
+    return read_rows(folder)
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return Pearson's r; NaN for fewer than three points or none that varies."""
+    a = np.array(pairs, np.float64)
+    if len(a) < 3 or (a.std(0) < 1e-9).any():
+        return float("nan")
+    return float(np.corrcoef(a.T)[0, 1])
+
+
+def _rate(outcomes: Sequence[bool]) -> str:
+    return str(wilson(sum(outcomes), len(outcomes)))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Format all rows: one line per scene and arm, seeds pooled; then what they say together, arm by arm."""
+    lines = ["| scene, instruction | arm | true before | true after, seeds pooled | each seed | imagined by the gate "
+             "| imagined from the same starts | s |", "|---|---|---|---|---|---|---|---|"]
+    cells: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row.scene, row.instruction, row.arm), []).append(row)
+    for (scene, words, arm), mine in cells.items():
+        after = [x for r in mine for x in r.after]
+        gates = [f"{r.imagined_before:.2f} to {r.imagined_after:.2f}" if r.imagined_after is not None else r.outcome
+                 for r in mine if arm == "dream"]
+        matched = [x for r in mine for x in r.matched if x is not None]
+        lines.append(f"| {Path(scene).stem}: {words} | {arm} | {_rate(mine[0].before)} | {_rate(after)} "
+                     f"| {', '.join(f'{np.mean(r.after):.2f}' for r in mine)} | {', '.join(gates)} "
+                     f"| {f'{np.mean(matched):.2f}' if matched else ''} "
+                     f"| {', '.join(f'{r.seconds:.0f}' for r in mine)} |")
+    return "\n".join([*lines, "", *summaries(rows)])
+
+
+def summaries(rows: Sequence[Row]) -> list[str]:
+    """Return what the rows say together, a line per arm and figure."""
+    out = []
+    for arm in dict.fromkeys(r.arm for r in rows):
+        mine = [r for r in rows if r.arm == arm]
+        before, after = (float(np.mean([np.mean(getattr(r, k)) for r in mine])) for k in ("before", "after"))
+        worst = min(mine, key=lambda r: float(np.mean(r.after) - np.mean(r.before)))
+        scenes = {(r.scene, r.instruction) for r in mine}
+        out.append(f"- {arm}, {len(mine)} sessions in {len(scenes)} scenes: true success {before:.1%} to {after:.1%} "
+                   f"({100 * (after - before):+.1f} points); worst session "
+                   f"{100 * (np.mean(worst.after) - np.mean(worst.before)):+.1f} ({Path(worst.scene).stem}, seed "
+                   f"{worst.seed}); {float(np.mean([r.seconds for r in mine])):.0f} s a session, longest "
+                   f"{max(r.seconds for r in mine):.0f} s")
+        elsewhere = [ab_row("", r.elsewhere_before, r.elsewhere_after) for r in mine if r.elsewhere_after]
+        if elsewhere:
+            gone = [e.after.value - e.before.value for e in elsewhere]
+            out.append(f"- {arm}, forgetting: in `{ELSEWHERE}` true success {elsewhere[0].before.value:.1%} before, "
+                       f"{float(np.mean([e.after.value for e in elsewhere])):.1%} after on average, worst "
+                       f"{100 * min(gone):+.0f} points")
+    out += _imagination([r for r in rows if r.arm == "dream"])
+    return out
+
+
+def _imagination(rows: Sequence[Row]) -> list[str]:
+    """Return how imagined success agrees with true success over scenes, and how often it flatters."""
+    scenes: dict[str, list[Row]] = {}
+    for r in rows:
+        scenes.setdefault(f"{r.scene} {r.instruction}", []).append(r)
+    if not scenes:
+        return []
+    pairs = []
+    for mine in scenes.values():
+        matched = [float(np.mean([x for x in r.matched if x is not None])) for r in mine if any(
+            x is not None for x in r.matched)]
+        if matched:
+            pairs.append((float(np.mean(matched)), float(np.mean([np.mean(r.after) for r in mine]))))
+    gate = [(r.imagined_after, float(np.mean(r.after))) for r in rows if r.imagined_after is not None]
+    judged = [(m, a) for r in rows for m, a in zip(r.matched, r.after, strict=False) if m is not None]
+    failed = [m for m, a in judged if not a]
+    r_matched, r_gate = correlation(pairs), correlation(gate)
+    out = [f"- imagined from the same first frames against true success after adaptation, over {len(pairs)} scenes: "
+           f"r = {r_matched:.2f}" if not math.isnan(r_matched) else "- too few scenes for a correlation",
+           f"- of {len(failed)} true failures after adaptation, imagined a success from the same first frame: "
+           f"{_rate(failed)}" if failed else "- no true failure after adaptation"]
+    if not math.isnan(r_gate):
+        out.append(f"- the gate's imagined success against true success, over {len(gate)} sessions: r = {r_gate:.2f}")
+    return out

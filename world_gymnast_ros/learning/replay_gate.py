@@ -105,19 +105,19 @@ def release_rows(replayed: list[Replayed]) -> dict[str, dict[str, Any]]:
             "auc": dream.value, "low": dream.low, "high": dream.high, "auc_true_frames": ceiling.value,
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
             "recall": float(np.mean([r.claimed for r in wins])) if wins else float("nan"),
-            "episodes": len(mine), "successes": sum(truth), "no_verdict": len(mine) - len(judged),
+            "episodes": len(mine), "successes": sum(r.recorded.success for r in mine), "no_verdict": len(mine) - len(judged),
             "released": float(dream.value >= RELEASE_AUC)}
     return rows
 
 
 def release_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """Format the release table."""
-    lines = ["| family | episodes (successes) | AUC in the dream [95 %] | AUC on true frames | false success [95 %] "
-             "| recall | offered |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| family | episodes (successes) | no verdict | AUC in the dream [95 %] | AUC on true frames "
+             "| false success [95 %] | recall | offered |",
+             "|---|---|---|---|---|---|---|---|"]
     for family, r in rows.items():
         why = "yes" if r["released"] else f"no: AUC below {RELEASE_AUC}"
-        lines.append(f"| {family} | {r['episodes']} ({r['successes']}) "
+        lines.append(f"| {family} | {r['episodes']} ({r['successes']}) | {r['no_verdict']} "
                      f"| {r['auc']:.3f} [{r['low']:.3f}, {r['high']:.3f}] "
                      f"| {r['auc_true_frames']:.3f} | {r['false_success']:.3f} [{r['false_success_low']:.3f}, "
                      f"{r['false_success_high']:.3f}] | {r['recall']:.2f} | {why} |")

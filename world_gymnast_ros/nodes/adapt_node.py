@@ -1,5 +1,8 @@
 """The action `adapt`: capture the scene, train inside the dream, offer the better adapter. Moves no arm.
 
+The service `~/capture` keeps the present picture for the next session. One picture teaches one picture: move the arm or
+nudge things, capture, and do so some times more; the session then starts from all of these.
+
 The node has its own copy of the policy, so the running one never notices a session. A session runs in a thread of the
 executor while topics, feedback and cancel go on in the others; the process gives up priority and takes few torch
 threads, so that control keeps its deadlines.
@@ -51,6 +54,7 @@ class AdaptNode(base.ConfiguredNode):
         self._instruction = ""
         self._running: AdapterRef | None = None  # what the policy node was last offered
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
+        self._kept: deque[tuple[Frame, F32 | None]] = deque(maxlen=c.max_captures)
         self._wanted_after_ns = 0
         self._joints: deque[Any] = deque(maxlen=200)
         self._busy = threading.Lock()
@@ -63,6 +67,7 @@ class AdaptNode(base.ConfiguredNode):
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
+        self.create_service(convert.Trigger, "~/capture", self._on_capture, callback_group=ReentrantCallbackGroup())
         self._server = ActionServer(
             self, convert.Adapt, "adapt", execute_callback=self._execute, goal_callback=self._on_goal,
             cancel_callback=lambda _: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
@@ -144,11 +149,29 @@ class AdaptNode(base.ConfiguredNode):
             return None
         return bridge_state(state.T_base_ee, state.gripper)
 
+    def _on_capture(self, _request: Any, response: Any) -> Any:
+        """Keep one picture for the next session; the oldest goes where there are more than `max_captures`."""
+        response.success = False
+        if self._closing.is_set() or not self._busy.acquire(blocking=False):
+            response.message = "a session or another capture is running; capture when it is over"
+            return response
+        try:
+            frame = self.capture(self._closing.is_set)[-1]
+            self._kept.append((frame, self.state_at(frame.stamp_ns)))
+            blind = "" if self._kept[-1][1] is not None else "; no joint states were heard: the arm's pose is unknown"
+            response.success = True
+            response.message = f"{len(self._kept)} of at most {self.config.max_captures} pictures kept{blind}"
+        except (StaleFrame, Cancelled) as error:
+            response.message = f"nothing was captured: {error}"
+        finally:
+            self._busy.release()
+        return response
+
     def starts(self, instructions: Sequence[str], cancelled: Callable[[], bool]) -> list[Start]:
-        """Capture, and return every picture with every instruction, instructions taking turns."""
-        frames = self.capture(cancelled)
-        states = [self.state_at(f.stamp_ns) for f in frames]
-        return [Start(f, s, words) for f, s in zip(frames, states, strict=True) for words in instructions]
+        """Return every kept picture, or else new ones, with every instruction, instructions taking turns."""
+        seen = list(self._kept) or [(f, self.state_at(f.stamp_ns)) for f in self.capture(cancelled)]
+        self._kept.clear()
+        return [Start(f, s, words) for f, s in seen for words in instructions]
 
     # --- the action -----------------------------------------------------------------------------------------------
 

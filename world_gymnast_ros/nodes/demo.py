@@ -33,6 +33,9 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.tasks import parse_instruction
 
 
+CAPTURES, CAPTURE_SEED = 4, 9_999
+
+
 @dataclass(frozen=True)
 class DemoOptions:
     """What to run. `budget_s` bounds the adaptation; `max_updates` 0: as in adapt.yaml."""
@@ -77,7 +80,9 @@ def true_episodes(operator: Operator, o: DemoOptions, label: str) -> list[TrueRu
 
 def adaptation(operator: Operator, o: DemoOptions) -> Any:
     """Capture, adapt, and show progress; return the action's result."""
-    operator.reset_twin(o.scene, o.instruction, 9_999)  # the captured frame is of no episode that is measured
+    for i in range(CAPTURES):  # the scene set up anew for each; none is of an episode that is measured
+        operator.reset_twin(o.scene, o.instruction, CAPTURE_SEED - i)
+        operator.capture()
     operator.say(o.instruction)
     with tqdm(total=o.max_updates or None, desc="adapting", unit="update", file=sys.stdout) as bar:
         def feedback(f: Any) -> None:

@@ -66,6 +66,7 @@ class Operator(Node):
         self._start = self.create_client(convert.StartEpisode, "recorder_node/start_episode")
         self._stop = self.create_client(convert.StopEpisode, "recorder_node/stop_episode")
         self._adapt = ActionClient(self, convert.Adapt, "adapt")
+        self._capture = self.create_client(convert.Trigger, "adapt_node/capture")
 
     # --- listening ------------------------------------------------------------------------------------------------
 
@@ -174,6 +175,10 @@ class Operator(Node):
                                                   ended_by="done" if success else "time")
             path = Path(self.call(self._stop, request, 30.0).path)
         return TrueRun(seed, success, self._steps, self._held, film, path)
+
+    def capture(self) -> str:
+        """Have the adapt node keep the present picture for its next session; return what it says."""
+        return str(self.call(self._capture, convert.Trigger.Request(), 30.0).message)
 
     def adapt(self, instruction: str, budget_s: float, max_updates: int, seed: int,
               feedback: Callable[[Any], None], dry_run: bool = False) -> Any:
