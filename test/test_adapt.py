@@ -11,7 +11,7 @@ from world_gymnast_ros.adapt_config import AdaptConfig, AdaptNodeConfig
 from world_gymnast_ros.config import load
 from world_gymnast_ros.errors import BadBudget, BadConfig, BadInstruction
 from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.gate import decide
+from world_gymnast_ros.gate import decide, decide_each
 from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.session import check_session, read_session
@@ -109,6 +109,22 @@ def test_the_gate_needs_margin_confidence_and_verdicts():
     lonely[0] = True
     assert not decide(np.zeros((12, 4), bool), lonely, known, 0.0, 0.95, 0).promote
     assert decide(np.zeros((12, 4), bool), known, known, 0.05, 0.95, 0).lower_bound < 1.0
+
+
+def test_a_gain_in_one_instruction_does_not_pay_for_another():
+    before, known = np.zeros((12, 2), bool), np.ones((12, 2), bool)
+    after = np.ones((12, 2), bool)
+    words = ["go left", "go right", "go right"] * 4
+    both = decide_each(before, after, known, words, 0.05, 0.95, 0)
+    assert both.promote and [(w, a.value, b.value) for w, a, b in both.each] == [("go left", 0, 1), ("go right", 0, 1)]
+    before[::3], after[::3] = True, [True, False]  # 'go left' was solved and loses half
+    lost = decide_each(before, after, known, words, 0.05, 0.95, 0)
+    assert decide(before, after, known, 0.05, 0.95, 0).promote and not lost.promote
+    assert "'go left' fell from 8 to 4 of 8" in lost.reason and "one instruction at a time" in lost.reason
+    known[::3] = False
+    mute = decide_each(before, after, known, words, 0.05, 0.95, 0)
+    assert not mute.promote and "no verdict on 'go left'" in mute.reason
+    assert decide_each(before, after, known, ["go right"] * 12, 0.05, 0.95, 0).each == ()
 
 
 @pytest.mark.parametrize("after_calls", [0, 1, 7, 60, 150])

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from world_gymnast_ros.adapt_config import AdaptConfig
 from world_gymnast_ros.advantage import Advantages, group_advantages, rollout_rewards
 from world_gymnast_ros.errors import BadInstruction
-from world_gymnast_ros.gate import GateDecision, HeldOut, decide, hold_out
+from world_gymnast_ros.gate import GateDecision, HeldOut, decide_each, hold_out
 from world_gymnast_ros.imagine import Cancelled, Start, derive_seed, imagine, is_success, never
 from world_gymnast_ros.jitter import jitter_start
 from world_gymnast_ros.session import AdaptReport, Progress, SessionLog, Stopwatch, Strip, UpdateRow
@@ -242,8 +242,10 @@ def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[
     after = s.held_out("gate: adapter", len(s.curve), 3, c.gate_dreams)
     known = before.known & after.known
     seed = derive_seed(s.seed, 4)
-    gate = decide(before.success, after.success, known, c.margin, c.confidence, seed)
-    s.log.write("gate", success_before=before.success, success_after=after.success, known=known, seed=seed,
+    words = [s.starts[d % len(s.starts)].instruction for d in range(c.gate_dreams)]
+    gate = decide_each(before.success, after.success, known, words, c.margin, c.confidence, seed)
+    s.log.write("gate", instructions=words, success_before=before.success,
+                success_after=after.success, known=known, seed=seed,
                 promote=gate.promote, lower_bound=gate.lower_bound, reason=gate.reason)
     s.strips = s.strips + strip_pair(before.first_group, after.first_group)
     return gate

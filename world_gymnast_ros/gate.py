@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class GateDecision:
     difference: Interval
     margin: float
     lower_bound: float
+    each: tuple[tuple[str, Interval, Interval], ...] = ()
+    """Where there are several instructions: each with its rates before and after."""
 
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
@@ -118,3 +120,34 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
               f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'present policy kept'}")
     difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
     return GateDecision(promote, reason, before, after, difference, margin, lower)
+
+
+def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
+                words: Sequence[str], margin: float, confidence: float, seed: int) -> GateDecision:
+    """Decide as `decide` does over all dreams, and keep the present policy if any one instruction lost by it.
+
+    `words` (D,): the instruction of each dream. An instruction without verdicts, or one whose imagined success fell by
+    more than `margin`, stops the promotion: an adapter is for all that was asked, and a gain in one does not pay for
+    another.
+    """
+    whole = decide(success_before, success_after, known, margin, confidence, seed)
+    names = list(dict.fromkeys(words))
+    if len(names) < 2:
+        return whole
+    two_sided = 2 * confidence - 1
+    each, lost = [], []
+    for name in names:
+        mine = known & (np.array(words) == name)[:, None]
+        n = int(mine.sum())
+        if not n:
+            lost.append(f"no verdict on '{name}'")
+            continue
+        a, b = int(success_before[mine].sum()), int(success_after[mine].sum())
+        each.append((name, wilson(a, n, two_sided), wilson(b, n, two_sided)))
+        if (b - a) / n < -margin:
+            lost.append(f"'{name}' fell from {a} to {b} of {n}")
+    if whole.promote and lost:
+        return replace(whole, promote=False, each=tuple(each), reason=(
+            f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
+            f"not for each: {'; '.join(lost)}: present policy kept; adapt to one instruction at a time"))
+    return replace(whole, each=tuple(each))

@@ -171,6 +171,8 @@ def _gate(report: AdaptReport) -> str:
     if gate is None:
         return _quiet(f"The gate was not reached: {report.message}.")
     rows = _interval_row("before", gate.before, BEFORE) + _interval_row("after", gate.after, AFTER)
+    for words, before, after in gate.each:
+        rows += _interval_row(f"{words}, before", before, BEFORE) + _interval_row(f"{words}, after", after, AFTER)
     return (f"<p>{escape(gate.reason[:1].upper() + gate.reason[1:])}.</p><div class='scroll'><table><tr><th></th>"
             f"<th>imagined successes</th><th>rate [{gate.before.confidence:.0%} interval]</th><th></th></tr>{rows}"
             "</table></div>" +
@@ -212,8 +214,8 @@ def _agreement(c: TrustCounts) -> str:
         return ""
     share = (c.both + c.neither) / seen
     row = "<tr><th>{}</th><td>{}</td><td>{}</td></tr>"
-    return (f"<p>Two judges, one that looks and one that measures, agreed on {share:.0%} of {seen:,} rollouts. Only where "
-            "both saw a success does one count.</p><table><tr><th></th><th>measured: success</th><th>measured: failure"
+    return (f"<p>Two judges, one that looks and one that measures, agreed on {share:.0%} of {seen:,} rollouts. Only "
+            "where both saw a success does one count.</p><table><tr><th></th><th>measured: success</th><th>measured: failure"
             "</th></tr>" + row.format("looks like success", c.both, c.only_looking)
             + row.format("looks like failure", c.only_measuring, c.neither) + "</table>")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from world_gymnast_ros.advantage import group_advantages
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.gate import GateDecision, decide
+from world_gymnast_ros.gate import GateDecision, decide_each
 from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.trust import TrustCounts
 from world_gymnast_ros.types import F32, U8, AdapterRef
@@ -161,8 +161,9 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
         elif event["event"] == "select" and event["update"] != best_update:
             wrong.append(f"checkpoint {event['update']} was selected, {best_update} was best")
         elif event["event"] == "gate":
-            decision = decide(np.array(event["success_before"]), np.array(event["success_after"]),
-                              np.array(event["known"]), config["margin"], config["confidence"], event["seed"])
+            decision = decide_each(np.array(event["success_before"]), np.array(event["success_after"]),
+                                   np.array(event["known"]), event["instructions"], config["margin"],
+                                   config["confidence"], event["seed"])
             if decision.promote != event["promote"] or abs(decision.lower_bound - event["lower_bound"]) > 1e-9:
                 wrong.append(f"gate decides {decision.promote}, log says {event['promote']}")
     return wrong

@@ -133,11 +133,20 @@ class MeasuringJudge:
                 out[rows[k]] = verdict
         return out
 
+    def _kept(self, value: F64, limit: float, sigma: float) -> F64:
+        """Return how sure it is that values are below `limit` by the wanted margin, measured with error `sigma`.
+
+        One half where the margin is just there, so that a success is claimed only where it is sure enough: policies
+        come to rest at the edge of what is called success, and half of the edge lies outside.
+        """
+        edge = limit - self.config.sure_sigmas * sigma
+        return np.array([0.5 * (1.0 + math.erf((edge - v) / (sigma * math.sqrt(2.0)))) for v in value])
+
     def _reach(self, hand: F64, target_m: F64) -> Judgement:
         """Judge hand poses (T+1, 7) against the target's place (3,)."""
         gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
         sigma = self.config.sigma_m
-        chance = _below(gap, REACH_RADIUS_M, sigma) * _below(hand[:, 2], REACH_HEIGHT_M, sigma)
+        chance = self._kept(gap, REACH_RADIUS_M, sigma) * self._kept(hand[:, 2], REACH_HEIGHT_M, sigma)
         progress = np.clip(1.0 - (gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M)) / 0.2, 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
 
@@ -159,12 +168,12 @@ class MeasuringJudge:
                 shift = now - m.places_m[0, :2]
                 along = shift @ direction
                 aside = np.linalg.norm(shift - along[:, None] * direction, axis=-1)
-                chance = _below(-along, -PUSH_DISTANCE_M, sigma) * _below(aside, PUSH_LATERAL_M, sigma)
+                chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
                 progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
             else:
                 gap = np.linalg.norm(now - m.places_m[1, :2], axis=-1)
                 free = (hands[g, :, 6] > 0.5) | (np.linalg.norm(hands[g, :, :2] - now, axis=-1) > AWAY_M)
-                chance = _below(gap, PLACE_RADIUS_M, sigma) * np.where(free, 1.0, 0.1)
+                chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(free, 1.0, 0.1)
                 way = max(float(np.linalg.norm(m.places_m[0, :2] - m.places_m[1, :2])), 1e-6)
                 progress = np.clip(1.0 - gap / way, 0.0, 1.0)
             verdict = _verdict(chance.astype(np.float32), progress.astype(np.float32))
@@ -194,11 +203,6 @@ class MeasuringJudge:
             if use.any():
                 out[i] = np.median(np.linalg.norm((uv[k] - expected) * half, axis=-1)[use])
         return out
-
-
-def _below(value: F64, limit: float, sigma: float) -> F64:
-    """Return the probability that the true value is below `limit`, measured as `value` with error `sigma`."""
-    return np.array([0.5 * (1.0 + math.erf((limit - v) / (sigma * math.sqrt(2.0)))) for v in value])
 
 
 def _verdict(chance: F32, progress: F32) -> Judgement:
