@@ -215,8 +215,8 @@ def _agreement(c: TrustCounts) -> str:
     share = (c.both + c.neither) / seen
     row = "<tr><th>{}</th><td>{}</td><td>{}</td></tr>"
     return (f"<p>Two judges, one that looks and one that measures, agreed on {share:.0%} of {seen:,} rollouts. Only "
-            "where both saw a success does one count.</p><table><tr><th></th><th>measured: success</th><th>measured: failure"
-            "</th></tr>" + row.format("looks like success", c.both, c.only_looking)
+            "where both saw a success does one count.</p><table><tr><th></th><th>measured: success</th>"
+            "<th>measured: failure</th></tr>" + row.format("looks like success", c.both, c.only_looking)
             + row.format("looks like failure", c.only_measuring, c.neither) + "</table>")
 
 

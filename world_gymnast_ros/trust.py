@@ -25,7 +25,6 @@ from world_gymnast_ros.imagine import (
 )
 from world_gymnast_ros.types import U8, Judge, Judgement, PlacesArm, RolloutGroup, WorldModel
 
-
 MISPLACED = "arm misplaced"
 
 
