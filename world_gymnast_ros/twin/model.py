@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from world_gymnast_ros.actions import rpy_to_matrix
-from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene
+from world_gymnast_ros.twin.scene import BAR_LENGTH, COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.types import F64
 
 PHYSICS_DT_S = 0.004
@@ -78,17 +78,32 @@ def _v(values: object) -> str:
 def _object_xml(index: int, spec: ObjectSpec) -> str:
     rgb = spec.rgb if spec.rgb is not None else COLOURS[spec.colour]
     half = spec.size_m / 2
-    look = f'rgba="{_v(rgb)} 1" friction="{spec.friction} 0.01 0.001" mass="{spec.mass_kg}" condim="4"'
+    skin = f'rgba="{_v(rgb)} 1" friction="{spec.friction} 0.01 0.001" condim="4"'
+    look = f'{skin} mass="{spec.mass_kg}"'
     if spec.shape == "plate":
         return (f'<body name="object{index}" mocap="true"><geom type="cylinder" size="0.055 {PLATE_HEIGHT_M / 2}" '
                 f'pos="0 0 {PLATE_HEIGHT_M / 2}" rgba="{_v(rgb)} 1" contype="2" conaffinity="3"/></body>')
+    if spec.shape == "bottle":
+        return _bottle_xml(index, spec, skin)
     size = {"block": f'type="box" size="{half} {half} {half}"', "cylinder": f'type="cylinder" size="{half} {half}"',
+            "bar": f'type="box" size="{half} {half * BAR_LENGTH} {half}"',
             "ball": f'type="sphere" size="{half}"'}[spec.shape]
     # A ball on a table has rolling resistance; without it, it never rests.
     rolling = 'friction="1 0.02 0.004" condim="6"' if spec.shape == "ball" else ""
     look = look if not rolling else f'rgba="{_v(rgb)} 1" mass="{spec.mass_kg}" {rolling}'
     return (f'<body name="object{index}"><freejoint name="object{index}"/><geom name="object{index}" {size} {look} '
             'contype="2" conaffinity="3"/></body>')
+
+
+def _bottle_xml(index: int, spec: ObjectSpec, skin: str) -> str:
+    """A wide lower part and a neck half as wide; the body's origin is at half its height, as of every object."""
+    half, height = spec.size_m / 2, spec.height_m
+    geoms = ""
+    for name, radius, low, top, share in (("", half, 0.0, 0.65, 0.85), ("neck", half / 2, 0.65, 1.0, 0.15)):
+        geoms += (f'<geom name="object{index}{name}" type="cylinder" size="{radius} {(top - low) * height / 2}" '
+                  f'pos="0 0 {((low + top) / 2 - 0.5) * height}" mass="{share * spec.mass_kg}" {skin} '
+                  'contype="2" conaffinity="3"/>')
+    return f'<body name="object{index}"><freejoint name="object{index}"/>{geoms}</body>'
 
 
 def _arm_xml() -> str:

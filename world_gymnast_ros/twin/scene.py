@@ -20,14 +20,19 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.80, 0.10, 0.10), "green": (0.12, 0.60, 0.18), "blue": (0.12, 0.25, 0.80), "yellow": (0.90, 0.80, 0.12),
     "orange": (0.95, 0.48, 0.08), "purple": (0.50, 0.18, 0.65), "white": (0.92, 0.92, 0.92), "cyan": (0.15, 0.75, 0.80),
 }
-SHAPES = ("block", "cylinder", "ball", "plate")
+SHAPES = ("block", "cylinder", "ball", "plate", "bottle", "bar")
+"""bottle: a cylinder 2.2 times as high as `size_m` is wide, with a neck; bar: a block 2.5 times as long as wide."""
+BOTTLE_HEIGHT, BAR_LENGTH = 2.2, 2.5
 OBJECT_REGION_M = ((0.23, 0.37), (-0.09, 0.13))
 """Where objects may stand (x range, y range, base frame): in view of the camera and in reach, gripper down."""
 
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """One object. Its name is "<colour> <shape>". `xy_m` fixed place, or None: anywhere free in the region."""
+    """One object. Its name is "<colour> <shape>". `xy_m` fixed place, or None: anywhere free in the region.
+
+    `called`: the word that instructions use for it in place of its shape, where the policy knows no word for that.
+    """
 
     colour: str
     shape: str
@@ -37,16 +42,23 @@ class ObjectSpec:
     friction: float = 1.0
     rgb: tuple[float, float, float] | None = None
     yaw_rad: float | None = None
+    called: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+        return f"{self.colour} {self.called or self.shape}"
+
+    @property
+    def height_m(self) -> float:
+        return BOTTLE_HEIGHT * self.size_m if self.shape == "bottle" else self.size_m
 
     def __post_init__(self) -> None:
         if self.colour not in COLOURS:
             raise BadConfig(f"object colour '{self.colour}' is unknown; known: {', '.join(COLOURS)}")
         if self.shape not in SHAPES:
             raise BadConfig(f"object shape '{self.shape}' is unknown; known: {', '.join(SHAPES)}")
+        if self.called and self.called not in SHAPES:
+            raise BadConfig(f"object called '{self.called}': instructions know {', '.join(SHAPES)}")
         if not 0.01 <= self.size_m <= 0.12:
             raise BadConfig(f"object size_m {self.size_m} is outside 0.01..0.12 m")
         if not 0.005 <= self.mass_kg <= 0.25:
