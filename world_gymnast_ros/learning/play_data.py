@@ -160,17 +160,24 @@ def variants(episode: PlayEpisode, size_px: int, count: int, rng: np.random.Gene
 # ---- batches ---------------------------------------------------------------------------------------------------
 
 
-class ClipSource:
-    """Draw training clips from episodes, families balanced by `family_weights` (missing: 1)."""
+def family_balance(episodes: Sequence[PlayEpisode], family_weights: dict[str, float]) -> F64:
+    """Return a weight per episode (E,) that gives each family its share (missing: 1), however many it has."""
+    names = np.array([e.family for e in episodes])
+    share = {f: family_weights.get(str(f), 1.0) / np.count_nonzero(names == f) for f in np.unique(names)}
+    return np.array([share[n] for n in names])
 
-    def __init__(self, episodes: Sequence[PlayEpisode], clip_frames: int, family_weights: dict[str, float]) -> None:
+
+class ClipSource:
+    """Draw training clips from episodes, families balanced by `family_weights` (missing: 1), or by `weights` (E,)."""
+
+    def __init__(self, episodes: Sequence[PlayEpisode], clip_frames: int, family_weights: dict[str, float],
+                 weights: F64 | None = None) -> None:
         self.episodes, self.clip_frames = list(episodes), clip_frames
         short = [e.name for e in self.episodes if e.steps < clip_frames]
         if short:
             raise BadConfig(f"episode {short[0]} has fewer than {clip_frames} actions; choose a smaller clip length")
-        names = np.array([e.family for e in self.episodes])
-        share = {f: family_weights.get(str(f), 1.0) / np.count_nonzero(names == f) for f in np.unique(names)}
-        weights = np.array([share[n] for n in names])
+        if weights is None:
+            weights = family_balance(self.episodes, family_weights)
         self.cumulative = np.cumsum(weights / weights.sum())
 
     def draw(self, rng: np.random.Generator, count: int) -> I64:
@@ -184,7 +191,7 @@ class ClipSource:
         The start frame of a clip is its episode's first frame or, in one case of four, any frame up to the clip.
         """
         indices, T = self.draw(rng, count), self.clip_frames
-        dreamed = list(own) if own else []
+        dreamed = sorted(own) if own else []  # whatever order a resumed run read them in
         if dreamed:
             indices[: count // 2] = rng.choice(dreamed, count // 2)
         rows = []

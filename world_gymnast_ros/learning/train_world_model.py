@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,12 +28,12 @@ from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors, write_text
 from world_gymnast_ros.models.dream import condition_vector, load_network
 from world_gymnast_ros.models.vision import fast_math
-from world_gymnast_ros.types import U8
+from world_gymnast_ros.types import F64, U8
 
 FAMILY_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
 """Contact is learned last, so it is shown most."""
-TRAINING = "training"
-"""Sub-folder of a run that holds what only resuming needs."""
+TRAINING, STATE = "training", "state.safetensors"
+"""Sub-folder of a run that holds what only resuming needs, and the file."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class TrainConfig:
     `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel.
     `rollouts_from`: share of the budget after which own dreams join, 1 for never; they are redrawn every
     `rollout_every` steps, `rollout_count` at a time. `keep_best`: the checkpoint is the best report's, judged by the
-    error at 1 and 5 steps (early stopping for small data), not the last.
+    error at 1 and 5 steps (early stopping for small data), not the last. `warmup_steps`: over which the learning rates
+    rise. `save_every`: steps between saves, 0 for only with reports.
     """
 
     minutes: float = 60.0
@@ -64,6 +66,8 @@ class TrainConfig:
     rollout_count: int = 256
     report_every_s: float = 420.0
     keep_best: bool = False
+    warmup_steps: int = 60
+    save_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -123,10 +127,11 @@ class Trainer:
     """A training run in a folder: `out/` is a loadable checkpoint (averaged weights), `out/training/` the rest."""
 
     def __init__(self, network: ActionDiT, episodes: list[PlayEpisode], held_out: list[PlayEpisode],
-                 config: TrainConfig, out: Path) -> None:
+                 config: TrainConfig, out: Path, weights: F64 | None = None) -> None:
+        """`weights` (E,): how often each episode is drawn (None: families balanced by FAMILY_WEIGHTS)."""
         self.config, self.out, self.held_out = config, Path(out), held_out
         self.network, self.average = network.train(), copy.deepcopy(network).eval().requires_grad_(False)
-        self.source = ClipSource(episodes, config.clip_frames, FAMILY_WEIGHTS)
+        self.source = ClipSource(episodes, config.clip_frames, FAMILY_WEIGHTS, weights)
         self.optimiser = MuonAdamW(network, config.muon_lr, config.adamw_lr, config.weight_decay)
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -144,9 +149,9 @@ class Trainer:
         return min(1.0, self.elapsed_s / (60 * self.config.minutes))
 
     def learning_rate_scale(self) -> float:
-        """Warm up over 60 steps, stay, then fall as a cosine from a third of the budget on."""
+        """Warm up, stay, then fall as a cosine from a third of the budget on."""
         fall = 0.5 * (1.0 + math.cos(math.pi * max(0.0, self.done_share - 0.35) / 0.65))
-        return min(1.0, (self.step_count + 1) / 60) * max(0.03, fall)
+        return min(1.0, (self.step_count + 1) / self.config.warmup_steps) * max(0.03, fall)
 
     def train_step(self) -> float:
         """Take one optimiser step; return the loss."""
@@ -206,6 +211,8 @@ class Trainer:
                 self.elapsed_s = before + time.monotonic() - began
                 bar.update()
                 bar.set_postfix(loss=f"{smooth:.3f}", spent=f"{self.done_share:.1%}", refresh=False)
+                if self.config.save_every and self.step_count % self.config.save_every == 0:
+                    self.save()
                 if time.monotonic() - last_report > self.config.report_every_s:
                     self.report()
                     self.save()
@@ -232,18 +239,19 @@ class Trainer:
             tensors |= {f"optimiser.{part}.{i}.{k}": v for i, row in state["state"].items() for k, v in row.items()}
         tensors |= {f"chosen.{k}": v for k, v in self.chosen.items()}
         tensors |= {f"own.{i}": torch.from_numpy(f) for i, f in self.own.items()}
-        save_tensors(tensors, self.out / TRAINING / "state.safetensors")
         progress = {"step": self.step_count, "elapsed_s": self.elapsed_s, "own_step": self.own_step,
                     "best_score": self.best_score if self.chosen else None, "rng": self.rng.bit_generator.state,
                     "config": asdict(self.config)}
-        write_text(self.out / TRAINING / "progress.json", json.dumps(progress) + "\n")
+        # One file, so that a kill between two can leave no state with the progress of another step.
+        save_tensors(tensors, self.out / TRAINING / STATE, {"format": "pt", "progress": json.dumps(progress)})
 
     def resume(self) -> None:
         """Go on from `save`; BadCheckpoint where the folder holds no run of this network."""
-        path = self.out / TRAINING / "progress.json"
+        path = self.out / TRAINING / STATE
         try:
-            progress = json.loads(path.read_text())
-            tensors = read_tensors(self.out / TRAINING / "state.safetensors")
+            tensors = read_tensors(path)
+            with safe_open(path, "pt") as header:
+                progress = json.loads(header.metadata()["progress"])
             self.network.load_state_dict(_under(tensors, "raw."))
             self.average.load_state_dict(_under(tensors, "average."))
             self.generator.set_state(tensors["torch_rng"])
@@ -260,7 +268,7 @@ class Trainer:
             self.chosen = _under(tensors, "chosen.")
             self.best_score = float(progress["best_score"]) if self.chosen else math.inf
             self.rng.bit_generator.state = progress["rng"]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (BadCheckpoint, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BadCheckpoint(f"{path.parent} holds no run of this network to resume ({error}); "
                                 "leave out --resume") from error
 

@@ -1,0 +1,238 @@
+"""The world-model update: what it reads, the same weights after a kill, honest figures, and a check that can refuse."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from episode_maker import record
+from safetensors import safe_open
+from toy_play import SIZE, write_toy_play
+
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.learning.judge_update import calibrate, decide_judge
+from world_gymnast_ros.learning.real_episodes import play_file, read_real
+from world_gymnast_ros.learning.train_reflector import Verdicts
+from world_gymnast_ros.learning.update_run import Data, update
+from world_gymnast_ros.learning.world_model_metrics import Replays, dream_all, replay_figures, structural_error
+from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, decide, fine_tune, split
+from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.build import load_judge
+from world_gymnast_ros.models.checkpoint import save_model, sha256_file
+from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.store import WORLD_MODEL, Store, read_card
+
+TINY = ActionDiTConfig(image_size=SIZE, patch=8, window=16, window_dim=24, dim=16, depth=2, heads=2,
+                       temporal_blocks=(1,), context_frames=3)
+CONFIG = UpdateConfig(steps=30, batch=4, save_every=5, own_dreams=4, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parent checkpoint, and toy play for training, replay and old scenes."""
+    root = tmp_path_factory.mktemp("update")
+    torch.manual_seed(0)
+    save_model(ActionDiT(TINY), TINY.to_dict(), root / "parent")
+    for seed, name in enumerate(("new", "replay", "old")):
+        write_toy_play(root / name / "reach.npz", 12, seed)
+    return root
+
+
+def tune(files: Path, out: Path, config: UpdateConfig = CONFIG) -> str:
+    new, replay = (play_file(files / name / "reach.npz") for name in ("new", "replay"))
+    return sha256_file(fine_tune(files / "parent", new, replay, [], config, out) / "model.safetensors")
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(1)
+from pathlib import Path
+import test_world_model_update as t
+t.tune(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def steps_done(out: Path) -> int:
+    state = out / "training" / "state.safetensors"
+    if not state.is_file():
+        return 0
+    with safe_open(state, "pt") as header:
+        return int(json.loads(header.metadata()["progress"])["step"])
+
+
+def test_killed_and_started_again_it_ends_in_the_same_weights(files: Path, tmp_path: Path) -> None:
+    whole = tune(files, tmp_path / "whole")
+    out = tmp_path / "killed"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(files), str(out), str(Path(__file__).parent)],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 240
+        while not steps_done(out) and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert 0 < steps_done(out) < CONFIG.steps, "it was to be killed half-way"
+    assert tune(files, out) == whole
+    assert tune(files, out) == whole, "a complete run is left as it is"
+    assert whole != sha256_file(files / "parent" / "model.safetensors")
+
+
+def test_a_run_of_other_data_or_settings_is_not_gone_on_with(files: Path, tmp_path: Path) -> None:
+    quick = dataclasses.replace(CONFIG, steps=2)
+    tune(files, tmp_path / "run", quick)
+    with pytest.raises(BadCheckpoint, match="another folder"):
+        tune(files, tmp_path / "run", dataclasses.replace(quick, steps=3))
+    with pytest.raises(BadConfig, match="replay_share"):
+        UpdateConfig(replay_share=1.0)
+
+
+def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_path: Path) -> None:
+    root, cache = tmp_path / "episodes", tmp_path / "cache"
+    root.mkdir()
+    _, truth = record(root, "one", outcome="success")
+    record(root, "two", outcome="failure", seed=1)
+    record(root, "three", seed=2)  # nobody said what came of it
+    record(root, "four", chunks=1, outcome="failure", seed=3)  # too short for a clip
+    episodes, hashes, left_out = read_real([root, files / "new"], 32, cache)
+    mine = [e for e in episodes if e.play.name in ("one", "two")]
+    assert [e.success for e in sorted(mine, key=lambda e: e.play.name)] == [True, False]
+    assert len(episodes) == 2 + 12 and set(hashes) == {"one", "two", "reach.npz"}
+    assert len(left_out) == 2 and "not marked" in " ".join(left_out) and "at least 8" in " ".join(left_out)
+    one = next(e for e in mine if e.play.name == "one")
+    assert one.play.frames.shape == (len(truth.actions) + 1, 32, 32, 3)
+    np.testing.assert_allclose(one.play.deltas, np.stack(truth.actions), atol=1e-6)
+    # the target before an action plus the action is the target after it
+    np.testing.assert_allclose(np.diff(one.play.states[:, 0]), one.play.deltas[:, 0], atol=2e-3)
+    stamp = max(p.stat().st_mtime_ns for p in cache.glob("*.npz"))
+    again = read_real([root], 32, cache)[0]
+    assert max(p.stat().st_mtime_ns for p in cache.glob("*.npz")) == stamp, "decoded again"
+    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").play.frames, one.play.frames)
+    with pytest.raises(EpisodeError, match="no play data"):
+        read_real([tmp_path / "nothing"], 32)
+
+
+def test_a_split_holds_out_either_outcome(files: Path) -> None:
+    episodes = play_file(files / "new" / "reach.npz")
+    training, held = split(episodes, 0.25, 0)
+    assert len(training) + len(held) == len(episodes) and {e.success for e in held} == {True, False}
+    with pytest.raises(EpisodeError, match="cannot be split"):
+        split(episodes[:1], 0.25, 0)
+
+
+def test_the_structural_error_sees_what_a_person_would() -> None:
+    rng = np.random.default_rng(0)
+    picture = resize_rgb(rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8), (64, 64))
+    brighter = np.clip(picture.astype(int) + 4, 0, 255).astype(np.uint8)
+    other = resize_rgb(rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8), (64, 64))
+    same, light, wrong = (structural_error(picture, x) for x in (picture, brighter, other))
+    assert np.allclose(same, 0.0, atol=1e-6) and (light < 0.02).all() and (wrong > 0.5).all()
+    np.testing.assert_allclose(structural_error(other, picture), wrong)
+
+
+def replays(claimed: list[bool], success: list[bool], structural: float = 0.1, object_mm: float = 10.0,
+            spread: float = 0.01) -> Replays:
+    n = len(success)
+    wobble = spread * np.linspace(-1, 1, n)
+    return Replays(np.full(n, 0.01), structural + wobble, np.full(n, 5.0), object_mm + wobble, np.full(n, 5.0),
+                   np.full(n, 5.0), np.array(claimed, float), np.array(claimed), np.array(success), {1: 20.0}, [])
+
+
+SUCCESS = [True] * 10 + [False] * 20
+HONEST, FOOLED = SUCCESS, [True] * 10 + [True] * 12 + [False] * 8
+
+
+def test_false_successes_stand_first_and_are_counted_among_failures() -> None:
+    summary = replays(FOOLED, SUCCESS).summary()
+    assert next(iter(summary)) == "false_success"
+    assert summary["false_success"] == pytest.approx(12 / 20) and summary["failures"] == 20
+    assert summary["missed"] == 0.0 and summary["agreement"] == pytest.approx(18 / 30)
+
+
+@pytest.mark.parametrize("change, promote, word", [
+    ({}, True, "new scene better"),
+    ({"new_after": replays(FOOLED, SUCCESS, 0.1)}, False, "one of them must fall"),
+    ({"new_after": replays(FOOLED, SUCCESS, 0.05), "new_before": replays(HONEST, SUCCESS, 0.1)}, False,
+     "new scene, false successes"),
+    ({"new_after": replays(HONEST, SUCCESS, 0.05, object_mm=14.0)}, False, "objects in the dream"),
+    ({"old_after": replays(HONEST, SUCCESS, 0.12)}, False, "old scenes, structural"),
+    ({"old_after": replays(FOOLED, SUCCESS, 0.1)}, False, "old scenes, false successes"),
+    ({"old_after": replays([False] * 30, SUCCESS, 0.1)}, False, "outcomes agree"),
+])
+def test_a_version_is_promoted_only_if_better_and_nowhere_worse(change: dict, promote: bool, word: str) -> None:
+    cast = {"new_before": replays(FOOLED, SUCCESS, 0.1), "new_after": replays(HONEST, SUCCESS, 0.1),
+            "old_before": replays(HONEST, SUCCESS, 0.1), "old_after": replays(HONEST, SUCCESS, 0.1), **change}
+    decision = decide((cast["new_before"], cast["new_after"]), (cast["old_before"], cast["old_after"]), Margins(), 0)
+    assert decision.promote is promote, decision.lines
+    broken = [line for line in decision.lines if line.startswith("FAILS")]
+    assert bool(broken) is not promote
+    assert any(word in line for line in (broken or decision.lines)), decision.lines
+
+
+def test_too_few_held_out_episodes_decide_nothing() -> None:
+    few = replays(HONEST[9:12], SUCCESS[9:12])
+    assert not decide((few, few), (few, few), Margins(), 0).promote
+
+
+def test_a_judge_is_promoted_only_if_it_agrees_more_and_claims_no_more_failures() -> None:
+    good, bad, old = replays(HONEST, SUCCESS), replays(FOOLED, SUCCESS), replays(HONEST, SUCCESS)
+    assert decide_judge(bad, good, (old, old), 0).promote
+    assert not decide_judge(good, bad, (old, old), 0).promote
+    assert not decide_judge(bad, good, (old, bad), 0).promote, "worse on old scenes"
+
+
+def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> None:
+    judge = load_judge()
+    scale = judge.config.logit_scale
+    success = np.arange(20) < 10
+    calibrate(judge, Verdicts(np.where(success, 3.0, -3.0), success, np.full(20, "reach")), 0.2)
+    assert judge.config.logit_scale == scale and judge.config.logit_offset == pytest.approx(0.0, abs=1e-6)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, 20)
+    calibrate(judge, Verdicts(noise, success, np.full(20, "reach")), 0.2)
+    claimed = judge.probability(noise) > judge.config.done_threshold
+    assert claimed[~success].mean() <= 0.2
+
+
+def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: Path, tmp_path: Path) -> None:
+    new, replay, old = (play_file(files / name / "reach.npz") for name in ("new", "replay", "old"))
+    judge = load_judge()
+
+    def figures(world_model: Path, some: list) -> Replays:
+        return replay_figures(ActionDiTWorld.from_pretrained(world_model), judge, judge, some, 0)
+
+    data = Data(new[:8], new[8:], replay, old, {"reach.npz": "abc"})
+    result = update(files / "parent", data, dataclasses.replace(CONFIG, steps=4), Margins(), figures, tmp_path / "run",
+                    tmp_path / "world_models", "toy", 1)
+    card = read_card(tmp_path / "world_models" / result.version.name, WORLD_MODEL)
+    assert card.parent.startswith("parent-") and card.scores["data_sha256"] == {"reach.npz": "abc"}
+    assert card.scores["promoted"] is result.decision.promote and card.scores["figures"]["new"][1]["episodes"] == 4
+    assert (tmp_path / "run" / "dreams.png").stat().st_size > 1000
+    assert Store(tmp_path / "world_models", WORLD_MODEL).newest() == card
+    ActionDiTWorld.from_pretrained(card.path)
+
+
+def test_dreams_keep_the_order_of_episodes_of_several_lengths(files: Path) -> None:
+    world = ActionDiTWorld.from_pretrained(files / "parent")
+    episodes = [e.play for e in play_file(files / "new" / "reach.npz")[:4]]
+    short = [dataclasses.replace(e, frames=e.frames[:n + 1], deltas=e.deltas[:n], states=e.states[:n + 1])
+             for e, n in zip(episodes, (8, 5, 8, 5), strict=True)]
+    films = dream_all(world, short, 0)
+    assert [len(f) for f in films] == [9, 6, 9, 6]
+    for film, episode in zip(films, short, strict=True):
+        np.testing.assert_array_equal(film[0], episode.frames[0])
