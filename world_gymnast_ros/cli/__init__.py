@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from world_gymnast_ros.errors import WorldGymnastError
 
-VERBS = ("demo", "adapt", "evaluate", "train", "bench", "episodes", "twin", "judge", "serve")
+VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "twin", "judge", "serve")
 
 class NotInstalled(WorldGymnastError):
     """A verb needs a package that this environment lacks."""

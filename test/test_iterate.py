@@ -1,0 +1,190 @@
+"""The loop: scenes where the models are wrong, stages that are done once, baselines, and a table that hides nothing."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from world_gymnast_ros.cli.checks import adapt_settings
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.learning.imitate import Imitation, imitate, success_rows
+from world_gymnast_ros.learning.iterate import IterateConfig, Run, once
+from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
+from world_gymnast_ros.learning.lora_pg import LoraConfig
+from world_gymnast_ros.learning.play_table import read_play
+from world_gymnast_ros.models.build import load_policy
+from world_gymnast_ros.store import Store
+from world_gymnast_ros.twin.play import write_rows
+from world_gymnast_ros.twin.policy_play import policy_episodes
+from world_gymnast_ros.twin.rollout import run_episode
+from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
+from world_gymnast_ros.twin.sim import Twin
+
+LAB = ("lab_bottle", "lab_rubber", "lab_camera")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_lab_scenes_stand_still_and_differ_from_training_as_they_say() -> None:
+    scenes = {name: load_scene(name) for name in LAB}
+    bottle = scenes["lab_bottle"].objects[0]
+    assert bottle.name == "red cylinder" and bottle.height_m == pytest.approx(0.088)
+    assert scenes["lab_rubber"].table_friction > 1.1 and scenes["lab_rubber"].objects[0].mass_kg > 0.09
+    assert max(map(abs, scenes["lab_camera"].camera_offset_m)) > 0.03  # play data move the camera by less
+    for scene in scenes.values():
+        twin = Twin(scene)
+        try:
+            twin.reset(1, scene.instructions[0])
+            name = twin.task.target
+            before = twin.object_xyz(name)
+            twin.advance(1.0)
+            np.testing.assert_allclose(twin.object_xyz(name), before, atol=2e-3)
+            assert before[2] == pytest.approx(scene.objects[0].height_m / 2, abs=2e-3)
+        finally:
+            twin.close()
+
+
+def test_an_object_is_called_only_by_words_that_instructions_know() -> None:
+    assert ObjectSpec("red", "bar", called="block").name == "red block"
+    with pytest.raises(BadConfig, match="called 'mug'"):
+        ObjectSpec("red", "bottle", called="mug")
+
+
+def test_a_recorded_policy_episode_is_the_one_that_evaluation_runs(tmp_path: Path) -> None:
+    policy, scene = load_policy(), load_scene("lab_camera")
+    twin = Twin(scene)
+    try:
+        for temperature in (0.0, 1.2):
+            row = policy_episodes(twin, policy, [7], scene.instructions[0], temperature, "policy")[0]
+            true = run_episode(twin, policy, 7, scene.instructions[0], temperature)
+            np.testing.assert_array_equal(row["deltas"], true.deltas)
+            assert bool(row["success"][-1]) is true.success
+    finally:
+        twin.close()
+
+
+def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> None:
+    policy, scene = load_policy(), load_scene("lab_bottle")
+    twin = Twin(scene)
+    try:
+        rows = policy_episodes(twin, policy, range(3), scene.instructions[0], 0.0, "policy")
+    finally:
+        twin.close()
+    for row, done in zip(rows, (5, None, 12), strict=True):  # outcomes as this test says
+        row["success"][:] = False
+        if done is not None:
+            row["success"][done:] = True
+    write_rows(tmp_path / "play" / "a.npz", rows)
+    table = read_play(tmp_path / "play")
+    picked, words = success_rows(table, policy.chunk_size, after_success=2)
+    per_episode = [sum(e.first <= r < e.first + e.steps for r in picked) for e in table.episodes]
+    assert per_episode == [5 + 2 - 4 + 1, 0, 12 + 2 - 4 + 1] and set(words) == {scene.instructions[0]}
+    losses: list[float] = []
+    before = policy.greedy(table.frames[picked], words)
+    store = Store(tmp_path / "adapters")
+    ref = imitate(policy, table, LoraConfig(), Imitation(steps=12, batch=8), None, store, "x", {}, 1,
+                  lambda step, loss: losses.append(loss))
+    assert ref is not None and np.mean(losses[-3:]) < np.mean(losses[:3])
+    np.testing.assert_array_equal(policy.greedy(table.frames[picked], words), before)  # the policy is as it was
+    policy.load_adapter(ref)
+    assert not np.array_equal(policy.greedy(table.frames[picked], words), before)
+    policy.load_adapter(None)
+    for row in rows:
+        row["success"][:] = False
+    write_rows(tmp_path / "failed" / "a.npz", rows)
+    assert imitate(policy, read_play(tmp_path / "failed"), LoraConfig(), Imitation(steps=1), None, store, "x", {},
+                   1) is None
+
+
+def test_a_stage_is_done_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(2):
+        assert once(tmp_path / "a" / "stage.json", lambda: calls.append(1) or {"x": np.float32(2)}) == {"x": 2.0}
+    assert len(calls) == 1
+
+
+def small(rounds: int = 1) -> IterateConfig:
+    return IterateConfig("lab_bottle", rounds=rounds, episodes=8, evaluation=2, captures=1, replay_episodes=4,
+                         imitation=Imitation(steps=2, batch=8))
+
+
+def start_run(out: Path, config: IterateConfig, said: list[str]) -> Run:
+    return Run(config, adapt_settings(None, ["min_release_auc=0"], {}), out, said.append, lambda: 1)
+
+
+def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp_path: Path) -> None:
+    said: list[str] = []
+    whole = start_run(tmp_path / "whole", small(), said)
+    rows = whole.method("imitation")
+    whole.close()
+
+    class Killed(Exception):
+        pass
+
+    broken = start_run(tmp_path / "broken", small(), said)
+
+    def killed(*_: object) -> None:
+        raise Killed
+    broken.imitation = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        broken.method("imitation")
+    broken.close()
+    again = start_run(tmp_path / "broken", small(), said)
+    again.real = killed  # type: ignore[method-assign]  # the stage before is not done twice
+    resumed = again.method("imitation")
+    again.close()
+    weights = [load_file(out / "imitation" / "adapters" / r[1]["state"].pop("adapter") / "adapter_model.safetensors")
+               for out, r in ((tmp_path / "whole", rows), (tmp_path / "broken", resumed))]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    for row in (rows[1], resumed[1]):  # the time, and a name after the hash of a file whose header has no fixed order
+        row["learning"].pop("seconds"), row["learning"].pop("adapter")
+    assert resumed == rows
+    with pytest.raises(BadConfig, match="other settings"):
+        start_run(tmp_path / "broken", small(rounds=2), said)
+    with pytest.raises(BadConfig, match="episodes is 4"):
+        dataclasses.replace(small(), episodes=4)
+    table = write_run_report(tmp_path / "broken", "lab_bottle", "reach the red cylinder", {"imitation": resumed})
+    assert (tmp_path / "broken" / "table.md").read_text().endswith(table + "\n")
+    assert json.loads((tmp_path / "broken" / "table.json").read_text())["results"]["imitation"][1]["round"] == 1
+    assert "<table>" in (tmp_path / "broken" / "report.html").read_text()
+
+
+def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
+    def row(number: int, true: float) -> dict:
+        interval = {"value": true, "low": true - 0.1, "high": true + 0.1}
+        return {"round": number, "evaluation": {"true": interval, "imagined": interval, "gap": 0.0,
+                                                "false_success": [0.5, 0.2, 0.8, 10]},
+                "learning": {"outcome": "promoted", "message": ""}, "world_model": {"promoted": True},
+                "judge": {"promoted": False}} if number else {
+                    "round": 0, "evaluation": {"true": interval, "imagined": interval, "gap": 0.2,
+                                               "false_success": [0.0, 0.0, 1.0, 0]}}
+    text = markdown({"loop": [row(0, 0.2), row(1, 0.6)], "imitation": [row(0, 0.2), row(1, 0.4)]})
+    assert text.count("| start |") == 1 and "| loop | 1 | 0.600 [0.500, 0.700]" in text and "no failure" in text
+    assert "| promoted | kept | promoted |" in text and "| imitation | 1 |" in text
+
+
+@pytest.mark.slow
+def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
+    from world_gymnast_ros.learning.judge_update import JudgeUpdate
+    from world_gymnast_ros.learning.world_model_update import UpdateConfig
+
+    config = dataclasses.replace(small(), episodes=16, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
+                                 judge=JudgeUpdate(steps=2))
+    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_dreams=2", "gate_dreams=4"],
+                           {})
+    loop = Run(config, adapt, tmp_path, lambda _: None, lambda: 1)
+    rows = loop.method("loop")
+    loop.close()
+    assert [r["round"] for r in rows] == [0, 1]
+    assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
+    assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
+    text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
+    assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,353 @@
+"""`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
+
+    a round   real episodes with the present adapter, explored -> world model and judge learn from them -> each is
+              promoted only if its release check says so -> adaptation in the dream -> true evaluation
+
+Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
+`imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy,
+take as many real episodes a round, with the same seeds, and are evaluated on the same episodes.
+
+A run is a folder. Every stage leaves a file when it is done and is skipped when the file is there, so a stopped run
+goes on where it was. Seeds and settings are in `run.json`; a folder of another run is refused.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.adapt_config import AdaptNodeConfig
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.evaluate import paired_replay_auc, wilson
+from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
+from world_gymnast_ros.learning.adaptation import Parts, family_of, load_parts, run_session
+from world_gymnast_ros.learning.imitate import Imitation, imitate
+from world_gymnast_ros.learning.judge_update import JUDGE, JudgeUpdate, decide_judge, update_judge
+from world_gymnast_ros.learning.lora_pg import LoraConfig
+from world_gymnast_ros.learning.play_table import read_play
+from world_gymnast_ros.learning.real_episodes import read_real
+from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
+from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, parent_name, put_version
+from world_gymnast_ros.models import build
+from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.store import Store
+from world_gymnast_ros.twin.play import write_rows
+from world_gymnast_ros.twin.policy_play import policy_episodes
+from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import AdapterRef, Frame
+
+METHODS = ("loop", "unchanged", "imitation")
+REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
+PICTURE_PX = 64
+"""Of the twin's play data."""
+HELD_OUT_EVERY = 4
+"""Of the real episodes of each outcome, every fourth is held out from training and measures the update."""
+
+
+@dataclass(frozen=True)
+class IterateConfig:
+    """One run. `episodes` real ones a round; `evaluation` true ones after each; `temperature` of exploration;
+    `captures`: frames an adaptation starts from; `replay_episodes`: fresh play made for replay and for the check of old
+    scenes, per family, where `replay` and `old` (folders of play data) are not given."""
+
+    scene: str
+    instruction: str = ""
+    rounds: int = 3
+    episodes: int = 24
+    evaluation: int = 30
+    temperature: float = 1.2
+    captures: int = 4
+    replay_episodes: int = 16
+    replay: str = ""
+    old: str = ""
+    seed: int = 0
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    judge: JudgeUpdate = field(default_factory=JudgeUpdate)
+    imitation: Imitation = field(default_factory=Imitation)
+    margins: Margins = field(default_factory=Margins)
+
+    def __post_init__(self) -> None:
+        low = {"rounds": 1, "episodes": 2 * HELD_OUT_EVERY, "evaluation": 2, "captures": 1, "replay_episodes": 4}
+        for name, least in low.items():
+            if getattr(self, name) < least:
+                raise BadConfig(f"{name} is {getattr(self, name)}; give at least {least}")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a method stands: folders of world model and judge, name of the adapter ('' for the base)."""
+
+    world_model: str
+    judge: str
+    adapter: str
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object in `path`; where it is missing, make it and write it whole."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    value = make()
+    write_text(path, json.dumps(value, indent=1, default=_plain) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+class Run:
+    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored."""
+
+    def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, out: Path, say: Callable[[str], None],
+                 now_ns: Callable[[], int] = time.time_ns) -> None:
+        self.config, self.adapt, self.out, self.say, self.now_ns = config, adapt, out, say, now_ns
+        self.scene = load_scene(config.scene)
+        self.instruction = config.instruction or self.scene.instructions[0]
+        self.twin = Twin(self.scene)
+        self.twin.reset(0, self.instruction)  # a wrong instruction is refused here
+        settings = {"config": asdict(config), "adapt": asdict(adapt)}
+        kept = once(out / "run.json", lambda: settings)
+        if kept != json.loads(json.dumps(settings, default=_plain)):
+            raise BadConfig(f"{out} holds a run with other settings (run.json); name another folder, or give its own")
+        self.probe = build.load_judge("")
+        self._figures: dict[tuple[str, str, tuple[str, ...]], Replays] = {}
+
+    def close(self) -> None:
+        """Free the twin."""
+        self.twin.close()
+
+    # ---- what all methods share ---------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """Return where every method begins."""
+        return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
+                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), "")
+
+    def play(self, name: str) -> Path:
+        """Return the folder of `replay` or of `old` scenes; makes fresh play where none is given."""
+        given, first = {"replay": (self.config.replay, REPLAY_SEED), "old": (self.config.old, OLD_SEED)}[name]
+        return Path(given) if given else fresh_play(self.out / "play" / name, self.config.replay_episodes,
+                                                    first + 10 * self.config.seed, self.say)
+
+    def parts(self, method: str, state: State) -> Parts:
+        """Load the models of `state`, the policy with its adapter."""
+        parts = load_parts(self.session_config(method, state))
+        parts.policy.load_adapter(self.adapter(method, state))
+        return parts
+
+    def session_config(self, method: str, state: State) -> AdaptNodeConfig:
+        """Return the adaptation settings with the models of `state`."""
+        return dataclasses.replace(self.adapt, world_model=state.world_model, judge=state.judge,
+                                   directory=str(self.out / method))
+
+    def adapter(self, method: str, state: State) -> AdapterRef | None:
+        """Return the stored adapter of `state`."""
+        return Store(self.out / method / "adapters").get(state.adapter) if state.adapter else None
+
+    def evaluate(self, parts: Parts, seed: int, dream: bool = True) -> dict[str, Any]:
+        """Measure the policy as it stands: true success; with `dream`, imagined success from the same first frames, and
+        the true actions replayed in the dream: how many failures pass for successes."""
+        c = self.config
+        seeds = range(EVALUATION_SEED, EVALUATION_SEED + c.evaluation)
+        rows = policy_episodes(self.twin, parts.policy, seeds, self.instruction, 0.0, "evaluation")
+        success = [bool(r["success"][-1]) for r in rows]
+        true = wilson(sum(success), len(success))
+        if not dream:
+            return {"true": asdict(true), "outcomes": success}
+        steps = self.twin.task.horizon_steps
+        claims: list[bool] = []
+        for i in range(0, len(rows), 32):
+            starts = [Start(Frame(np.ascontiguousarray(r["frames"][0]), 0), r["states"][0], self.instruction)
+                      for r in rows[i:i + 32]]
+            group = imagine(parts.policy, parts.world_model, parts.judge, starts, 1, steps,
+                            self.adapt.held_out_temperature, derive_seed(seed, i), judge_every_chunks=0)
+            claims += [is_success(j) for j in group.judgements]
+        replays = replay_figures(parts.world_model, parts.judge, self.probe, as_real(rows), derive_seed(seed, 7))
+        summary = replays.summary()
+        imagined = wilson(sum(claims), len(claims))
+        return {"true": asdict(true), "imagined": asdict(imagined), "gap": imagined.value - true.value,
+                "false_success": [summary["false_success"], summary["false_success_low"],
+                                  summary["false_success_high"], summary["failures"]],
+                "replay": summary, "outcomes": success}
+
+    # ---- rounds -------------------------------------------------------------------------------------------------
+
+    def method(self, method: str) -> list[dict[str, Any]]:
+        """Run all rounds of a method; return its rows, round 0 being the start."""
+        state = self.start()
+
+        def begin() -> dict[str, Any]:
+            self.say("round 0: evaluating the start")
+            return {"round": 0, "state": asdict(state), "evaluation": self.evaluate(
+                self.parts(method, state), derive_seed(self.config.seed, 0))}
+        rows = [once(self.out / "round-0.json", begin)]
+        for number in range(1, self.config.rounds + 1):
+            rows.append(self.round(method, number, state))
+            state = State(**rows[-1]["state"])
+        return rows
+
+    def round(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Run one round from `state`; every stage is skipped where its file is there."""
+        folder = self.out / method / f"round-{number}"
+        row: dict[str, Any] = {"round": number, "method": method}
+        began = time.monotonic()
+        if method != "unchanged":  # which has no use for them
+            row["real"] = once(folder / "real.json", lambda: self.real(method, number, state))
+        if method == "loop":
+            row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
+            state = dataclasses.replace(state, world_model=row["world_model"]["use"])
+            row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
+            state = dataclasses.replace(state, judge=row["judge"]["use"])
+        learn = self.imitation if method == "imitation" else self.adaptation
+        row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
+        state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter)
+        row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
+            self.parts(method, state), derive_seed(self.config.seed, number, 1), method != "imitation"))
+        row["state"] = asdict(state)
+        e = row["evaluation"]
+        dream = f", imagined {e['imagined']['value']:.3f}, false successes {e['false_success'][0]:.3f} of " \
+                f"{e['false_success'][3]}" if "imagined" in e else ""
+        self.say(f"{method}, round {number}: true {e['true']['value']:.3f}{dream}; {time.monotonic() - began:.0f} s")
+        return row
+
+    def real(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Real episodes of the present policy with exploration, split by outcome into training and held out."""
+        c = self.config
+        first = REAL_SEED + 10_000 * c.seed + 1000 * number
+        parts = self.parts(method, state)
+        rows = policy_episodes(self.twin, parts.policy, range(first, first + c.episodes), self.instruction,
+                               c.temperature, "policy")
+        held = [r for outcome in (True, False)
+                for r in [r for r in rows if bool(r["success"][-1]) == outcome][HELD_OUT_EVERY - 1::HELD_OUT_EVERY]]
+        if not held:
+            held = rows[-1:]
+        chosen = {id(r) for r in held}
+        write_rows(self.out / method / "training" / f"round-{number}.npz", [r for r in rows if id(r) not in chosen])
+        write_rows(self.out / method / "held_out" / f"round-{number}.npz", held)
+        wins = sum(bool(r["success"][-1]) for r in rows)
+        self.say(f"{method}, round {number}: {wins} of {len(rows)} explored real episodes succeeded")
+        return {"episodes": len(rows), "successes": wins, "first_seed": first}
+
+    def figures(self, world_model: str, judge: str, episodes: Sequence[RealEpisode]) -> Replays:
+        """Replay episodes in a world model, judged by a judge."""
+        key = (world_model, judge, tuple(e.play.name for e in episodes))
+        if key not in self._figures:
+            self._figures[key] = replay_figures(
+                build.load_world_model(world_model), build.load_judge(judge), self.probe, episodes,
+                derive_seed(self.config.seed, 11))
+        return self._figures[key]
+
+    def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Update, check, store; the version is used where it was promoted."""
+        c, method = self.config, folder.parent
+        training, hashes, _ = read_real([method / "training"], PICTURE_PX)
+        data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
+                    play_folder(self.play("old")), hashes)
+        config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
+        result = update(Path(state.world_model), data, config, c.margins,
+                        lambda w, some: self.figures(str(w), state.judge, some), folder / "world_model",
+                        method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns())
+        promoted = result.decision.promote
+        self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
+        return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
+                "figures": result.figures, "use": str(result.version.path) if promoted else state.world_model}
+
+    def judge(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Update the judge on true episodes and their dreams by the present world model; check, store."""
+        c, method = self.config, folder.parent
+        settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
+        run = update_judge(Path(state.judge), build.load_world_model(state.world_model), method / "training",
+                           method / "held_out", self.play("replay"), folder / "judge", settings)
+        held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
+        before, after = (tuple(self.figures(state.world_model, j, some) for some in (held, old))
+                         for j in (state.judge, str(run)))
+        self._figures.clear()
+        decision = decide_judge(before[0], after[0], (before[1], after[1]), c.seed)
+        figures = {"new": [before[0].summary(), after[0].summary()], "old": [before[1].summary(), after[1].summary()]}
+        ref = put_version(method / "judges", run, f"{self.scene.name}-round-{number}", parent_name(Path(state.judge)),
+                          {"decision": decision.lines, "promoted": decision.promote, "figures": figures,
+                           "settings": asdict(settings)}, self.now_ns(), JUDGE)
+        self.say(f"judge {ref.name}: {'promoted' if decision.promote else 'not promoted'}")
+        use = str(ref.path) if decision.promote else state.judge
+        return {"version": ref.name, "promoted": decision.promote, "decision": decision.lines, "figures": figures,
+                "use": use, "release": self.release(state.world_model, use, (after if decision.promote else before)[0])}
+
+    def release(self, world_model: str, judge: str, found: Replays) -> dict[str, Any]:
+        """Write the paired-replay table of a pair, measured on held-out episodes of this scene, beside the world model
+        where that is a version of this run; return it."""
+        known = np.isfinite(found.score)
+        area = paired_replay_auc(found.score[known].tolist(), found.success[known].tolist())
+        summary = found.summary()
+        rows = {family_of(self.instruction): {
+            "auc": area.value, "low": area.low, "high": area.high, "episodes": len(found.success),
+            "successes": int(found.success.sum()), "recall": 1.0 - summary["missed"],
+            **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
+        if Path(world_model).parent.name == "world_models":
+            payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
+                       **build.pair_hashes(world_model, judge), "families": rows}
+            write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
+        return rows
+
+    def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Adapt in the dream from captured frames of the scene, going on from the present adapter."""
+        starts = []
+        for i in range(self.config.captures):
+            self.twin.reset(CAPTURE_SEED - 100 * number - i, self.instruction)
+            frame, measured = capture(self.twin)
+            starts.append(Start(frame, measured, self.instruction))
+        parts = self.parts(method, state)
+        result = run_session(parts, starts, self.session_config(method, state),
+                             derive_seed(self.config.seed, number, 4), self.now_ns(),
+                             parent=self.adapter(method, state))
+        report = result.report
+        self.say(f"{method}, round {number}: {report.outcome}: {report.message}")
+        return {"outcome": report.outcome, "message": report.message, "updates": len(report.curve),
+                "adapter": report.adapter.name if report.adapter else "", "seconds": report.seconds.get("total", 0.0),
+                "report": str(result.report_path.relative_to(self.out.resolve()))}
+
+    def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Clone the successes of all real episodes so far, held-out ones too: this method has no use for those."""
+        c, a = self.config, self.adapt
+        folder = self.out / method / "all"
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("training", "held_out"):
+            for path in (self.out / method / kind).glob("*.npz"):
+                target = folder / f"{kind}-{path.name}"
+                if not target.exists():
+                    target.symlink_to(path.resolve())
+        parts = self.parts(method, state)
+        lora = LoraConfig(a.lora_rank, a.lora_alpha, a.learning_rate)
+        began = time.monotonic()
+        ref = imitate(parts.policy, read_play(folder), lora, dataclasses.replace(
+            c.imitation, seed=derive_seed(c.seed, number, 5)), self.adapter(method, state),
+            Store(self.out / method / "adapters"), self.instruction, {"method": "imitation", "round": number},
+            self.now_ns())
+        return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",
+                "updates": c.imitation.steps if ref else 0, "adapter": ref.name if ref else "",
+                "seconds": time.monotonic() - began}
+
+
+def as_real(rows: Sequence[dict[str, np.ndarray]]) -> list[RealEpisode]:
+    """Return episodes of play-data rows that are not on disk."""
+    from world_gymnast_ros.learning.play_data import PlayEpisode
+
+    out = []
+    for i, r in enumerate(rows):
+        words = str(r["instruction"])
+        named = [k for k, name in enumerate(r["object_names"]) if name and str(name) in words]
+        out.append(RealEpisode(PlayEpisode(r["frames"], r["deltas"], r["states"], str(r["family"]), f"row/{i}"), words,
+                               bool(r["success"][-1]), r["measured"][:, :3],
+                               r["objects_xyz"][:, named[0]] if named else None))
+    return out
+
+

@@ -1,0 +1,114 @@
+"""The table and the page of a run of `world-gymnast iterate`."""
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from world_gymnast_ros.charts import interval_bar
+from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.report import STYLE
+
+COLUMNS = ("method", "round", "true success [95 %]", "imagined", "gap", "false success (of failures)", "world model",
+           "judge", "adapter")
+
+
+def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
+    """Return the table's cells, round 0 once."""
+    out = []
+    for number, (method, rows) in enumerate(results.items()):
+        for row in rows if number == 0 else rows[1:]:
+            e = row["evaluation"]
+            dream = ["", "", ""]
+            if "imagined" in e:
+                false, low, high, failures = e["false_success"]
+                dream = [_interval(e["imagined"]), f"{e['gap']:+.2f}",
+                         f"{false:.2f} [{low:.2f}, {high:.2f}] ({failures})" if failures else "no failure"]
+            out.append([
+                "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *dream,
+                *(_version(row.get(kind)) for kind in ("world_model", "judge")),
+                row["learning"]["outcome"] if "learning" in row else ""])
+    return out
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _version(part: Mapping[str, Any] | None) -> str:
+    return "" if part is None else "promoted" if part["promoted"] else "kept"
+
+
+def markdown(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Format the table."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows_of(results)])
+
+
+def write_run_report(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Write table.md, table.json and report.html into the run folder; return the table."""
+    table = markdown(results)
+    write_text(out / "table.md", f"{scene}: {instruction}\n\n{table}\n")
+    write_text(out / "table.json", json.dumps({"scene": scene, "instruction": instruction, "results": results},
+                                              indent=1) + "\n")
+    write_text(out / "report.html", page(out, scene, instruction, results))
+    return table
+
+
+def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return the page: table, how success moved, and what each update changed, with pictures."""
+    head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
+    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in rows_of(results))
+    parts = [_section("Rounds", f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"),
+             _section("True (green) and imagined (grey) success", _bars(results))]
+    for method, rows in results.items():
+        for row in rows[1:]:
+            parts.append(_section(f"{method}, round {row['round']}", _round(out, method, row)))
+    return ("<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+            f"<title>{escape(scene)}: the loop</title><style>{STYLE}td{{white-space:nowrap}}</style></head><body><main>"
+            f"<h1>{escape(scene)}: {escape(instruction)}</h1>"
+            "<p class='quiet'>Real episodes improve the dream, the dream improves the policy. True success is read "
+            "from physics; imagined success is the policy in the dream from the same first frames; false successes are "
+            "true failures whose actions, replayed in the dream, pass for successes. 95 % Wilson intervals.</p>"
+            f"{''.join(parts)}</main></body></html>")
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{inside}</section>"
+
+
+def _bars(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    lines = []
+    for method, rows in results.items():
+        for row in rows:
+            e = row["evaluation"]
+            bars = "".join(interval_bar(e[k]["low"], e[k]["value"], e[k]["high"], colour)
+                           for k, colour in (("true", "#0b6e4f"), ("imagined", "#7a8fa6")) if k in e)
+            lines.append(f"<tr><td>{escape(method)} {row['round']}</td><td>{bars}</td></tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
+    parts = []
+    if "real" in row:
+        real = row["real"]
+        parts.append(f"<p>{real['successes']} of {real['episodes']} explored real episodes succeeded.</p>")
+    for kind, name in (("world_model", "World model"), ("judge", "Judge")):
+        if kind in row:
+            part = row[kind]
+            verdict = "promoted" if part["promoted"] else "not promoted, the old one is kept"
+            rules = "".join(f"<li>{escape(line)}</li>" for line in part["decision"])
+            parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><ul class='quiet'>{rules}</ul>")
+    parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
+    picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
+    if picture.is_file():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append("<figure><img style='image-rendering:pixelated' alt='film strips' "
+                     f"src='data:image/png;base64,{data}'>"
+                     "<figcaption>Held-out real episodes, in threes of rows: what happened; dreamed by the world model "
+                     "before; after this update.</figcaption></figure>")
+    return "".join(parts)
