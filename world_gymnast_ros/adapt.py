@@ -62,7 +62,8 @@ class _Session:
         self.curve: list[UpdateRow] = []
         self.strips: list[Strip] = []
         self.idle = self.stale = 0
-        self.update_s = self.held_out_s = self.best_rate = 0.0
+        self.update_s = self.held_out_s = 0.0
+        self.best = (0.0, 0.0)  # HeldOut.rank of the best checkpoint
 
     def tell(self, stage: str, update: int, reward: float, success: float) -> None:
         self.progress(Progress(stage, update, self.config.max_updates, reward, success,
@@ -120,8 +121,8 @@ class _Session:
         if last.rejection_rate > c.max_rejection_rate:
             return (f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                     f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
-        if self.best_rate >= c.solved_rate:
-            return (f"solved: {self.best_rate:.0%} held-out success in imagination; "
+        if min(self.best) >= c.solved_rate:
+            return (f"solved: {self.best[0]:.0%} held-out success in imagination, of which the judges are sure; "
                     "more training could only learn the dream's mistakes")
         if self.idle >= c.max_idle_updates:
             return f"no signal: {self.idle} updates in a row had equal rewards or no verdict"
@@ -198,7 +199,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_dreams)
     s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
-    best, best_update, s.best_rate = base, 0, before.rate
+    best, best_update, s.best = base, 0, before.rank
     counts, stop = TrustCounts(), ""
     for update in range(1, c.max_updates + 1):
         if stop := s.must_stop(counts):
@@ -208,8 +209,8 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
             result = s.held_out("held-out evaluation", update, 2, c.select_dreams)
             s.curve[-1] = UpdateRow(**{**vars(s.curve[-1]), "held_out": result.rate})
             s.stale += 1
-            if result.rate > s.best_rate:  # of equals the earliest: it has moved least away from the base
-                best, best_update, s.best_rate = learner.snapshot(), update, result.rate
+            if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
+                best, best_update, s.best = learner.snapshot(), update, result.rank
                 s.stale = 0
     stop = stop or f"done: all {c.max_updates} updates"
     s.log.write("stop", reason=stop)

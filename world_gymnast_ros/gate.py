@@ -36,6 +36,11 @@ class HeldOut:
     def mean_score(self) -> float:
         return float(self.scores[self.known].mean()) if self.known.any() else 0.0
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes one checkpoint better than another: confirmed success, then how sure the judges are of it."""
+        return self.rate, self.mean_score
+
 
 @dataclass(frozen=True)
 class GateDecision:

@@ -149,15 +149,15 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
     config = next((e["config"] for e in events if e["event"] == "session"), None)
     if config is None:
         return ["the log has no 'session' line"]
-    best_rate, best_update = -1.0, 0
+    best, best_update = (-1.0, -1.0), 0
     for event in events:
         if event["event"] == "group":
             again = group_advantages(event["rewards"], config["advantage"])
             if not np.allclose(again.values, event["advantages"], atol=1e-4) or again.degenerate != event["degenerate"]:
                 wrong.append(f"advantages of update {event['update']} differ")
         elif event["event"] == "held_out":
-            if event["rate"] > best_rate:
-                best_rate, best_update = event["rate"], event["update"]
+            if (rank := (event["rate"], event["mean_score"])) > best:
+                best, best_update = rank, event["update"]
         elif event["event"] == "select" and event["update"] != best_update:
             wrong.append(f"checkpoint {event['update']} was selected, {best_update} was best")
         elif event["event"] == "gate":

@@ -4,7 +4,7 @@ One process, the same Bridge loop as the graph. True episodes have the same seed
 frames that a session starts from are of no episode that is measured: the scene is set up anew for each of them.
 
 Arms: `dream`, a session as `adapt_node` runs it; and what one could do in its place with the same budget of time, see
-comparators.py. Rows are appended to `rows.jsonl` as they are measured, and what is there is not measured again.
+comparators.py. Forgetting, in a training scene, is measured with the first seed. Rows are appended to `rows.jsonl` as they are measured, and what is there is not measured again.
 """
 from __future__ import annotations
 
@@ -116,8 +116,9 @@ def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool
 
 def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, episodes: int, captures: int,
             config: AdaptNodeConfig, before: Sequence[bool] | None = None,
-            elsewhere_before: Sequence[bool] | None = None, progress: Callable[[Progress], None] = lambda _: None) -> Row:
-    """Adapt once with `arm` and measure; `before` and `elsewhere_before` are measured too where not given."""
+            elsewhere_before: Sequence[bool] | None = None, elsewhere: bool = True,
+            progress: Callable[[Progress], None] = lambda _: None) -> Row:
+    """Adapt once with `arm` and measure; what is not given of the base is measured too. `elsewhere`: forgetting too."""
     loaded = load_scene(scene)
     policy, twin = parts.policy, Twin(loaded)
     seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes)
@@ -143,16 +144,17 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
             after = success_rate(twin, policy, instruction, seeds)
         if arm == "dream":
             extra["matched"] = imagined_from(parts, captured_starts(twin, instruction, seeds), seed)
-        extra |= forgetting(parts, ref, instruction, episodes, elsewhere_before)
+        if elsewhere:
+            extra |= forgetting(parts, ref, episodes, elsewhere_before)
     finally:
         policy.load_adapter(None)
         twin.close()
     return Row(scene, instruction, arm, seed, first, after, outcome, message, round(seconds, 1), **extra)
 
 
-def forgetting(parts: Parts, ref: AdapterRef | None, instruction: str, episodes: int,
-               before: Sequence[bool] | None) -> dict[str, list[bool]]:
-    """Measure the base (where not given) and the adapter on another object of a training scene."""
+def forgetting(parts: Parts, ref: AdapterRef | None, episodes: int, before: Sequence[bool] | None
+               ) -> dict[str, list[bool]]:
+    """Measure the base (where not given) and the adapter on half as many episodes of a training scene."""
     twin = Twin(load_scene(ELSEWHERE))
     words = "reach the red block"
     seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes // 2)
@@ -187,6 +189,7 @@ def bench(parts: Parts, scenes: Sequence[str], instruction: str, arms: Sequence[
                 other = next((r.elsewhere_before for r in rows if len(r.elsewhere_before) == episodes // 2), None)
                 append_row(folder, measure(parts, scene, words, arm, seed, episodes, captures, config,
                                            known.before if known else None, other,
+                                           seed == seeds[0],
                                            lambda p, label=label: progress(label, p)))  # type: ignore[misc]
     return read_rows(folder)
 
