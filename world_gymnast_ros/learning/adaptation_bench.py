@@ -4,7 +4,8 @@ One process, the same Bridge loop as the graph. True episodes have the same seed
 frames that a session starts from are of no episode that is measured: the scene is set up anew for each of them.
 
 Arms: `dream`, a session as `adapt_node` runs it; and what one could do in its place with the same budget of time, see
-comparators.py. Forgetting, in a training scene, is measured with the first seed. Rows are appended to `rows.jsonl` as they are measured, and what is there is not measured again.
+comparators.py. Forgetting, in a training scene, is measured with the first seed. Rows are appended to `rows.jsonl` as
+they are measured, and what is there is not measured again.
 """
 from __future__ import annotations
 

@@ -1,0 +1,112 @@
+"""What each reason for distrust is worth: paired replay of recorded episodes, with one judge or two, filter by filter.
+
+Every episode of known outcome is dreamed again with its own actions. A claim is a success in the dream, a false one where
+the truth was failure. A filter earns its place where it takes away false claims and leaves true ones. Also in a
+world model that is wrong here, where a session should notice: name one with --other.
+
+    python bench/trust.py --data data/held_out --family reach [--other runs/bridge_wm]
+"""
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from world_gymnast_ros.evaluate import wilson
+from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely, replay
+from world_gymnast_ros.learning.replay_gate import Recorded, read_play
+from world_gymnast_ros.models import build
+from world_gymnast_ros.panel import TwoJudges, agree
+from world_gymnast_ros.trust import TrustConfig, filter_group
+from world_gymnast_ros.types import Frame, Judge, Judgement, RolloutGroup, SampledChunks, WorldModel
+
+NO_FILTER = TrustConfig(moved_m=1e3, sharpness_floor=0.0, colour_shift_levels=1e3, reroll=False)
+FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
+           "blurred picture": replace(NO_FILTER, sharpness_floor=TrustConfig().sharpness_floor),
+           "colours drifted": replace(NO_FILTER, colour_shift_levels=TrustConfig().colour_shift_levels),
+           "arm drawn elsewhere, 6 px": replace(NO_FILTER, arm_px=6.0),
+           "arm drawn elsewhere, 10 px": replace(NO_FILTER, arm_px=10.0),
+           "success not reproduced": replace(NO_FILTER, reroll=True)}
+
+
+def as_group(episode: Recorded, frames: np.ndarray, verdict: Judgement, world_model: str) -> RolloutGroup:
+    """Return one replayed episode as a group of one rollout."""
+    T = len(episode.deltas)
+    chunk = SampledChunks(episode.deltas[None], np.zeros((1, T, 7), np.int64), np.zeros((1, T, 7), np.float32))
+    return RolloutGroup(frames, (chunk,), (0,), (verdict,), np.ones((1, 1), np.bool_), episode.instruction, "",
+                        world_model)
+
+
+def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded], seed: int) -> list[str]:
+    """Return the table's lines for one world model."""
+    claims: dict[str, list[bool]] = {}
+    truth = []
+    for i, episode in enumerate(tqdm(episodes, unit="episode", desc=world_model.name)):
+        first = np.ascontiguousarray(episode.frames[0])
+        start = Start(Frame(first, 0), episode.state, episode.instruction,
+                      Frame(first if episode.captured is None else episode.captured, 0))
+        frames = replay(world_model, start, episode.deltas[None], seed + i)
+        facts = facts_of([start], episode.deltas[None])
+        looked, measured = (judge_safely(j, frames, episode.instruction, facts)[0]
+                            for j in (judges.looking, judges.measuring))
+        truth.append(episode.success)
+        both = agree(looked, measured)
+        for name, verdict in (("one judge, who looks", looked), ("one judge, who measures", measured),
+                              ("both must agree", both)):
+            claims.setdefault(name, []).append(is_success(verdict))
+        for name, verdict, judge in (("who looks", looked, judges.looking), ("both", both, judges)):
+            group = as_group(episode, frames, verdict, world_model.name)
+            for words, config in FILTERS.items():
+                kept, _ = filter_group(world_model, _placing(judge, judges), start, group, config, seed + 10_000 + i)
+                claims.setdefault(f"{name}, without: {words}", []).append(is_success(kept.judgements[0]))
+    true = np.array(truth)
+    lines = [f"\n{world_model.name}: {len(true)} episodes, {int(true.sum())} truly successful\n",
+             "| who decides, and which claims are dropped | false claims among failures | true claims among successes |",
+             "|---|---|---|"]
+    for name, told in claims.items():
+        said = np.array(told)
+        lines.append(f"| {name} | {wilson(int((said & ~true).sum()), int((~true).sum()))} "
+                     f"| {wilson(int((said & true).sum()), int(true.sum()))} |")
+    return lines
+
+
+def _placing(judge: Judge, judges: TwoJudges) -> Judge:
+    """Return a judge that decides as `judge` and can tell where the arm is drawn."""
+    return judge if judge is judges else TwoJudges(judge, _Agreeing(judges))
+
+
+class _Agreeing:
+    """Measures where the arm is, and leaves the verdict to the other judge."""
+
+    def __init__(self, judges: TwoJudges) -> None:
+        self.name, self.judges = "agreeing", judges
+
+    def score(self, frames, instruction, facts=None):  # type: ignore[no-untyped-def]
+        return [Judgement(1.0, 0)] * len(frames)
+
+    def arm_misplaced_px(self, frames, facts):  # type: ignore[no-untyped-def]
+        return self.judges.arm_misplaced_px(frames, facts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, required=True, help="play data with captured frames")
+    parser.add_argument("--family", default="reach")
+    parser.add_argument("--episodes", type=int, default=100, help="per file")
+    parser.add_argument("--other", default="", help="a world model of other scenes, as one that is wrong here")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    episodes = [e for e in read_play(sorted(args.data.glob("*.npz")), args.episodes) if e.family == args.family]
+    judges = build.load_judges()
+    assert isinstance(judges, TwoJudges)
+    for path in ["", *([args.other] if args.other else [])]:
+        print("\n".join(measure(build.load_world_model(path), judges, episodes, args.seed)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
