@@ -198,9 +198,9 @@ def test_the_twin_killed_and_restarted_under_a_policy(policy: graph.NodeSpec, c:
         drive(c, nodes)
         since = time.monotonic()
         os.kill(nodes.nodes["twin_node"].process.pid, signal.SIGKILL)
-        nodes.nodes["twin_node"].process.wait(30)
         c.until_state(status[-1].HOLDING, "no joint states")
         record("twin killed: latched", time.monotonic() - since, status[-1].reason)
+        nodes.nodes["twin_node"].process.wait(30)  # what it rendered with may take its time to go
         c.spin(0.3)
         seen, played = len(states), len(steps)
         nodes.nodes.update(graph.start([twin], graph.ros_environment(log_dir=tmp_path), tmp_path / "again").nodes)
