@@ -1,7 +1,7 @@
 """What each reason for distrust is worth: paired replay of recorded episodes, with one judge or two, filter by filter.
 
-Every episode of known outcome is dreamed again with its own actions. A claim is a success in the dream, a false one where
-the truth was failure. A filter earns its place where it takes away false claims and leaves true ones. Also in a
+Every episode of known outcome is dreamed again with its own actions. A claim is a success in the dream, a false one
+where the truth was failure. A filter earns its place where it takes away false claims and leaves true ones. Also in a
 world model that is wrong here, where a session should notice: name one with --other.
 
     python bench/trust.py --data data/held_out --family reach [--other runs/bridge_wm]
@@ -65,7 +65,7 @@ def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded]
                 claims.setdefault(f"{name}, without: {words}", []).append(is_success(kept.judgements[0]))
     true = np.array(truth)
     lines = [f"\n{world_model.name}: {len(true)} episodes, {int(true.sum())} truly successful\n",
-             "| who decides, and which claims are dropped | false claims among failures | true claims among successes |",
+             "| who decides, which claims are dropped | false claims among failures | true claims among successes |",
              "|---|---|---|"]
     for name, told in claims.items():
         said = np.array(told)

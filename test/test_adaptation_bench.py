@@ -1,0 +1,101 @@
+"""The bench of adaptation: rows that survive a stop, what they say together, and what it compares with."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mujoco")
+from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.imagine import Start, imagine
+from world_gymnast_ros.learning import adaptation_bench as bench
+from world_gymnast_ros.learning.adaptation_bench import Row, append_row, correlation, markdown, read_rows
+from world_gymnast_ros.learning.comparators import SimulatedWorld, hand_built, run
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.types import U8, SampledChunks
+
+ROW = Row("novel_evening", "reach the purple block", "dream", 0, [False, True], [True, True], "promoted", "", 10.0, 4,
+          0.2, 0.9, [True, True], [True], [False])
+
+
+def test_rows_survive_a_stop_and_a_broken_file_is_said(tmp_path: Path) -> None:
+    assert read_rows(tmp_path) == []
+    append_row(tmp_path, ROW)
+    append_row(tmp_path, dataclasses.replace(ROW, seed=1))
+    file = tmp_path / bench.ROWS
+    whole = file.read_text()
+    file.write_text(whole + '{"scene": "nov')  # killed while it wrote
+    assert [r.seed for r in read_rows(tmp_path)] == [0, 1] and read_rows(tmp_path)[0] == ROW
+    file.write_text("nonsense\n" + whole)
+    with pytest.raises(EpisodeError, match="line 1"):
+        read_rows(tmp_path)
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(_parts, scene, words, arm, seed, episodes, captures, config, before, elsewhere, forget, progress):
+        asked.append((scene, seed, before, elsewhere, forget))
+        return dataclasses.replace(ROW, scene=scene, seed=seed)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    append_row(tmp_path, ROW)
+    args = (None, ["novel_evening", "novel_night"], "reach the purple block", ["dream"], [0, 1], 2, 1, None, tmp_path,
+            lambda label, p: None)
+    rows = bench.bench(*args)  # type: ignore[arg-type]
+    assert asked == [("novel_night", 0, None, [True], True), ("novel_evening", 1, [False, True], [True], False),
+                     ("novel_night", 1, [False, True], [True], False)]
+    assert len(rows) == 4 and len(bench.bench(*args)) == 4 and len(asked) == 3  # type: ignore[arg-type]
+
+
+def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> None:
+    rows = [dataclasses.replace(ROW, scene=s, after=a, matched=m, imagined_after=i)
+            for s, a, m, i in (("a", [True, True], [True, True], 1.0), ("b", [False, True], [None, True], 0.5),
+                               ("c", [False, False], [True, False], 0.1))]
+    text = markdown(rows)
+    assert "50.0% to 50.0% (+0.0 points)" in text and "worst session -50.0 (c, seed 0)" in text
+    assert "100.0% before, 0.0% after on average, worst -100 points" in text
+    assert "of 2 true failures" in text and "0.500 [" in text  # one of the two known ones was flattered
+    assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
+    assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
+
+
+class Straight:
+    """A policy that goes one way."""
+
+    name, chunk_size = "straight", 4
+
+    def __init__(self, delta: tuple[float, ...]) -> None:
+        self.delta = np.array(delta, np.float32)
+
+    def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
+        deltas = np.tile(self.delta, (len(frames), 4, 1))
+        return SampledChunks(deltas, np.zeros(deltas.shape, np.int64), np.zeros(deltas.shape, np.float32))
+
+
+def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
+    scene = load_scene("novel_camera_shift")
+    words = scene.instructions[0]
+    built = hand_built(scene)
+    assert built.camera_offset_m == (0, 0, 0) and built.table_rgb != scene.table_rgb and not built.distractors
+    assert [o.name for o in built.objects] == [o.name for o in scene.objects]
+    world = SimulatedWorld(built, words, 0)
+    try:
+        start: Start = world.captured(3)
+        assert start.frame.rgb.shape[:2] == (240, 320)
+        target = world.twins[0].object_xyz("blue block") - world.twins[0].ee_xyz()
+        there = (*(target / 12 * (1, 1, 0.7)), 0.0, 0.0, 0.0, 1.0)
+        for way, success in ((there, True), ((0.0,) * 6 + (1.0,), False)):
+            group = imagine(Straight(way), world, world, start, 2, 12, 1.0, 0, judge_every_chunks=0)  # type: ignore[arg-type]
+            assert [j.score for j in group.judgements] == [float(success)] * 2
+            np.testing.assert_array_equal(group.frames[0], group.frames[1])  # both placed as in the start picture
+        assert all(j.score is None for j in world.score(group.frames[:1], words))
+        with pytest.raises(KeyError):
+            world.begin_many(np.zeros((1, 64, 64, 3), np.uint8), None, 0)
+    finally:
+        world.close()
+    with pytest.raises(BadConfig, match="'magic' is unknown"):
+        run("magic", None, scene, words, None, 0, lambda p: None)  # type: ignore[arg-type]
