@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "test"))
 RATES_HZ = {"image_raw": 30.0, "wx250s/joint_states": 100.0, "step": 5.0}
 PICTURES, NOISE_LEVELS = 32, 3.0
 SAMPLE_S = 10.0
+INSTRUCTION = "reach the red block"
 DOMAIN_ID = 87
 
 
@@ -47,7 +48,7 @@ def noisy_views(count: int) -> list[np.ndarray]:
 
 
 def feed(sent: Path, words: list[str]) -> int:
-    """Publish all three topics until a signal; then write the stamps of what was sent to `sent` (.npz)."""
+    """Publish all three topics until a signal; the stamps of what was sent go to files in the folder `sent`."""
     from world_gymnast_ros.kinematics import NEUTRAL, fk
     from world_gymnast_ros.nodes import base, convert
     from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
@@ -55,7 +56,8 @@ def feed(sent: Path, words: list[str]) -> int:
     class Feeder(base.ConfiguredNode):
         def __init__(self) -> None:
             super().__init__("feeder")
-            self.stamps_ns = {topic: array("q") for topic in RATES_HZ}
+            self.counts, self.seen_ns = dict.fromkeys(RATES_HZ, 0), self.now_ns()
+            self.files = {topic: sent_file(sent, topic).open("wb") for topic in RATES_HZ}
             self.pictures = [convert.image_from_rgb(rgb, 0, "camera") for rgb in noisy_views(PICTURES)]
             kinds = {"image_raw": (convert.Image, base.NEWEST_RELIABLE), "step": (convert.StepMsg, base.RELIABLE),
                      "wx250s/joint_states": (convert.JointState, base.RELIABLE)}
@@ -67,11 +69,12 @@ def feed(sent: Path, words: list[str]) -> int:
         def send(self, topic: str) -> None:
             now_ns = self.now_ns()
             self.senders[topic].publish(self.make[topic](now_ns))
-            self.stamps_ns[topic].append(now_ns)
+            self.files[topic].write(now_ns.to_bytes(8, sys.byteorder))
+            self.counts[topic] += 1
 
         def picture(self, now_ns: int) -> Any:
-            picture = self.pictures[len(self.stamps_ns["image_raw"]) % PICTURES]
-            picture.header.stamp = convert.to_time(now_ns)
+            picture = self.pictures[self.counts["image_raw"] % PICTURES]
+            picture.header.stamp, self.seen_ns = convert.to_time(now_ns), now_ns
             return picture
 
         def joints(self, now_ns: int) -> Any:
@@ -79,28 +82,39 @@ def feed(sent: Path, words: list[str]) -> int:
             return convert.joint_state_msg(now_ns, position, np.zeros(9), np.zeros(9))
 
         def step(self, now_ns: int) -> Any:
-            number = len(self.stamps_ns["step"])
+            number = self.counts["step"]
             delta = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
             measured = ArmState(fk(NEUTRAL), NEUTRAL, np.zeros(6), np.zeros(6), 1.0, now_ns)
-            seen_ns = self.stamps_ns["image_raw"][-1] if self.stamps_ns["image_raw"] else now_ns
-            action = convert.DueAction(delta, number // 4, number % 4, 4, seen_ns, 0, "base", "reach the red block")
+            action = convert.DueAction(delta, number // 4, number % 4, 4, self.seen_ns, 0, "base", INSTRUCTION)
             command = ArmCommand(fk(NEUTRAL), NEUTRAL, 1.0, delta, delta, Verdict.OK, "")
             return convert.step_msg(command, action, measured, now_ns)
 
         def close(self) -> None:
-            np.savez(sent, **{topic.replace("/", "."): np.array(v) for topic, v in self.stamps_ns.items()})
+            for file in self.files.values():
+                file.close()
 
     return base.run(Feeder, [sys.argv[0], *words])
 
 
-def feeder_spec(sent: Path) -> Any:
+def sent_file(sent: Path, topic: str) -> Path:
+    """Return the file of a topic's stamps, int64 ns."""
+    return sent / f"sent.{topic.replace('/', '.')}"
+
+
+def read_sent(sent: Path) -> dict[str, np.ndarray]:
+    """Return the stamps of what was sent, by topic."""
+    return {topic: np.fromfile(sent_file(sent, topic), np.int64) for topic in RATES_HZ}
+
+
+def feeder_spec(sent: Path, niceness: int = 0) -> Any:
     """Return the process that runs `feed`."""
     from world_gymnast_ros import graph
 
     @dataclass(frozen=True)
     class Feeder(graph.NodeSpec):
         def command(self) -> list[str]:
-            return [sys.executable, str(Path(__file__).resolve()), "--role", "feed", "--sent", str(sent)]
+            return [*nice(niceness), sys.executable, str(Path(__file__).resolve()), "--role", "feed", "--sent",
+                    str(sent)]
 
     return Feeder("feeder")
 
@@ -123,7 +137,12 @@ def look(process: Any, start_s: float) -> Sample:
     return Sample(time.monotonic() - start_s, used.user + used.system, process.memory_info().rss / 2**20)
 
 
-def run(minutes: float, episode_minutes: float, out: Path) -> tuple[list[Sample], list[Path], float]:
+def nice(niceness: int) -> list[str]:
+    """Return the words that start a command at this niceness; below 0 only with the right to."""
+    return ["nice", "-n", str(niceness)] if niceness else []
+
+
+def run(minutes: float, episode_minutes: float, niceness: int, out: Path) -> tuple[list[Sample], list[Path], float]:
     """Record; return the looks at the process, the episodes, and the share of a core that everything else took."""
     import psutil
     from ros_tools import client
@@ -131,16 +150,22 @@ def run(minutes: float, episode_minutes: float, out: Path) -> tuple[list[Sample]
     from world_gymnast_ros import graph
     from world_gymnast_ros.nodes import convert
 
-    recorder = graph.RECORDER.with_overrides(directory=str(out / "episodes"), max_episode_s=36000.0)
+    @dataclass(frozen=True)
+    class Recorder(graph.NodeSpec):
+        def command(self) -> list[str]:
+            return [*nice(niceness), *super().command()]
+
+    recorder = Recorder(graph.RECORDER.name, graph.RECORDER.params,
+                        {"directory": str(out / "episodes"), "max_episode_s": 36000.0})
     folders: list[Path] = []
-    with client() as c, graph.start([recorder, feeder_spec(out / "sent.npz")], graph.ros_environment(log_dir=out),
+    with client() as c, graph.start([recorder, feeder_spec(out, niceness)], graph.ros_environment(log_dir=out),
                                     out) as nodes:
         process = psutil.Process(nodes.nodes["recorder_node"].process.pid)
         c.until(lambda: c.count_publishers("step") > 0, "the feeder", 120.0, nodes.check)
         start_s, busy_before = time.monotonic(), busy_s()
         samples: list[Sample] = []
         while (left_s := 60 * minutes - (time.monotonic() - start_s)) > 1.0:
-            begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="reach the red block")
+            begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction=INSTRUCTION)
             assert begun.success, begun.message
             samples = samples or [look(process, start_s)]
             end_s = time.monotonic() + min(left_s, 60 * episode_minutes)
@@ -165,15 +190,13 @@ def busy_s() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
-def compare(folders: list[Path], sent_file: Path) -> dict[str, dict[str, float]]:
+def compare(folders: list[Path], sent: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Compare stamp by stamp what was sent with what was recorded, episode by episode."""
     from mcap.reader import make_reader
 
     from world_gymnast_ros.episodes.schemas import header_stamp_ns
 
     rows: dict[str, dict[str, float]] = {t: {"sent": 0, "recorded": 0, "dropped": 0, "twice": 0} for t in RATES_HZ}
-    with np.load(sent_file) as data:
-        sent = {topic: data[topic.replace("/", ".")] for topic in RATES_HZ}
     for folder in folders:
         found = {topic: array("q") for topic in RATES_HZ}
         with (folder / "episode.mcap").open("rb") as file:
@@ -218,6 +241,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--episode-minutes", type=float, default=60.0, help="an episode after the other, of so long")
+    parser.add_argument("--nice", type=int, default=0, help="niceness of recorder and feeder; below 0 where other "
+                        "programs want more than the machine has")
     parser.add_argument("--out", type=Path, help="folder for the episodes (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave the episodes there")
     for hidden in ("--role", "--sent"):
@@ -235,9 +260,9 @@ def main() -> int:
     out = args.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
     try:
-        samples, folders, others = run(args.minutes, args.episode_minutes, out)
+        samples, folders, others = run(args.minutes, args.episode_minutes, args.nice, out)
         (out / "samples.json").write_text(json.dumps([vars(s) for s in samples]))
-        rows = compare(folders, out / "sent.npz")
+        rows = compare(folders, read_sent(out))
         tell(samples, folders, others, rows)
         problems = [f"{folder.name}: {what}" for folder in folders for what in check(folder)]
         print("check: " + ("; ".join(problems) or "good"))

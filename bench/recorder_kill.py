@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recorder import RATES_HZ, ROOT, feeder_spec
+from recorder import INSTRUCTION, RATES_HZ, ROOT, feeder_spec, read_sent
 
 sys.path.insert(0, str(ROOT / "test"))
 DOMAIN_ID = 86
@@ -91,7 +91,7 @@ def start(client: Any, root: Path) -> Path:
     from world_gymnast_ros.nodes import convert
 
     for _ in range(2):
-        answer = client.ask("recorder_node/start_episode", convert.StartEpisode, instruction="reach the red block")
+        answer = client.ask("recorder_node/start_episode", convert.StartEpisode, instruction=INSTRUCTION)
         with contextlib.suppress(AssertionError):
             client.until(answer.done, "an answer", ANSWER_S)
             break
@@ -178,7 +178,7 @@ def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndar
     rng, done = np.random.default_rng(seed), []
     before: tuple[Path, str] | None = None
     env = graph.ros_environment(log_dir=out)
-    with client() as c, graph.start([feeder_spec(out / "sent.npz")], env, out) as feeder:
+    with client() as c, graph.start([feeder_spec(out)], env, out) as feeder:
         c.until(lambda: c.count_publishers("step") > 0, "the feeder", 120.0, feeder.check)
         number, unheard = 0, 0
         while number < kills:
@@ -201,8 +201,7 @@ def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndar
             if number % 10 == 0:
                 print(f"{number} kills, {sum(len(k.faults) for k in done)} faults, {unheard} recorders not heard",
                       file=sys.stderr, flush=True)
-    with np.load(out / "sent.npz") as data:
-        return done, {topic: data[topic.replace("/", ".")] for topic in RATES_HZ}
+    return done, read_sent(out)
 
 
 def main() -> int:

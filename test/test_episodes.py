@@ -290,7 +290,7 @@ def test_the_step_table_holds_what_other_topics_say(tmp_path: Path) -> None:
             writer.write("/step", STEP, serialize(STEP, message), at_ns)
     _chunk(writer, frames_ns[1] + 30, frames_ns[1], 8, deltas + 100)
     _say(writer, "/adapter", ADAPTER, START_NS + 10**9, name="newer", sha256="cd34", scores_json="not JSON", **blank)
-    writer.flush()
+    writer.flush(START_NS + 15 * 10**8)
     shutil.copytree(writer.folder, tmp_path / "cut.partial")
     folder = writer.close("done", START_NS + 2 * 10**9, "success", "alice", 0.5)
     table = read_steps(folder / "steps.parquet")

@@ -5,10 +5,13 @@ import contextlib
 import fcntl
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import yaml
+from mcap.exceptions import McapError
+from mcap.stream_reader import CRCValidationError
 from mcap.writer import CompressionType, Writer
 
 from world_gymnast_ros.episodes.files import MCAP_NAME
@@ -19,6 +22,9 @@ is held in memory until its end."""
 ROS_DISTRO = "jazzy"
 CUSTOM_DATA_NAME = "world_gymnast_ros"
 LATCHED_TOPICS = ("instruction", "adapter", "arm_status", "tf_static")
+
+BROKEN = (McapError, CRCValidationError, struct.error, UnicodeDecodeError, ValueError, EOFError)
+"""What mcap raises on a file that was cut or changed."""
 
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 

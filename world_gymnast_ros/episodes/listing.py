@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from mcap.exceptions import McapError
 from mcap.reader import make_reader
-from mcap.stream_reader import CRCValidationError
 
+from world_gymnast_ros.episodes.bag import BROKEN
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
@@ -113,7 +112,7 @@ def _count(path: Path, problems: list[str]) -> tuple[Counter[str], list[int]]:
                 counts[channel.topic] += 1
                 if schema is not None and schema.name in (COMPRESSED_IMAGE, RAW_IMAGE):
                     pictures_ns.append(header_stamp_ns(message.data))
-    except (OSError, McapError, CRCValidationError, EpisodeError, ValueError) as error:
+    except (OSError, EpisodeError, *BROKEN) as error:
         problems.append(f"{MCAP_NAME} cannot be read to its end ({error!r}): repair it")
     return counts, pictures_ns
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mcap.exceptions import McapError
 from mcap.reader import make_reader
 
 from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.episodes.bag import BROKEN
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
@@ -127,7 +127,7 @@ def messages(folder: Path, topic: str) -> Iterator[tuple[int, bytes]]:
                 yield message.log_time, message.data
     except OSError as error:
         raise episode_error("read", path, error) from error
-    except McapError as error:
+    except BROKEN as error:
         raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
 
 
@@ -139,7 +139,7 @@ def topics(folder: Path) -> dict[str, str]:
             summary = make_reader(file).get_summary()
     except OSError as error:
         raise episode_error("read", path, error) from error
-    except McapError as error:
+    except BROKEN as error:
         raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
     if summary is None:
         raise EpisodeError(f"{path} has no index; run `world-gymnast episodes repair {folder}`")

@@ -7,17 +7,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mcap.exceptions import McapError
 from mcap.records import Channel, Chunk, Footer, McapRecord, Message, Metadata, Schema
-from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
+from mcap.stream_reader import StreamReader, breakup_chunk
 
-from world_gymnast_ros.episodes.bag import CUSTOM_DATA_NAME, BagFile
+from world_gymnast_ros.episodes.bag import BROKEN, CUSTOM_DATA_NAME, BagFile
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
@@ -36,7 +34,6 @@ from world_gymnast_ros.errors import EpisodeError
 
 REBUILT_NAME = "episode.mcap.rebuilt"
 DAMAGED_NAME = "episode.mcap.damaged"
-_BROKEN = (McapError, CRCValidationError, struct.error, UnicodeDecodeError, ValueError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _records(file: Any, limit: int, found: _Found) -> Iterator[McapRecord]:
             record = next(records)
         except StopIteration:
             return
-        except _BROKEN:
+        except BROKEN:
             return
         if isinstance(record, Footer):
             found.whole = True
@@ -154,7 +151,7 @@ def _records(file: Any, limit: int, found: _Found) -> Iterator[McapRecord]:
             continue
         try:
             inside = breakup_chunk(record, validate_crc=True)
-        except _BROKEN:
+        except BROKEN:
             found.lost_chunks += 1
             continue
         yield from inside

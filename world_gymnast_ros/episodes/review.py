@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from mcap.exceptions import McapError
 from mcap.reader import McapReader, make_reader
 from PIL import Image
 
+from world_gymnast_ros.episodes.bag import BROKEN
 from world_gymnast_ros.episodes.files import HEADER_NAME, MCAP_NAME, PARTIAL_SUFFIX, STEPS_NAME, read_json
 from world_gymnast_ros.episodes.listing import describe, list_episodes
 from world_gymnast_ros.episodes.marking import mark_outcome
@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, work: Callable[[], Any]) -> None:
         try:
             value = work()
-        except (WorldGymnastError, McapError, OSError) as error:
+        except (WorldGymnastError, OSError, *BROKEN) as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
         if isinstance(value, bytes):

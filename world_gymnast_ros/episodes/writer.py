@@ -116,10 +116,7 @@ class EpisodeWriter:
             if topic not in self._bag.types:
                 self._bag.open_channel(topic, msg_type, *schema_of(msg_type, definition))
             self._bag.add(topic, cdr, stamp_ns)
-            # A clock that jumps back (a simulator reset) must not stop the flushing.
-            if not 0 <= stamp_ns - self._last_flush_ns < FLUSH_EVERY_NS:
-                self._last_flush_ns = stamp_ns
-                self._flush()
+            self._flush_if_due(stamp_ns)
         except OSError as error:
             raise self._broken("write to", error) from error
 
@@ -128,11 +125,11 @@ class EpisodeWriter:
         """Record a picture uint8 (H, W, 3) as JPEG on `<topic>/compressed`. `stamp_ns`: its capture time."""
         self.write(f"{topic}/compressed", COMPRESSED_IMAGE, jpeg_cdr(rgb, stamp_ns, frame_id, quality), received_ns)
 
-    def flush(self) -> None:
-        """Hand everything to the operating system. For a timer, where topics may fall silent."""
+    def flush(self, now_ns: int) -> None:
+        """Hand everything to the operating system, if that is due. For a timer, where topics may fall silent."""
         self._check_open()
         try:
-            self._flush()
+            self._flush_if_due(now_ns)
         except OSError as error:
             raise self._broken("write to", error) from error
 
@@ -193,7 +190,11 @@ class EpisodeWriter:
                 f"{self._reserve_bytes / 2**20:.0f} MiB; free space or record to another disk"
             )
 
-    def _flush(self) -> None:
+    def _flush_if_due(self, now_ns: int) -> None:
+        # A clock that jumps back (a simulator reset) must not stop the flushing.
+        if 0 <= now_ns - self._last_flush_ns < FLUSH_EVERY_NS:
+            return
+        self._last_flush_ns = now_ns
         self._bag.flush()
         if self._bag.links() == 0:
             raise FileNotFoundError(2, "the recording was removed")

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rclpy.node import Node
 from rclpy.serialization import serialize_message
 
 from world_gymnast_ros.config import RecorderConfig
@@ -15,6 +17,9 @@ from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
 
 MIB = 2**20
+LONGEST_ROUND_NS = 150_000_000
+POLL_S = 0.05
+"""How late a message may be written; its queue holds seconds."""
 POLICY_STATUS = provenance.POLICY_STATUS.encode()
 
 
@@ -24,6 +29,11 @@ class RecorderNode(base.ConfiguredNode):
     def __init__(self) -> None:
         super().__init__("recorder_node")
         self.config = c = self.read_config(RecorderConfig)
+        # Not in any executor: its queues are emptied by a timer. A round of the executor takes as long as writing ten
+        # joint states, and brings one message of each topic: on a busy machine a fast one would never catch up.
+        self._ears = Node("recorder_ears", context=self.context, namespace=self.get_namespace(), enable_rosout=False,
+                          start_parameter_services=False)
+        self._heard: list[tuple[Any, Any, bool, Callable[[Any], None]]] = []
         self._kinds: dict[str, Any] = {}
         self._root = Path(c.directory).expanduser().absolute()
         if self._root.exists() and not self._root.is_dir():
@@ -37,10 +47,6 @@ class RecorderNode(base.ConfiguredNode):
                                                                  (c.failure_button, "failure")) if number >= 0}
         if self._buttons:
             self.create_subscription(convert.Joy, "joy", self._on_joy, base.RECORD_IMAGES)
-        if c.image_compressed:
-            self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
-        else:
-            self.create_subscription(convert.Image, "image_raw", self._on_image, base.RECORD_IMAGES)
         for topic, kind, qos in (
             ("action_chunk", convert.ActionChunkMsg, base.RELIABLE), ("step", convert.StepMsg, base.RECORD),
             ("adapter", convert.AdapterMsg, base.LATCHED), ("arm_status", convert.ArmStatusMsg, base.LATCHED),
@@ -49,10 +55,16 @@ class RecorderNode(base.ConfiguredNode):
             ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
+        # Pictures last: where time is short, they are what is lost, and no step.
+        if c.image_compressed:
+            self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
+        else:
+            self._hear("image_raw", convert.Image, base.RECORD_IMAGES, False, self._on_image)
         self._rehearse()
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
+        self.every(POLL_S, self._empty_queues)
         self.every(0.25, self._on_time)
         self.get_logger().info(f"ready to record under {self._root}")
 
@@ -66,15 +78,20 @@ class RecorderNode(base.ConfiguredNode):
                 self._latched[topic] = (name, cdr)
             self._write(topic, name, cdr)
 
-        def on_first(cdr: bytes) -> None:
-            on_bytes(cdr)
-            # The executor brings one message per round of all topics: after a stall a fast topic would never catch up.
-            with subscription.handle:
-                while (taken := subscription.handle.take_message(kind, True)) is not None:
-                    on_bytes(taken[0])
-
         self._kinds[topic] = kind
-        subscription = self.create_subscription(kind, topic, on_first, qos, raw=True)
+        self._hear(topic, kind, qos, True, on_bytes)
+
+    def _hear(self, topic: str, kind: Any, qos: Any, raw: bool, on_message: Callable[[Any], None]) -> None:
+        subscription = self._ears.create_subscription(kind, topic, on_message, qos, raw=raw)
+        self._heard.append((subscription.handle, kind, raw, on_message))
+
+    def _empty_queues(self) -> None:
+        """Write what has come; on a machine too busy for that, services must be answered in between."""
+        end_ns = base.steady_ns() + LONGEST_ROUND_NS
+        for handle, kind, raw, on_message in self._heard:
+            with handle:
+                while base.steady_ns() < end_ns and (taken := handle.take_message(kind, raw)) is not None:
+                    on_message(taken[0])
 
     def _rehearse(self) -> None:
         """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
@@ -128,7 +145,7 @@ class RecorderNode(base.ConfiguredNode):
         if self._writer is None:
             return
         try:
-            self._writer.flush()
+            self._writer.flush(self.now_ns())
             if base.steady_ns() - self._started_ns > self.config.max_episode_s * 1e9:
                 self._finish("time")
         except EpisodeError as error:
@@ -140,6 +157,7 @@ class RecorderNode(base.ConfiguredNode):
         if self._writer is not None:
             response.message = f"episode {self._writer.episode_id} is running; stop it first"
             return response
+        self._empty_queues()  # what came before is not of this episode
         now_ns = self.now_ns()
         try:
             episode_id = new_episode_id(request.instruction, now_ns)
@@ -162,6 +180,7 @@ class RecorderNode(base.ConfiguredNode):
         if self._writer is None:
             response.message = "no episode is running"
             return response
+        self._empty_queues()
         try:
             path = self._finish(request.ended_by or "stopped", outcome=request.outcome or "unknown",
                                 marked_by=request.marked_by, partial_score=_score(request.partial_score))
@@ -204,11 +223,13 @@ class RecorderNode(base.ConfiguredNode):
         self._pressed = pressed
 
     def close(self) -> None:
+        self._empty_queues()
         if self._writer is not None:
             try:
                 self._finish("stopped")
             except EpisodeError as error:
                 self.get_logger().error(str(error))
+        self._ears.destroy_node()
 
 
 def _name(kind: Any) -> str:
