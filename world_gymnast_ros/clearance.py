@@ -85,12 +85,8 @@ def clearances(joints: NDArray[np.float64], finger_m: float) -> Clearances:
     return Clearances(points[:, _TABLE_POINTS, 2] - _TABLE_RADII, _distances(_capsules(points)) - _GAPS)
 
 
-def capsules(joints: NDArray[np.float64], finger_m: float) -> F64:
-    """Return both ends of every capsule (N, 11, 2, 3)."""
-    return _capsules(_points(finger_m) @ _vectors(np.asarray(joints, np.float64)))
-
-
 def _capsules(points: F64) -> F64:
+    """Return both ends of every capsule (N, 11, 2, 3)."""
     ends = np.empty((len(points), len(LINKS), 2, 3))
     ends[:, :3] = _FIXED_M
     ends[:, 3:] = points[:, :16].reshape(len(points), -1, 2, 3)
