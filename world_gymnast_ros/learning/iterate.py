@@ -31,7 +31,7 @@ from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import JUDGE, JudgeUpdate, decide_judge, update_judge
 from world_gymnast_ros.learning.lora_pg import LoraConfig
 from world_gymnast_ros.learning.play_table import read_play
-from world_gymnast_ros.learning.real_episodes import read_real
+from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
 from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, parent_name, put_version
@@ -84,10 +84,12 @@ class IterateConfig:
 
 @dataclass(frozen=True)
 class State:
-    """Where a method stands: folders of world model and judge, name of the adapter ('' for the base)."""
+    """Where a method stands: folders of world model and judges (`second` may be "off"), name of the adapter ('' for
+    the base)."""
 
     world_model: str
     judge: str
+    second: str
     adapter: str
 
 
@@ -131,7 +133,7 @@ class Run:
     def start(self) -> State:
         """Return where every method begins."""
         return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
-                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), "")
+                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), self.adapt.second_judge, "")
 
     def play(self, name: str) -> Path:
         """Return the folder of `replay` or of `old` scenes; makes fresh play where none is given."""
@@ -148,18 +150,19 @@ class Run:
     def session_config(self, method: str, state: State) -> AdaptNodeConfig:
         """Return the adaptation settings with the models of `state`."""
         return dataclasses.replace(self.adapt, world_model=state.world_model, judge=state.judge,
-                                   directory=str(self.out / method))
+                                   second_judge=state.second, directory=str(self.out / method))
 
     def adapter(self, method: str, state: State) -> AdapterRef | None:
         """Return the stored adapter of `state`."""
         return Store(self.out / method / "adapters").get(state.adapter) if state.adapter else None
 
-    def evaluate(self, parts: Parts, seed: int, dream: bool = True) -> dict[str, Any]:
+    def evaluate(self, parts: Parts, seed: int, out: Path, dream: bool = True) -> dict[str, Any]:
         """Measure the policy as it stands: true success; with `dream`, imagined success from the same first frames, and
         the true actions replayed in the dream: how many failures pass for successes."""
         c = self.config
         seeds = range(EVALUATION_SEED, EVALUATION_SEED + c.evaluation)
         rows = policy_episodes(self.twin, parts.policy, seeds, self.instruction, 0.0, "evaluation")
+        write_rows(out, rows)
         success = [bool(r["success"][-1]) for r in rows]
         true = wilson(sum(success), len(success))
         if not dream:
@@ -167,12 +170,12 @@ class Run:
         steps = self.twin.task.horizon_steps
         claims: list[bool] = []
         for i in range(0, len(rows), 32):
-            starts = [Start(Frame(np.ascontiguousarray(r["frames"][0]), 0), r["states"][0], self.instruction)
+            starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
                       for r in rows[i:i + 32]]
             group = imagine(parts.policy, parts.world_model, parts.judge, starts, 1, steps,
                             self.adapt.held_out_temperature, derive_seed(seed, i), judge_every_chunks=0)
             claims += [is_success(j) for j in group.judgements]
-        replays = replay_figures(parts.world_model, parts.judge, self.probe, as_real(rows), derive_seed(seed, 7))
+        replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
         summary = replays.summary()
         imagined = wilson(sum(claims), len(claims))
         return {"true": asdict(true), "imagined": asdict(imagined), "gap": imagined.value - true.value,
@@ -189,7 +192,7 @@ class Run:
         def begin() -> dict[str, Any]:
             self.say("round 0: evaluating the start")
             return {"round": 0, "state": asdict(state), "evaluation": self.evaluate(
-                self.parts(method, state), derive_seed(self.config.seed, 0))}
+                self.parts(method, state), derive_seed(self.config.seed, 0), self.out / "round-0.npz")}
         rows = [once(self.out / "round-0.json", begin)]
         for number in range(1, self.config.rounds + 1):
             rows.append(self.round(method, number, state))
@@ -207,12 +210,13 @@ class Run:
             row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
-            state = dataclasses.replace(state, judge=row["judge"]["use"])
+            state = dataclasses.replace(state, judge=row["judge"]["use"], second=row["judge"]["second"])
         learn = self.imitation if method == "imitation" else self.adaptation
         row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
         state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter)
         row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
-            self.parts(method, state), derive_seed(self.config.seed, number, 1), method != "imitation"))
+            self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
+            method != "imitation"))
         row["state"] = asdict(state)
         e = row["evaluation"]
         dream = f", imagined {e['imagined']['value']:.3f}, false successes {e['false_success'][0]:.3f} of " \
@@ -271,18 +275,38 @@ class Run:
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
         before, after = (tuple(self.figures(state.world_model, j, some) for some in (held, old))
                          for j in (state.judge, str(run)))
-        self._figures.clear()
         decision = decide_judge(before[0], after[0], (before[1], after[1]), c.seed)
         figures = {"new": [before[0].summary(), after[0].summary()], "old": [before[1].summary(), after[1].summary()]}
         ref = put_version(method / "judges", run, f"{self.scene.name}-round-{number}", parent_name(Path(state.judge)),
                           {"decision": decision.lines, "promoted": decision.promote, "figures": figures,
                            "settings": asdict(settings)}, self.now_ns(), JUDGE)
         self.say(f"judge {ref.name}: {'promoted' if decision.promote else 'not promoted'}")
-        use = str(ref.path) if decision.promote else state.judge
-        return {"version": ref.name, "promoted": decision.promote, "decision": decision.lines, "figures": figures,
-                "use": use, "release": self.release(state.world_model, use, (after if decision.promote else before)[0])}
+        use, alone = (str(ref.path), after[0]) if decision.promote else (state.judge, before[0])
+        second, line, found = self.second_judge(state, use, alone, held)
+        self._figures.clear()
+        return {"version": ref.name, "promoted": decision.promote, "decision": [*decision.lines, line],
+                "figures": figures, "use": use, "second": second,
+                "release": self.release(state.world_model, use, second, found)}
 
-    def release(self, world_model: str, judge: str, found: Replays) -> dict[str, Any]:
+    def second_judge(self, state: State, judge: str, alone: Replays, held: Sequence[RealEpisode]
+                     ) -> tuple[str, str, Replays]:
+        """Decide whether the judge that measures, which does not learn here, still has a say: it stays unless the first
+        alone is right more often on held-out real episodes, in the dream, and claims at most 5 points more failures.
+
+        Returns its folder or "off", a line that says why, and the figures of what is used.
+        """
+        if state.second == build.OFF:
+            return build.OFF, "second judge: off", alone
+        both = replay_figures(build.load_world_model(state.world_model), build.load_judges(judge, state.second),
+                              self.probe, held, derive_seed(self.config.seed, 11))
+        right = [float((r.claimed == r.success).mean()) for r in (both, alone)]
+        false = [float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0 for r in (both, alone)]
+        off = right[1] > right[0] and false[1] <= false[0] + 0.05
+        line = (f"second judge: {'off' if off else 'kept'}; right with both in {right[0]:.3f} of {len(held)} held-out "
+                f"episodes, with the first alone in {right[1]:.3f}; false successes {false[0]:.3f} and {false[1]:.3f}")
+        return (build.OFF, line, alone) if off else (state.second, line, both)
+
+    def release(self, world_model: str, judge: str, second: str, found: Replays) -> dict[str, Any]:
         """Write the paired-replay table of a pair, measured on held-out episodes of this scene, beside the world model
         where that is a version of this run; return it."""
         known = np.isfinite(found.score)
@@ -294,7 +318,7 @@ class Run:
             **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
         if Path(world_model).parent.name == "world_models":
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
-                       **build.pair_hashes(world_model, judge), "families": rows}
+                       **build.release_hashes(world_model, judge, second), "families": rows}
             write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
         return rows
 
@@ -335,19 +359,3 @@ class Run:
         return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",
                 "updates": c.imitation.steps if ref else 0, "adapter": ref.name if ref else "",
                 "seconds": time.monotonic() - began}
-
-
-def as_real(rows: Sequence[dict[str, np.ndarray]]) -> list[RealEpisode]:
-    """Return episodes of play-data rows that are not on disk."""
-    from world_gymnast_ros.learning.play_data import PlayEpisode
-
-    out = []
-    for i, r in enumerate(rows):
-        words = str(r["instruction"])
-        named = [k for k, name in enumerate(r["object_names"]) if name and str(name) in words]
-        out.append(RealEpisode(PlayEpisode(r["frames"], r["deltas"], r["states"], str(r["family"]), f"row/{i}"), words,
-                               bool(r["success"][-1]), r["measured"][:, :3],
-                               r["objects_xyz"][:, named[0]] if named else None))
-    return out
-
-

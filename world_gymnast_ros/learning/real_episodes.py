@@ -62,7 +62,8 @@ def play_file(path: Path) -> list[RealEpisode]:
     try:
         with np.load(path, allow_pickle=False) as data:
             rows = {k: data[k] for k in _PLAY}
-            more = {k: data[k] for k in ("measured", "object_names", "objects_xyz", "camera") if k in data.files}
+            more = {k: data[k] for k in ("measured", "object_names", "objects_xyz", "camera", "captured")
+                    if k in data.files}
     except (OSError, ValueError, KeyError) as error:
         raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`") from error
     out = []
@@ -75,7 +76,8 @@ def play_file(path: Path) -> list[RealEpisode]:
         thing = more["objects_xyz"][i, :n + 1, named[0]] if named else None
         play = PlayEpisode(rows["frames"][i, :n + 1], rows["deltas"][i, :n], rows["states"][i, :n + 1],
                            str(rows["family"][i]), f"{path.stem}/{i}", more["camera"][i] if "camera" in more else None)
-        out.append(RealEpisode(play, words, bool(rows["success"][i, n]), tip, thing))
+        out.append(RealEpisode(play, words, bool(rows["success"][i, n]), tip, thing,
+                               more["captured"][i] if "captured" in more else None))
     return out
 
 

@@ -22,7 +22,7 @@ from world_gymnast_ros.learning.play_data import PlayEpisode
 from world_gymnast_ros.models.reflector import Reflector
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M
-from world_gymnast_ros.types import F32, F64, U8, Judge, WorldModel
+from world_gymnast_ros.types import F32, F64, U8, Judge, RolloutFacts, WorldModel
 
 BATCH = 64
 SSIM_WINDOW_PX = 7
@@ -33,13 +33,14 @@ SCALES = 3
 @dataclass(frozen=True)
 class RealEpisode:
     """A true episode of known outcome. `tip_m`, `object_m` (T+1, 3): gripper tip and named object, base frame, or None
-    where nobody knows."""
+    where nobody knows. `captured` uint8 (H, W, 3): the first frame at the camera's own size, where it was kept."""
 
     play: PlayEpisode
     instruction: str
     success: bool
     tip_m: F32 | None = None
     object_m: F32 | None = None
+    captured: U8 | None = None
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,19 @@ def dream_all(world: WorldModel, episodes: Sequence[PlayEpisode], seed: int) -> 
     return dreams
 
 
-def judge_all(judge: Judge, films: Sequence[U8], instructions: Sequence[str]) -> tuple[F64, np.ndarray]:
-    """Return scores (E,), NaN without a verdict, and claims bool (E,)."""
+def judge_all(judge: Judge, films: Sequence[U8], episodes: Sequence[RealEpisode]) -> tuple[F64, np.ndarray]:
+    """Return scores (E,), NaN without a verdict, and claims bool (E,), of films of what the episodes did."""
     score, claimed = np.full(len(films), np.nan), np.zeros(len(films), np.bool_)
     groups: dict[tuple[str, int], list[int]] = {}
-    for i, (film, words) in enumerate(zip(films, instructions, strict=True)):
-        groups.setdefault((words, len(film)), []).append(i)
+    for i, (film, episode) in enumerate(zip(films, episodes, strict=True)):
+        groups.setdefault((episode.instruction, len(film)), []).append(i)
     for (words, _), rows in groups.items():
-        for i, verdict in zip(rows, judge_safely(judge, np.stack([films[i] for i in rows]), words), strict=True):
+        mine = [episodes[i] for i in rows]
+        facts = RolloutFacts([e.play.frames[0] if e.captured is None else e.captured for e in mine],
+                             [None if e.play.states is None else e.play.states[0] for e in mine],
+                             np.stack([e.play.deltas for e in mine]))
+        verdicts = judge_safely(judge, np.stack([films[i] for i in rows]), words, facts)
+        for i, verdict in zip(rows, verdicts, strict=True):
             claimed[i] = is_success(verdict)
             score[i] = np.nan if verdict.score is None else verdict.score
     return score, claimed
@@ -145,7 +151,7 @@ def replay_figures(world: WorldModel, judge: Judge, probe: Reflector, episodes: 
     """Replay the episodes in the dream of `world` and compare with what happened."""
     words = [e.instruction for e in episodes]
     dreams = dream_all(world, [e.play for e in episodes], seed)
-    score, claimed = judge_all(judge, dreams, words)
+    score, claimed = judge_all(judge, dreams, episodes)
     mse, structural = [], []
     by_step: dict[int, list[float]] = {}
     for episode, dream in zip(episodes, dreams, strict=True):
