@@ -154,17 +154,25 @@ def test_a_full_disk_while_promoting_restores_the_policy():
     assert untouched(policy)
 
 
-class SilentJudge:
-    name = "silent"
+class SilentJudge(FakeJudge):
+    """Judges `calls` times, and then no more."""
+
+    def __init__(self, calls):
+        self.left = calls
 
     def score(self, frames, instruction, facts=None):
+        self.left -= 1
+        if self.left >= 0:
+            return super().score(frames, instruction, facts)
         return [Judgement(None, detail="server gone")] * len(frames)
 
 
-def test_a_judge_without_verdicts_stops_the_session():
-    report = run(judge=SilentJudge())
-    assert report.outcome == "kept" and report.stop_reason.startswith("no signal: 4")
-    assert report.counts.no_verdict > 0 and report.counts.rejected == 0
+def test_a_judge_without_verdicts_stops_the_session_and_says_why():
+    at_once = run(judge=SilentJudge(0))
+    assert at_once.outcome == "kept" and at_once.stop_reason == "no verdict: server gone" and not at_once.curve
+    assert at_once.counts.no_verdict > 0 and at_once.counts.rejected == 0
+    later = run(judge=SilentJudge(2))
+    assert later.outcome == "kept" and later.stop_reason.startswith("no signal: 4"), later.stop_reason
 
 
 class FickleJudge(FakeJudge):

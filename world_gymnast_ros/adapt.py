@@ -198,6 +198,11 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     c = s.config
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_dreams)
+    if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
+        why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
+        stop = f"no verdict: {why}"
+        s.log.write("stop", reason=stop)
+        return "kept", f"the judges gave no verdict on any rollout ({why}): present policy kept", stop, None, None
     s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
     best, best_update, s.best = base, 0, before.rank
     counts, stop = TrustCounts(), ""
