@@ -112,7 +112,7 @@ def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_pat
     episodes, hashes, left_out = read_real([root, files / "new"], 32, cache)
     mine = [e for e in episodes if e.play.name in ("one", "two")]
     assert [e.success for e in sorted(mine, key=lambda e: e.play.name)] == [True, False]
-    assert len(episodes) == 2 + 12 and set(hashes) == {"one", "two", "reach.npz"}
+    assert len(episodes) == 2 + 12 and set(hashes) == {"one", "two", "new/reach.npz"}
     assert len(left_out) == 2 and "not marked" in " ".join(left_out) and "at least 8" in " ".join(left_out)
     one = next(e for e in mine if e.play.name == "one")
     assert one.play.frames.shape == (len(truth.actions) + 1, 32, 32, 3)

@@ -49,8 +49,9 @@ METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 PICTURE_PX = 64
 """Of the twin's play data."""
-HELD_OUT_EVERY = 4
-"""Of the real episodes of each outcome, every fourth is held out from training and measures the update."""
+PARTS = ("training", "calibration", "training", "held_out")
+"""Where real episodes of each outcome go, in turn. All but those held out train the world model; the judge's weights
+see training alone, its threshold is set on calibration; held out decides about both."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class IterateConfig:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
-        low = {"rounds": 1, "episodes": 2 * HELD_OUT_EVERY, "evaluation": 2, "captures": 1, "replay_episodes": 4}
+        low = {"rounds": 1, "episodes": 2 * len(PARTS), "evaluation": 2, "captures": 1, "replay_episodes": 4}
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise BadConfig(f"{name} is {getattr(self, name)}; give at least {least}")
@@ -112,13 +113,13 @@ class Run:
 
     def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, out: Path, say: Callable[[str], None],
                  now_ns: Callable[[], int] = time.time_ns) -> None:
-        self.config, self.adapt, self.out, self.say, self.now_ns = config, adapt, out, say, now_ns
+        self.config, self.adapt, self.out, self.say, self.now_ns = config, adapt, out.resolve(), say, now_ns
         self.scene = load_scene(config.scene)
         self.instruction = config.instruction or self.scene.instructions[0]
         self.twin = Twin(self.scene)
         self.twin.reset(0, self.instruction)  # a wrong instruction is refused here
         settings = {"config": asdict(config), "adapt": asdict(adapt)}
-        kept = once(out / "run.json", lambda: settings)
+        kept = once(self.out / "run.json", lambda: settings)
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings (run.json); name another folder, or give its own")
         self.probe = build.load_judge("")
@@ -225,19 +226,18 @@ class Run:
         return row
 
     def real(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Real episodes of the present policy with exploration, split by outcome into training and held out."""
+        """Real episodes of the present policy with exploration, split as PARTS says."""
         c = self.config
         first = REAL_SEED + 10_000 * c.seed + 1000 * number
         parts = self.parts(method, state)
         rows = policy_episodes(self.twin, parts.policy, range(first, first + c.episodes), self.instruction,
                                c.temperature, "policy")
-        held = [r for outcome in (True, False)
-                for r in [r for r in rows if bool(r["success"][-1]) == outcome][HELD_OUT_EVERY - 1::HELD_OUT_EVERY]]
-        if not held:
-            held = rows[-1:]
-        chosen = {id(r) for r in held}
-        write_rows(self.out / method / "training" / f"round-{number}.npz", [r for r in rows if id(r) not in chosen])
-        write_rows(self.out / method / "held_out" / f"round-{number}.npz", held)
+        split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
+        for outcome in (True, False):
+            for i, row in enumerate(r for r in rows if bool(r["success"][-1]) == outcome):
+                split[PARTS[i % len(PARTS)]].append(row)
+        for part, some in split.items():
+            write_rows(self.out / method / part / f"round-{number}.npz", some)
         wins = sum(bool(r["success"][-1]) for r in rows)
         self.say(f"{method}, round {number}: {wins} of {len(rows)} explored real episodes succeeded")
         return {"episodes": len(rows), "successes": wins, "first_seed": first}
@@ -254,7 +254,7 @@ class Run:
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Update, check, store; the version is used where it was promoted."""
         c, method = self.config, folder.parent
-        training, hashes, _ = read_real([method / "training"], PICTURE_PX)
+        training, hashes, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
         data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
                     play_folder(self.play("old")), hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
@@ -271,7 +271,7 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         run = update_judge(Path(state.judge), build.load_world_model(state.world_model), method / "training",
-                           method / "held_out", self.play("replay"), folder / "judge", settings)
+                           method / "calibration", self.play("replay"), folder / "judge", settings)
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
         before, after = (tuple(self.figures(state.world_model, j, some) for some in (held, old))
                          for j in (state.judge, str(run)))
@@ -340,11 +340,11 @@ class Run:
                 "report": str(result.report_path.relative_to(self.out.resolve()))}
 
     def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Clone the successes of all real episodes so far, held-out ones too: this method has no use for those."""
+        """Clone the successes of all real episodes so far: this method holds none out."""
         c, a = self.config, self.adapt
         folder = self.out / method / "all"
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in ("training", "held_out"):
+        for kind in set(PARTS):
             for path in (self.out / method / kind).glob("*.npz"):
                 target = folder / f"{kind}-{path.name}"
                 if not target.exists():

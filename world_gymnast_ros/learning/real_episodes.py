@@ -40,7 +40,7 @@ def read_real(folders: Sequence[Path], size_px: int, cache: Path | None = None
         files = [folder] if folder.suffix == ".npz" else sorted(folder.glob("*.npz"))
         for path in files:
             episodes += play_file(path)
-            hashes[path.name] = file_sha256(path)
+            hashes[f"{path.parent.name}/{path.name}"] = file_sha256(path)
         for path in sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ():
             try:
                 episode = recording(path, size_px, cache)
