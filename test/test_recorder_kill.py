@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+"""Slow also because it needs a machine that lets the recorder run: a second without processor time fails it."""
 BENCH = Path(__file__).resolve().parents[1] / "bench" / "recorder_kill.py"
 
 
