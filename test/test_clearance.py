@@ -27,12 +27,12 @@ from world_gymnast_ros.kinematics import (
 )
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import GuardInputs, GuardState, _closeness, _here, _Start, guard, remember
+from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.twin import model
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
 CONFIG = ArmConfig().safety()

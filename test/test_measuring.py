@@ -91,7 +91,7 @@ def reaching(offset_m: tuple[float, float], judge: MeasuringJudge, state_known: 
         twin.reset(5, scene.instructions[0])
         frame, state = capture(twin)
         loop = BridgeLoop(twin)
-        goal = twin.object_xyz("blue block") + (*offset_m, 0.05)
+        goal = twin.object_xyz("blue block") + np.array((*offset_m, 0.05))
         deltas, frames = [], [frame.rgb]
         for _ in range(16):
             step = np.zeros(7, np.float32)

@@ -71,10 +71,10 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.models.build import load_policy
     from world_gymnast_ros.sequential import PairedTest
     from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.tasks import parse_instruction
     from world_gymnast_ros.twin.rollout import run_episode
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
-    from world_gymnast_ros.tasks import parse_instruction
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,12 +193,13 @@ def _update(args: argparse.Namespace) -> int:
                for name, given, first in (("replay", args.replay, REPLAY_SEED), ("old", args.old, OLD_SEED))]
     judge, probe = build.load_judge(args.judge), build.load_judge("")
 
-    def figures(world_model: Path, some: list[RealEpisode]) -> Replays:
+    def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
         return replay_figures(build.load_world_model(world_model), judge, probe, some, args.seed)
 
     print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
-    result = update(parent, Data(new, held, *map(play_folder, folders), hashes), config, Margins(), figures, args.out,
-                    args.store, slug(args.out.name), time.time_ns())
+    replay, old = (play_folder(folder) for folder in folders)
+    result = update(parent, Data(new, held, replay, old, hashes), config, Margins(), figures, args.out, args.store,
+                    slug(args.out.name), time.time_ns())
     for name in ("new", "old"):
         before, after = result.figures[name]
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in

@@ -105,7 +105,8 @@ def release_rows(replayed: list[Replayed]) -> dict[str, dict[str, Any]]:
             "auc": dream.value, "low": dream.low, "high": dream.high, "auc_true_frames": ceiling.value,
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
             "recall": float(np.mean([r.claimed for r in wins])) if wins else float("nan"),
-            "episodes": len(mine), "successes": sum(r.recorded.success for r in mine), "no_verdict": len(mine) - len(judged),
+            "episodes": len(mine), "successes": sum(r.recorded.success for r in mine),
+            "no_verdict": len(mine) - len(judged),
             "released": float(dream.value >= RELEASE_AUC)}
     return rows
 

@@ -221,7 +221,8 @@ where the camera is (`models/locator.py`, `models/measuring_judge.py`).
 - Data: {files} files of single pictures of varied scenes of the twin ({pictures} pictures), the last file held out.
 - Training: {steps} steps of {batch} pictures, seed {seed}, {minutes:.0f} minutes. {parameters:,} parameters.
 - Held out: objects found to {object_median_px:.2f} px (90 %: {object_p90_px:.2f}) of {width}, arm parts to
-  {part_median_px:.2f} px (90 %: {part_p90_px:.2f}); of what is there {found:.1%} found, of what is not {absent:.1%} told.
+  {part_median_px:.2f} px (90 %: {part_p90_px:.2f}); of what is there {found:.1%} found, of what is not
+  {absent:.1%} told.
 - Places on the table, with the camera corrected by the arm: median error {median_mm:.1f} mm, 90 % {p90_mm:.1f} mm
   ({measured} objects); `sigma_m` in config.json follows from the median.
 - The hand lags {lag:.2f} of its last step and stays {sag} m short, from play data.
@@ -232,7 +233,7 @@ where the camera is (`models/locator.py`, `models/measuring_judge.py`).
 def main(argv: Sequence[str] | None = None) -> int:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--stills", type=Path, required=True, help="folder of stills (*.npz); the last file is held out")
+    parser.add_argument("--stills", type=Path, required=True, help="folder of stills (*.npz); the last is held out")
     parser.add_argument("--play", type=Path, required=True, help="folder of play data: how the hand follows")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--steps", type=int, default=3500)

@@ -90,7 +90,8 @@ class LocatorNetwork(PreTrainedModel):
     def __init__(self, config: LocatorConfig) -> None:
         super().__init__(config)
         c = config.channels
-        self.stem = nn.Sequential(nn.Conv2d(5, c[0], 8, STRIDE * SHUFFLE, 2, bias=False), nn.GroupNorm(8, c[0]), nn.SiLU())
+        look = nn.Conv2d(5, c[0], 8, STRIDE * SHUFFLE, 2, bias=False)
+        self.stem = nn.Sequential(look, nn.GroupNorm(8, c[0]), nn.SiLU())
         self.down = nn.ModuleList(_Block(a, b, 2) for a, b in pairwise(c))
         self.middle = _Block(c[-1], c[-1])
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(c))

@@ -29,9 +29,8 @@ from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wils
 from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
 from world_gymnast_ros.report_truth import TrueFilm, complete_report
-from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.tasks import parse_instruction
-
+from world_gymnast_ros.twin.scene import load_scene
 
 CAPTURES, CAPTURE_SEED = 4, 9_999
 
