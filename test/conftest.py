@@ -1,31 +1,14 @@
 """Set up the environment of every test process, before rclpy, torch or MuJoCo is imported."""
-import fcntl
 import os
 import tempfile
 from pathlib import Path
-from typing import IO
 
 import pytest
 
+from world_gymnast_ros.graph import claim_domain
+
 ROOT = Path(__file__).resolve().parents[1]
-DOMAINS = range(61, 101)
-"""ROS domains the tests may use: high ones, whose ports still lie below Linux's ephemeral range."""
-
-
-def _claim_domain() -> IO[str]:
-    """Return the open, locked file of a ROS domain that no other test process on this machine holds."""
-    for domain in DOMAINS:
-        claim = (Path(tempfile.gettempdir()) / f"world_gymnast_domain_{domain}").open("w")
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            claim.close()
-            continue
-        return claim
-    raise RuntimeError(f"all ROS domains {DOMAINS.start} to {DOMAINS.stop - 1} are in use by test processes; end some")
-
-
-_CLAIM = _claim_domain()  # held, and so unique, for as long as this process lives
+_CLAIM = claim_domain()  # held, and so unique, for as long as this process lives
 
 # Set whatever the shell says: a test must never reach an arm that listens on the operator's own domain.
 os.environ["ROS_DOMAIN_ID"] = _CLAIM.name.rpartition("_")[2]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.paths import share_path
@@ -98,6 +100,28 @@ def clip_graph(clips: str, rate_hz: float = 5.0) -> list[NodeSpec]:
 
 class GraphError(WorldGymnastError):
     """A node ended by itself."""
+
+
+DOMAINS = range(61, 101)
+"""ROS domains that demos and tests may use: high ones, whose ports still lie below Linux's ephemeral range."""
+
+
+def claim_domain() -> IO[str]:
+    """Return the open, locked file of a ROS domain that no other demo or test on this machine holds.
+
+    Its name ends in the domain's number; it is held until it is closed. Two graphs in one domain would take each
+    other's commands for their own.
+    """
+    for domain in DOMAINS:
+        claim = (Path(tempfile.gettempdir()) / f"world_gymnast_domain_{domain}").open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            claim.close()
+            continue
+        return claim
+    raise GraphError(f"all ROS domains {DOMAINS.start} to {DOMAINS.stop - 1} are held by demos or tests; end some, or "
+                     "name one with --domain-id")
 
 
 def ros_environment(domain_id: int | None = None, log_dir: Path | None = None) -> dict[str, str]:

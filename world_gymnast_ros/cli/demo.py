@@ -15,9 +15,6 @@ from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 
 HELP = "the whole story on the simulated twin, with a report"
-DOMAIN_ID = 87
-"""A ROS domain of its own, so that a demo never talks to a robot on the same network."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; `nodes/demo.py` reads the same words."""
@@ -32,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(parser, "--seed", 0, default=0, help="seed of the adaptation (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None, help="result folder (default: runs/demo-<time>)")
     parser.add_argument("--no-record", action="store_true", help="do not record the episodes")
-    whole(parser, "--domain-id", 0, 101, default=DOMAIN_ID, help="ROS domain (default: %(default)s)")
+    whole(parser, "--domain-id", 0, 101, default=None, help="ROS domain (default: one that no demo or test on this "
+          "machine holds, so that it never talks to them or to a robot)")
 
 
 def run(args: argparse.Namespace) -> int:

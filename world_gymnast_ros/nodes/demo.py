@@ -121,8 +121,11 @@ def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], r
     return report
 
 
-def run_demo(o: DemoOptions, domain_id: int) -> int:
-    """Run the story; return 0 when it ran to its end, whatever the verdict."""
+def run_demo(o: DemoOptions, domain_id: int | None) -> int:
+    """Run the story; return 0 when it ran to its end, whatever the verdict. `domain_id` None: a free one."""
+    if domain_id is None:
+        with graph.claim_domain() as claim:
+            return run_demo(o, int(claim.name.rpartition("_")[2]))
     env = graph.ros_environment(domain_id, o.out / "logs")
     os.environ.update(env)
     began = time.monotonic()
