@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", default="", help="default: the scene's first")
     whole(parser, "--episodes", 1, 1000, default=10,
                         help="true episodes before and after (default: %(default)s)")
-    real(parser, "--budget-s", 1.0, 86400.0, default=180.0,
+    real(parser, "--budget-s", 1.0, 86400.0, default=300.0,
                         help="time for the adaptation (default: %(default)s s)")
     whole(parser, "--updates", 0, default=0, help="at most so many updates (default: as in adapt.yaml)")
     whole(parser, "--seed", 0, default=0, help="seed of the adaptation (default: %(default)s)")
