@@ -73,7 +73,7 @@ def write_report(path: Path, report: AdaptReport, *, true_rows: Sequence[ABRow] 
         _section("Gate", _gate(report)),
         _section("Before and after, same held-out seed, imagined", *map(_strip, held_out)) if held_out else "",
         _section("Learning curve", _curve(report), _quiet(f"Training ended: {report.stop_reason}.")),
-        _section("Imagined rollouts", _quiet("The green bar under a frame is the judge's score for it."),
+        _section("Imagined rollouts", _quiet("The green bar under a frame is its score, the lower one of the judges'."),
                  *map(_strip, others)) if others else "",
         _section("Distrust", _trust(report), _release(release)),
         _section("Cost", _cost(report)),
