@@ -217,6 +217,7 @@ def test_the_real_node_as_a_process(tmp_path: Path) -> None:
     toys = save_toys(tmp_path)
     node = graph.ADAPT.with_overrides(
         policy=str(toys.policy), world_model=str(toys.world_model), judge=str(toys.judge),
+        second_judge="off",  # it would find nothing in noise
         directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4,
         select_dreams=1, gate_dreams=4, held_out_copies=2, threads=1, niceness=3,
         capture_timeout_s=20.0)
