@@ -25,6 +25,7 @@ from world_gymnast_ros.types import F32, F64, I64, U8
 QUERIES = 4
 """Objects asked for in each picture; what is not there is asked for too."""
 SPREAD_CELLS = 0.7
+MIN_FOUND = 50
 RAYLEIGH_MEDIAN = 1.1774
 """The median distance from the mean of a plane's normal distribution, in sigmas of one axis."""
 WORKSPACE = ((0.12, -0.20, 0.022), (0.42, 0.25, 0.25))
@@ -257,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     locator = Locator(network, "")
     seen = errors_px(network, read_stills(files[-1:]), args.seed)
     off = place_errors_m(locator, files[-1], 400)
+    if len(off) < MIN_FOUND:
+        raise EpisodeError(f"after {args.steps} steps only {len(off)} objects of the held-out pictures are found, at "
+                           f"least {MIN_FOUND} are needed to say how exactly; train longer (--steps), on more pictures")
     config.sigma_m = round(float(np.median(off)) / RAYLEIGH_MEDIAN, 5)
     locator.save(args.out)
     absent = seen.pop("absent_found_out")
