@@ -191,9 +191,31 @@ def test_too_few_held_out_episodes_decide_nothing() -> None:
 
 def test_a_judge_is_promoted_only_if_it_agrees_more_and_claims_no_more_failures() -> None:
     good, bad, old = replays(HONEST, SUCCESS), replays(FOOLED, SUCCESS), replays(HONEST, SUCCESS)
-    assert decide_judge(bad, good, (old, old), 0).promote
-    assert not decide_judge(good, bad, (old, old), 0).promote
-    assert not decide_judge(bad, good, (old, bad), 0).promote, "worse on old scenes"
+    assert decide_judge((bad, good), (old, old), 0).promote
+    assert not decide_judge((good, bad), (old, old), 0).promote
+    assert not decide_judge((bad, good), (old, bad), 0).promote, "worse on old scenes"
+    mute = replays([False] * 30, SUCCESS)
+    mute.score[:] = np.nan
+    assert not decide_judge((bad, good), (old, mute), 0).promote, "no verdict on old scenes is no reason to hold"
+
+
+def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it() -> None:
+    good, bad, old = replays(HONEST, SUCCESS), replays(FOOLED, SUCCESS), replays(HONEST, SUCCESS)
+    few = tuple(replays(HONEST[5:15], SUCCESS[5:15]) for _ in range(2))
+    assert not decide_judge((few[0], few[1]), (old, old), 0).promote
+    assert decide_judge((few[0], few[1]), (old, old), 0, (bad, good)).promote
+    worse = replays(FOOLED[5:15], SUCCESS[5:15])
+    assert not decide_judge((few[0], worse), (old, old), 0, (bad, good)).promote, "held-out episodes fall"
+    assert not decide_judge((few[0], few[1]), (old, old), 0, (good, bad)).promote
+
+
+def test_a_probe_that_is_off_on_true_pictures_is_not_asked_about_dreams() -> None:
+    before, after = replays(FOOLED, SUCCESS, 0.1), replays(HONEST, SUCCESS, 0.1, object_mm=60.0)
+    old = replays(HONEST, SUCCESS, 0.1)
+    assert not decide((before, after), (old, old), Margins(), 0).promote
+    before.object_true_mm[:] = 90.0
+    decision = decide((before, after), (old, old), Margins(), 0)
+    assert decision.promote and any(line.startswith("unknown") for line in decision.lines)
 
 
 def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> None:

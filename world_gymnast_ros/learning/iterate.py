@@ -28,7 +28,13 @@ from world_gymnast_ros.evaluate import paired_replay_auc, wilson
 from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
 from world_gymnast_ros.learning.adaptation import Parts, family_of, load_parts, run_session
 from world_gymnast_ros.learning.imitate import Imitation, imitate
-from world_gymnast_ros.learning.judge_update import JUDGE, JudgeUpdate, decide_judge, update_judge
+from world_gymnast_ros.learning.judge_update import (
+    JUDGE,
+    JudgeUpdate,
+    decide_judge,
+    update_judge,
+    update_pair,
+)
 from world_gymnast_ros.learning.lora_pg import LoraConfig
 from world_gymnast_ros.learning.play_table import read_play
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
@@ -57,8 +63,8 @@ see training alone, its threshold is set on calibration; held out decides about 
 @dataclass(frozen=True)
 class IterateConfig:
     """One run. `episodes` real ones a round; `evaluation` true ones after each; `temperature` of exploration;
-    `captures`: frames an adaptation starts from; `replay_episodes`: fresh play made for replay and for the check of old
-    scenes, per family, where `replay` and `old` (folders of play data) are not given."""
+    `captures`: frames an adaptation starts from; `replay_episodes`: fresh play made for replay, and a quarter as many
+    for the check of old scenes, per family, where `replay` and `old` (folders of play data) are not given."""
 
     scene: str
     instruction: str = ""
@@ -67,7 +73,7 @@ class IterateConfig:
     evaluation: int = 30
     temperature: float = 1.2
     captures: int = 4
-    replay_episodes: int = 16
+    replay_episodes: int = 64
     replay: str = ""
     old: str = ""
     seed: int = 0
@@ -77,7 +83,7 @@ class IterateConfig:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
-        low = {"rounds": 1, "episodes": 2 * len(PARTS), "evaluation": 2, "captures": 1, "replay_episodes": 4}
+        low = {"rounds": 1, "episodes": 2 * len(PARTS), "evaluation": 2, "captures": 1, "replay_episodes": 16}
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise BadConfig(f"{name} is {getattr(self, name)}; give at least {least}")
@@ -123,7 +129,7 @@ class Run:
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings (run.json); name another folder, or give its own")
         self.probe = build.load_judge("")
-        self._figures: dict[tuple[str, str, tuple[str, ...]], Replays] = {}
+        self._figures: dict[tuple[str, str, str, tuple[str, ...]], Replays] = {}
 
     def close(self) -> None:
         """Free the twin."""
@@ -139,8 +145,9 @@ class Run:
     def play(self, name: str) -> Path:
         """Return the folder of `replay` or of `old` scenes; makes fresh play where none is given."""
         given, first = {"replay": (self.config.replay, REPLAY_SEED), "old": (self.config.old, OLD_SEED)}[name]
-        return Path(given) if given else fresh_play(self.out / "play" / name, self.config.replay_episodes,
-                                                    first + 10 * self.config.seed, self.say)
+        episodes = self.config.replay_episodes // (1 if name == "replay" else 4)
+        return Path(given) if given else fresh_play(self.out / "play" / name, episodes, first + 10 * self.config.seed,
+                                                    self.say)
 
     def parts(self, method: str, state: State) -> Parts:
         """Load the models of `state`, the policy with its adapter."""
@@ -242,13 +249,15 @@ class Run:
         self.say(f"{method}, round {number}: {wins} of {len(rows)} explored real episodes succeeded")
         return {"episodes": len(rows), "successes": wins, "first_seed": first}
 
-    def figures(self, world_model: str, judge: str, episodes: Sequence[RealEpisode]) -> Replays:
-        """Replay episodes in a world model, judged by a judge."""
-        key = (world_model, judge, tuple(e.play.name for e in episodes))
+    def figures(self, world_model: str, judge: str, second: str, episodes: Sequence[RealEpisode]) -> Replays:
+        """Replay episodes in a world model, judged by a judge or a pair; the dreams are kept for the next judge."""
+        names = tuple(e.play.name for e in episodes)
+        key = (world_model, judge, second, names)
         if key not in self._figures:
+            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[3]) == (world_model, names)), None)
             self._figures[key] = replay_figures(
-                build.load_world_model(world_model), build.load_judge(judge), self.probe, episodes,
-                derive_seed(self.config.seed, 11))
+                build.load_world_model(world_model), build.load_judges(judge, second), self.probe, episodes,
+                derive_seed(self.config.seed, 11), dreams)
         return self._figures[key]
 
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
@@ -259,7 +268,7 @@ class Run:
                     play_folder(self.play("old")), hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
         result = update(Path(state.world_model), data, config, c.margins,
-                        lambda w, some: self.figures(str(w), state.judge, some), folder / "world_model",
+                        lambda w, some: self.figures(str(w), state.judge, state.second, some), folder / "world_model",
                         method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns())
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
@@ -267,44 +276,64 @@ class Run:
                 "figures": result.figures, "use": str(result.version.path) if promoted else state.world_model}
 
     def judge(self, folder: Path, number: int, state: State) -> dict[str, Any]:
-        """Update the judge on true episodes and their dreams by the present world model; check, store."""
+        """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
+
+        Candidates: the pair with new settings alone, the pair with new weights in the judge that looks, and that judge
+        alone. Each must pass the check against the present judges; of those that do, the one that is right most often
+        on held-out real episodes is used, of equals the first.
+        """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
-        run = update_judge(Path(state.judge), build.load_world_model(state.world_model), method / "training",
-                           method / "calibration", self.play("replay"), folder / "judge", settings)
+        world = build.load_world_model(state.world_model)
+        run = update_judge(Path(state.judge), world, method / "training", method / "calibration", self.play("replay"),
+                           folder / "judge", settings)
+        candidates = {"alone": (run, build.OFF)}
+        lines: list[str] = []
+        if state.second != build.OFF:
+            looks, measures, lines = update_pair(
+                (Path(state.judge), run, build.checkpoint_dir(state.second, "locator")), world,
+                play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
+            candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
-        before, after = (tuple(self.figures(state.world_model, j, some) for some in (held, old))
-                         for j in (state.judge, str(run)))
-        decision = decide_judge(before[0], after[0], (before[1], after[1]), c.seed)
-        figures = {"new": [before[0].summary(), after[0].summary()], "old": [before[1].summary(), after[1].summary()]}
-        ref = put_version(method / "judges", run, f"{self.scene.name}-round-{number}", parent_name(Path(state.judge)),
-                          {"decision": decision.lines, "promoted": decision.promote, "figures": figures,
-                           "settings": asdict(settings)}, self.now_ns(), JUDGE)
-        self.say(f"judge {ref.name}: {'promoted' if decision.promote else 'not promoted'}")
-        use, alone = (str(ref.path), after[0]) if decision.promote else (state.judge, before[0])
-        second, line, found = self.second_judge(state, use, alone, held)
+        all_real = [e for part in dict.fromkeys(PARTS) for e in play_folder(method / part)]
+
+        def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
+            """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
+            usual = second if second == build.OFF else self.start().second
+            return (self.figures(state.world_model, str(judge), second, held),
+                    self.figures(state.world_model, str(judge), second, all_real),
+                    self.figures(state.world_model, str(judge), usual, old))
+        before = judged(state.judge, state.second)
+        chosen, right, after = "", -1.0, {}
+        for name, pair in candidates.items():
+            after[name] = some = judged(*pair)
+            decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
+                                    (before[1], some[1]) if name == "settings" else None)
+            agree = float((some[0].claimed == some[0].success).mean())
+            lines += [f"{name}: {line}" for line in decision.lines]
+            if decision.promote and agree > right:
+                chosen, right = name, agree
+        figures = {name: {"new": some[0].summary(), "all": some[1].summary(), "old": some[2].summary()}
+                   for name, some in {"before": before, **after}.items()}
+        scores = {"decision": lines, "figures": figures, "settings": asdict(settings)}
+        stored: dict[str, tuple[str, str]] = {}
+        for name, (path, second) in candidates.items():
+            scores = {**scores, "promoted": name == chosen, "candidate": name}
+            label = f"{self.scene.name}-round-{number}-{name}"
+            ref = put_version(method / "judges", path, label, parent_name(Path(state.judge)), scores, self.now_ns(),
+                              JUDGE)
+            if second != build.OFF:
+                second = str(put_version(
+                    method / "second_judges", Path(second), label,
+                    parent_name(build.checkpoint_dir(state.second, "locator")), scores, self.now_ns(), JUDGE).path)
+            stored[name] = (str(ref.path), second)
+        use, second = stored.get(chosen, (state.judge, state.second))
+        found = after.get(chosen, before)[0]
+        self.say(f"judges: {f'promoted, {chosen}' if chosen else 'not promoted'}")
         self._figures.clear()
-        return {"version": ref.name, "promoted": decision.promote, "decision": [*decision.lines, line],
+        return {"version": Path(use).name, "promoted": bool(chosen), "chosen": chosen, "decision": lines,
                 "figures": figures, "use": use, "second": second,
                 "release": self.release(state.world_model, use, second, found)}
-
-    def second_judge(self, state: State, judge: str, alone: Replays, held: Sequence[RealEpisode]
-                     ) -> tuple[str, str, Replays]:
-        """Decide whether the judge that measures, which does not learn here, still has a say: it stays unless the first
-        alone is right more often on held-out real episodes, in the dream, and claims at most 5 points more failures.
-
-        Returns its folder or "off", a line that says why, and the figures of what is used.
-        """
-        if state.second == build.OFF:
-            return build.OFF, "second judge: off", alone
-        both = replay_figures(build.load_world_model(state.world_model), build.load_judges(judge, state.second),
-                              self.probe, held, derive_seed(self.config.seed, 11))
-        right = [float((r.claimed == r.success).mean()) for r in (both, alone)]
-        false = [float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0 for r in (both, alone)]
-        off = right[1] > right[0] and false[1] <= false[0] + 0.05
-        line = (f"second judge: {'off' if off else 'kept'}; right with both in {right[0]:.3f} of {len(held)} held-out "
-                f"episodes, with the first alone in {right[1]:.3f}; false successes {false[0]:.3f} and {false[1]:.3f}")
-        return (build.OFF, line, alone) if off else (state.second, line, both)
 
     def release(self, world_model: str, judge: str, second: str, found: Replays) -> dict[str, Any]:
         """Write the paired-replay table of a pair, measured on held-out episodes of this scene, beside the world model

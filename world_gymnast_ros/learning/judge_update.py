@@ -1,11 +1,12 @@
-"""Teach the judge the new scene: true episodes of known outcome, and their dreams by the updated world model.
+"""Teach the judges the new scene: true episodes of known outcome, and their dreams by the updated world model.
 
 The dreams carry the labels of what the same actions truly did, so where the dream still lies the judge learns not to
 believe it. Earlier play and its dreams are mixed in. Weights are trained first, then the offset of the logit is set
-on episodes that were not trained on.
+on episodes that were not trained on. The judge that measures learns a few numbers (`measuring_update.py`).
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluate import Interval, auc, paired_bootstrap
 from world_gymnast_ros.learning.dream_play import dream_file
+from world_gymnast_ros.learning.measuring_update import claims_by_margin, cut_pair, update_measuring
 from world_gymnast_ros.learning.play_table import read_play
 from world_gymnast_ros.learning.train_reflector import (
     ReflectorTraining,
@@ -22,12 +24,13 @@ from world_gymnast_ros.learning.train_reflector import (
     fit,
     judge_episodes,
 )
-from world_gymnast_ros.learning.world_model_metrics import Replays
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, dream_all
 from world_gymnast_ros.learning.world_model_update import MIN_HELD_OUT, Decision
 from world_gymnast_ros.models.checkpoint import WEIGHTS
 from world_gymnast_ros.models.dream import ActionDiTWorld
-from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.models.reflector import Reflector, two_in_a_row
 from world_gymnast_ros.store import Kind
+from world_gymnast_ros.types import U8
 
 JUDGE = Kind("judge version", "version.json", "model.safetensors", ("config.json", "model.safetensors"))
 
@@ -42,7 +45,7 @@ class JudgeUpdate:
     shares: tuple[float, float, float, float] = (0.3, 0.4, 0.1, 0.2)
     muon_lr: float = 6e-4
     adamw_lr: float = 3e-4
-    max_false_success: float = 0.2
+    max_false_success: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ def update_judge(start: Path, world: ActionDiTWorld, training: Path, calibration
     """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
 
     `training`, `calibration`, `replay`: folders of play data (true episodes with truth). Dreams are written
-    below `out`.
+    below `out`. The threshold is set for a judge that decides alone.
     """
     if (out / WEIGHTS).is_file():
         return out
@@ -78,6 +81,47 @@ def update_judge(start: Path, world: ActionDiTWorld, training: Path, calibration
     return out
 
 
+def logits_of(judge: Reflector, films: Sequence[U8], episodes: Sequence[RealEpisode]) -> np.ndarray:
+    """Return the uncalibrated logit (E,) on which the judge decides about each film."""
+    return np.array([two_in_a_row(judge.raw(film[None], e.instruction)[0][0].mean(-1)).max()
+                     for film, e in zip(films, episodes, strict=True)], np.float64)
+
+
+def update_pair(judges: tuple[Path, Path, Path], world: ActionDiTWorld, training: Sequence[RealEpisode],
+                calibration: Sequence[RealEpisode], out: Path, settings: JudgeUpdate
+                ) -> tuple[dict[str, Path], Path, list[str]]:
+    """Teach the judge that measures, and cut it with the one that looks as a pair.
+
+    `judges`: checkpoints of the judge that looks as it was and as trained on (`update_judge`), and of the one that
+    measures. Returns those that look, with a threshold for the pair ("settings": weights as they were), the one that
+    measures, and lines about what was learned. Dreams of all episodes set margin and threshold where the weights have
+    not seen them, those of `calibration` alone where they have.
+    """
+    episodes = [*training, *calibration]
+    films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
+    measuring, lines = update_measuring(judges[2], episodes)
+    claims = claims_by_margin(measuring, films, episodes)
+    success = np.array([e.success for e in episodes])
+    held = np.arange(len(episodes)) >= len(training)
+    pairs: dict[str, Path] = {}
+    for name, start, rows in (("settings", judges[0], np.ones_like(held)), ("weights", judges[1], held)):
+        judge = Reflector.from_pretrained(start)
+        logits = logits_of(judge, films, episodes)
+        margins = claims if name == "settings" else {measuring.config.sure_sigmas: claims[measuring.config.sure_sigmas]}
+        found = cut_pair(logits[rows], {m: c[rows] for m, c in margins.items()}, success[rows],
+                         settings.max_false_success)
+        if found is None:
+            lines.append(f"pair with {name}: too few outcomes to cut it")
+            continue
+        measuring.config.sure_sigmas, cut = found
+        cut_at(judge, cut)
+        judge.save(out / name)
+        pairs[name] = out / name
+        lines.append(f"pair with {name}: margin {found[0]:g} sigmas, the looking judge cut at {cut:.2f}")
+    measuring.locator.save(out / "measuring")
+    return pairs, out / "measuring", lines
+
+
 def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
     """Move the threshold to where the most claims are right, balanced, and false successes at most that share.
 
@@ -92,15 +136,25 @@ def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
     false = np.array([(failed > c).mean() for c in cuts])
     right = np.array([(won > c).mean() for c in cuts]) - false
     allowed = np.flatnonzero(false <= max_false_success)
-    cut = float(cuts[allowed[np.argmax(right[allowed])]])
+    cut_at(judge, float(cuts[allowed[np.argmax(right[allowed])]]))
+
+
+def cut_at(judge: Reflector, cut: float) -> None:
+    """Let the judge claim a success where its uncalibrated logit is above `cut`."""
     threshold = judge.config.done_threshold
     judge.config.logit_offset = float(np.log(threshold / (1.0 - threshold)) - judge.config.logit_scale * cut)
 
 
-def decide_judge(before: Replays, after: Replays, old: tuple[Replays, Replays], seed: int) -> Decision:
-    """Decide from the same dreams judged by the old and the new judge: on the new scene, and on old scenes."""
-    if len(before.success) < MIN_HELD_OUT:
-        return Decision(False, (f"FAILS: {len(before.success)} held-out episodes of the new scene, at least "
+def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays], seed: int,
+                 everything: tuple[Replays, Replays] | None = None) -> Decision:
+    """Decide from the same dreams judged by (the present, the new) judges: on held-out episodes of the new scene, and
+    on old scenes.
+
+    `everything`: on all real episodes, for a candidate that has learned nothing from them but a few settings. Held-out
+    episodes are few, so then the agreement must rise on all, and on those held out it must not fall.
+    """
+    if len(new[0].success) < MIN_HELD_OUT:
+        return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
                                 f"{MIN_HELD_OUT} are needed to compare",))
     lines = []
 
@@ -111,18 +165,27 @@ def decide_judge(before: Replays, after: Replays, old: tuple[Replays, Replays], 
     def false(r: Replays) -> float:
         return float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0
 
-    def right(r: Replays) -> np.ndarray:
-        return (r.claimed == r.success).astype(np.float64)
+    def agreement(pair: tuple[Replays, Replays]) -> Interval:
+        before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
+        return paired_bootstrap(after - before, seed=seed)
 
-    change: Interval = paired_bootstrap(right(after) - right(before), seed=seed)
-    good = rule(change.value > 0 or false(after) < false(before) - 0.1,
-                f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by 10 "
-                f"points ({false(before):.3f} to {false(after):.3f})")
-    good &= rule(false(after) <= false(before) + 0.05,
-                 f"new scene, false successes {false(before):.3f} to {false(after):.3f}; at most 5 points more")
+    change = agreement(new)
+    if everything is None:
+        good = rule(change.value > 0 or false(new[1]) < false(new[0]) - 0.1,
+                    f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by "
+                    f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f})")
+    else:
+        good = rule(agreement(everything).value > 0 and change.value >= 0,
+                    f"new scene, agreement with outcomes changes by {agreement(everything)} over all "
+                    f"{len(everything[0].success)} real episodes and by {change} over those held out; it must rise, "
+                    "and not fall")
+    for where, pair in (("held out", new), ("all", everything)):
+        if pair is not None:
+            good &= rule(false(pair[1]) <= false(pair[0]) + 0.05, f"new scene, {where}, false successes "
+                         f"{false(pair[0]):.3f} to {false(pair[1]):.3f}; at most 5 points more")
     if len(old[0].success) >= MIN_HELD_OUT:
-        ranks = [auc(r.score, r.success) for r in old]
-        good &= rule(not ranks[1] < ranks[0] - 0.05,
+        ranks = [auc(r.score[known], r.success[known]) for r in old for known in (np.isfinite(r.score),)]
+        good &= rule(not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
                      f"old scenes, AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")
         good &= rule(false(old[1]) <= false(old[0]) + 0.1,
                      f"old scenes, false successes {false(old[0]):.3f} to {false(old[1]):.3f}; at most 10 points more")

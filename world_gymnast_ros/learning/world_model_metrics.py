@@ -146,11 +146,14 @@ def judge_all(judge: Judge, films: Sequence[U8], episodes: Sequence[RealEpisode]
     return score, claimed
 
 
-def replay_figures(world: WorldModel, judge: Judge, probe: Reflector, episodes: Sequence[RealEpisode], seed: int
-                   ) -> Replays:
-    """Replay the episodes in the dream of `world` and compare with what happened."""
+def replay_figures(world: WorldModel, judge: Judge, probe: Reflector, episodes: Sequence[RealEpisode], seed: int,
+                   dreams: list[U8] | None = None) -> Replays:
+    """Replay the episodes in the dream of `world` and compare with what happened.
+
+    `dreams`: those of an earlier call with the same world model, episodes and seed, for another judge.
+    """
     words = [e.instruction for e in episodes]
-    dreams = dream_all(world, [e.play for e in episodes], seed)
+    dreams = dream_all(world, [e.play for e in episodes], seed) if dreams is None else dreams
     score, claimed = judge_all(judge, dreams, episodes)
     mse, structural = [], []
     by_step: dict[int, list[float]] = {}

@@ -71,8 +71,23 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     partial = path.with_name(path.name + ".part")
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     save_file(plain, partial, metadata or {"format": "pt"})
+    _sort_metadata(partial)
     partial.chmod(0o644)  # the writer makes it private, but a checkpoint is installed for every user
     os.replace(partial, path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place: the writer's own order differs from run to run, and
+    the same weights must have the same hash."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps({k: header[k] for k in ("__metadata__", *(k for k in header if k != "__metadata__"))},
+                          separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def write_text(path: Path, text: str) -> None:

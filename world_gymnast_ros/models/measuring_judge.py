@@ -37,6 +37,7 @@ LAST_FRAMES = 2
 """Tasks that move objects are judged by the last two frames: success asks for two in a row."""
 COARSE = 2.0
 """How much less exactly a place is measured in a small dreamed frame."""
+PLATE_HEIGHT_M = 0.006
 AWAY_M = 0.05
 """A placed object must be let go: the hand open, or this far from it."""
 
@@ -85,8 +86,13 @@ class MeasuringJudge:
         lost = [n for n, s in zip(names, sure, strict=True) if not s > self.config.found]
         if lost:
             return Measured(nothing, None, f"the {lost[0]} was not found in the captured frame")
-        heights = np.array([0.006 if n.endswith("plate") else self.config.object_height_m for n in names])
+        heights = np.array([self.height_m(n) for n in names])
         return Measured(camera.on_plane(uv, heights), camera)
+
+    def height_m(self, name: str) -> float:
+        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
+        usual = PLATE_HEIGHT_M if name.endswith("plate") else self.config.object_height_m
+        return self.config.object_heights_m.get(name, usual)
 
     def hands(self, facts: RolloutFacts) -> F64:
         """Return where the hand is at each frame (G, T+1, 7), Bridge states as they would be measured."""
@@ -162,7 +168,7 @@ class MeasuringJudge:
             if not (sure[g, :, 0] > self.config.found).all():
                 out.append(Judgement(None, detail=f"the {names[0]} was lost in the dream"))
                 continue
-            now = m.camera.on_plane(uv[g, :, 0].astype(np.float64), self.config.object_height_m)[:, :2]
+            now = m.camera.on_plane(uv[g, :, 0].astype(np.float64), self.height_m(names[0]))[:, :2]
             if task.family == "push":
                 direction = np.array(DIRECTIONS[task.direction])
                 shift = now - m.places_m[0, :2]

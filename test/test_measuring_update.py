@@ -1,0 +1,172 @@
+"""What the judge that measures learns from real episodes: a moved camera, a new height, a margin for the pair."""
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mujoco")
+
+from world_gymnast_ros.actions import StepLimits
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.learning.measuring_update import (
+    claims_by_margin,
+    cut_pair,
+    fit_camera_again,
+    fit_height,
+    update_measuring,
+    with_settings,
+)
+from world_gymnast_ros.learning.play_data import PlayEpisode
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode
+from world_gymnast_ros.models.build import checkpoint_dir
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.tasks import REACH_RADIUS_M
+from world_gymnast_ros.twin.model import camera_pose
+from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+
+STEPS = 16
+
+
+def shipped() -> MeasuringJudge:
+    return MeasuringJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
+
+
+def episodes_of(scene: str, count: int) -> list[RealEpisode]:
+    """Captured frames of the twin, and actions that take the hand beside the object, now nearer, now further off; who
+    succeeded is said by where the object truly is."""
+    twin, out = Twin(load_scene(scene)), []
+    words = twin.scene.instructions[0]
+    try:
+        for i in range(count):
+            twin.reset(50 + i, words)
+            frame, state = capture(twin)
+            thing = twin.object_xyz(twin.task.target)
+            gap_m = (0.004, 0.034, 0.012, 0.028)[i % 4]
+            angle = 2.4 * i
+            goal = thing[:2] + gap_m * np.array([np.cos(angle), np.sin(angle)])
+            deltas = np.zeros((STEPS, 7), np.float32)
+            way = np.append(goal - state[:2], 0.085 - state[2])
+            limit = StepLimits().max_step_m
+            for t in range(STEPS):
+                deltas[t, :3] = np.clip(way, -0.5 * limit, 0.5 * limit)
+                way = way - deltas[t, :3]
+            deltas[:, 6] = 1.0
+            small = resize_rgb(frame.rgb, (64, 64))
+            play = PlayEpisode(np.repeat(small[None], STEPS + 1, 0), deltas, np.repeat(state[None], STEPS + 1, 0),
+                               "reach", f"{scene}/{i}")
+            truly = np.linalg.norm(goal - thing[:2]) < REACH_RADIUS_M
+            out.append(RealEpisode(play, words, bool(truly), None, thing[None].astype(np.float32), frame.rgb))
+    finally:
+        twin.close()
+    return out
+
+
+@pytest.fixture(scope="module")
+def moved_camera() -> list[RealEpisode]:
+    return episodes_of("lab_camera", 12)
+
+
+@pytest.fixture(scope="module")
+def bottle() -> list[RealEpisode]:
+    return episodes_of("lab_bottle", 12)
+
+
+def errors_mm(judge: MeasuringJudge, episodes: list[RealEpisode], name: str) -> np.ndarray:
+    found = [judge.measure(e.captured, e.play.states[0], (name,)) for e in episodes]  # type: ignore[arg-type,index]
+    return np.array([1000 * np.linalg.norm(m.places_m[0, :2] - e.object_m[0, :2])  # type: ignore[index]
+                     for m, e in zip(found, episodes, strict=True) if not m.fault])
+
+
+def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_camera: list[RealEpisode]) -> None:
+    judge = shipped()
+    truth = camera_pose(load_scene("lab_camera"))
+    before = np.linalg.norm((judge.prior.T_base_camera - truth)[:3, 3])
+    before_mm = errors_mm(judge, moved_camera, "blue block")
+    line = fit_camera_again(judge, moved_camera)
+    judge = with_settings(judge)
+    after_mm = errors_mm(judge, moved_camera, "blue block")
+    assert before > 0.07 and np.linalg.norm((judge.prior.T_base_camera - truth)[:3, 3]) < 0.02, line
+    assert len(after_mm) >= len(before_mm) and np.median(after_mm) < 10.0
+    assert line.startswith(("camera: 7", "camera: 8")), line  # mm, from 78 that it was moved by
+
+
+def test_a_camera_that_stands_where_it_stood_is_left_there(bottle: list[RealEpisode]) -> None:
+    judge = shipped()
+    fit_camera_again(judge, bottle)
+    assert np.linalg.norm((with_settings(judge).prior.T_base_camera - shipped().prior.T_base_camera)[:3, 3]) < 0.004
+
+
+def test_too_few_sightings_move_nothing(moved_camera: list[RealEpisode]) -> None:
+    judge = shipped()
+    assert "at least 24 are needed" in fit_camera_again(judge, moved_camera[:2])
+    blind = [RealEpisode(PlayEpisode(e.play.frames, e.play.deltas, None, "reach", "x"), e.instruction, e.success)
+             for e in moved_camera]
+    assert "no recording holds the arm's state" in fit_camera_again(judge, blind)
+    assert judge.config.T_base_camera == shipped().config.T_base_camera
+
+
+def test_a_taller_thing_is_learned_from_outcomes(bottle: list[RealEpisode]) -> None:
+    judge = shipped()
+    before = np.median(errors_mm(judge, bottle, "red cylinder"))
+    line = fit_height(judge, bottle)
+    after = np.median(errors_mm(with_settings(judge), bottle, "red cylinder"))
+    assert judge.config.object_heights_m["red cylinder"] == pytest.approx(0.03, abs=0.006), line
+    assert before > 8.0 and after < 0.6 * before
+    assert judge.height_m("blue block") == 0.02 and judge.height_m("red plate") == 0.006
+
+
+def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[RealEpisode]) -> None:
+    judge = shipped()
+    assert "as it was" in fit_height(judge, [e for e in bottle if e.success])
+    other = RealEpisode(bottle[0].play, "reach the blue block", True)
+    assert "2 objects are named" in fit_height(judge, [*bottle, other])
+    assert judge.config.object_heights_m == {}
+
+
+def test_other_settings_leave_the_judge_as_it_was() -> None:
+    judge = shipped()
+    kept = copy.deepcopy(judge.config.to_dict())
+    other = with_settings(judge, sure_sigmas=0.0, object_heights_m={"red block": 0.05})
+    assert other.config.sure_sigmas == 0.0 and other.height_m("red block") == 0.05
+    assert judge.config.to_dict() == kept and other.locator.network is judge.locator.network
+
+
+def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
+    success = np.array([True] * 5 + [False] * 20)
+    right, lax = success.copy(), np.ones(25, bool)
+    noise = np.random.default_rng(0).normal(size=25)
+    margin, cut = cut_pair(noise, {1.28: right}, success, 0.05)  # type: ignore[misc]
+    assert margin == 1.28 and cut < noise[success].min(), "who sees nothing must not veto who measures well"
+    margin, cut = cut_pair(success + 0.0, {1.28: lax}, success, 0.05)  # type: ignore[misc]
+    assert 0.0 < cut < 1.0
+    margin, _ = cut_pair(np.ones(25), {1.28: right & (np.arange(25) < 2), 0.5: right, 0.0: lax},  # type: ignore[misc]
+                         success, 0.05)
+    assert margin == 0.5, "the widest margin that claims them all"
+    _, cut = cut_pair(noise, {0.0: lax}, success, 0.05)  # type: ignore[misc]
+    assert ((noise > cut) & ~success).sum() <= 1
+    assert cut_pair(noise, {0.0: lax}, np.zeros(25, bool), 0.05) is None
+
+
+def test_a_smaller_margin_claims_no_less(bottle: list[RealEpisode]) -> None:
+    judge, _ = update_measuring(checkpoint_dir("", "locator"), bottle)
+    claims = claims_by_margin(judge, [e.play.frames for e in bottle], bottle)
+    margins = sorted(claims)
+    assert all((claims[a] >= claims[b]).all() for a, b in pairwise(margins))
+    truth = np.array([e.success for e in bottle])
+    assert (claims[0.0] == truth).mean() > 0.9
+
+
+def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_path: Path) -> None:
+    judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
+    judge.locator.save(tmp_path / "m")
+    again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
+    assert again.height_m("red cylinder") == judge.height_m("red cylinder") and len(lines) == 2
+    np.testing.assert_allclose(again.prior.T_base_camera, judge.prior.T_base_camera)

@@ -1,0 +1,152 @@
+"""What real episodes of known outcome teach the judge that measures: a few numbers, no weights.
+
+    camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
+    height    of the named object: the one with which the measured places explain the outcomes best
+    margin    how sure it must be, together with the threshold of the judge that looks: the two are cut as a pair
+
+So a moved camera or a new shape costs a dozen episodes, where weights would need hundreds.
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from world_gymnast_ros.arm_parts import part_points
+from world_gymnast_ros.camera_fit import fit_camera, project
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, judge_all
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.types import F64, U8
+
+MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
+"""How far a camera may have been moved since the judge was made."""
+STILL_SIGMA_M, STILL_SIGMA_RAD = 0.005, 0.006
+"""How far it may be from what all first frames together say."""
+MIN_SIGHTINGS = 24
+"""Parts of the arm seen; fewer do not move the camera."""
+HEIGHTS_M = tuple(float(h) for h in np.arange(0.010, 0.0601, 0.0025).round(4))
+HEIGHT_SIGMA_M = 0.02
+MIN_OUTCOMES = 3
+"""Successes, and failures, that a height or a margin is learned from."""
+MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
+SURE = 0.97
+"""No single outcome counts as more certain than this, for arms slip and labels err."""
+
+
+def first_frames(episodes: Sequence[RealEpisode]) -> list[U8]:
+    """Return the first frames at the camera's own size where they were kept, else as recorded."""
+    return [e.play.frames[0] if e.captured is None else e.captured for e in episodes]
+
+
+def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Move the judge's nominal camera to where all first frames together show the arm; return a line about it.
+
+    Left where it was when too little of the arm is seen, or the parts agree no better with the new place.
+    """
+    known = [e for e in episodes if e.play.states is not None]
+    if not known:
+        return "camera: as it was; no recording holds the arm's state"
+    seen = [judge.locator.find(frame[None], ())[2:] for frame in first_frames(known)]
+    uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
+    sure = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
+    points = part_points(np.stack([e.play.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
+    use = sure > judge.config.found
+    if use.sum() < MIN_SIGHTINGS:
+        return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
+    loose = dataclasses.replace(judge.prior, shift_sigma_m=MOVED_SIGMA_M, rotation_sigma_rad=TURNED_SIGMA_RAD)
+    fitted = fit_camera(loose, points, uv, np.where(use, sure, 0.0))
+
+    def off(pose: F64) -> float:
+        return float(np.median(np.linalg.norm(project(pose, judge.prior, points[use]) - uv[use], axis=-1)))
+    before, after = off(judge.prior.T_base_camera), off(fitted.T_base_camera)
+    if not after < before:
+        return f"camera: as it was; the arm is {before:.4f} off in the pictures, {after:.4f} after a fit"
+    moved_mm = 1000 * np.linalg.norm((fitted.T_base_camera - judge.prior.T_base_camera)[:3, 3])
+    judge.config.T_base_camera = [float(v) for v in fitted.T_base_camera.ravel()]
+    judge.config.shift_sigma_m, judge.config.rotation_sigma_rad = STILL_SIGMA_M, STILL_SIGMA_RAD
+    return (f"camera: {moved_mm:.0f} mm from where it was thought to be, by {use.sum()} sightings of the arm, "
+            f"{before:.4f} off before and {after:.4f} after (halves of the picture)")
+
+
+def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Set the named object's height to the most probable one, given outcomes; return a line about it.
+
+    Maximum a posteriori over HEIGHTS_M around the present height; measured on true frames, without a margin.
+    """
+    names = {parse_instruction(e.instruction).target for e in episodes}
+    if len(names) != 1:
+        return f"height: as it was; {len(names)} objects are named, one can be learned at a time"
+    name, = names
+    won = np.array([e.success for e in episodes])
+    if min(won.sum(), (~won).sum()) < MIN_OUTCOMES:
+        return (f"height of the {name}: as it was; {won.sum()} successes and {(~won).sum()} failures, at least "
+                f"{MIN_OUTCOMES} of each are needed")
+    films = [e.play.frames for e in episodes]
+    present = judge.height_m(name)
+    likely = []
+    for height in HEIGHTS_M:
+        chance = judge_all(with_settings(judge, sure_sigmas=0.0, object_heights_m={name: height}), films, episodes)[0]
+        known = np.isfinite(chance)
+        p = np.clip(chance[known], 1.0 - SURE, SURE)
+        likely.append(float(np.log(np.where(won[known], p, 1.0 - p)).sum())
+                      - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
+    best = HEIGHTS_M[int(np.argmax(likely))]
+    judge.config.object_heights_m = {**judge.config.object_heights_m, name: best}
+    return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
+
+
+def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
+    """Return a judge with other settings and the same network; nothing that it measured before is kept."""
+    locator = copy.copy(judge.locator)
+    locator.config = copy.deepcopy(judge.config)
+    for key, value in settings.items():
+        setattr(locator.config, key, {**getattr(locator.config, key), **value} if isinstance(value, dict) else value)
+    return MeasuringJudge(locator)
+
+
+def cut_pair(looked: F64, measured: dict[float, np.ndarray], success: np.ndarray, max_false_success: float
+             ) -> tuple[float, float] | None:
+    """Return (margin, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
+
+    `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each margin. A pair
+    claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
+    be claimed; among equals the greater margin, then the higher cut.
+    """
+    if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
+        return None
+    values = np.unique(looked)
+    cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
+    best, found = -np.inf, None
+    for margin in sorted(measured, reverse=True):
+        for cut in cuts[::-1]:
+            claims = measured[margin] & (looked > cut)
+            false = float(claims[~success].mean())
+            right = float(claims[success].mean()) - false
+            if false <= max_false_success and right > best + 1e-9:
+                best, found = right, (margin, float(cut))
+    return found
+
+
+def claims_by_margin(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
+                     ) -> dict[float, np.ndarray]:
+    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS."""
+    return {margin: judge_all(with_settings(judge, sure_sigmas=margin), films, episodes)[1]
+            for margin in MARGINS_SIGMAS}
+
+
+def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
+    """Load the judge that measures from `start`, teach it camera and height; return it and a line about each.
+
+    The caller decides about the margin (`cut_pair`) and saves it (`judge.locator.save`).
+    """
+    judge = MeasuringJudge(Locator.from_pretrained(start))
+    lines = [fit_camera_again(judge, episodes)]
+    judge = with_settings(judge)
+    lines.append(fit_height(judge, episodes))
+    return with_settings(judge), lines
+
