@@ -12,7 +12,9 @@ pytest.importorskip("torch")
 pytest.importorskip("mujoco")
 
 from world_gymnast_ros.actions import StepLimits
+from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.learning.judge_update import learn_settings
 from world_gymnast_ros.learning.measuring_update import (
     claims_by_margin,
     cut_pair,
@@ -22,10 +24,12 @@ from world_gymnast_ros.learning.measuring_update import (
     with_settings,
 )
 from world_gymnast_ros.learning.play_data import PlayEpisode
-from world_gymnast_ros.learning.world_model_metrics import RealEpisode
-from world_gymnast_ros.models.build import checkpoint_dir
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, dream_all, judge_all
+from world_gymnast_ros.models.build import checkpoint_dir, load_judges, load_world_model
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.tasks import REACH_RADIUS_M
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.rollout import capture
@@ -170,3 +174,22 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_pat
     again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
     assert again.height_m("red cylinder") == judge.height_m("red cylinder") and len(lines) == 2
     np.testing.assert_allclose(again.prior.T_base_camera, judge.prior.T_base_camera)
+
+
+def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[RealEpisode],
+                                                                            tmp_path: Path) -> None:
+    judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
+    found = learn_settings(judge, second, world, moved_camera, 0.34, tmp_path, 0.1, 0)
+    assert found.promote, found.lines
+    assert any(line.startswith("before: ") for line in found.lines)
+    pair = TwoJudges(Reflector.from_pretrained(found.looking),
+                     MeasuringJudge(Locator.from_pretrained(found.measuring)))
+    dreams = dream_all(world, [e.play for e in moved_camera], 5)
+    right = [(judge_all(judges, dreams, moved_camera)[1] == [e.success for e in moved_camera]).mean()
+             for judges in (load_judges(), pair)]
+    assert right[1] > right[0] and right[1] > 0.6
+    again = learn_settings(found.looking, found.measuring, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)
+    assert not again.promote, "nothing is left to learn"
+    with pytest.raises(EpisodeError, match=r"successes and .* failures among"):
+        learn_settings(judge, second, world, [moved_camera[0], moved_camera[1], moved_camera[3], moved_camera[4]], 0.3,
+                       tmp_path / "few", 0.1, 0)

@@ -116,11 +116,13 @@ def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_pat
     assert len(left_out) == 2 and "not marked" in " ".join(left_out) and "at least 8" in " ".join(left_out)
     one = next(e for e in mine if e.play.name == "one")
     assert one.play.frames.shape == (len(truth.actions) + 1, 32, 32, 3)
+    assert one.captured is not None and one.captured.shape[0] > 32, "the first picture at the camera's own size"
     np.testing.assert_allclose(one.play.deltas, np.stack(truth.actions), atol=1e-6)
     # the target before an action plus the action is the target after it
     np.testing.assert_allclose(np.diff(one.play.states[:, 0]), one.play.deltas[:, 0], atol=2e-3)
     stamp = max(p.stat().st_mtime_ns for p in cache.glob("*.npz"))
     again = read_real([root], 32, cache)[0]
+    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").captured, one.captured)
     assert max(p.stat().st_mtime_ns for p in cache.glob("*.npz")) == stamp, "decoded again"
     np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").play.frames, one.play.frames)
     with pytest.raises(EpisodeError, match="no play data"):

@@ -4,13 +4,18 @@
 half: reliability, ROC, how many failures it calls successes. The new judge is written only where that false success
 rate, upper end of its interval, stays below --refuse-above.
 
+`learn` teaches both judges a scene from marked recordings of it, settings only: where the camera stands, how high the
+named object is, how sure the pair must be. Written where they are right more often then, and refused otherwise.
+
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
+  world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape: a dozen episodes
   world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
-  world-gymnast adapt ... --set judge=judges/mine                       use it
+  world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
 
-exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong, 2 bad input
+exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong or no better, 2
+bad input
 """
 from __future__ import annotations
 
@@ -45,7 +50,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
 
+    learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
+    learn.add_argument("--episodes", nargs="+", type=Path, required=True,
+                       help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
+    learn.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
+    learn.add_argument("--judge", default="", help="the one that looks (default: the shipped tiny one)")
+    learn.add_argument("--second-judge", default="", help="the one that measures (default: the shipped tiny one)")
+    real(learn, "--held-out-share", 0.05, 0.9, default=0.25,
+         help="of the episodes, to decide on (default: %(default)s)")
+    real(learn, "--max-false-success", 0.0, 0.5, default=0.05,
+         help="share of failures that the pair may call successes (default: %(default)s)")
+    whole(learn, "--seed", 0, default=0, help="of the split and the dreams")
+    whole(learn, "--threads", 1, 256, default=2)
+    learn.add_argument("--out", type=Path, required=True, help="folder for looking/ and measuring/")
+
+
 def run(args: argparse.Namespace) -> int:
+    """Do what was asked."""
+    return run_learn(args) if args.what == "learn" else run_calibrate(args)
+
+
+def run_learn(args: argparse.Namespace) -> int:
+    """Learn settings of both judges, decide, and write them where they are better."""
+    import tempfile
+
+    import torch
+
+    from world_gymnast_ros.learning.judge_update import learn_settings
+    from world_gymnast_ros.learning.real_episodes import read_real
+    from world_gymnast_ros.models import build
+
+    torch.set_num_threads(args.threads)
+    writable_folder(args.out)
+    judge = build.checkpoint_dir(args.judge, "reflector")
+    second = build.checkpoint_dir(args.second_judge, "locator")
+    world = build.load_world_model(args.world_model)
+    episodes, _, left_out = read_real(args.episodes, world.frame_size[0], min_steps=2)
+    for why in left_out:
+        print(f"left out {why}")
+    with tempfile.TemporaryDirectory(dir=args.out) as scratch:
+        found = learn_settings(judge, second, world, episodes, args.held_out_share, Path(scratch),
+                               args.max_false_success, args.seed)
+        print("\n".join(found.lines))
+        if found.promote:
+            for name, folder in (("looking", found.looking), ("measuring", found.measuring)):
+                if (args.out / name).exists():
+                    raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
+                folder.rename(args.out / name)
+            print(f"judges: {args.out}/looking and {args.out}/measuring; measure them with the world model before a "
+                  "session: world-gymnast bench replay --write")
+    return 0 if found.promote else 1
+
+
+def run_calibrate(args: argparse.Namespace) -> int:
     """Calibrate, print the figures, and write the judge if it is good enough."""
     import torch
 

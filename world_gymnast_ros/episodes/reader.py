@@ -104,6 +104,12 @@ def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic:
     )
 
 
+def first_picture(episode: Episode, image_topic: str | None = None) -> U8:
+    """Return the picture of the first action uint8 (H, W, 3) at the camera's own size."""
+    topic, kind = camera(episode.path, image_topic)
+    return np.asarray(_decode(episode.path, topic, kind, episode.frame_stamps_ns[:1], None)[0])
+
+
 def choose_frames(steps: StepTable, stamps_ns: I64, dt_s: float = CONTROL_DT_S) -> I64:
     """Return the indices (T+1,) into sorted capture times `stamps_ns` of the frames that the steps were taken at.
 

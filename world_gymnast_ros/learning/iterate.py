@@ -30,6 +30,7 @@ from world_gymnast_ros.learning.adaptation import Parts, family_of, load_parts, 
 from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import (
     JUDGE,
+    SETTINGS,
     JudgeUpdate,
     decide_judge,
     update_judge,
@@ -291,7 +292,7 @@ class Run:
         lines: list[str] = []
         if state.second != build.OFF:
             looks, measures, lines = update_pair(
-                (Path(state.judge), run, build.checkpoint_dir(state.second, "locator")), world,
+                build.checkpoint_dir(state.second, "locator"), {SETTINGS: Path(state.judge), "weights": run}, world,
                 play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
             candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
@@ -308,7 +309,7 @@ class Run:
         for name, pair in candidates.items():
             after[name] = some = judged(*pair)
             decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
-                                    (before[1], some[1]) if name == "settings" else None)
+                                    (before[1], some[1]) if name == SETTINGS else None)
             agree = float((some[0].claimed == some[0].success).mean())
             lines += [f"{name}: {line}" for line in decision.lines]
             if decision.promote and agree > right:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.evaluate import Interval, auc, paired_bootstrap
 from world_gymnast_ros.learning.dream_play import dream_file
-from world_gymnast_ros.learning.measuring_update import claims_by_margin, cut_pair, update_measuring
+from world_gymnast_ros.learning.measuring_update import MIN_OUTCOMES, claims_by_margin, cut_pair, update_measuring
 from world_gymnast_ros.learning.play_table import read_play
 from world_gymnast_ros.learning.train_reflector import (
     ReflectorTraining,
@@ -24,14 +24,19 @@ from world_gymnast_ros.learning.train_reflector import (
     fit,
     judge_episodes,
 )
-from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, dream_all
-from world_gymnast_ros.learning.world_model_update import MIN_HELD_OUT, Decision
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, dream_all, replay_figures
+from world_gymnast_ros.learning.world_model_update import MIN_HELD_OUT, Decision, split
 from world_gymnast_ros.models.checkpoint import WEIGHTS
 from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.reflector import Reflector, two_in_a_row
+from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.store import Kind
 from world_gymnast_ros.types import U8
 
+SETTINGS = "settings"
+"""The candidate that learned a few settings and no weights."""
 JUDGE = Kind("judge version", "version.json", "model.safetensors", ("config.json", "model.safetensors"))
 
 
@@ -87,29 +92,29 @@ def logits_of(judge: Reflector, films: Sequence[U8], episodes: Sequence[RealEpis
                      for film, e in zip(films, episodes, strict=True)], np.float64)
 
 
-def update_pair(judges: tuple[Path, Path, Path], world: ActionDiTWorld, training: Sequence[RealEpisode],
+def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, training: Sequence[RealEpisode],
                 calibration: Sequence[RealEpisode], out: Path, settings: JudgeUpdate
                 ) -> tuple[dict[str, Path], Path, list[str]]:
-    """Teach the judge that measures, and cut it with the one that looks as a pair.
+    """Teach the judge that measures (checkpoint `second`), and cut it with one that looks as a pair.
 
-    `judges`: checkpoints of the judge that looks as it was and as trained on (`update_judge`), and of the one that
-    measures. Returns those that look, with a threshold for the pair ("settings": weights as they were), the one that
-    measures, and lines about what was learned. Dreams of all episodes set margin and threshold where the weights have
-    not seen them, those of `calibration` alone where they have.
+    `looks`: checkpoints of the judge that looks; under "settings" with the weights that it had, under any other name
+    with weights that have seen `training`. Returns those with a threshold for the pair, the judge that measures, and
+    lines about what was learned. Dreams of all episodes set margin and threshold where the weights have not seen
+    them, those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
     films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
-    measuring, lines = update_measuring(judges[2], episodes)
+    measuring, lines = update_measuring(second, episodes)
     claims = claims_by_margin(measuring, films, episodes)
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)
     pairs: dict[str, Path] = {}
-    for name, start, rows in (("settings", judges[0], np.ones_like(held)), ("weights", judges[1], held)):
+    for name, start in looks.items():
         judge = Reflector.from_pretrained(start)
-        logits = logits_of(judge, films, episodes)
-        margins = claims if name == "settings" else {measuring.config.sure_sigmas: claims[measuring.config.sure_sigmas]}
-        found = cut_pair(logits[rows], {m: c[rows] for m, c in margins.items()}, success[rows],
-                         settings.max_false_success)
+        rows = np.ones_like(held) if name == SETTINGS else held
+        margins = claims if name == SETTINGS else {measuring.config.sure_sigmas: claims[measuring.config.sure_sigmas]}
+        found = cut_pair(logits_of(judge, films, episodes)[rows], {m: c[rows] for m, c in margins.items()},
+                         success[rows], settings.max_false_success)
         if found is None:
             lines.append(f"pair with {name}: too few outcomes to cut it")
             continue
@@ -120,6 +125,42 @@ def update_pair(judges: tuple[Path, Path, Path], world: ActionDiTWorld, training
         lines.append(f"pair with {name}: margin {found[0]:g} sigmas, the looking judge cut at {cut:.2f}")
     measuring.locator.save(out / "measuring")
     return pairs, out / "measuring", lines
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn_settings` found: checkpoints below the folder that it was given, the verdict, and why."""
+
+    looking: Path
+    measuring: Path
+    promote: bool
+    lines: tuple[str, ...]
+
+
+def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[RealEpisode],
+                   held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
+    """Learn settings of both judges from real episodes of one scene, and decide on those held out whether to use them.
+
+    EpisodeError with too few episodes, or of one outcome only.
+    """
+    fitted, held = split(episodes, held_out_share, seed)
+    pairs, measuring, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
+                                          JudgeUpdate(max_false_success=max_false_success, seed=seed))
+    if SETTINGS not in pairs:
+        raise EpisodeError(f"{'; '.join(lines)}: {sum(e.success for e in fitted)} successes and "
+                           f"{sum(not e.success for e in fitted)} failures among {len(fitted)} episodes to learn from, "
+                           f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
+    probe = Reflector.from_pretrained(judge)
+
+    def judged(look: Path, measure: Path) -> tuple[Replays, Replays]:
+        pair = TwoJudges(Reflector.from_pretrained(look), MeasuringJudge(Locator.from_pretrained(measure)))
+        return (replay_figures(world, pair, probe, held, seed + 1), replay_figures(world, pair, probe, episodes, seed))
+    before, after = judged(judge, second), judged(pairs[SETTINGS], measuring)
+    decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
+    figures = [f"{when}: {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes told, "
+               f"{r[1].summary()['missed']:.2f} of the successes missed, {r[1].summary()['false_success']:.2f} of the "
+               "failures called successes" for when, r in (("before", before), ("after", after))]
+    return Learned(pairs[SETTINGS], measuring, decision.promote, (*lines, *figures, *decision.lines))
 
 
 def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
@@ -145,10 +186,10 @@ def cut_at(judge: Reflector, cut: float) -> None:
     judge.config.logit_offset = float(np.log(threshold / (1.0 - threshold)) - judge.config.logit_scale * cut)
 
 
-def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays], seed: int,
+def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,
                  everything: tuple[Replays, Replays] | None = None) -> Decision:
     """Decide from the same dreams judged by (the present, the new) judges: on held-out episodes of the new scene, and
-    on old scenes.
+    on old scenes (None: the judges are for this scene alone).
 
     `everything`: on all real episodes, for a candidate that has learned nothing from them but a few settings. Held-out
     episodes are few, so then the agreement must rise on all, and on those held out it must not fall.
@@ -183,7 +224,7 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays], see
         if pair is not None:
             good &= rule(false(pair[1]) <= false(pair[0]) + 0.05, f"new scene, {where}, false successes "
                          f"{false(pair[0]):.3f} to {false(pair[1]):.3f}; at most 5 points more")
-    if len(old[0].success) >= MIN_HELD_OUT:
+    if old is not None and len(old[0].success) >= MIN_HELD_OUT:
         ranks = [auc(r.score[known], r.success[known]) for r in old for known in (np.isfinite(r.score),)]
         good &= rule(not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
                      f"old scenes, AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")

@@ -14,7 +14,7 @@ import numpy as np
 
 from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
-from world_gymnast_ros.episodes.reader import read_episode
+from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.learning.adaptation import family_of
 from world_gymnast_ros.learning.play_data import PlayEpisode
@@ -26,7 +26,7 @@ MIN_STEPS = 8
 _PLAY = ("frames", "deltas", "states", "length", "family", "instruction", "success")
 
 
-def read_real(folders: Sequence[Path], size_px: int, cache: Path | None = None
+def read_real(folders: Sequence[Path], size_px: int, cache: Path | None = None, min_steps: int = MIN_STEPS
               ) -> tuple[list[RealEpisode], dict[str, str], list[str]]:
     """Read all play-data files (*.npz) and recorded episodes under `folders`.
 
@@ -44,8 +44,8 @@ def read_real(folders: Sequence[Path], size_px: int, cache: Path | None = None
         for path in sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ():
             try:
                 episode = recording(path, size_px, cache)
-                if episode.play.steps < MIN_STEPS:
-                    raise EpisodeError(f"{episode.play.steps} actions, at least {MIN_STEPS} are needed")
+                if episode.play.steps < min_steps:
+                    raise EpisodeError(f"{episode.play.steps} actions, at least {min_steps} are needed")
                 episodes.append(episode)
                 hashes[path.name] = recording_hash(path)
             except EpisodeError as error:
@@ -93,11 +93,11 @@ def recording(folder: Path, size_px: int, cache: Path | None) -> RealEpisode:
     """Return one finished recording that somebody marked; EpisodeError says why another is not usable."""
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise EpisodeError("never finished; run `world-gymnast episodes repair`")
-    held = cache / f"{recording_hash(folder)[:16]}-{size_px}.npz" if cache is not None else None
+    held = cache / f"{recording_hash(folder)[:16]}-{size_px}-captured.npz" if cache is not None else None
     if held is not None and held.is_file():
         with np.load(held, allow_pickle=False) as data:
             return _episode(folder.name, data["frames"], data["deltas"], data["states"], str(data["instruction"]),
-                            bool(data["success"]))
+                            bool(data["success"]), data["captured"])
     episode = read_episode(folder, (size_px, size_px))
     if episode.outcome.outcome == "unknown":
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
@@ -105,17 +105,19 @@ def recording(folder: Path, size_px: int, cache: Path | None) -> RealEpisode:
     targets = bridge_state(steps.T_base_target, steps.gripper_command)
     states = np.concatenate([episode.states[:1], targets]).astype(np.float32)  # arming seeds the target as measured
     success = episode.outcome.outcome == "success"
+    captured = first_picture(episode)
     if held is not None:
         held.parent.mkdir(parents=True, exist_ok=True)
         partial = held.with_suffix(".partial")
         with partial.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=states, success=success,
-                     instruction=np.array(episode.instruction))
+                     instruction=np.array(episode.instruction), captured=captured)
         os.replace(partial, held)
-    return _episode(folder.name, episode.frames, episode.actions, states, episode.instruction, success)
+    return _episode(folder.name, episode.frames, episode.actions, states, episode.instruction, success, captured)
 
 
-def _episode(name: str, frames: np.ndarray, deltas: np.ndarray, states: np.ndarray, words: str, success: bool
-             ) -> RealEpisode:
+def _episode(name: str, frames: np.ndarray, deltas: np.ndarray, states: np.ndarray, words: str, success: bool,
+             captured: np.ndarray) -> RealEpisode:
     tip = states[:, :3]  # the target: the arm follows it within millimetres
-    return RealEpisode(PlayEpisode(frames, deltas, states, family_of(words), name), words, success, tip, None)
+    return RealEpisode(PlayEpisode(frames, deltas, states, family_of(words), name), words, success, tip, None,
+                       captured)
