@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("mujoco")
 
 from world_gymnast_ros.actions import StepLimits
+from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import learn_settings
@@ -191,5 +192,26 @@ def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(move
     again = learn_settings(found.looking, found.measuring, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)
     assert not again.promote, "nothing is left to learn"
     with pytest.raises(EpisodeError, match=r"successes and .* failures among"):
-        learn_settings(judge, second, world, [moved_camera[0], moved_camera[1], moved_camera[3], moved_camera[4]], 0.3,
-                       tmp_path / "few", 0.1, 0)
+        learn_settings(judge, second, world, moved_camera[:8], 0.5, tmp_path / "few", 0.1, 0)
+
+
+def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[RealEpisode], tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    def learn(*args: str) -> tuple[int, str]:
+        code = main(["judge", "learn", *args])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+    (tmp_path / "empty").mkdir()
+    code, told = learn("--episodes", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert code == 2 and "nowhere does not exist" in told
+    code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
+    assert code == 2 and "no finished, marked recording" in told
+    (tmp_path / "taken" / "measuring").mkdir(parents=True)
+    code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "taken"))
+    assert code == 2 and "is there already" in told
+    judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
+    other = RealEpisode(bottle[0].play, "reach the blue block", True)
+    with pytest.raises(EpisodeError, match="2 instructions"):
+        learn_settings(judge, second, world, [*bottle, other], 0.34, tmp_path / "x", 0.1, 0)
+    with pytest.raises(EpisodeError, match="2 of 6 episodes are held out"):
+        learn_settings(judge, second, world, bottle[:6], 0.34, tmp_path / "x", 0.1, 0)

@@ -125,7 +125,7 @@ def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_pat
     np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").captured, one.captured)
     assert max(p.stat().st_mtime_ns for p in cache.glob("*.npz")) == stamp, "decoded again"
     np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").play.frames, one.play.frames)
-    with pytest.raises(EpisodeError, match="no play data"):
+    with pytest.raises(EpisodeError, match="does not exist"):
         read_real([tmp_path / "nothing"], 32)
 
 

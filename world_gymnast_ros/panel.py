@@ -30,7 +30,6 @@ class TwoJudges:
         measured = self.measuring.score(frames, instruction, facts)
         return [agree(a, b, self.measuring.name) for a, b in zip(looked, measured, strict=True)]
 
-
     def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
         """Ask the judge that measures, if it can tell; NaN otherwise."""
         if isinstance(self.measuring, PlacesArm):

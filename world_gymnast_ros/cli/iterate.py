@@ -23,8 +23,8 @@ HELP = "rounds of real episodes, world-model update, adaptation and evaluation o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scene", required=True, help="shipped name or YAML file")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
-    whole(parser, "--rounds", 1, 100, default=3, help="default: %(default)s")
-    whole(parser, "--episodes", 8, 10000, default=24, help="real episodes a round (default: %(default)s)")
+    whole(parser, "--rounds", 1, 90, default=3, help="default: %(default)s")
+    whole(parser, "--episodes", 8, 1000, default=24, help="real episodes a round (default: %(default)s)")
     whole(parser, "--evaluation", 2, 10000, default=30, help="true episodes after a round (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=("loop", "unchanged", "imitation"), default=["loop"],
                         help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "

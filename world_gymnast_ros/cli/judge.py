@@ -10,7 +10,7 @@ named object is, how sure the pair must be. Written where they are right more of
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
-  world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape: a dozen episodes
+  world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape: two dozen episodes
   world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
   world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
 
@@ -49,14 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(calibrate, "--threads", 1, 256, default=2)
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
-
     learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
     learn.add_argument("--episodes", nargs="+", type=Path, required=True,
                        help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
     learn.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     learn.add_argument("--judge", default="", help="the one that looks (default: the shipped tiny one)")
     learn.add_argument("--second-judge", default="", help="the one that measures (default: the shipped tiny one)")
-    real(learn, "--held-out-share", 0.05, 0.9, default=0.25,
+    real(learn, "--held-out-share", 0.05, 0.9, default=0.34,
          help="of the episodes, to decide on (default: %(default)s)")
     real(learn, "--max-false-success", 0.0, 0.5, default=0.05,
          help="share of failures that the pair may call successes (default: %(default)s)")
@@ -81,6 +80,9 @@ def run_learn(args: argparse.Namespace) -> int:
     from world_gymnast_ros.models import build
 
     torch.set_num_threads(args.threads)
+    for name in ("looking", "measuring"):
+        if (args.out / name).exists():
+            raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
     writable_folder(args.out)
     judge = build.checkpoint_dir(args.judge, "reflector")
     second = build.checkpoint_dir(args.second_judge, "locator")
@@ -94,8 +96,6 @@ def run_learn(args: argparse.Namespace) -> int:
         print("\n".join(found.lines))
         if found.promote:
             for name, folder in (("looking", found.looking), ("measuring", found.measuring)):
-                if (args.out / name).exists():
-                    raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
                 folder.rename(args.out / name)
             print(f"judges: {args.out}/looking and {args.out}/measuring; measure them with the world model before a "
                   "session: world-gymnast bench replay --write")

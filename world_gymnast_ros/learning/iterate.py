@@ -4,8 +4,8 @@
               promoted only if its release check says so -> adaptation in the dream -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
-`imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy,
-take as many real episodes a round, with the same seeds, and are evaluated on the same episodes.
+`imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
+and are evaluated on the same episodes; those that learn from real episodes take as many a round, with the same seeds.
 
 A run is a folder. Every stage leaves a file when it is done and is skipped when the file is there, so a stopped run
 goes on where it was. Seeds and settings are in `run.json`; a folder of another run is refused.
@@ -43,7 +43,7 @@ from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, f
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
 from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, parent_name, put_version
 from world_gymnast_ros.models import build
-from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -58,7 +58,8 @@ PICTURE_PX = 64
 """Of the twin's play data."""
 PARTS = ("training", "calibration", "training", "held_out")
 """Where real episodes of each outcome go, in turn. All but those held out train the world model; the judge's weights
-see training alone, its threshold is set on calibration; held out decides about both."""
+see training alone, and the threshold of such weights is set on calibration; what has few parameters (camera, height,
+margin, a threshold of weights that saw none of them) learns from both. Held out decides."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ class IterateConfig:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
-        low = {"rounds": 1, "episodes": 2 * len(PARTS), "evaluation": 2, "captures": 1, "replay_episodes": 16}
-        for name, least in low.items():
-            if getattr(self, name) < least:
-                raise BadConfig(f"{name} is {getattr(self, name)}; give at least {least}")
+        limits = {"rounds": (1, 90), "episodes": (2 * len(PARTS), 1000), "evaluation": (2, 10_000),
+                  "captures": (1, 100), "replay_episodes": (16, 10_000)}  # further, seeds of rounds would meet
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise BadConfig(f"{name} is {getattr(self, name)}; give {least} to {most}")
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,18 @@ class Run:
         self.instruction = config.instruction or self.scene.instructions[0]
         self.twin = Twin(self.scene)
         self.twin.reset(0, self.instruction)  # a wrong instruction is refused here
+        self.start()  # and so are a wrong checkpoint and a folder without play, before anything is written
+        for name in ("replay", "old"):
+            given = getattr(config, name)
+            if given and not any(Path(given).glob("*.npz")):
+                raise BadConfig(f"--{name} {given} holds no play data (*.npz); make some with `world-gymnast twin "
+                                "play`, or leave it out")
         settings = {"config": asdict(config), "adapt": asdict(adapt)}
         kept = once(self.out / "run.json", lambda: settings)
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings (run.json); name another folder, or give its own")
         self.probe = build.load_judge("")
-        self._figures: dict[tuple[str, str, str, tuple[str, ...]], Replays] = {}
+        self._figures: dict[tuple[str, str, str, str], Replays] = {}
 
     def close(self) -> None:
         """Free the twin."""
@@ -140,6 +148,8 @@ class Run:
 
     def start(self) -> State:
         """Return where every method begins."""
+        if self.adapt.second_judge != build.OFF:
+            build.checkpoint_dir(self.adapt.second_judge, "locator")
         return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
                      str(build.checkpoint_dir(self.adapt.judge, "reflector")), self.adapt.second_judge, "")
 
@@ -250,12 +260,15 @@ class Run:
         self.say(f"{method}, round {number}: {wins} of {len(rows)} explored real episodes succeeded")
         return {"episodes": len(rows), "successes": wins, "first_seed": first}
 
-    def figures(self, world_model: str, judge: str, second: str, episodes: Sequence[RealEpisode]) -> Replays:
-        """Replay episodes in a world model, judged by a judge or a pair; the dreams are kept for the next judge."""
-        names = tuple(e.play.name for e in episodes)
-        key = (world_model, judge, second, names)
+    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
+                ) -> Replays:
+        """Replay the set of episodes called `which` in a world model, judged by a judge or a pair.
+
+        What was replayed in a round is kept: the dreams serve the next judge.
+        """
+        key = (world_model, judge, second, which)
         if key not in self._figures:
-            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[3]) == (world_model, names)), None)
+            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[3]) == (world_model, which)), None)
             self._figures[key] = replay_figures(
                 build.load_world_model(world_model), build.load_judges(judge, second), self.probe, episodes,
                 derive_seed(self.config.seed, 11), dreams)
@@ -268,8 +281,12 @@ class Run:
         data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
                     play_folder(self.play("old")), hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
-        result = update(Path(state.world_model), data, config, c.margins,
-                        lambda w, some: self.figures(str(w), state.judge, state.second, some), folder / "world_model",
+        self._figures.clear()
+
+        def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
+            return self.figures(str(world_model), state.judge, state.second,
+                                "held out" if some is data.held else "old", some)
+        result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
                         method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns())
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
@@ -279,9 +296,10 @@ class Run:
     def judge(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
 
-        Candidates: the pair with new settings alone, the pair with new weights in the judge that looks, and that judge
-        alone. Each must pass the check against the present judges; of those that do, the one that is right most often
-        on held-out real episodes is used, of equals the first.
+        Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), the pair
+        with new weights in the judge that looks, and that judge alone. Each must pass the check against the present
+        judges; of those that do, the one that is right most often on held-out real episodes is used, of equals the
+        first.
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
@@ -290,9 +308,11 @@ class Run:
                            folder / "judge", settings)
         candidates = {"alone": (run, build.OFF)}
         lines: list[str] = []
+        fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
         if state.second != build.OFF:
             looks, measures, lines = update_pair(
-                build.checkpoint_dir(state.second, "locator"), {SETTINGS: Path(state.judge), "weights": run}, world,
+                build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
+                                                             "weights": run}, world,
                 play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
             candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
@@ -301,9 +321,9 @@ class Run:
         def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
             """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
             usual = second if second == build.OFF else self.start().second
-            return (self.figures(state.world_model, str(judge), second, held),
-                    self.figures(state.world_model, str(judge), second, all_real),
-                    self.figures(state.world_model, str(judge), usual, old))
+            return (self.figures(state.world_model, str(judge), second, "held out", held),
+                    self.figures(state.world_model, str(judge), second, "all", all_real),
+                    self.figures(state.world_model, str(judge), usual, "old", old))
         before = judged(state.judge, state.second)
         chosen, right, after = "", -1.0, {}
         for name, pair in candidates.items():
@@ -320,7 +340,7 @@ class Run:
         stored: dict[str, tuple[str, str]] = {}
         for name, (path, second) in candidates.items():
             scores = {**scores, "promoted": name == chosen, "candidate": name}
-            label = f"{self.scene.name}-round-{number}-{name}"
+            label = f"round-{number}-{name}-{self.scene.name}"
             ref = put_version(method / "judges", path, label, parent_name(Path(state.judge)), scores, self.now_ns(),
                               JUDGE)
             if second != build.OFF:
@@ -337,8 +357,10 @@ class Run:
                 "release": self.release(state.world_model, use, second, found)}
 
     def release(self, world_model: str, judge: str, second: str, found: Replays) -> dict[str, Any]:
-        """Write the paired-replay table of a pair, measured on held-out episodes of this scene, beside the world model
-        where that is a version of this run; return it."""
+        """Write the paired-replay table of a pair beside the world model, where that is a version of this run.
+
+        Returns the table. It is measured on the held-out episodes of this scene, which also chose the pair.
+        """
         known = np.isfinite(found.score)
         area = paired_replay_auc(found.score[known].tolist(), found.success[known].tolist())
         summary = found.summary()
@@ -346,7 +368,7 @@ class Run:
             "auc": area.value, "low": area.low, "high": area.high, "episodes": len(found.success),
             "successes": int(found.success.sum()), "recall": 1.0 - summary["missed"],
             **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
-        if Path(world_model).parent.name == "world_models":
+        if Path(world_model).is_relative_to(self.out):
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
                        **build.release_hashes(world_model, judge, second), "families": rows}
             write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))

@@ -2,7 +2,8 @@
 
 The dreams carry the labels of what the same actions truly did, so where the dream still lies the judge learns not to
 believe it. Earlier play and its dreams are mixed in. Weights are trained first, then the offset of the logit is set
-on episodes that were not trained on. The judge that measures learns a few numbers (`measuring_update.py`).
+on episodes that these weights have not seen (the world model may have: it learns from them before). The judge that
+measures learns a few numbers (`measuring_update.py`).
 """
 from __future__ import annotations
 
@@ -26,13 +27,14 @@ from world_gymnast_ros.learning.train_reflector import (
 )
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, dream_all, replay_figures
 from world_gymnast_ros.learning.world_model_update import MIN_HELD_OUT, Decision, split
-from world_gymnast_ros.models.checkpoint import WEIGHTS
+from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.reflector import Reflector, two_in_a_row
 from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.store import Kind
+from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.types import U8
 
 SETTINGS = "settings"
@@ -66,7 +68,7 @@ def update_judge(start: Path, world: ActionDiTWorld, training: Path, calibration
     `training`, `calibration`, `replay`: folders of play data (true episodes with truth). Dreams are written
     below `out`. The threshold is set for a judge that decides alone.
     """
-    if (out / WEIGHTS).is_file():
+    if (out / CONFIG).is_file():  # written last
         return out
     judge = Reflector.from_pretrained(start)
     tables = []
@@ -99,8 +101,8 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
 
     `looks`: checkpoints of the judge that looks; under "settings" with the weights that it had, under any other name
     with weights that have seen `training`. Returns those with a threshold for the pair, the judge that measures, and
-    lines about what was learned. Dreams of all episodes set margin and threshold where the weights have not seen
-    them, those of `calibration` alone where they have.
+    lines about what was learned. Dreams of all episodes set the margin, and the threshold where the weights have not
+    seen them; those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
     films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
@@ -139,11 +141,20 @@ class Learned:
 
 def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[RealEpisode],
                    held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
-    """Learn settings of both judges from real episodes of one scene, and decide on those held out whether to use them.
+    """Learn settings of both judges from real episodes of one scene and instruction, and decide whether to use them:
+    where more of all outcomes are told, and of those held out none fewer.
 
-    EpisodeError with too few episodes, or of one outcome only.
+    EpisodeError with too few episodes, of one outcome only, or of several instructions.
     """
+    words = sorted({e.instruction for e in episodes})
+    if len(words) > 1:
+        raise EpisodeError(f"the episodes are of {len(words)} instructions ({'; '.join(words[:3])}); name the folders "
+                           "of one: a height is learned for one object at a time")
+    parse_instruction(words[0])
     fitted, held = split(episodes, held_out_share, seed)
+    if len(held) < MIN_HELD_OUT:
+        raise EpisodeError(f"{len(held)} of {len(episodes)} episodes are held out, at least {MIN_HELD_OUT} are needed "
+                           "to decide on; record more, or hold out a greater share")
     pairs, measuring, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
                                           JudgeUpdate(max_false_success=max_false_success, seed=seed))
     if SETTINGS not in pairs:
@@ -152,10 +163,12 @@ def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: S
                            f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
     probe = Reflector.from_pretrained(judge)
 
-    def judged(look: Path, measure: Path) -> tuple[Replays, Replays]:
+    def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
         pair = TwoJudges(Reflector.from_pretrained(look), MeasuringJudge(Locator.from_pretrained(measure)))
-        return (replay_figures(world, pair, probe, held, seed + 1), replay_figures(world, pair, probe, episodes, seed))
-    before, after = judged(judge, second), judged(pairs[SETTINGS], measuring)
+        return (replay_figures(world, pair, probe, held, seed, dreams[0]),
+                replay_figures(world, pair, probe, episodes, seed, dreams[1]))
+    dreams = (dream_all(world, [e.play for e in held], seed + 1), dream_all(world, [e.play for e in episodes], seed))
+    before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], measuring, dreams)
     decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
     figures = [f"{when}: {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes told, "
                f"{r[1].summary()['missed']:.2f} of the successes missed, {r[1].summary()['false_success']:.2f} of the "

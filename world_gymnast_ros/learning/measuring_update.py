@@ -4,7 +4,7 @@
     height    of the named object: the one with which the measured places explain the outcomes best
     margin    how sure it must be, together with the threshold of the judge that looks: the two are cut as a pair
 
-So a moved camera or a new shape costs a dozen episodes, where weights would need hundreds.
+So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
 """
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> 
 def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     """Set the named object's height to the most probable one, given outcomes; return a line about it.
 
-    Maximum a posteriori over HEIGHTS_M around the present height; measured on true frames, without a margin.
+    Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
     """
     names = {parse_instruction(e.instruction).target for e in episodes}
     if len(names) != 1:
@@ -88,14 +88,15 @@ def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
                 f"{MIN_OUTCOMES} of each are needed")
     films = [e.play.frames for e in episodes]
     present = judge.height_m(name)
+    heights = sorted({*HEIGHTS_M, present})
     likely = []
-    for height in HEIGHTS_M:
+    for height in heights:
         chance = judge_all(with_settings(judge, sure_sigmas=0.0, object_heights_m={name: height}), films, episodes)[0]
         known = np.isfinite(chance)
         p = np.clip(chance[known], 1.0 - SURE, SURE)
         likely.append(float(np.log(np.where(won[known], p, 1.0 - p)).sum())
                       - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
-    best = HEIGHTS_M[int(np.argmax(likely))]
+    best = heights[int(np.argmax(likely))]
     judge.config.object_heights_m = {**judge.config.object_heights_m, name: best}
     return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
 
@@ -134,9 +135,9 @@ def cut_pair(looked: F64, measured: dict[float, np.ndarray], success: np.ndarray
 
 def claims_by_margin(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
                      ) -> dict[float, np.ndarray]:
-    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS."""
+    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin."""
     return {margin: judge_all(with_settings(judge, sure_sigmas=margin), films, episodes)[1]
-            for margin in MARGINS_SIGMAS}
+            for margin in {*MARGINS_SIGMAS, judge.config.sure_sigmas}}
 
 
 def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:

@@ -30,25 +30,29 @@ def read_real(folders: Sequence[Path], size_px: int, cache: Path | None = None, 
               ) -> tuple[list[RealEpisode], dict[str, str], list[str]]:
     """Read all play-data files (*.npz) and recorded episodes under `folders`.
 
-    Returns the episodes, SHA-256 of every file they came from, and why recordings were left out (not marked, never
-    finished, broken). `cache`: folder for decoded recordings. EpisodeError where nothing is left.
+    A recording's own folder may be named too. Returns the episodes, SHA-256 of every file they came from, and why
+    recordings were left out (not marked, never finished, broken, shorter than `min_steps` actions). `cache`: folder for
+    decoded recordings. EpisodeError where a folder is missing or nothing is left.
     """
     episodes: list[RealEpisode] = []
     hashes: dict[str, str] = {}
     left_out: list[str] = []
     for folder in folders:
+        if not folder.exists():
+            raise EpisodeError(f"{folder} does not exist; name folders of recordings or of play data (*.npz)")
         files = [folder] if folder.suffix == ".npz" else sorted(folder.glob("*.npz"))
         for path in files:
             episodes += play_file(path)
             hashes[f"{path.parent.name}/{path.name}"] = file_sha256(path)
-        for path in sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ():
+        one = [folder] if (folder / MCAP_NAME).is_file() else []
+        for path in one or (sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ()):
             try:
                 episode = recording(path, size_px, cache)
                 if episode.play.steps < min_steps:
                     raise EpisodeError(f"{episode.play.steps} actions, at least {min_steps} are needed")
                 episodes.append(episode)
                 hashes[path.name] = recording_hash(path)
-            except EpisodeError as error:
+            except (EpisodeError, OSError) as error:
                 left_out.append(f"{path.name}: {error}")
     if not episodes:
         why = f"; left out: {'; '.join(left_out[:3])}" if left_out else ""

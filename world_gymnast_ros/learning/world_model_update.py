@@ -147,7 +147,7 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: 
 
     Better: on the new scene the false success rate fell surely (95 %, paired), or the image error did while false
     successes did not rise by more than the margin. Not worse: no other figure fell by more than its margin (point
-    estimate, and surely: a worsening whose whole interval lies beyond zero counts at any size on old scenes' image).
+    estimate).
     """
     if len(new[0].success) < MIN_HELD_OUT:
         return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "

@@ -3,7 +3,7 @@
 In the captured frame, at the camera's own resolution, it finds the named object and the parts of the arm; the arm's
 measured pose tells where the camera is, so the object's place on the table follows in m. Where the hand goes follows
 from the actions. For tasks that move objects it finds them again in the last dreamed frames. The numbers that decide
-are those of the task (`twin/tasks.py`), softened by what the measurement is known to be off.
+are those of the task (`tasks.py`), softened by what the measurement is known to be off.
 """
 from __future__ import annotations
 
