@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", default="", help="default: the scene's first")
     whole(parser, "--rounds", 1, 90, default=3, help="default: %(default)s")
     whole(parser, "--episodes", 8, 1000, default=24, help="real episodes a round (default: %(default)s)")
-    whole(parser, "--evaluation", 2, 10000, default=30, help="true episodes after a round (default: %(default)s)")
+    whole(parser, "--evaluation", 2, 10000, default=40, help="true episodes after a round (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=("loop", "unchanged", "imitation"), default=["loop"],
                         help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "
                              "the successes (Iter-SFT) (default: loop)")
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     out = args.out or Path("runs/iterate") / Path(args.scene).stem
     # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
-    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=5", "copies=20", "select_dreams=6",
-                                  "gate_dreams=12",
+    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
                                   "budget_s=86400.0", *args.set], {})
     config = IterateConfig(
         args.scene, args.instruction, args.rounds, args.episodes, args.evaluation, args.temperature, args.captures,

@@ -72,7 +72,7 @@ class IterateConfig:
     instruction: str = ""
     rounds: int = 3
     episodes: int = 24
-    evaluation: int = 30
+    evaluation: int = 40
     temperature: float = 1.2
     captures: int = 4
     replay_episodes: int = 64
