@@ -109,7 +109,8 @@ def check_promises(
     assert np.abs(fk(command.joints) - command.T_base_target).max() < 1e-6
     if command.verdict in (Verdict.HOLD, Verdict.STOP):
         assert not command.sent[:6].any()
-        places = (memory.held, getattr(inputs.arm, "joints", None), memory.good_joints)
+        goal = None if memory.profile is None else memory.profile.goal
+        places = (memory.held, getattr(inputs.arm, "joints", None), memory.good_joints, goal)
         assert any(p is not None and np.abs(p - command.joints).max() < 1e-9 for p in map(plausible, places))
         return
     assert inputs.arm is not None and not any(inputs.hardware_errors)

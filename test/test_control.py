@@ -12,12 +12,14 @@ from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.gripper import GripperLoop, finger_from_gripper, gripper_from_finger
 from world_gymnast_ros.homing import way_home
-from world_gymnast_ros.kinematics import NEUTRAL, fk, ik
+from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.types import ActionChunk, ArmState, Verdict
 
 TICK_NS = 10_000_000
 DT_NS = 200_000_000
+MOVES = (Verdict.OK, Verdict.CLAMPED)
+LOW = ik(pose_from_state(np.array([0.3, 0, 0.015, 0, 0, 0, 1.0])), NEUTRAL)
 OVER_TABLE = ik(pose_from_state(np.array([0.3, 0, 0.15, 0, 0, 0, 1.0])), NEUTRAL)
 
 
@@ -44,7 +46,10 @@ class Bench:
             self.heard = ArmState(fk(self.joints), self.joints.copy(), np.zeros(6), self.efforts, 1.0, self.now_ns)
 
     def arm(self) -> str:
-        return self.player.arm(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
+        """Arm, and let the time pass in which a frame is taken and looked at."""
+        refusal = self.player.arm(self.now_ns, self.heard, (self.now_ns - self.heard_ns) * 1e-9, self.errors)
+        self.now_ns += 0 if refusal else 100_000_000
+        return refusal
 
     def chunk(self, *actions: Any, age_s: float = 0.1, **changes: Any) -> str:
         deltas = np.array(actions or [[0.01, 0, 0, 0, 0, 0, 1]] * 4, np.float32)
@@ -156,6 +161,7 @@ def test_a_newer_chunk_replaces_the_rest_of_the_old(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("changes", "words"), [
+    ({"dt_s": float("nan")}, "dt_s is nan"),
     ({"age_s": 1.5}, "1.500 s old, limit 1.0"), ({"age_s": float("inf")}, "old"), ({"age_s": -1.0}, "old"),
     ({"dt_s": 0.1}, "dt_s is 0.1"), ({"deltas": np.full((4, 7), np.nan, np.float32)}, "non-finite"),
     ({"deltas": np.zeros((0, 7), np.float32)}, "0 actions"), ({"deltas": np.zeros((65, 7), np.float32)}, "65 actions"),
@@ -289,6 +295,24 @@ def test_the_way_home_can_be_ended(bench: Bench, what: str) -> None:
     assert bench.player.mode is not ArmMode.ARMED and np.abs(steps[-1].command.joints - NEUTRAL).max() > 0.1
 
 
+def test_every_step_home_is_judged_when_it_is_due(bench: Bench) -> None:
+    """Something has changed the goals, or the arm was pushed: what the guard would not send is not sent."""
+    for spoil, words in ((lambda q: q + 0.6, "rad in one step"), (lambda q: q * np.array([1, 1, 1, 1, 1, 0]) + np.array(
+            [0, 0, 0, 0, 0, JOINT_UPPER_RAD[5] - 0.01]), "of its limit"), (lambda q: LOW, "from the table")):
+        bench.player.disarm()
+        bench.run(0.1)
+        bench.joints = bench.goal = OVER_TABLE if "table" not in words else LOW + np.array([0, -0.05, 0, 0, 0, 0])
+        if "limit" in words:
+            bench.joints = bench.goal = np.array([*OVER_TABLE[:5], JOINT_UPPER_RAD[5] - 0.2])
+        bench.run(0.05)
+        assert bench.arm() == "" and home(bench) == ""
+        bench.run(0.05)
+        bench.player._way[0] = spoil(bench.joints)
+        steps = [played for _, played in bench.run(0.3)]
+        assert steps[-1].command.verdict is Verdict.HOLD and words in bench.player.reason, bench.player.reason
+        assert not bench.player.going_home
+
+
 def test_no_way_home_from_a_disarmed_or_stopped_arm_or_through_the_table() -> None:
     bench = Bench()
     assert "arm it first" in home(bench)
@@ -342,10 +366,11 @@ def test_a_hardware_error_stops_at_the_next_tick(bench: Bench) -> None:
     assert verdicts(steps) == [Verdict.STOP] and bench.player.mode is ArmMode.STOPPED
 
 
-def test_without_a_known_position_nothing_is_sent(bench: Bench) -> None:
+def test_an_arm_that_is_seen_no_more_is_held_where_it_was_armed(bench: Bench) -> None:
     bench.player.hold()
     played = bench.player.tick(bench.now_ns, None, float("inf"))
-    assert played is not None and played.command.verdict is Verdict.STOP and not played.send
+    assert played is not None and played.command.verdict is Verdict.HOLD and played.send
+    np.testing.assert_allclose(played.command.joints, OVER_TABLE, atol=1e-9)
 
 
 def test_a_bad_reading_between_actions_is_caught_by_the_joints_before_it(bench: Bench) -> None:
@@ -357,7 +382,99 @@ def test_a_bad_reading_between_actions_is_caught_by_the_joints_before_it(bench: 
     broken = replace(bench.heard, joints=good - fault) if bench.heard else None
     played = bench.player.tick(bench.now_ns, broken, 0.0)
     assert played is not None and played.command.verdict is Verdict.HOLD and "jumped" in played.command.reason
-    np.testing.assert_allclose(played.command.joints, good, atol=1e-6)
+    np.testing.assert_allclose(played.command.joints, bench.goal, atol=1e-9)  # the last, which it has almost reached
+    assert np.abs(bench.goal - good).max() < 0.01
+
+
+@pytest.mark.parametrize("joint", range(6))
+@pytest.mark.parametrize("way", [-1.0, 1.0])
+def test_a_joint_that_reads_wrong_does_not_become_good_by_waiting(bench: Bench, joint: int, way: float) -> None:
+    """One motor answers with a number within its limits, for as long as one likes: the arm is not driven there."""
+    true = bench.joints.copy()
+    wrong = np.clip(true[joint] + way * 3.0, JOINT_LOWER_RAD[joint], JOINT_UPPER_RAD[joint])
+    bench.run(0.1)
+
+    def read(joints: Any, seconds: float) -> list[PlayedStep]:
+        steps = []
+        for _ in range(round(seconds / 0.01)):
+            arm = ArmState(fk(joints), joints, np.zeros(6), np.zeros(6), 1.0, bench.now_ns)
+            played = bench.player.tick(bench.now_ns, arm, 0.0)
+            steps += [] if played is None else [played]
+            bench.now_ns += TICK_NS
+        return steps
+
+    bad = true.copy()
+    bad[joint] = wrong
+    bench.chunk(*[[0, 0, 0, 0, 0, 0, 1]] * 4)
+    steps = read(bad, 0.9)
+    assert steps and bench.player.mode is ArmMode.ARMED
+    steps += read(bad, 5.0)
+    assert bench.player.mode is ArmMode.HOLDING and "jumped" in bench.player.reason, bench.player.reason
+    assert home(bench) and "jumped" in bench.player.go_home(bench.now_ns, steps[-1].arm, 0.0)
+    bench.player.stop("pressed")
+    steps += read(bad, 0.1)
+    assert steps[-1].command.verdict is Verdict.STOP
+    for played in steps:
+        np.testing.assert_allclose(played.command.joints, true, atol=1e-6)
+    bench.player.disarm()
+    arm = ArmState(fk(bad), bad, np.zeros(6), np.zeros(6), 1.0, bench.now_ns)
+    assert bench.player.arm(bench.now_ns, arm, 0.0) == ""  # the operator has looked: that is where the arm is
+
+
+def test_a_short_jump_is_forgotten_wherever_the_arm_went_meanwhile(bench: Bench) -> None:
+    bench.chunk(*[[0.04, 0, 0, 0, 0, 0, 1]] * 4)
+    bench.run(0.02)
+    bad = bench.joints - np.array([0, 0, 0, 0, 0, 3.0])
+    for _ in range(15):
+        arm = ArmState(fk(bad), bad, np.zeros(6), np.zeros(6), 1.0, bench.now_ns)
+        bench.player.tick(bench.now_ns, arm, 0.0)
+        bench.now_ns += TICK_NS
+    bench.joints = bench.goal.copy()
+    assert np.abs(bench.goal - OVER_TABLE).max() > 0.1
+    assert Verdict.OK in verdicts(bench.run(0.5)) and bench.player.mode is ArmMode.ARMED
+
+
+def test_an_arm_that_is_lost_in_motion_comes_to_rest_at_its_last_goal(bench: Bench) -> None:
+    """Not where it was seen last: it has gone on since, and would turn round at speed."""
+    bench.chunk(*[[0.05, 0, 0, 0, 0, 0, 1]] * 4)
+    seen = bench.run(0.41)
+    bench.driver_alive = False
+    steps = bench.run(1.5)
+    goals = [played.command.joints for _, played in seen + steps if played.command.verdict in MOVES]
+    held = [played.command for _, played in steps if played.command.verdict is Verdict.HOLD]
+    assert held and bench.player.mode is ArmMode.HOLDING
+    for command in held:
+        np.testing.assert_allclose(command.joints, goals[-1], atol=1e-9)
+    assert bench.heard is not None and np.abs(goals[-1] - bench.heard.joints).max() > 0.1
+
+
+def test_frames_from_before_the_arming_are_refused(bench: Bench) -> None:
+    assert "before the arming" in bench.chunk(age_s=0.2)
+    assert bench.chunk(age_s=0.05) == ""
+    bench.run(0.3)
+    bench.player.hold()
+    bench.run(0.3)
+    assert bench.arm() == "" and "before the arming" in bench.chunk(age_s=0.15) and bench.chunk(age_s=0.05) == ""
+
+
+def test_sagging_at_every_hold_does_not_creep_down() -> None:
+    """A loaded arm rests 5 mm below its goal; held and moved again a hundred times, it stays near the floor."""
+    low_m = 0.022
+    bench = Bench(workspace_low_m=(0.12, -0.2, low_m))
+    start = ik(pose_from_state(np.array([0.3, 0, low_m + 0.001, 0, 0, 0, 1.0])), OVER_TABLE)
+    bench.joints, bench.goal = start.copy(), start.copy()
+    bench.run(0.01)
+    assert bench.arm() == ""
+    lowest = []
+    for _ in range(100):
+        bench.chunk([0, 0, -0.002, 0, 0, 0, 1], age_s=0.05)
+        lowest += [p.command.T_base_target[2, 3] for _, p in bench.run(0.2) if p.command.verdict in MOVES]
+        T = fk(bench.joints)
+        T[2, 3] -= 0.005
+        bench.joints = ik(T, bench.joints)
+        bench.player.abandon("no policy")
+        bench.run(0.02)
+    assert len(lowest) > 50 and min(lowest) > low_m - 0.0031, min(lowest)
 
 
 def test_rearming_starts_from_where_the_arm_is(bench: Bench) -> None:

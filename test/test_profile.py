@@ -99,11 +99,11 @@ def test_a_hold_is_part_of_the_motion_too() -> None:
     forth, memory = turn(0.25, GuardState(), OVER_TABLE, 0, config)
     arm = ArmState(fk(moved), moved, np.zeros(6), np.zeros(6), 1.0, 0)
     inputs = GuardInputs(arm, 0.01, 0.1, DT_NS // 2)
-    stopped = hold(memory, inputs, "stop")
+    stopped = hold(memory, inputs, config, "stop")
     memory = remember(memory, stopped, inputs, config)
     assert memory.profile is not None and memory.profile.start_ns == DT_NS // 2
     np.testing.assert_allclose(memory.profile.goal, moved)
     assert np.abs(memory.profile.speed).max() > 1.0  # it was under way
-    unknown = remember(memory, hold(GuardState(), GuardInputs(None, 9.0, 9.0, 0), "blind"), inputs, config)
+    unknown = remember(memory, hold(GuardState(), GuardInputs(None, 9.0, 9.0, 0), config, "blind"), inputs, config)
     assert unknown.profile is memory.profile  # nothing was sent
     assert forth.verdict is Verdict.OK

@@ -213,14 +213,14 @@ def test_the_target_does_not_advance_when_nothing_was_sent() -> None:
 def test_a_long_hold_does_not_creep() -> None:
     """Each hold commands the same joints although the loaded arm is measured a little lower each time."""
     memory, sag = GuardState(), np.array([0, 0.02, 0, 0, 0, 0])
-    first = hold(memory, inputs_at(), "waiting")
+    first = hold(memory, inputs_at(), CONFIG, "waiting")
     joints = first.joints
     for _ in range(50):
         memory = remember(memory, first, inputs_at(), CONFIG)
-        first = hold(memory, inputs_at(joints + sag), "waiting")
+        first = hold(memory, inputs_at(joints + sag), CONFIG, "waiting")
         joints = first.joints
     np.testing.assert_allclose(joints, OVER_TABLE, atol=1e-12)
-    pushed = hold(memory, inputs_at(OVER_TABLE + np.array([0.3, 0, 0, 0, 0, 0])), "waiting")
+    pushed = hold(memory, inputs_at(OVER_TABLE + np.array([0.3, 0, 0, 0, 0, 0])), CONFIG, "waiting")
     assert pushed.joints[0] == pytest.approx(OVER_TABLE[0] + 0.3)
 
 

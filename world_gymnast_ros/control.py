@@ -11,7 +11,7 @@ DISARMED. Nothing arms itself. `go_home` is a slow walk to neutral within HOLDIN
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import isfinite
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault, finite_vector, measured_ns, observe
 from world_gymnast_ros.homing import fault_on_the_way, way_home
-from world_gymnast_ros.kinematics import fk
+from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.safety import guard, hold, remember
 from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmCommand, ArmState, Verdict
@@ -27,7 +27,7 @@ from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmComman
 _ARMED = "armed by the operator"
 _MAX_CHUNK = 64
 _CATCH_UP = 0.1  # of dt: a tick this late keeps the beat; a later one starts a new beat, so actions never bunch up
-_SILENT_AGES = 4.0  # times max_arm_age_s without joint states: the driver went, and what comes back may be another
+_SILENT_AGES = 4.0  # times max_arm_age_s without usable joint states: what comes back may be another arm's
 _FROZEN_ACTIONS = 3  # in a row at which the joints read the same to the last bit, though told to move
 _FROZEN_RAD = 0.08  # by at least so much: an arm at rest may well read the same twice
 
@@ -81,12 +81,13 @@ class ChunkPlayer:
         self._queue: list[DueAction] = []
         self._last_sequence = -1
         self._last_frame_stamp_ns = -(2**63)
-        self._last_action_ns = 0
+        self._last_action_ns = self._armed_ns = 0
         self._due_ns = 0
         self._waiting = False
         self._consecutive_holds = 0
         self._pending: tuple[str, Verdict] | None = None
         self._way: list[F64] = []
+        self._way_from = NEUTRAL  # joints at which the way home began
         self._sent: F64 | None = None  # last goal that was to move the arm
         self._read: F64 | None = None  # joints measured then
         self._read_ns = 0
@@ -107,8 +108,10 @@ class ChunkPlayer:
         fault = arm_fault(GuardState(), inputs, self.config)
         if fault:
             return fault
-        self.memory = GuardState()
+        seen = observe(GuardState(), inputs, self.config)
+        self.memory = replace(seen, armed_joints=seen.good_joints)
         self._set_mode(ArmMode.ARMED, _ARMED)
+        self._armed_ns = now_ns
         self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
         self._last_action_ns, self._due_ns = now_ns, now_ns
         self._waiting, self._consecutive_holds, self._pending = False, 0, None
@@ -149,22 +152,26 @@ class ChunkPlayer:
         """Walk slowly to neutral, from ARMED or HOLDING, and stay HOLDING. Return "" or why it was refused."""
         if self.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
             return f"arm is {self.mode.name}; arm it first"
-        fault = arm_fault(GuardState(), GuardInputs(arm, arm_age_s, 0.0, now_ns), self.config)
+        # Joints that jumped away from the good ones are taken for true by arming only.
+        fault = arm_fault(self.memory, GuardInputs(arm, arm_age_s, 0.0, now_ns), self.config)
         if fault or arm is None:
             return fault
         goals, fault = way_home(arm.joints, self.config)
         if fault:
             return fault
         self._set_mode(ArmMode.HOLDING, "going home")
-        self.memory = GuardState(gripper=self.memory.gripper)
+        profile = self.memory.profile
+        moving = profile is not None and now_ns - profile.start_ns < self.config.moving_time_s * 1e9
+        self.memory = replace(self.memory, T_target=None, held=None, profile=profile if moving else None)
         self._way, self._sent, self._due_ns, self._pending = goals, None, now_ns, None
+        self._way_from = np.clip(np.asarray(arm.joints, np.float64), JOINT_LOWER_RAD, JOINT_UPPER_RAD)
         return ""
 
     def accept(
         self, chunk: ActionChunk, now_ns: int, *, sequence: int, frame_age_s: float, instruction: str = ""
     ) -> str:
         """Take a chunk, replacing what is left of the last one. Return "" or why it was refused (nothing changes)."""
-        self.last_refusal = refusal = self._refusal(chunk, sequence, frame_age_s)
+        self.last_refusal = refusal = self._refusal(chunk, now_ns, sequence, frame_age_s)
         if refusal:
             self.refused_chunks += 1
             return refusal
@@ -205,11 +212,15 @@ class ChunkPlayer:
         if self.mode in (ArmMode.ARMED, ArmMode.HOLDING) and any(hardware_errors):
             self.stop(f"hardware error {hardware_errors}: power-cycle or reboot the motor, then disarm and arm")
         self.memory = observe(self.memory, inputs, self.config)
-        if arm_age_s > _SILENT_AGES * self.config.max_arm_age_s and self.mode is ArmMode.ARMED:
-            self.hold(f"no joint states for {arm_age_s:.1f} s: the driver went; start it, then arm again")
+        unseen_s = (now_ns - self.memory.good_ns) * 1e-9
+        if self.mode is ArmMode.ARMED and not unseen_s <= _SILENT_AGES * self.config.max_arm_age_s:
+            self.hold(f"no joint states for {arm_age_s:.1f} s: the driver went; start it, then arm again"
+                      if arm_age_s > self.config.max_arm_age_s else
+                      f"no usable joint states for {unseen_s:.1f} s: "
+                      f"{arm_fault(self.memory, inputs, self.config, check_effort=False)}; then arm again")
         if self._pending is not None:
             (reason, verdict), self._pending = self._pending, None
-            return self._finish(hold(self.memory, inputs, reason, verdict), None, inputs)
+            return self._finish(hold(self.memory, inputs, self.config, reason, verdict), None, inputs)
         if self._way:
             return self._step_home(now_ns, inputs)
         action = self.next_action(now_ns)
@@ -221,7 +232,7 @@ class ChunkPlayer:
             reason = (f"joint states have not changed in {_FROZEN_ACTIONS} actions that were to move the arm: it is "
                       "blocked or its readings are frozen; look, then arm again")
             self._set_mode(ArmMode.HOLDING, reason)
-            return self._finish(hold(self.memory, inputs, reason), action, inputs)
+            return self._finish(hold(self.memory, inputs, self.config, reason), action, inputs)
         step = self._finish(guard(action.delta, self.memory, inputs, self.config), action, inputs)
         moves = step.command.verdict in (Verdict.OK, Verdict.CLAMPED)
         self._sent = step.command.joints if moves else None
@@ -231,7 +242,7 @@ class ChunkPlayer:
     def _is_frozen(self, inputs: GuardInputs) -> bool:
         """Count the new readings in a row that show nothing moved; tell whether that is a fault."""
         read, before = finite_vector(None if inputs.arm is None else inputs.arm.joints), self._read
-        if read is None or not isfinite(inputs.arm_age_s):
+        if read is None or not abs(inputs.arm_age_s) < 1e6:  # no time at all
             return False
         if measured_ns(inputs) - self._read_ns < 1_000_000:  # the old one again: its age is judged elsewhere
             return False
@@ -246,18 +257,19 @@ class ChunkPlayer:
         if now_ns < self._due_ns:
             return None
         self._due_ns = now_ns + self._dt_ns
-        fault = fault_on_the_way(self._sent, self.memory, inputs, self.config)
+        goal = self._way[0]
+        fault = fault_on_the_way(goal, self._sent, self._way_from, self.memory, inputs, self.config)
         if fault:
             self._set_mode(ArmMode.HOLDING, f"not home: {fault}")
-            return self._finish(hold(self.memory, inputs, self.reason), None, inputs)
-        self._sent = goal = self._way.pop(0)
+            return self._finish(hold(self.memory, inputs, self.config, self.reason), None, inputs)
+        self._sent = self._way.pop(0)
         if not self._way:
             self.reason = "at home; arm to go on"
         gripper = 1.0 if self.memory.gripper is None else self.memory.gripper
         still = np.array([0.0] * (ACTION_DIM - 1) + [gripper], np.float32)
         return self._finish(ArmCommand(fk(goal), goal, gripper, still, still, Verdict.OK, ""), None, inputs)
 
-    def _refusal(self, chunk: ActionChunk, sequence: int, frame_age_s: float) -> str:
+    def _refusal(self, chunk: ActionChunk, now_ns: int, sequence: int, frame_age_s: float) -> str:
         size, limit_s = len(chunk.deltas), self.config.max_frame_age_s
         if self.mode is not ArmMode.ARMED:
             return f"arm is {self.mode.name}; arm it first"
@@ -265,7 +277,7 @@ class ChunkPlayer:
             return f"chunk has {size} actions, limit 1 to {_MAX_CHUNK}; set the policy's chunk size"
         if not np.isfinite(chunk.deltas).all():
             return "chunk holds a non-finite number; check the policy"
-        if abs(chunk.dt_s - self.config.dt_s) > 1e-3:
+        if not abs(chunk.dt_s - self.config.dt_s) <= 1e-3:  # so that NaN differs too
             return f"chunk's dt_s is {chunk.dt_s}, the arm plays at {self.config.dt_s}; make them equal"
         if sequence <= self._last_sequence:
             return f"chunk sequence {sequence} is not after {self._last_sequence}; arm again after a restart"
@@ -273,6 +285,8 @@ class ChunkPlayer:
             return "chunk's frame is older than the last chunk's; drop late replies"
         if not isfinite(frame_age_s) or not -0.05 <= frame_age_s <= limit_s:
             return f"chunk's frame is {frame_age_s:.3f} s old, limit {limit_s} s; check camera, clocks, inference time"
+        if now_ns - round(frame_age_s * 1e9) < self._armed_ns:
+            return "chunk's frame is from before the arming: the scene may have been another; look again"
         return ""
 
     def _starve(self, now_ns: int, inputs: GuardInputs) -> PlayedStep | None:
@@ -287,7 +301,7 @@ class ChunkPlayer:
             return None
         reason = self.reason if self.mode is ArmMode.HOLDING else self.starved_words(now_ns)
         self._waiting = True
-        return self._finish(hold(self.memory, inputs, reason), None, inputs)
+        return self._finish(hold(self.memory, inputs, self.config, reason), None, inputs)
 
     def starved_words(self, now_ns: int) -> str:
         """Return what to tell an operator who sees an armed arm wait."""

@@ -25,7 +25,9 @@ class GuardState:
 
     `T_target` (4, 4) the last target sent, None to re-seed; `held` (6,) joints of the hold under way; `good_joints`
     (6,) the last plausible measurement, taken at `good_ns` (steady); `gripper` the last gripper command; `profile` what
-    the motors make of the goals sent so far, None when nothing was sent: at rest where measured.
+    the motors make of the goals sent so far, None when nothing was sent: at rest where measured; `jump_ns` when the
+    measurements jumped away from the good ones (steady), 0 while they have not; `armed_joints` (6,) where the arm was
+    measured when it was armed: what is too low or too close already may not become more so than it was there.
     """
 
     T_target: F64 | None = None
@@ -34,6 +36,8 @@ class GuardState:
     good_ns: int = 0
     gripper: float | None = None
     profile: Profile | None = None
+    jump_ns: int = 0
+    armed_joints: F64 | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,15 @@ class GuardInputs:
 
 def observe(memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> GuardState:
     """Return the memory with the measured joints as the last good ones, if they are plausible."""
-    if inputs.arm is None or arm_fault(memory, inputs, config, check_effort=False):
+    if inputs.arm is None:
         return memory
-    return replace(memory, good_joints=np.array(inputs.arm.joints, np.float64), good_ns=measured_ns(inputs))
+    if not arm_fault(memory, inputs, config, check_effort=False):
+        good = np.array(inputs.arm.joints, np.float64)
+        return replace(memory, good_joints=good, good_ns=measured_ns(inputs), jump_ns=0)
+    joints, fresh = finite_vector(inputs.arm.joints), -FUTURE_S <= inputs.arm_age_s <= config.max_arm_age_s
+    if joints is None or memory.jump_ns or not fresh or not jumped(joints, memory, inputs, config):
+        return memory
+    return replace(memory, jump_ns=measured_ns(inputs))
 
 
 def arm_fault(memory: GuardState, inputs: GuardInputs, config: SafetyConfig, check_effort: bool = True) -> str:
@@ -67,7 +77,7 @@ def arm_fault(memory: GuardState, inputs: GuardInputs, config: SafetyConfig, che
     if outside.max() > _IMPLAUSIBLE_RAD:
         i = int(outside.argmax())
         return f"measured {JOINT_NAMES[i]} is {joints[i]:.3f} rad, far outside its limits; check the servo bus"
-    if jumped(joints, memory, inputs):
+    if jumped(joints, memory, inputs, config):
         return f"measured joints jumped faster than the arm can move, to {joints.round(3)} rad; check the servo bus"
     return _effort_fault(inputs.arm, config) if check_effort else ""
 
@@ -83,13 +93,20 @@ def _effort_fault(arm: ArmState, config: SafetyConfig) -> str:
     return ""
 
 
-def jumped(joints: F64, memory: GuardState, inputs: GuardInputs) -> bool:
-    """Tell whether `joints` (6,) lie further from the last good ones than the arm can have moved since."""
+def jumped(joints: F64, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> bool:
+    """Tell whether `joints` (6,) lie further from the last good ones than the arm can have moved since.
+
+    The allowance grows up to the joint states' timeout, and no more once they have jumped: a jump does not become
+    motion by lasting. But an arm that was told to go somewhere meanwhile may be found on the way there.
+    """
     good = finite_vector(memory.good_joints)
     if good is None:
         return False
-    elapsed_s = max(0.0, (measured_ns(inputs) - memory.good_ns) * 1e-9)
-    return bool((np.abs(joints - good) > 1.5 * MAX_JOINT_SPEED_RAD_S * elapsed_s + _IMPLAUSIBLE_RAD).any())
+    until_ns = min(measured_ns(inputs), memory.jump_ns) if memory.jump_ns else measured_ns(inputs)
+    elapsed_s = min(max(0.0, (until_ns - memory.good_ns) * 1e-9), config.max_arm_age_s)
+    allowed = 1.5 * MAX_JOINT_SPEED_RAD_S * elapsed_s + _IMPLAUSIBLE_RAD
+    goal = memory.profile.goal if memory.jump_ns and memory.profile is not None else good
+    return bool(((joints < np.minimum(good, goal) - allowed) | (joints > np.maximum(good, goal) + allowed)).any())
 
 
 def measured_ns(inputs: GuardInputs) -> int:

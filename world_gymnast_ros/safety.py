@@ -7,7 +7,7 @@ acceleration, distance of the links from the table and from each other.
 
     OK       sent as asked
     CLAMPED  sent, but shortened, clipped or re-seeded; `reason` says why
-    HOLD     stay where the arm is measured to be (or last was, if the measurement is unusable)
+    HOLD     stay where the arm is measured to be, or where its motors come to rest if the measurement is unusable
     STOP     as HOLD, and only the operator may go on; `joints` is NaN where no position is known: send nothing then
 
 Times are steady-clock nanoseconds, ages are seconds, computed by the caller from the right clocks.
@@ -15,7 +15,7 @@ Times are steady-clock nanoseconds, ages are seconds, computed by the caller fro
 from __future__ import annotations
 
 from dataclasses import replace
-from math import acos
+from math import acos, inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from world_gymnast_ros.actions import apply_delta, clip_delta
 from world_gymnast_ros.clearance import BOW_M, Clearances, clearances, names
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M
-from world_gymnast_ros.health import FUTURE_S, arm_fault, finite_vector, jumped, plausible
+from world_gymnast_ros.health import FUTURE_S, arm_fault, finite_vector, plausible
 from world_gymnast_ros.health import GuardInputs as GuardInputs
 from world_gymnast_ros.health import GuardState as GuardState
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_NAMES, JOINT_UPPER_RAD, MAX_JOINT_SPEED_RAD_S, fk, ik
@@ -40,8 +40,11 @@ from world_gymnast_ros.profile import (
 )
 from world_gymnast_ros.types import ACTION_DIM, F32, F64, ArmCommand, Verdict
 
+_CREEP_M = 0.003  # below the floor, or closer than allowed, that a loaded arm may get by sagging anew at every hold
+_RAISE_M = 0.01  # at most in one action, of a target that sagged further than that
 _PUSHED_AWAY_RAD = 0.15  # a held arm that is found this far away is held where it is, not driven back
 _HALVINGS = 6  # of the step, when it must be shortened: 1/64 of a step is finer than the arm's 1 mm
+_FIRST = 3  # row of the first goal, after the start, the measured joints and those at arming
 _ON_THE_WAY = np.array([[0.25], [0.5], [0.75], [1.0]])  # of the way to a goal: where distances are looked at
 
 
@@ -49,19 +52,25 @@ def guard(requested: Any, memory: GuardState, inputs: GuardInputs, config: Safet
     """Return the command for `requested` (7,): limited, held or stopped, and why. Never raises, sends nothing."""
     try:
         if any(inputs.hardware_errors):
-            return _hold(requested, memory, inputs, f"hardware error {tuple(inputs.hardware_errors)}: power-cycle or "
-                         "reboot the motor, then disarm and arm", Verdict.STOP)
+            return _hold(requested, memory, inputs, config, f"hardware error {tuple(inputs.hardware_errors)}: "
+                         "power-cycle or reboot the motor, then disarm and arm", Verdict.STOP)
         fault = arm_fault(memory, inputs, config) or _request_fault(requested, inputs, config)
         if fault:
-            return _hold(requested, memory, inputs, fault)
+            return _hold(requested, memory, inputs, config, fault)
         return _move(np.asarray(requested, np.float64), memory, inputs, config)
     except Exception as error:  # a bug here must not become motion
-        return _hold(requested, memory, inputs, f"guard failed ({type(error).__name__}: {error}); report this")
+        return _hold(requested, memory, inputs, config,
+                     f"guard failed ({type(error).__name__}: {error}); report this")
 
 
-def hold(memory: GuardState, inputs: GuardInputs, reason: str, verdict: Verdict = Verdict.HOLD) -> ArmCommand:
-    """Return the command that keeps the arm where it is measured. Never raises; STOP where no position is known."""
-    return _hold(np.zeros(ACTION_DIM), memory, inputs, reason, verdict)
+def hold(
+    memory: GuardState, inputs: GuardInputs, config: SafetyConfig, reason: str, verdict: Verdict = Verdict.HOLD
+) -> ArmCommand:
+    """Return the command that keeps the arm where it is measured, or comes to rest when that is not known.
+
+    Never raises; STOP where no position is known.
+    """
+    return _hold(np.zeros(ACTION_DIM), memory, inputs, config, reason, verdict)
 
 
 def remember(memory: GuardState, command: ArmCommand, inputs: GuardInputs, config: SafetyConfig) -> GuardState:
@@ -94,7 +103,8 @@ def _request_fault(requested: Any, inputs: GuardInputs, config: SafetyConfig) ->
 
 class _Here(NamedTuple):
     """Where the arm is, and where a goal may be: measured joints (6,), their pose, what the motors' profile does
-    (position, speed), and the bounds that all joint limits together put on the next goal."""
+    (position, speed), the bounds that all joint limits together put on the next goal, and the joints at which the arm
+    was armed (None: not known) with the height below which no target of this arming may lie."""
 
     joints: F64
     T: F64
@@ -102,6 +112,8 @@ class _Here(NamedTuple):
     speed: F64
     low: F64
     high: F64
+    armed: F64 | None = None
+    lowest_m: float = -inf
 
 
 class _Start(NamedTuple):
@@ -141,7 +153,7 @@ def _move(requested: F64, memory: GuardState, inputs: GuardInputs, config: Safet
             reasons.append(fault)
             best, scale = _shorten_until_clear(step, scale, share, start, here, finger_m, config)
     if best.joints is None:
-        return _hold(requested, memory, inputs, "; ".join(reasons))
+        return _hold(requested, memory, inputs, config, "; ".join(reasons))
     if scale < 1.0:
         reasons.append(f"step shortened to {100 * scale:.0f} %")
     if best.clipped:
@@ -167,7 +179,9 @@ def _here(joints: F64, memory: GuardState, now_ns: int, config: SafetyConfig) ->
     high = np.minimum(joints + step, goal_of(position, speed, fast, moving_s, accel_s)) + 1e-9
     low = np.maximum(low, np.minimum(JOINT_LOWER_RAD + margin, joints) - 1e-6)
     high = np.minimum(high, np.maximum(JOINT_UPPER_RAD - margin, joints) + 1e-6)
-    return _Here(joints, fk(joints), position, speed, low, high)
+    armed = plausible(memory.armed_joints)
+    lowest_m = -inf if armed is None else min(config.workspace_low_m[2], float(fk(armed)[2, 3])) - _CREEP_M
+    return _Here(joints, fk(joints), position, speed, low, high, armed, lowest_m)
 
 
 def _start(memory: GuardState, here: _Here, config: SafetyConfig) -> _Start:
@@ -198,7 +212,10 @@ def _try(step: F64, scale: float, T_target: F64, here: _Here, config: SafetyConf
     for i, (low, high) in enumerate(zip(config.workspace_low_m, config.workspace_high_m, strict=True)):
         # A start outside the box may stay or come in, and is never thrown to the border in one step.
         start, value = float(T_target[i, 3]), float(T[i, 3])
-        inside = min(max(value, min(low, start)), max(high, start))
+        lowest = min(low, start)
+        if i == 2:  # a start that sagged since arming may not stay: each hold would let it sag from there anew
+            lowest = max(lowest, min(here.lowest_m, start + _RAISE_M))
+        inside = min(max(value, lowest), max(high, start))
         clipped |= abs(inside - value) > 1e-6
         T[i, 3] = inside
     joints, fault = _solve(T, here, config)
@@ -231,6 +248,23 @@ def _joint_fault(goal: F64, here: _Here, config: SafetyConfig) -> str:
         return (f"joint {joint} would be accelerated by {pull[i]:.1f} rad/s2, limit "
                 f"{config.max_joint_acceleration_rad_s2} rad/s2")
     return f"joint {joint} would come within {config.joint_margin_rad} rad of its limit ({goal[i]:.3f} rad)"
+
+
+def goal_fault(goal: F64, start: F64, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> str:
+    """Return which joint limit a goal (6,) that no action asked for would break, or "": range, step, speed, pull.
+
+    A joint that began within the margin, at `start` (6,), may leave it.
+    """
+    assert inputs.arm is not None
+    margin = config.joint_margin_rad
+    low, high = np.minimum(JOINT_LOWER_RAD + margin, start), np.maximum(JOINT_UPPER_RAD - margin, start)
+    bare = replace(config, joint_margin_rad=0.0)
+    here = _here(np.asarray(inputs.arm.joints, np.float64), memory, inputs.now_ns, bare)
+    outside = np.maximum(low - goal, goal - high)
+    if outside.max() > 1e-6:
+        i = int(outside.argmax())
+        return f"joint {JOINT_NAMES[i]} would come within {margin} rad of its limit ({goal[i]:.3f} rad)"
+    return "" if (goal >= here.low).all() and (goal <= here.high).all() else _joint_fault(goal, here, bare)
 
 
 def _shorten(step: F64, T_target: F64, here: _Here, config: SafetyConfig) -> tuple[_Try, float]:
@@ -269,28 +303,29 @@ def _closeness(
     """Return for each goal (6,) what would come too close on the way to it from the measured joints, or "", and how
     much of the way from the start to it is clear, roughly.
 
-    What is too close already may stay so and go away, as in the workspace.
+    What is too close already may stay so and go away, as in the workspace; but not what came closer since arming.
     """
     if not goals:
         return []
     count = len(_ON_THE_WAY)
-    rows = np.empty((2 + count * len(goals), 6))
-    rows[0], rows[1] = start.joints, here.joints
+    rows = np.empty((_FIRST + count * len(goals), 6))
+    rows[0], rows[1], rows[2] = start.joints, here.joints, start.joints if here.armed is None else here.armed
     for i, goal in enumerate(goals):
-        rows[2 + i * count:2 + (i + 1) * count] = here.joints + _ON_THE_WAY * (goal - here.joints)
+        rows[_FIRST + i * count:_FIRST + (i + 1) * count] = here.joints + _ON_THE_WAY * (goal - here.joints)
     found = clearances(rows, finger_m)
     margins = np.concatenate([found.table - (config.table_z_m + config.min_table_clearance_m),
                               found.links - config.min_self_clearance_m], axis=1)
-    at_goal = np.minimum(0.0, margins[0])
+    at_goal = np.maximum(np.minimum(0.0, margins[0]), np.minimum(0.0, margins[2]) - _CREEP_M)
     on_the_way = np.minimum(at_goal, margins[1]) - BOW_M
     results = []
     for i in range(len(goals)):
-        over = margins[2 + i * count:2 + (i + 1) * count] - on_the_way
+        over = margins[_FIRST + i * count:_FIRST + (i + 1) * count] - on_the_way
         over[-1] += on_the_way - at_goal
         if over.min() >= -1e-6:
             results.append(("", 1.0))
             continue
-        left, gone = margins[0] - at_goal, margins[0] - at_goal - over[-1]
+        left = np.maximum(0.0, margins[0] - at_goal)
+        gone = left - over[-1]
         share = float((left / np.maximum(gone, 1e-12))[over[-1] < 0.0].min(initial=1.0))
         results.append((_words(over, i, found, config), share))
     return results
@@ -298,7 +333,7 @@ def _closeness(
 
 def _words(over: F64, goal: int, found: Clearances, config: SafetyConfig) -> str:
     point, column = np.unravel_index(int(over.argmin()), over.shape)
-    row, parts = 2 + goal * len(_ON_THE_WAY) + int(point), found.table.shape[1]
+    row, parts = _FIRST + goal * len(_ON_THE_WAY) + int(point), found.table.shape[1]
     if column < parts:
         distance_m, limit_m = found.table[row, column] - config.table_z_m, config.min_table_clearance_m
     else:
@@ -314,10 +349,11 @@ def _finger_m(commanded: float, measured: Any) -> float:
 
 
 def _hold(
-    requested: Any, memory: GuardState, inputs: GuardInputs, reason: str, verdict: Verdict = Verdict.HOLD
+    requested: Any, memory: GuardState, inputs: GuardInputs, config: SafetyConfig, reason: str,
+    verdict: Verdict = Verdict.HOLD,
 ) -> ArmCommand:
     """Build a HOLD (or STOP) from whatever is usable. Must not raise: it is also the answer to errors."""
-    joints = _hold_joints(memory, inputs)
+    joints = _hold_joints(memory, inputs, config)
     if joints is None:
         joints, verdict = np.full(6, np.nan), Verdict.STOP
         T, reason = np.full((4, 4), np.nan), f"{reason}; no arm position is known, so nothing may be sent"
@@ -339,8 +375,9 @@ def _as_asked(requested: Any) -> F32:
     return values if values.shape == (ACTION_DIM,) else np.full(ACTION_DIM, np.nan, np.float32)
 
 
-def _hold_joints(memory: GuardState, inputs: GuardInputs) -> F64 | None:
-    """Return measured joints if plausible, else the last good ones, else None; a hold under way keeps its place.
+def _hold_joints(memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> F64 | None:
+    """Return measured joints if they can be believed; else the last goal, the last good ones, or None; a hold under
+    way keeps its place.
 
     Commanding the measured joints anew each time would let gravity pull the arm down by its steady-state error.
     """
@@ -348,12 +385,27 @@ def _hold_joints(memory: GuardState, inputs: GuardInputs) -> F64 | None:
     measured = plausible(getattr(getattr(inputs, "arm", None), "joints", None))
     good = plausible(getattr(memory, "good_joints", None))
     try:
-        now = good if measured is None or jumped(measured, memory, inputs) else measured
+        believed = not arm_fault(memory, inputs, config, check_effort=False)
     except Exception:  # an unusable clock: believe the older, checked joints
-        now = good if good is not None else measured
-    if held is not None and (now is None or np.abs(held - now).max() < _PUSHED_AWAY_RAD):
+        believed = False
+    if believed and measured is not None:
+        return held if held is not None and np.abs(held - measured).max() < _PUSHED_AWAY_RAD else measured
+    if held is not None:
         return held
-    return now
+    return _resting(memory, good, config) if good is not None else measured
+
+
+def _resting(memory: GuardState, good: F64, config: SafetyConfig) -> F64:
+    """Return where the motors come to rest, for an arm that is seen no more: at their last goal, if the guard would
+    send it from the last good joints (6,), else there.
+
+    To go back to where the arm was seen last would turn a motion round at twice its speed.
+    """
+    goal = plausible(getattr(getattr(memory, "profile", None), "goal", None))
+    try:
+        return good if goal is None or (np.abs(goal - good) > config.max_joint_step_rad + 1e-9).any() else goal
+    except Exception:  # no usable limits
+        return good
 
 
 def _first_finite(*values: Any) -> float:
