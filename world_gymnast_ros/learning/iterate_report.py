@@ -69,7 +69,8 @@ def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence
             parts.append(_section(f"{method}, round {row['round']}", _round(out, method, row)))
     return ("<!doctype html><html lang='en'><head><meta charset='utf-8'>"
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            f"<title>{escape(scene)}: the loop</title><style>{STYLE}td{{white-space:nowrap}}</style></head><body><main>"
+            f"<title>{escape(scene)}: the loop</title><style>{STYLE}td{{white-space:nowrap}}"
+            "main svg.interval{display:block}</style></head><body><main>"
             f"<h1>{escape(scene)}: {escape(instruction)}</h1>"
             "<p class='quiet'>Real episodes improve the dream, the dream improves the policy. True success is read "
             "from physics; imagined success is the policy in the dream from the same first frames; false successes are "
@@ -88,8 +89,9 @@ def _bars(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
             e = row["evaluation"]
             bars = "".join(interval_bar(e[k]["low"], e[k]["value"], e[k]["high"], colour)
                            for k, colour in (("true", "#0b6e4f"), ("imagined", "#7a8fa6")) if k in e)
-            lines.append(f"<tr><td>{escape(method)} {row['round']}</td><td>{bars}</td></tr>")
-    return f"<table>{''.join(lines)}</table>"
+            lines.append(f"<div style='display:flex;align-items:center;gap:1rem'><span style='width:7rem'>"
+                         f"{escape(method)} {row['round']}</span><span>{bars}</span></div>")
+    return "".join(lines)
 
 
 def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
@@ -102,7 +104,8 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             part = row[kind]
             verdict = "promoted" if part["promoted"] else "not promoted, the old one is kept"
             rules = "".join(f"<li>{escape(line)}</li>" for line in part["decision"])
-            parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><ul class='quiet'>{rules}</ul>")
+            parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
+                         f"and found</summary><ul class='quiet'>{rules}</ul></details>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
