@@ -9,6 +9,8 @@ pytest.importorskip("rclpy")
 from world_gymnast_ros import kinematics
 from world_gymnast_ros.control import DueAction
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadFrame
+from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault
+from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.nodes import convert
 from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
@@ -102,7 +104,11 @@ def test_unusable_joint_states_are_refused(change: dict[str, object]) -> None:
 
 def test_a_driver_without_velocities_and_efforts() -> None:
     state = convert.arm_state(joint_state(velocity=[], effort=[]))
-    assert not state.joint_velocities.any() and not state.efforts.any()
+    assert np.isnan(state.joint_velocities).all() and np.isnan(state.efforts).all()
+    assert np.isnan(convert.arm_state(joint_state(effort=[0.0] * 6)).efforts).all()  # of another number of joints
+    inputs = GuardInputs(state, 0.0, 0.0, 0)
+    assert "require_effort" in arm_fault(GuardState(), inputs, SafetyConfig())  # not zeros: that would be no effort
+    assert arm_fault(GuardState(), inputs, SafetyConfig(require_effort=False)) == ""
 
 
 def test_chunk_round_trip() -> None:

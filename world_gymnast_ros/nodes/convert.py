@@ -187,8 +187,8 @@ def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, K: F64 | 
 def arm_state(msg: Any) -> ArmState:
     """Return the measured state in the driver's JointState. Raises BadAction when joints are missing or not finite.
 
-    Efforts and velocities may be NaN: joint_state_broadcaster says so of what the hardware does not measure, and the
-    guard judges efforts (`require_effort`).
+    Efforts and velocities are NaN where they are not measured: joint_state_broadcaster says so itself, the driver's
+    simulation sends none. The guard judges efforts (`require_effort`).
     """
     index = {name: i for i, name in enumerate(msg.name)}
     missing = [n for n in (*kinematics.JOINT_NAMES, "left_finger") if n not in index]
@@ -197,8 +197,8 @@ def arm_state(msg: Any) -> ArmState:
     rows = [index[n] for n in kinematics.JOINT_NAMES]
     position = np.asarray(msg.position, np.float64)
 
-    def column(values: Any) -> F64:  # the driver's simulation sends no velocities and efforts
-        return np.asarray(values, np.float64)[rows] if len(values) == len(msg.name) else np.zeros(6)
+    def column(values: Any) -> F64:
+        return np.asarray(values, np.float64)[rows] if len(values) == len(msg.name) else np.full(6, nan)
 
     joints, velocities, efforts = position[rows], column(msg.velocity), column(msg.effort)
     finger = float(position[index["left_finger"]])
