@@ -8,7 +8,8 @@ GRIPPER   trajectory, forward or action
 
 All of them move an arm without dynamics and publish joint states as joint_state_broadcaster does: in an order of its
 own, NaN for what is not measured. What they refuse and when Servo halts goes out on `told`. The topic `fault` (a JSON
-object): `states` false: no joint states; `deaf` true: no subscription for the arm's goals.
+object): `states` false: no joint states; `frozen` true: always this moment's, under fresh stamps; `deaf` true: no
+subscription for the arm's goals.
 """
 from __future__ import annotations
 
@@ -78,6 +79,7 @@ class Controller(base.ConfiguredNode):
 
     def _on_fault(self, msg: Any) -> None:
         self.fault = json.loads(msg.data)
+        self.fault["at"] = self.joints.copy()
         deaf = self.fault.get("deaf", False)
         if deaf and self._goals is not None:
             self.destroy_subscription(self._goals)
@@ -110,7 +112,8 @@ class Controller(base.ConfiguredNode):
         self.move(dt_s)
         self.finger_m += float(np.clip(self.finger_goal_m - self.finger_m, -FINGER_M_S * dt_s, FINGER_M_S * dt_s))
         if self.fault.get("states", True):
-            position = np.array([*self.joints, 0.0, self.finger_m, -self.finger_m])[self.order]
+            six = self.fault["at"] if self.fault.get("frozen") else self.joints
+            position = np.array([*six, 0.0, self.finger_m, -self.finger_m])[self.order]
             msg = convert.joint_state_msg(self.now_ns(), position, np.full(9, np.nan), np.full(9, np.nan))
             msg.name = [convert.DRIVER_JOINTS[i] for i in self.order]
             self._states.publish(msg)

@@ -23,8 +23,17 @@ HOLD_S = 0.2
 """For how long a hold is repeated to Servo before silence: some copies may be lost, and Servo halts by itself after."""
 NEAREST_S = 0.1
 """A twist never aims to arrive sooner: near the goal that makes a loop of gain 10/s, which the delays allow."""
+SERVO_TIMEOUT_S = 0.1
+"""Servo's incoming_command_timeout."""
 BLIND_S = 0.15
 """Joint states older than this are too old to steer a twist by."""
+DONE_M, DONE_RAD = 0.002, 0.01
+"""An arm so near its goal is left there: what friction keeps it from is not driven after."""
+UNSEEN_M = 0.03
+UNSEEN_RAD = 0.2
+"""How far twists may have led, added up, without the joints having moved by SEEN_RAD: then the readings are frozen, or
+the arm is stuck, and a loop that is closed over them would go on and on."""
+SEEN_RAD = 0.005
 SERVO_TYPES = {"twist": 1, "pose": 2}
 """Of moveit_msgs/srv/ServoCommandType."""
 
@@ -42,6 +51,25 @@ class CartesianDriver(ControllerDriver):
     def _is_heard(self) -> bool:
         """Tell whether anybody subscribes: this topic may have any name."""
         return self._goals.get_subscription_count() > 0
+
+
+class UnseenWay:
+    """How far twists have led since the joints were last seen to move."""
+
+    def __init__(self) -> None:
+        self._joints: F64 | None = None
+        self._way_m = self._turn_rad = 0.0
+
+    def allows(self, joints: F64, linear: F64, angular: F64, dt_s: float) -> bool:
+        """Add a twist (m/s, rad/s, each (3,)) that is to be sent for `dt_s`; tell whether it still may be."""
+        if self._joints is None or float(np.abs(joints - self._joints).max()) > SEEN_RAD:
+            self._joints, self._way_m, self._turn_rad = joints.copy(), 0.0, 0.0
+        way_m = self._way_m + float(np.linalg.norm(linear)) * dt_s
+        turn_rad = self._turn_rad + float(np.linalg.norm(angular)) * dt_s
+        if way_m > UNSEEN_M or turn_rad > UNSEEN_RAD:
+            return False
+        self._way_m, self._turn_rad = way_m, turn_rad
+        return True
 
 
 class ServoDriver(ControllerDriver):
@@ -63,6 +91,7 @@ class ServoDriver(ControllerDriver):
                         if config.servo_switch_type else None)
         self._T_goal, self._hold = np.eye(4), True
         self._arrive_ns, self._silent_ns = 0, 0  # steady: when the goal is due, and when to stop repeating it
+        self._unseen, self._stuck, self._steered_ns = UnseenWay(), False, 0
         self._one = (inf, inf)  # m/s and rad/s that Servo calls 1, its most; inf: it takes m/s and rad/s
         node.create_timer(1.0 / config.servo_rate_hz, self._on_time, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -76,6 +105,7 @@ class ServoDriver(ControllerDriver):
 
     async def prepare(self) -> str:
         """Find Servo, read its units, choose the kind of command, unpause. Return "" or why not."""
+        self._unseen, self._stuck = UnseenWay(), False
         refusal = await super().prepare() or await self._read_units()
         if refusal:
             return refusal
@@ -131,16 +161,33 @@ class ServoDriver(ControllerDriver):
         arm, age_s = self.state(now_ns)
         if self._hold or arm is None or age_s > BLIND_S:
             return np.zeros(3), np.zeros(3)
+        if self._stuck:
+            return np.zeros(3), np.zeros(3)
         left_s = max((self._arrive_ns - now_ns) * 1e-9, NEAREST_S)
         *axis, w = matrix_to_quaternion(self._T_goal[:3, :3] @ arm.T_base_ee[:3, :3].T)
         turn = np.array(axis) * (2.0 * atan2(hypot(*axis), w) / max(hypot(*axis), 1e-12))
         c, away = self._config, self._T_goal[:3, 3] - arm.T_base_ee[:3, 3]
-        return (_in_units(away / left_s, c.max_step_m / c.dt_s, self._one[0]),
-                _in_units(turn / left_s, c.max_step_rad / c.dt_s, self._one[1]))
+        if float(np.linalg.norm(away)) < DONE_M and float(np.linalg.norm(turn)) < DONE_RAD:
+            return np.zeros(3), np.zeros(3)
+        linear = _at_most(away / left_s, min(c.max_step_m / c.dt_s, self._one[0]))
+        angular = _at_most(turn / left_s, min(c.max_step_rad / c.dt_s, self._one[1]))
+        since_s, self._steered_ns = (now_ns - self._steered_ns) * 1e-9, now_ns
+        # Each twist works until the next, but Servo halts by itself when none comes for longer.
+        self._stuck = not self._unseen.allows(arm.joints, linear, angular, min(since_s, SERVO_TIMEOUT_S))
+        if self._stuck:
+            return np.zeros(3), np.zeros(3)
+        return (linear / (self._one[0] if isfinite(self._one[0]) else 1.0),
+                angular / (self._one[1] if isfinite(self._one[1]) else 1.0))
+
+    async def health(self) -> tuple[str, tuple[int, ...]]:
+        """Tell that the arm does not follow its twists, besides what all controllers tell."""
+        if self._stuck:
+            return (f"twists led {UNSEEN_M} m or {UNSEEN_RAD} rad without a joint that moved: the arm is blocked, "
+                    "Servo halts it, or its readings are frozen; look", ())
+        return await super().health()
 
 
-def _in_units(velocity: F64, most: float, one: float) -> F64:
-    """Return a velocity (3,) of `most` at most as parts of `one`, 1 at most; inf: as it is."""
-    norm = max(float(np.linalg.norm(velocity)), 1e-12)
-    scaled: F64 = velocity * min(1.0, most / norm, one / norm) / (one if isfinite(one) else 1.0)
+def _at_most(velocity: F64, most: float) -> F64:
+    """Return a velocity (3,), shortened to `most`."""
+    scaled: F64 = velocity * min(1.0, most / max(float(np.linalg.norm(velocity)), 1e-12))
     return scaled
