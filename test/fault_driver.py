@@ -10,6 +10,7 @@ The topic `fault` (std_msgs/String, a JSON object) sets what is wrong, until the
     torque, errors, temperatures   registers of the 7 motors
     motors   how many of them answer
     wait_s   before get_robot_info is answered
+    finger_m how far the finger goes in 10 ms, 0.001 unless told
 """
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ class FaultDriver(base.ConfiguredNode):
     def _on_time(self) -> None:
         stamp_ns = self.now_ns()
         self.joints, _ = state_at(self.motion, base.steady_ns(), *self.profile_s())
-        self.finger_m = float(np.clip(self.finger_m + np.sign(self.pwm) * 0.001, 0.015, 0.037))
+        moved_m = float(np.sign(self.pwm)) * self.fault.get("finger_m", 0.001)
+        self.finger_m = float(np.clip(self.finger_m + moved_m, 0.015, 0.037))
         kind = self.fault.get("joints")
         if kind == "gone":
             return

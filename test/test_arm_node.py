@@ -193,6 +193,18 @@ def test_a_silent_driver_holds_and_nothing_is_sent_blindly(armed: Client, ros: t
         os.kill(twin.pid, signal.SIGCONT)
 
 
+def test_arming_an_armed_arm_leaves_its_driver_alone(armed: Client) -> None:
+    answer = armed.trigger("arm")
+    assert answer.success and answer.message == "already armed"
+
+
+def test_a_publisher_of_stop_that_promises_nothing_is_heard(armed: Client) -> None:
+    armed.until(lambda: armed.play(FORWARD, actions=1)[-1].verdict < convert.StepMsg.HOLD, "an arm that plays")
+    armed.say("stop", convert.Bool, base.NEWEST, convert.Bool(data=True))
+    armed.until_state(convert.ArmStatusMsg.STOPPED, "stop pressed")
+    armed.destroy_publisher(armed._senders.pop("stop"))
+
+
 def test_a_motor_without_torque_stops_the_arm(armed: Client) -> None:
     torque = {"cmd_type": "group", "name": "all"}
     armed.call("wx250s/torque_enable", convert.xs_srv.TorqueEnable, **torque, enable=False)
@@ -200,15 +212,22 @@ def test_a_motor_without_torque_stops_the_arm(armed: Client) -> None:
     armed.call("wx250s/torque_enable", convert.xs_srv.TorqueEnable, **torque, enable=True)
 
 
-def test_sigterm_holds_before_the_node_goes(ros: tuple[Client, graph.Graph], tmp_path: Path) -> None:
-    """A second arm node under another name, killed in the middle of a chunk."""
-    c, _ = ros
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_holds_before_the_node_goes(
+    ros: tuple[Client, graph.Graph], tmp_path: Path, number: signal.Signals
+) -> None:
+    """An arm node under another name, ended in the middle of a chunk, SIGHUP by an ssh session that drops."""
+    c, first = ros
+    if "arm_node" in first.nodes:  # the last that it is needed for: it would be a second commander
+        first.nodes["arm_node"].process.send_signal(signal.SIGINT)
+        assert first.nodes.pop("arm_node").process.wait(30) == 0
+        c.until(lambda: c.count_publishers("wx250s/commands/joint_group") == 0, "the end of the first")
     second = graph.NodeSpec("arm_node", "config/arm.yaml", {"max_arm_age_s": 1.0},
                             {"__node": "arm_two", "action_chunk": "chunk_two", "step": "step_two"})
     steps, commands = c.hear("step_two", convert.StepMsg), c.heard["wx250s/commands/joint_group"]
     with running([second], tmp_path) as nodes:
-        answer = c.call("arm_two/arm", convert.Trigger)
-        assert answer.success, answer.message
+        c.until(lambda: c.call("arm_two/arm", convert.Trigger).success, "arming")
+        steps.clear()
         now_ns = c.get_clock().now().nanoseconds
         chunk = convert.ActionChunk(np.tile(np.float32([0.0, 0, 0.02, 0, 0, 0, 1]), (20, 1)), now_ns)
         c.say("chunk_two", convert.ActionChunkMsg, base.RELIABLE,
@@ -216,7 +235,7 @@ def test_sigterm_holds_before_the_node_goes(ros: tuple[Client, graph.Graph], tmp
         c.until(lambda: len(steps) >= 2, "two steps")
         process = nodes.nodes["arm_node"].process
         start = time.monotonic()
-        process.terminate()
+        process.send_signal(number)
         c.until(lambda: process.poll() is not None, "the end of the node")
         took_s = time.monotonic() - start
         assert process.returncode == 0
@@ -233,6 +252,9 @@ class Slow:
     def __await__(self) -> Iterator[None]:
         yield
 
+    def rivals(self) -> str:
+        return ""
+
     async def health(self) -> tuple[str, tuple[int, ...]]:
         await self
         return "the driver does not answer", ()
@@ -241,7 +263,7 @@ class Slow:
 @pytest.mark.parametrize("armings_meanwhile", [0, 1])
 def test_only_an_answer_asked_for_since_arming_can_stop_the_arm(armings_meanwhile: int) -> None:
     stops: list[str] = []
-    node: Any = SimpleNamespace(_checking=False, _armings=1, _tick=lambda: None, driver=Slow(),
+    node: Any = SimpleNamespace(_checking=False, _armings=1, _moves=True, _tick=lambda: None, driver=Slow(),
                                 player=SimpleNamespace(mode=ArmMode.ARMED, stop=stops.append))
     check = ArmNode._on_health(node)
     check.send(None)

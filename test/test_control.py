@@ -10,7 +10,7 @@ import pytest
 from world_gymnast_ros.actions import pose_from_state
 from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.gripper import GripperLoop, finger_from_gripper, gripper_from_finger
+from world_gymnast_ros.gripper import GripperLoop, GripWatch, finger_from_gripper, gripper_from_finger
 from world_gymnast_ros.homing import way_home
 from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
 from world_gymnast_ros.limits import SafetyConfig
@@ -489,6 +489,25 @@ def test_rearming_starts_from_where_the_arm_is(bench: Bench) -> None:
     first = bench.run(0.05)[0][1].command
     assert first.verdict is Verdict.OK
     np.testing.assert_allclose(first.T_base_target[:3, 3], [0.26, 0.1, 0.2], atol=1e-3)
+
+
+def grip(watch: GripWatch, fingers: Any, playing: bool, begin_s: float = 0.0) -> list[bool]:
+    return [watch.drives(round((begin_s + 0.02 * i) * 1e9), finger, playing) for i, finger in enumerate(fingers)]
+
+
+def test_a_held_gripper_goes_on_only_if_it_had_come_to_rest() -> None:
+    closing, resting = np.linspace(0.035, 0.02, 20), np.full(20, 0.02)
+    moving, still, blind, lost = GripWatch(), GripWatch(), GripWatch(), GripWatch()
+    assert all(grip(moving, closing, True)) and not any(grip(moving, resting, False, 0.4))
+    assert all(grip(moving, resting, True, 0.8))  # armed again
+    assert all(grip(still, resting, True)) and all(grip(still, resting + 0.0004, False, 0.4))
+    assert not any(grip(still, resting[:3] - 0.002, False, 0.8)), "it slipped: it moves after all"
+    assert not any(grip(blind, resting, False)), "nothing was seen before"
+    assert all(grip(lost, resting, True)) and all(grip(lost, resting, False, 0.4))
+    lost.lost()
+    assert not any(grip(lost, resting, False, 0.8)) and not any(grip(lost, [float("nan")] * 3, True, 1.2))
+    late = GripWatch()  # told to close just before the hold: it begins to move after it
+    assert all(grip(late, resting, True)) and grip(late, closing[:10] - 0.015, False, 0.4)[-1] is False
 
 
 def test_gripper_scale_and_loop() -> None:

@@ -29,6 +29,7 @@ from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault
 from world_gymnast_ros.kinematics import NEUTRAL, fk
 from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.driver_cartesian import UnseenWay
 from world_gymnast_ros.types import ArmState
 
 pytestmark = pytest.mark.ros
@@ -270,6 +271,21 @@ def test_a_second_commander_of_the_controller_is_refused(bench: Bench) -> None:
     assert bench.c.trigger("disarm").success
 
 
+@ONE
+def test_twists_end_when_the_joints_are_not_seen_to_move(armed: Bench) -> None:
+    """Joint states that are frozen under fresh stamps: the loop would be closed over nothing."""
+    armed.fault(frozen=True)
+    armed.goals.clear()
+    for _ in range(20):
+        armed.c.send_chunk((0.004, 0, 0, 0, 0, 0), actions=2)
+        armed.c.spin(0.2)
+    armed.c.until(lambda: armed.c.heard["arm_status"][-1].state in (STATUS.STOPPED, STATUS.HOLDING), "a latched end")
+    stamps = np.array([convert.to_ns(goal.header.stamp) for goal in armed.goals]) * 1e-9
+    speeds = np.array([goal.twist.linear.x * SERVO_MOST[0] for goal in armed.goals])
+    led_m = float((speeds[:-1] * np.minimum(np.diff(stamps), 0.1)).sum())
+    assert 0.005 < led_m < 0.05, led_m
+
+
 # --- without processes ------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +304,16 @@ def test_unmeasured_efforts_are_for_the_operator_to_allow() -> None:
     inputs = GuardInputs(state, 0.0, 0.0, 0)
     assert "require_effort" in arm_fault(GuardState(), inputs, SafetyConfig())
     assert arm_fault(GuardState(), inputs, SafetyConfig(require_effort=False)) == ""
+
+
+def test_a_way_that_is_not_seen_has_an_end() -> None:
+    still, forward, none = np.zeros(6), np.array([0.1, 0.0, 0.0]), np.zeros(3)
+    way = UnseenWay()
+    assert sum(way.allows(still, forward, none, 0.02) for _ in range(100)) in (14, 15)  # 3 cm
+    assert not way.allows(still + 0.004, -forward, none, 0.02)  # noise is no motion
+    assert way.allows(still + 0.006, forward, none, 0.02)
+    turning = UnseenWay()
+    assert sum(turning.allows(still, none, 10.0 * forward, 0.02) for _ in range(100)) in (9, 10)  # 0.2 rad
 
 
 def test_quaternions_are_scipys() -> None:

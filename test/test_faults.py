@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,29 @@ class Bench:
         self.c.say(GROUP, convert.xs_msg.JointGroupCommand, base.RELIABLE, goal)
         self.c.until(lambda: np.abs(np.array(self.c.heard[STATES][-1].position[:6]) - START).max() < 0.01,
                      "the arm at its start")
+        self.c.destroy_publisher(self.c._senders.pop(GROUP))  # the guard must be the only one
 
     def arm(self) -> None:
         answer = self.c.trigger("arm")
+        for _ in range(50):  # what commanded the driver before is still being forgotten
+            if "publishers of" not in answer.message:
+                break
+            self.c.spin(0.1)
+            answer = self.c.trigger("arm")
         assert answer.success, answer.message
+
+    @contextmanager
+    def without_arm(self) -> Iterator[None]:
+        """End the arm node, for another one on the same driver, and start it again."""
+        process = self.nodes.nodes["arm_node"].process
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        self.c.spin(0.5)  # its last words
+        told = len(self.c.heard["arm_status"])
+        yield
+        self.restart(ARM)
+        self.c.until(lambda: len(self.c.heard["arm_status"]) > told, "the arm node")
+        self.c.spin(1.0)  # an answer of a service that is still being discovered would be lost
 
     def begin(self, delta: Any = SLOWLY, actions: int = 40) -> int:
         """Start a long chunk and wait for its second step; begin again if a busy machine looked like a fault."""
@@ -484,6 +504,76 @@ def test_go_home_walks_slowly_and_can_be_stopped(armed: Bench) -> None:
     assert armed.moves()
 
 
+@pytest.mark.parametrize(("fault", "words"), [
+    ({"torque": [1, 1, 0, 1, 1, 1, 1]}, "torque"), ({"errors": [0, 0, 0, 32, 0, 0, 0]}, "hardware error")])
+def test_a_motor_that_gives_up_on_the_way_home_ends_the_walk(armed: Bench, fault: dict[str, Any], words: str) -> None:
+    c = armed.c
+    armed.begin((0.0, 0.03, 0, 0, 0, 0.2), actions=8)
+    c.spin(1.2)
+    assert c.trigger("go_home").success
+    armed.fault(**fault)
+    c.until_state(STATUS.STOPPED, words)
+    assert np.abs(np.array(c.heard[GROUP][-1].cmd) - NEUTRAL).max() > 0.01
+
+
+def test_a_second_commander_of_the_driver_latches_and_is_named(armed: Bench) -> None:
+    """Who publishes goals past the guard, such as Interbotix's own arm modules."""
+    c = armed.c
+    armed.begin()
+    rival = c.create_publisher(convert.xs_msg.JointGroupCommand, GROUP, base.RELIABLE)
+    since = time.monotonic()
+    try:
+        armed.held(since, "a second commander of the driver", 2.6, "2 publishers of /wx250s/commands/joint_group")
+        told = c.until_state(STATUS.HOLDING, "2 publishers of")
+        assert "/test_client" in told.reason and "/arm_node" in told.reason
+        assert "2 publishers of" in c.trigger("arm").message
+    finally:
+        c.destroy_publisher(rival)
+    armed.arm()
+    assert armed.moves()
+
+
+def pwm_of(armed: Bench) -> list[Any]:
+    return armed.c.hear("wx250s/commands/joint_single", convert.xs_msg.JointSingleCommand)
+
+
+def finger_m(c: Client) -> float:
+    return float(c.heard[STATES][-1].position[7])
+
+
+def test_stop_ends_a_closing_gripper(armed: Bench) -> None:
+    c, pwm = armed.c, pwm_of(armed)
+    c.until(lambda: finger_m(c) > 0.033 or not c.play((0,) * 6, actions=1, gripper=1.0), "an open gripper")
+    armed.fault(finger_m=0.0001)
+    c.send_chunk((0,) * 6, gripper=0.0)
+    c.until(lambda: finger_m(c) < 0.032, "a closing gripper")
+    c.say("stop", convert.Bool, base.RELIABLE, convert.Bool(data=True))
+    c.until_state(STATUS.STOPPED, "stop pressed")
+    c.until(lambda: pwm and pwm[-1].cmd == 0.0, "a gripper that is off")
+    c.spin(0.3)
+    assert pwm[-1].cmd == 0.0 and finger_m(c) > 0.02
+
+
+@pytest.mark.parametrize("way", ["stop", "hold"])
+def test_a_gripper_that_holds_something_keeps_its_grip(armed: Bench, way: str) -> None:
+    c, pwm = armed.c, pwm_of(armed)
+    c.play((0,) * 6, gripper=0.0)
+    c.until(lambda: finger_m(c) < 0.0155, "a closed gripper")
+    c.play((0,) * 6, gripper=0.0)
+    if way == "stop":
+        c.say("stop", convert.Bool, base.RELIABLE, convert.Bool(data=True))
+    else:
+        assert c.trigger("hold").success
+    c.until_state(STATUS.STOPPED if way == "stop" else STATUS.HOLDING)
+    c.spin(0.5)
+    assert -350.0 <= pwm[-1].cmd < 0.0
+    armed.fault(joints="gone")  # nothing tells any more what it does
+    c.until(lambda: pwm[-1].cmd == 0.0, "a gripper that is off")
+    armed.fault()
+    c.spin(0.5)
+    assert pwm[-1].cmd == 0.0
+
+
 def test_go_home_needs_an_armed_arm(bench: Bench) -> None:
     bench.c.until(lambda: bench.c.trigger("disarm").success, "disarm")
     refused = bench.c.trigger("go_home")
@@ -525,6 +615,8 @@ def test_a_driver_that_dds_forgot_and_found_again(armed: Bench) -> None:
 
 
 def test_a_driver_killed_and_restarted_is_prepared_anew(armed: Bench) -> None:
+    pwm = pwm_of(armed)
+    armed.c.play((0,) * 6, gripper=0.0)
     armed.begin()
     since = armed.signal("fault_driver", signal.SIGKILL)
     armed.c.until_state(STATUS.HOLDING, "no joint states")
@@ -532,10 +624,14 @@ def test_a_driver_killed_and_restarted_is_prepared_anew(armed: Bench) -> None:
     armed.c.spin(0.3)  # the hold
     commands = len(armed.c.heard[GROUP])
     heard = len(armed.c.heard[STATES])
+    grips = len(pwm)
     armed.restart(DRIVER)
     armed.c.until(lambda: len(armed.c.heard[STATES]) > heard + 5, "the new driver")
     armed.c.spin(0.5)
     assert armed.c.heard["arm_status"][-1].state == STATUS.HOLDING and len(armed.c.heard[GROUP]) == commands
+    assert len(pwm) == grips  # neither arm nor gripper: the new driver was not prepared
+    armed.c.until(lambda: armed.c.trigger("go_home").success, "a walk home, which prepares it too")
+    assert armed.c.trigger("hold").success
     armed.c.until(lambda: armed.c.trigger("arm").success, "arming")
     assert armed.moves()
     answer = armed.c.call("wx250s/get_motor_registers", convert.xs_srv.RegisterValues, cmd_type="group", name="arm",
@@ -590,7 +686,7 @@ def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, 
 
     timer = c.create_timer(0.02, lambda: clock.publish(Clock(clock=convert.to_time(now_ns()))))
     steps, told = c.hear("clocked/step", STEP), c.hear("clocked/arm_status", STATUS, base.LATCHED)
-    with running([own_arm("clocked", use_sim_time=True)], tmp_path):
+    with bench.without_arm(), running([own_arm("clocked", use_sim_time=True)], tmp_path):
         c.until(lambda: told, "the node")
         for number, jump_s in enumerate((-100.0, 100.0)):
             c.until(lambda: c.call("clocked/arm", convert.Trigger).success, "arming")
@@ -622,7 +718,7 @@ def test_the_dead_man_button_must_be_held(bench: Bench, tmp_path: Path) -> None:
     timer = c.create_timer(0.02, lambda: joy.publish(convert.Joy(buttons=[0, held[0]])) if held[0] >= 0 else None)
     told, steps = c.hear("button/arm_status", STATUS, base.LATCHED), c.hear("button/step", STEP)
     timeout_s = 0.3 if TICK else 1.5
-    with running([own_arm("button", dead_man_button=1, dead_man_timeout_s=timeout_s)], tmp_path):
+    with bench.without_arm(), running([own_arm("button", dead_man_button=1, dead_man_timeout_s=timeout_s)], tmp_path):
         c.until(lambda: told, "the node")
         assert "dead-man" in c.call("button/arm", convert.Trigger).message
         for gone, row in ((0, "dead-man button released"), (-1, "dead-man input silent")):

@@ -27,7 +27,7 @@ from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmComman
 _ARMED = "armed by the operator"
 _MAX_CHUNK = 64
 _CATCH_UP = 0.1  # of dt: a tick this late keeps the beat; a later one starts a new beat, so actions never bunch up
-_SILENT_AGES = 4.0  # times max_arm_age_s without usable joint states: what comes back may be another arm's
+SILENT_AGES = 4.0  # times max_arm_age_s without usable joint states: what comes back may be another arm's
 _FROZEN_ACTIONS = 3  # in a row at which the joints read the same to the last bit, though told to move
 _FROZEN_RAD = 0.08  # by at least so much: an arm at rest may well read the same twice
 
@@ -213,7 +213,7 @@ class ChunkPlayer:
             self.stop(f"hardware error {hardware_errors}: power-cycle or reboot the motor, then disarm and arm")
         self.memory = observe(self.memory, inputs, self.config)
         unseen_s = (now_ns - self.memory.good_ns) * 1e-9
-        if self.mode is ArmMode.ARMED and not unseen_s <= _SILENT_AGES * self.config.max_arm_age_s:
+        if self.mode is ArmMode.ARMED and not unseen_s <= SILENT_AGES * self.config.max_arm_age_s:
             self.hold(f"no joint states for {arm_age_s:.1f} s: the driver went; start it, then arm again"
                       if arm_age_s > self.config.max_arm_age_s else
                       f"no usable joint states for {unseen_s:.1f} s: "

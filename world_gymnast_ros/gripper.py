@@ -1,6 +1,7 @@
 """The gripper: Bridge's scale between finger position and 0..1, and its own position loop on the motor's PWM."""
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import isfinite
 
@@ -44,3 +45,47 @@ class GripperLoop:
             return 0.0
         goal = finger_from_gripper(float(gripper_is_open(gripper)) if self.binary else gripper)
         return min(max(self.gain_per_m * (goal - left_finger_m), -1.0), 1.0) * self.max_pwm
+
+
+STILL_S = 0.15
+"""A finger that moved by less than STILL_M in so long has come to rest: on what it grips, or where it was told to."""
+STILL_M = 0.0005
+SLIP_M = 0.001
+"""A finger of a held arm that moves further than this is moving after all."""
+
+
+class GripWatch:
+    """Whether the gripper may go on when the arm is held: only one that had come to rest by then.
+
+    So what it holds is not dropped, and what it was closing on is not crushed. What was not seen counts as moving.
+    """
+
+    def __init__(self) -> None:
+        self._trail: deque[tuple[int, float]] = deque()  # steady ns and finger, m, of the last STILL_S
+        self._held_m: float | None = None  # finger when the arm was held; None: the arm plays
+        self._off = False
+
+    def drives(self, now_ns: int, finger_m: float, playing: bool) -> bool:
+        """Note a fresh measurement; tell whether the gripper may be driven. `playing`: the arm is armed."""
+        if not isfinite(finger_m):
+            self.lost()
+            return False
+        self._trail.append((now_ns, finger_m))
+        while len(self._trail) > 1 and now_ns - self._trail[1][0] >= STILL_S * 1e9:
+            self._trail.popleft()
+        if playing:
+            self._held_m, self._off = None, False
+        elif self._held_m is None:
+            self._held_m, self._off = finger_m, not self._is_still(now_ns)
+        elif abs(finger_m - self._held_m) > SLIP_M:
+            self._off = True
+        return not self._off
+
+    def lost(self) -> None:
+        """Note that nothing fresh is measured; a held gripper stays off from then on."""
+        self._trail.clear()
+        self._off = self._off or self._held_m is not None
+
+    def _is_still(self, now_ns: int) -> bool:
+        fingers = [finger_m for _, finger_m in self._trail]
+        return now_ns - self._trail[0][0] >= STILL_S * 1e9 and max(fingers) - min(fingers) < STILL_M

@@ -16,6 +16,7 @@ from world_gymnast_ros.profile import Profile
 from world_gymnast_ros.types import F64, ArmState
 
 _IMPLAUSIBLE_RAD = 0.1  # a joint measured that far outside its limits is a bus fault (xs_sdk reports -pi), not motion
+_UNSEEN_S = 0.05  # an arm that was not seen for longer is looked for on the way to its goal
 FUTURE_S = 0.05  # tolerance for stamps ahead of the clock
 
 
@@ -83,7 +84,10 @@ def arm_fault(memory: GuardState, inputs: GuardInputs, config: SafetyConfig, che
 
 
 def _effort_fault(arm: ArmState, config: SafetyConfig) -> str:
-    efforts = np.abs(np.asarray(arm.efforts, np.float64))  # absolute: a hard push is as often negative
+    try:
+        efforts = np.abs(np.asarray(arm.efforts, np.float64))  # absolute: a hard push is as often negative
+    except (TypeError, ValueError):  # not numbers at all
+        efforts = np.empty(0)
     if efforts.shape != (6,) or (config.require_effort and not np.isfinite(efforts).all()):
         return f"efforts are not 6 finite numbers: {arm.efforts!r}; set require_effort to false if the driver has none"
     over = efforts > np.asarray(config.max_efforts)
@@ -96,16 +100,17 @@ def _effort_fault(arm: ArmState, config: SafetyConfig) -> str:
 def jumped(joints: F64, memory: GuardState, inputs: GuardInputs, config: SafetyConfig) -> bool:
     """Tell whether `joints` (6,) lie further from the last good ones than the arm can have moved since.
 
-    The allowance grows up to the joint states' timeout, and no more once they have jumped: a jump does not become
-    motion by lasting. But an arm that was told to go somewhere meanwhile may be found on the way there.
+    The allowance grows with time for a moment only, and no more once they have jumped: a jump does not become motion
+    by lasting. After that moment an arm may be found on the way to where it was told to go, and nowhere else.
     """
     good = finite_vector(memory.good_joints)
     if good is None:
         return False
     until_ns = min(measured_ns(inputs), memory.jump_ns) if memory.jump_ns else measured_ns(inputs)
-    elapsed_s = min(max(0.0, (until_ns - memory.good_ns) * 1e-9), config.max_arm_age_s)
-    allowed = 1.5 * MAX_JOINT_SPEED_RAD_S * elapsed_s + _IMPLAUSIBLE_RAD
-    goal = memory.profile.goal if memory.jump_ns and memory.profile is not None else good
+    elapsed_s, most_s = max(0.0, (until_ns - memory.good_ns) * 1e-9), min(_UNSEEN_S, config.max_arm_age_s)
+    allowed = 1.5 * MAX_JOINT_SPEED_RAD_S * min(elapsed_s, most_s) + _IMPLAUSIBLE_RAD
+    told = memory.profile is not None and (memory.jump_ns or elapsed_s > most_s)
+    goal = memory.profile.goal if told and memory.profile is not None else good
     return bool(((joints < np.minimum(good, goal) - allowed) | (joints > np.maximum(good, goal) + allowed)).any())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import count
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -14,11 +15,11 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.control import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M
+from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M, GripWatch
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.nodes.driver import Driver, DryDriver, joint_states_topic
+from world_gymnast_ros.nodes.driver import Driver, DryDriver
 from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
 from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
 from world_gymnast_ros.nodes.driver_xs import XsDriver
@@ -30,6 +31,8 @@ DRIVERS: dict[str, type[Driver]] = {
 """Parameter `driver` -> what speaks to the arm."""
 STATUS_PERIOD_S = 0.5
 RATE_PERIOD_S = 2.0
+IDLE_POLLS = 5
+"""Every so many health periods the temperatures are read while nothing moves, which is cheap: one read of the bus."""
 EXIT_FLUSH_S = 0.05
 """Time for the hold to leave through shared memory before the process goes."""
 
@@ -46,13 +49,15 @@ class ArmNode(base.ConfiguredNode):
         self._arming = False
         self._called_off = ""  # why an arming under way must not end in ARMED
         self._checking = False
-        self._armings = 0
+        self._grip = GripWatch()
+        self._idle_polls = count(1)
+        self._armings = 0  # and walks home: each begins with a driver made ready
         self._frame_age_s = -1.0
         self._played = False
         self._dead_man_ns = 0  # steady time at which the dead-man button was last seen held
         self._causes: set[str] = set()  # of clamps that were told since arming
-        self._sent_count, self._chunk_count, self._rated_ns = 0, 0, base.steady_ns()
-        self._rates = ["0.0", "0.0"]
+        self._sent_count, self._chunk_count, self._state_count, self._rated_ns = 0, 0, 0, base.steady_ns()
+        self._rates = ["0.0", "0.0", "0.0"]
         self._told: tuple[ArmMode, str] | None = None
         self._waits = ReentrantCallbackGroup()  # callbacks that await the driver, while the default group plays on
         self._connect()
@@ -67,19 +72,20 @@ class ArmNode(base.ConfiguredNode):
     def _connect(self) -> None:
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
         self.create_subscription(
             convert.Empty, "policy_alive", lambda _: None, base.alive(self.config.policy_lease_s),
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_policy_alive))
         if self.config.dead_man_button >= 0:
             self.create_subscription(convert.Joy, "joy", self._on_joy, base.NEWEST)
-        for qos in (base.RELIABLE, base.LATCHED):  # a plain publisher, and one that pressed stop before we came up
+        # A plain publisher, one that pressed stop before we came up, and one that promises nothing: each matches one.
+        for qos in (base.RELIABLE, base.LATCHED, base.NEWEST):
             self.create_subscription(convert.Bool, "stop", self._on_stop, qos)
         self.create_service(convert.Trigger, "~/arm", self._on_arm, callback_group=self._waits)
         self.create_service(convert.Trigger, "~/disarm", self._on_disarm)
         self.create_service(convert.Trigger, "~/hold", self._on_hold)
-        self.create_service(convert.Trigger, "~/go_home", self._on_go_home)
+        self.create_service(convert.Trigger, "~/go_home", self._on_go_home, callback_group=self._waits)
 
     # --- playing --------------------------------------------------------------------------------------------------
 
@@ -125,6 +131,8 @@ class ArmNode(base.ConfiguredNode):
         now_ns = base.steady_ns()
         if (self.player.mode is ArmMode.ARMED or self.player.going_home) and self._dead_man_open(now_ns):
             self.player.hold("dead-man button released or `joy` silent; press it, then arm again")
+        if self._moves and not self.driver.is_prepared():
+            self.player.hold("the driver was started anew: arm again, which prepares it")
         arm, age_s = self.driver.state(now_ns)
         played = self.player.tick(now_ns, arm, age_s)
         if played is not None:
@@ -135,7 +143,7 @@ class ArmNode(base.ConfiguredNode):
     def _carry_out(self, played: PlayedStep) -> None:
         """Send first, then tell."""
         command = played.command
-        if played.send:
+        if played.send and self.driver.is_prepared():
             self.driver.send_joints(command.joints, hold=command.verdict in (Verdict.HOLD, Verdict.STOP))
             self._sent_count += 1
         if played.action is not None:
@@ -146,22 +154,40 @@ class ArmNode(base.ConfiguredNode):
             self._publish_status()
 
         elif command.verdict is Verdict.CLAMPED:
-            cause = re.sub(r"-?\d+(\.\d+)?", "#", command.reason)
-            if cause not in self._causes:  # once per cause, not per step
-                self._causes.add(cause)
-                self.get_logger().info(f"clamped: {command.reason} (told once per arming)")
+            for reason in command.reason.split("; "):
+                cause = re.sub(r"-?\d+(\.\d+)?", "#", reason)
+                if cause not in self._causes:  # once per cause, not per step
+                    self._causes.add(cause)
+                    self.get_logger().info(f"clamped: {reason} (told once per arming)")
 
     def _on_gripper(self) -> None:
-        """Run the grip while the arm plays or is held; a disarmed arm lets go."""
-        arm, _ = self.driver.state(base.steady_ns())
-        goal = self.player.memory.gripper
-        if arm is not None and goal is not None and self.player.mode is not ArmMode.DISARMED:
-            finger_m = FINGER_CLOSED_M + arm.gripper * (FINGER_OPEN_M - FINGER_CLOSED_M)
+        """Run the grip while the arm plays; one that is held keeps what it holds, and a disarmed one lets go."""
+        now_ns = base.steady_ns()
+        arm, age_s = self.driver.state(now_ns)
+        silent = not age_s <= SILENT_AGES * self.player.config.max_arm_age_s  # the driver went: who comes is another
+        if self.player.mode is ArmMode.DISARMED or silent or not self.driver.is_prepared():
+            return
+        if arm is None or age_s > self.player.config.max_arm_age_s:
+            self._grip.lost()
+            self.driver.stop_gripper(None)
+            return
+        goal, finger_m = self.player.memory.gripper, FINGER_CLOSED_M + arm.gripper * (FINGER_OPEN_M - FINGER_CLOSED_M)
+        if not self._grip.drives(now_ns, finger_m, self.player.mode is ArmMode.ARMED):
+            self.driver.stop_gripper(finger_m)
+        elif goal is not None:
             self.driver.send_gripper(goal, finger_m)
 
     # --- operator -------------------------------------------------------------------------------------------------
 
+    @property
+    def _moves(self) -> bool:
+        """Whether the arm is being driven: it plays, or walks home."""
+        return self.player.mode is ArmMode.ARMED or self.player.going_home
+
     async def _on_arm(self, _request: Any, response: Any) -> Any:
+        if self.player.mode is ArmMode.ARMED:  # the registers of a moving arm are left alone
+            response.success, response.message = True, "already armed"
+            return response
         refusal = await self._arm()
         armed = "armed, dry run: nothing is sent" if self.config.dry_run else "armed"
         response.success, response.message = not refusal, refusal or armed
@@ -176,30 +202,28 @@ class ArmNode(base.ConfiguredNode):
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
-        self._arming, self._called_off = True, ""
-        try:
-            refusal = await self.driver.prepare()
-            if refusal:
-                return refusal
-            refusal = self._rivals()
-            if refusal:
-                return refusal
-            if not await self.driver.fresh_state():
-                return f"no joint states on '{joint_states_topic(self.config)}'; start the driver"
-        finally:
-            self._arming = False
-        if self._called_off:  # while the driver answered
-            return self._called_off
+        refusal = await self._make_ready() or self._rivals()
+        if refusal:
+            return refusal
         now_ns = base.steady_ns()
         arm, age_s = self.driver.state(now_ns)
         refusal = self.player.arm(now_ns, arm, age_s)
         if not refusal:
-            self._armings += 1
             self.player.verdict_counts = dict.fromkeys(Verdict, 0)
             self._played, self._frame_age_s = False, -1.0
             self._causes.clear()
             self._tick()
         return refusal
+
+    async def _make_ready(self) -> str:
+        """Make the driver ready and hear from the arm. Return "" or why not, or what called it off meanwhile."""
+        self._arming, self._called_off = True, ""
+        try:
+            refusal = await self.driver.make_ready()
+        finally:
+            self._arming = False
+        self._armings += not refusal
+        return refusal or self._called_off
 
     def _on_disarm(self, _request: Any, response: Any) -> Any:
         if self._stop_pressed:
@@ -208,7 +232,7 @@ class ArmNode(base.ConfiguredNode):
         self._called_off = "disarmed while arming"
         self.player.disarm()
         self._tick()  # the hold goes out before the answer
-        self.driver.release_gripper()
+        self._let_go()
         response.success, response.message = True, "disarmed; the arm holds its place"
         return response
 
@@ -220,15 +244,36 @@ class ArmNode(base.ConfiguredNode):
         response.message = f"{self.player.mode.name}: {self.player.reason}"
         return response
 
-    def _on_go_home(self, _request: Any, response: Any) -> Any:
+    def _let_go(self) -> None:
+        """Switch the gripper off, and send nothing more: the arm may be in other hands."""
+        if self.driver.is_prepared():
+            self.driver.release_gripper()
+        self.driver.let_go()
+
+    async def _on_go_home(self, _request: Any, response: Any) -> Any:
         """Walk to neutral from ARMED or HOLDING; answered when the walk begins, `arm_status` says when it is over."""
-        now_ns = base.steady_ns()
-        refusal = "the dead-man button is not held" if self._dead_man_open(now_ns) else ""
-        response.message = refusal or self.player.go_home(now_ns, *self.driver.state(now_ns))
-        response.success = not response.message
-        response.message = response.message or "going home; then arm again"
+        refusal = await self._go_home()
+        response.success, response.message = not refusal, refusal or "going home; then arm again"
         self._tick()
         return response
+
+    async def _go_home(self) -> str:
+        """Hold, make the driver ready as for arming, begin the walk. Return "" or why not."""
+        if self._arming:
+            return "arming is under way"
+        if self._dead_man_open(base.steady_ns()):
+            return "the dead-man button is not held"
+        if self.player.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
+            return f"arm is {self.player.mode.name}; arm it first"
+        self.player.hold("about to go home")
+        self._tick()
+        refusal = await self._make_ready()
+        if not refusal:
+            now_ns = base.steady_ns()
+            refusal = self.player.go_home(now_ns, *self.driver.state(now_ns))
+        if refusal and self.player.mode is ArmMode.HOLDING:
+            self.player.reason = f"not home: {refusal}"
+        return refusal
 
     def _on_joy(self, msg: Any) -> None:
         button = self.config.dead_man_button
@@ -253,11 +298,20 @@ class ArmNode(base.ConfiguredNode):
     # --- health and status ----------------------------------------------------------------------------------------
 
     async def _on_health(self) -> None:
-        """Read the motors while armed: one that lost its torque says nothing by itself."""
-        if self._checking or self.player.mode is not ArmMode.ARMED:
+        """Read the motors while the arm is driven: one that lost its torque says nothing by itself."""
+        if self._checking:
+            return
+        rival = self.driver.rivals() if self._moves else ""
+        if rival:
+            self.player.hold(f"{rival}, then arm again")
+            self._tick()
             return
         self._checking, asked = True, self._armings
         try:
+            if not self._moves:
+                if next(self._idle_polls) % IDLE_POLLS == 0:
+                    await self.driver.read_temperatures()
+                return
             fault, errors = await self.driver.health()
         finally:
             self._checking = False
@@ -265,7 +319,7 @@ class ArmNode(base.ConfiguredNode):
             return
         if any(errors):
             fault = f"hardware error {errors}: power-cycle or reboot the motor, then disarm and arm"
-        if fault and self.player.mode is ArmMode.ARMED:
+        if fault and self._moves:
             self.player.stop(fault)
             self._tick()
 
@@ -279,12 +333,14 @@ class ArmNode(base.ConfiguredNode):
         arm, age_s = self.driver.state(now_ns)
         elapsed_s = (now_ns - self._rated_ns) * 1e-9
         if elapsed_s >= RATE_PERIOD_S:
-            self._rates = [f"{count / elapsed_s:.1f}" for count in (self._sent_count, self._chunk_count)]
+            counts = (self._sent_count, self._chunk_count, self.driver.joints.count - self._state_count)
+            self._rates = [f"{number / elapsed_s:.1f}" for number in counts]
             self._sent_count, self._chunk_count, self._rated_ns = 0, 0, now_ns
+            self._state_count = self.driver.joints.count
         level = "error" if p.mode is ArmMode.STOPPED else "warn" if p.mode is ArmMode.HOLDING else "ok"
         values = {"state": p.mode.name, "joint_state_age_s": f"{age_s:.3f}", "command_age_s": f"{command_age_s:.3f}",
                   "frame_age_s": f"{self._frame_age_s:.3f}", "commands_per_s": self._rates[0],
-                  "chunks_per_s": self._rates[1],
+                  "chunks_per_s": self._rates[1], "joint_states_per_s": self._rates[2],
                   "chunk_publishers": self._chunks.get_publisher_count(), "refused_chunks": p.refused_chunks,
                   "last_refusal": p.last_refusal, "driver_fault": self.driver.joints.fault,
                   "efforts": [] if arm is None else arm.efforts.round().tolist(),
@@ -297,7 +353,7 @@ class ArmNode(base.ConfiguredNode):
         """Hold first; then everything may go."""
         self.player.disarm("the node ends")
         self._tick()
-        self.driver.release_gripper()
+        self._let_go()
         time.sleep(EXIT_FLUSH_S)
 
 

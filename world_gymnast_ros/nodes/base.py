@@ -1,4 +1,4 @@
-"""What every node shares: strict parameters, quality of service, and a loop that ends cleanly on SIGINT and SIGTERM."""
+"""What every node shares: strict parameters, quality of service, and a loop that ends cleanly on a signal."""
 from __future__ import annotations
 
 import dataclasses
@@ -117,6 +117,8 @@ def _check_params_files(argv: list[str]) -> None:
 def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1) -> int:
     """Run one node until a signal, and return the exit code: 0 after a signal or `SystemExit(0)`, 2 on a start error.
 
+    SIGHUP is one of them, for the ssh session that drops; under nohup, which ignores it, it stays ignored.
+
     The context is not shut down by the signal handler (rclpy's own does that): so `close` can still publish, and no
     wait can miss its wake-up. A signal is served within the 0.25 s of one spin. More `threads` than one are for a node
     with a callback that takes long, such as an action.
@@ -124,7 +126,8 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
     argv = sys.argv if argv is None else argv
     stopped: list[int] = []
     before = {number: signal.signal(number, lambda n, _frame: stopped.append(n))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN}
     node: ConfiguredNode | None = None
     try:
         _check_params_files(argv)

@@ -18,11 +18,14 @@ from rclpy.task import Future
 from world_gymnast_ros import kinematics
 from world_gymnast_ros.actions import gripper_is_open
 from world_gymnast_ros.config import ArmConfig
+from world_gymnast_ros.control import SILENT_AGES
 from world_gymnast_ros.errors import BadAction
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.types import F64, ArmState
 
 DISCOVERY_POLL_S = 0.05
+GAP_S = 0.15
+"""Joint states that come back after so long may be another process's: a restart takes longer."""
 
 
 def joint_states_topic(config: ArmConfig) -> str:
@@ -33,17 +36,23 @@ def joint_states_topic(config: ArmConfig) -> str:
 class JointStates:
     """Newest measured state, and the steady time it came at."""
 
-    def __init__(self, node: Node, topic: str) -> None:
+    def __init__(self, node: Node, topic: str, on_gap: Callable[[float], None]) -> None:
         self.arm: ArmState | None = None
         self.received_ns = 0
+        self.count = 0
+        self._on_gap = on_gap  # called with the seconds of silence, before what comes after it can be acted on
         self.fault = ""
         self._waiting: list[Future] = []
         self._node = node
-        node.create_subscription(convert.JointState, topic, self._on_joints, base.NEWEST)
+        self.topic = node.create_subscription(convert.JointState, topic, self._on_joints, base.NEWEST).topic_name
 
     def _on_joints(self, msg: Any) -> None:
+        self.count += 1
         try:
-            self.arm, self.received_ns, self.fault = convert.arm_state(msg), base.steady_ns(), ""
+            arm, now_ns = convert.arm_state(msg), base.steady_ns()
+            if self.age_s(now_ns) > GAP_S:
+                self._on_gap(self.age_s(now_ns))
+            self.arm, self.received_ns, self.fault = arm, now_ns, ""
         except BadAction as error:  # the old state ages, and the guard holds on its age
             self.fault = str(error)
             self._node.get_logger().error(self.fault, throttle_duration_sec=2.0)
@@ -69,8 +78,10 @@ class Driver(ABC):
 
     def __init__(self, node: Node, config: ArmConfig) -> None:
         self._node, self._config, self._timeout_s = node, config, config.service_timeout_s
-        self.joints = JointStates(node, joint_states_topic(config))
+        self.joints = JointStates(node, joint_states_topic(config), self._on_gap)
         self.temperatures: list[int] = []
+        self._command_topics: list[str] = []  # that only we may publish to
+        self._sources: frozenset[bytes] | None = None  # who published joint states when the driver was prepared
 
     def state(self, now_ns: int) -> tuple[ArmState | None, float]:
         """Return the newest measured state and its age in s."""
@@ -84,8 +95,52 @@ class Driver(ABC):
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Drive the gripper towards `goal`, 0 closed to 1 open, called at gripper_rate_hz; `finger_m` is measured."""
 
+    def stop_gripper(self, finger_m: float | None) -> None:  # noqa: B027 (one that cannot be stopped goes on)
+        """End a motion of the gripper, called at gripper_rate_hz; `finger_m` is measured, None where it is not."""
+
     def release_gripper(self) -> None:  # noqa: B027 (a gripper that keeps its grip has nothing to do)
         """Let go, where the driver can: the arm was disarmed."""
+
+    def is_prepared(self) -> bool:
+        """Tell whether goals may be sent: to a driver that was made ready, and is still the one that is heard."""
+        return self._sources is not None
+
+    def let_go(self) -> None:
+        """Send nothing from now on until the driver was made ready again: the arm may be in other hands."""
+        self._sources = None
+
+    async def make_ready(self) -> str:
+        """Prepare the driver and hear from the arm afresh. Return "" or why goals must not be sent."""
+        refusal = await self.prepare() or self.rivals()
+        if refusal:
+            return refusal
+        if not await self.fresh_state():
+            return f"no joint states on '{joint_states_topic(self._config)}'; start the driver"
+        self._sources = self._publishers()
+        return ""
+
+    def rivals(self) -> str:
+        """Return who else commands the arm past the guard, by publishing where goals go, or ""."""
+        for topic in self._command_topics:
+            ends = self._node.get_publishers_info_by_topic(topic)
+            if len(ends) > 1:
+                names = sorted(f"{end.node_namespace.rstrip('/')}/{end.node_name}" for end in ends)
+                return (f"{len(ends)} publishers of {topic} ({', '.join(names)}): end the others, the guard must be "
+                        "the only one (a killed one is forgotten after 20 s)")
+        return ""
+
+    def _publishers(self) -> frozenset[bytes]:
+        ends = self._node.get_publishers_info_by_topic(self.joints.topic)
+        return frozenset(bytes(end.endpoint_gid) for end in ends)
+
+    def _on_gap(self, gap_s: float) -> None:
+        """Forget that the driver was prepared when it may be another: after a long silence, or from a new source."""
+        known = self._sources
+        if known is not None and (gap_s > SILENT_AGES * self._config.max_arm_age_s or self._publishers() - known):
+            self._sources = None
+
+    async def read_temperatures(self) -> None:  # noqa: B027 (a driver that measures none has nothing to read)
+        """Note the motors' temperatures, where the driver tells them."""
 
     @abstractmethod
     async def prepare(self) -> str:

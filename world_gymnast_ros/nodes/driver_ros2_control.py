@@ -32,7 +32,8 @@ class PositionGripper:
 
     def __init__(self, node: Node, config: ArmConfig) -> None:
         name, kind = config.gripper_controller, config.gripper_interface
-        self._node, self._sent_m = node, -1.0
+        self._node, self._sent_m, self._stopped = node, -1.0, False
+        self.command_topics: list[str] = []
         if kind == "action":
             convert.require_control_msgs()
             self.topic = f"{name}/gripper_cmd"
@@ -44,6 +45,7 @@ class PositionGripper:
         self.topic = f"{name}/commands" if forward else f"{name}/joint_trajectory"
         message = convert.Float64MultiArray if forward else convert.JointTrajectory
         self._publisher = node.create_publisher(message, self.topic, base.RELIABLE)
+        self.command_topics = [self._publisher.topic_name]
         self.is_heard = lambda: self._publisher.get_subscription_count() > 0
         self._send = self._send_forward if forward else self._send_trajectory
 
@@ -51,12 +53,18 @@ class PositionGripper:
         """Go to `goal`, 0 closed to 1 open, unless that was the last one sent."""
         finger_m = FINGER_OPEN_M if gripper_is_open(goal) else FINGER_CLOSED_M
         if finger_m != self._sent_m:
-            self._sent_m = finger_m
+            self._sent_m, self._stopped = finger_m, False
             self._send(finger_m)
+
+    def stop(self, finger_m: float) -> None:
+        """Stay where the finger is, unless it was told so already."""
+        if not self._stopped:
+            self._sent_m, self._stopped = -1.0, True
+            self._send(min(max(finger_m, FINGER_CLOSED_M), FINGER_OPEN_M))
 
     def forget(self) -> None:
         """Send the next goal even if it was the last: others may have moved the gripper since."""
-        self._sent_m = -1.0
+        self._sent_m, self._stopped = -1.0, False
 
     def _send_forward(self, finger_m: float) -> None:
         self._publisher.publish(convert.Float64MultiArray(data=[finger_m]))
@@ -82,20 +90,23 @@ class ControllerDriver(Driver):
         super().__init__(node, config)
         self._goals = node.create_publisher(message, topic, base.RELIABLE)
         self._gripper = PositionGripper(node, config)
+        self._command_topics = [self._goals.topic_name, *self._gripper.command_topics]
 
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Tell the gripper's controller when the goal changes; its own loop does the rest."""
         self._gripper.send(goal)
 
+    def stop_gripper(self, finger_m: float | None) -> None:
+        """Tell the gripper to stay where it is; where that is not known it goes to its last goal and no further."""
+        if finger_m is not None:
+            self._gripper.stop(finger_m)
+
     async def prepare(self) -> str:
-        """Wait for the controllers, and refuse where another node commands the arm too. Return "" or why not."""
+        """Wait for the controllers. Return "" or why not."""
         names = await self._wait_for(self._absent)
         if names:
             return (f"driver '{self._config.driver}' finds no {', '.join(names)} after {self._timeout_s} s; start and "
                     "activate the controllers, or check the names in config/arm.yaml")
-        count = self._node.count_publishers(self._goals.topic_name)
-        if count > 1:
-            return f"{count} publishers of {self._goals.topic_name}: end the others, the guard must be the only one"
         self._gripper.forget()
         return ""
 

@@ -29,6 +29,7 @@ class XsDriver(Driver):
         self._group = node.create_publisher(msg.JointGroupCommand, f"{robot_name}/commands/joint_group", base.RELIABLE)
         self._single = node.create_publisher(msg.JointSingleCommand, f"{robot_name}/commands/joint_single",
                                              base.RELIABLE)
+        self._command_topics = [self._group.topic_name, self._single.topic_name]
         self._info = node.create_client(srv.RobotInfo, f"{robot_name}/get_robot_info")
         self._modes = node.create_client(srv.OperatingModes, f"{robot_name}/set_operating_modes")
         self._set = node.create_client(srv.RegisterValues, f"{robot_name}/set_motor_registers")
@@ -42,6 +43,10 @@ class XsDriver(Driver):
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Stream one step of the position loop on the gripper motor's PWM."""
         self._send_pwm(self._gripper.pwm(goal, finger_m))
+
+    def stop_gripper(self, finger_m: float | None) -> None:
+        """Switch the gripper motor off: it has no other way to stand still."""
+        self._send_pwm(0.0)
 
     def release_gripper(self) -> None:
         """Switch the gripper motor off."""
@@ -89,8 +94,12 @@ class XsDriver(Driver):
         if not all(torque):
             fault = f"a motor has no torque ({torque}); it may be overloaded: support the arm and reboot it"
             return fault, tuple(errors)
-        self.temperatures = await self._registers("Present_Temperature") or []
+        await self.read_temperatures()
         return "", tuple(errors)
+
+    async def read_temperatures(self) -> None:
+        """Note the temperature of every motor, degrees Celsius."""
+        self.temperatures = await self._registers("Present_Temperature") or []
 
     async def _missing(self) -> str:
         """Wait until the driver is discovered; return "" or what is not there after `timeout_s`."""

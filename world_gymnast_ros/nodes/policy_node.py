@@ -36,6 +36,7 @@ class PolicyNode(base.ConfiguredNode):
         self._gate.set_active(c.dry_run_without_arm, 0)
         self._watch = PictureWatch()
         self._refusal = ""  # of the last picture
+        self._rated, self._rated_ns = (0, 0), base.steady_ns()  # frames and chunks when rates were last told
         self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
         self._instruction = c.instruction
         self._adapter = "base"
@@ -111,9 +112,12 @@ class PolicyNode(base.ConfiguredNode):
 
     def _on_arm_status(self, msg: Any) -> None:
         taking = msg.state in (msg.ARMED, msg.HOLDING)
-        if taking and not self._gate.active:
+        armed = msg.state == msg.ARMED and self._arm_state != msg.ARMED  # from HOLDING too: look at the scene anew
+        self._arm_state = msg.state
+        if armed or (taking and not self._gate.active):
             self._epoch += 1
             self._chunk_ns = base.steady_ns()
+            self._gate.set_active(False, 0)
         self._gate.set_active(taking, convert.to_ns(msg.header.stamp))
 
     def _on_step(self, msg: Any) -> None:
@@ -209,9 +213,12 @@ class PolicyNode(base.ConfiguredNode):
     # --- diagnostics ----------------------------------------------------------------------------------------------
 
     def _on_diagnostics(self) -> None:
-        times = sorted(self._inference_s)
+        times, now_ns = sorted(self._inference_s), base.steady_ns()
+        counted, elapsed_s = (self._counts["frames"], self._counts["chunks"]), (now_ns - self._rated_ns) * 1e-9
+        rates = [round((new - old) / max(elapsed_s, 1e-3), 1) for new, old in zip(counted, self._rated, strict=True)]
+        self._rated, self._rated_ns = counted, now_ns
         values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
-                  "active": self._gate.active,
+                  "active": self._gate.active, "frames_per_s": rates[0], "chunks_per_s": rates[1],
                   "inference_ms_median": round(1000 * times[len(times) // 2], 1) if times else "",
                   "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
         quiet = self._quiet()
