@@ -20,7 +20,7 @@ from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from capsule_arm import CapsuleArm
-from fuzz_guard import Motors, check_clearance, check_promises, fuzz
+from fuzz_guard import Motors, check_clearance, check_promises, fuzz, fuzz_player
 
 CONFIG = SafetyConfig()
 OVER_TABLE = ik(pose_from_state(np.array([0.3, 0, 0.15, 0, 0, 0, 1.0])), NEUTRAL)
@@ -253,6 +253,11 @@ def test_thousands_of_hostile_steps_keep_every_promise() -> None:
     counts = fuzz(2000, seed=7)
     assert sum(counts.values()) == 2000
     assert all(counts[v] > 50 for v in Verdict), counts  # each verdict was really exercised
+
+
+def test_thousands_of_hostile_ticks_keep_every_promise() -> None:
+    counts = fuzz_player(10_000, seed=3)
+    assert all(counts[v] > 5 for v in Verdict), counts
 
 
 def test_the_promise_checker_can_fail() -> None:
