@@ -1,6 +1,7 @@
 """`POST /act`: a real server on a free port against hostile clients, and the client against hostile servers."""
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import http.client
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.cli import main
+from world_gymnast_ros.cli import serve as cli_serve
 from world_gymnast_ros.errors import AdapterMismatch, BadConfig, BadInstruction, BadPayload, RemotePolicyError
 from world_gymnast_ros.remote_policy import MAX_ANSWER_BYTES, HttpPolicy
 from world_gymnast_ros.serve import MAX_CONNECTIONS, PolicyServer, PolicyService, is_loopback
@@ -269,6 +271,14 @@ def test_requests_at_once_get_each_their_own_answer(server: PolicyServer) -> Non
 def test_what_is_local() -> None:
     assert all(is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "robot", "192.168.0.3", ""))
+
+
+def test_unless_told_otherwise_only_this_machine_is_served() -> None:
+    parser = argparse.ArgumentParser()
+    cli_serve.add_arguments(parser)
+    assert is_loopback(parser.parse_args([]).host)
+    with PolicyServer(PolicyService(NumbersPolicy()), port=0) as server:
+        assert is_loopback(str(server.server_address[0]))
 
 
 def test_a_port_in_use_is_named(server: PolicyServer) -> None:
