@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -446,10 +445,8 @@ def test_a_clamp_is_logged_once_per_cause_and_arming(armed: Bench) -> None:
         steps = [s for _ in range(2) for s in c.play((0.08, 0, 0, 0, 0, 0), actions=2)]
         steps += c.play((-0.08, 0, 0, 0, 0, 0), actions=2)
         assert len([s for s in steps if "step limited" in s.reason]) > 3
-        causes = {re.sub(r"-?\d+(\.\d+)?", "#", s.reason) for s in steps if s.verdict == STEP.CLAMPED}
         c.spin(0.2)
-        new = told()[before:]
-        assert 1 <= len(new) <= count * len(causes)
+        assert len(told()[before:]) == count  # whatever else was wrong with the same steps
         assert c.trigger("disarm").success
         armed.to_start()
         armed.arm()  # a new arming tells it again
@@ -467,6 +464,7 @@ def test_diagnostics_tell_rates_ages_temperatures_efforts_and_verdicts(armed: Be
     assert 0.0 <= float(d["command_age_s"]) < 2.0 and 0.0 < float(d["frame_age_s"]) < 12.0
     assert float(d["commands_per_s"]) < 6.0 and float(d["chunks_per_s"]) < 6.0
     assert 0 < int(d["ok"]) <= len(c.steps_of(sequence)) + 1 and d["chunk_publishers"] == "1"
+    c.until(lambda: float(diagnosis(c)["joint_states_per_s"]) > 20.0, "the rate of the joint states")
     assert {"clamped", "hold", "stop", "refused_chunks", "last_refusal", "driver_fault"} <= set(d)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ros_tools import START_S, TICK, Client, client, running, stamps_s
 from world_gymnast_ros import graph
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.policy_node import PolicyNode
+from world_gymnast_ros.query import QueryGate, QueryRules
 from world_gymnast_ros.types import AdapterRef
 
 pytestmark = pytest.mark.ros
@@ -139,6 +142,29 @@ def test_an_adapter_is_swapped_between_chunks_and_a_wrong_one_is_refused(
     tags = [m.adapter for m in c.heard["action_chunk"][first:]]
     changes = [(a, b) for a, b in pairwise(tags) if a != b]
     assert changes == [("base", "mine"), ("mine", "base")]
+
+
+def test_an_arming_from_a_hold_wants_a_new_look() -> None:
+    """What was seen or decided before the operator armed again is of another scene, maybe."""
+    status = convert.ArmStatusMsg
+    node: Any = SimpleNamespace(_gate=QueryGate(QueryRules()), _arm_state=status.DISARMED, _epoch=0, _chunk_ns=0)
+
+    def tell(state: int, at_s: float) -> None:
+        msg = status(state=state)
+        msg.header.stamp = convert.to_time(round(at_s * 1e9))
+        PolicyNode._on_arm_status(node, msg)
+
+    def refusal(at_s: float) -> str:
+        return str(node._gate.refusal(round(at_s * 1e9), round(at_s * 1e9), round(at_s * 1e9), "reach"))
+
+    tell(status.ARMED, 1.0)
+    assert refusal(1.1) == ""
+    node._gate.published(1, 0)
+    for state, at_s in ((status.ARMED, 2.0), (status.HOLDING, 3.0)):
+        tell(state, at_s)
+    assert node._epoch == 1
+    tell(status.ARMED, 5.0)
+    assert node._epoch == 2 and "before" in refusal(4.9) and refusal(5.1) == ""
 
 
 def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Path, tmp_path: Path) -> None:
