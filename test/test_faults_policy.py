@@ -199,6 +199,7 @@ def test_a_killed_policy_holds_and_latches(acting: tuple[Bench, Camera]) -> None
     since = bench.signal("policy_node", signal.SIGKILL)
     process = bench.nodes.nodes.pop("policy_node").process
     bench.held(since, "policy killed just after a chunk (SIGKILL)", GONE_S, "gone or frozen")
-    assert len([t for t in c.times["step"] if t > since]) < K - 1  # the rest of its chunk was not played
+    # The rest of its chunk was not played; the lease for busy machines is longer than that lasts.
+    assert not TICK or len([t for t in c.times["step"] if t > since]) < K - 1
     process.wait(30)
     c.until_state(STATUS.HOLDING, "check the policy", 60.0)
