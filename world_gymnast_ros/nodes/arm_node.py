@@ -72,7 +72,7 @@ class ArmNode(base.ConfiguredNode):
     def _connect(self) -> None:
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
         self.create_subscription(
             convert.Empty, "policy_alive", lambda _: None, base.alive(self.config.policy_lease_s),
