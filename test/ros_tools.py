@@ -152,6 +152,6 @@ def running(specs: list[graph.NodeSpec], log_dir: Path) -> Iterator[graph.Graph]
     """Start nodes; at the end all of them must go on SIGINT with code 0."""
     with graph.start(specs, graph.ros_environment(log_dir=log_dir), log_dir) as nodes:
         yield nodes
-        codes = nodes.stop(grace_s=30.0)
+        codes = nodes.stop(grace_s=15.0)
     logs = "\n".join(f"--- {name}\n{node.tail(30)}" for name, node in nodes.nodes.items())
     assert set(codes.values()) <= {0}, f"{codes}\n{logs}"

@@ -198,8 +198,10 @@ def test_a_killed_policy_holds_and_latches(acting: tuple[Bench, Camera]) -> None
     c.until(lambda: len(c.heard["action_chunk"]) > chunks, "a new chunk")
     since = bench.signal("policy_node", signal.SIGKILL)
     process = bench.nodes.nodes.pop("policy_node").process
-    bench.held(since, "policy killed just after a chunk (SIGKILL)", GONE_S, "gone or frozen")
-    # The rest of its chunk was not played; the lease for busy machines is longer than that lasts.
+    held = since + bench.held(since, "policy killed just after a chunk (SIGKILL)", GONE_S, "gone or frozen")
+    # The rest of its chunk was not played; the lease for busy machines is longer than that lasts, see also below.
     assert not TICK or len([t for t in c.times["step"] if t > since]) < K - 1
     process.wait(30)
     c.until_state(STATUS.HOLDING, "check the policy", 60.0)
+    played = [s for s, t in zip(c.heard["step"], c.times["step"], strict=True) if t > held and s.verdict < STEP.HOLD]
+    assert not played, "an action was played after the hold"

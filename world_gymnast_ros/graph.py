@@ -24,9 +24,8 @@ from typing import IO, Any
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.paths import share_path
 
-GRACE_S = 15.0
-"""Given to each of SIGINT and SIGTERM: where the machine is slow, a node that holds models takes 13 s to leave. The arm
-node holds at once."""
+GRACE_S = 4.0
+"""Given to each of SIGINT and SIGTERM; the arm node holds within it."""
 
 
 @dataclass(frozen=True)
