@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from world_gymnast_ros.evaluate import wilson
+from world_gymnast_ros.evaluate import paired_replay_auc, wilson
 from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely, replay
 from world_gymnast_ros.learning.replay_gate import Recorded, read_play
 from world_gymnast_ros.models import build
@@ -24,6 +24,7 @@ from world_gymnast_ros.panel import TwoJudges, agree
 from world_gymnast_ros.trust import TrustConfig, filter_group
 from world_gymnast_ros.types import Frame, Judge, Judgement, RolloutGroup, SampledChunks, WorldModel
 
+DECIDERS = ("one judge, who looks", "one judge, who measures", "both must agree")
 NO_FILTER = TrustConfig(moved_m=1e3, sharpness_floor=0.0, colour_shift_levels=1e3, reroll=False)
 FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
            "blurred picture": replace(NO_FILTER, sharpness_floor=TrustConfig().sharpness_floor),
@@ -44,7 +45,7 @@ def as_group(episode: Recorded, frames: np.ndarray, verdict: Judgement, world_mo
 def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded], seed: int) -> list[str]:
     """Return the table's lines for one world model."""
     claims: dict[str, list[bool]] = {}
-    truth = []
+    truth, levels = [], []
     for i, episode in enumerate(tqdm(episodes, unit="episode", desc=world_model.name)):
         first = np.ascontiguousarray(episode.frames[0])
         start = Start(Frame(first, 0), episode.state, episode.instruction,
@@ -53,10 +54,11 @@ def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded]
         facts = facts_of([start], episode.deltas[None])
         looked, measured = (judge_safely(j, frames, episode.instruction, facts)[0]
                             for j in (judges.looking, judges.measuring))
+        again = replay(world_model, start, episode.deltas[None], seed + 20_000 + i)
+        levels.append(float(np.abs(again[0, -1].astype(np.float32) - frames[0, -1]).mean()))
         truth.append(episode.success)
         both = agree(looked, measured)
-        for name, verdict in (("one judge, who looks", looked), ("one judge, who measures", measured),
-                              ("both must agree", both)):
+        for name, verdict in zip(DECIDERS, (looked, measured, both), strict=True):
             claims.setdefault(name, []).append(is_success(verdict))
         for name, verdict, judge in (("who looks", looked, judges.looking), ("both", both, judges)):
             group = as_group(episode, frames, verdict, world_model.name)
@@ -71,6 +73,24 @@ def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded]
         said = np.array(told)
         lines.append(f"| {name} | {wilson(int((said & ~true).sum()), int((~true).sum()))} "
                      f"| {wilson(int((said & true).sum()), int(true.sum()))} |")
+    return [*lines, *disagreement(np.array(levels), {k: np.array(claims[k]) for k in DECIDERS}, true)]
+
+
+def disagreement(levels: np.ndarray, claims: dict[str, np.ndarray], true: np.ndarray) -> list[str]:
+    """Return whether two dreams of the same actions differ more where the verdict is wrong.
+
+    `levels`: mean difference of their last frames, grey levels. As a weight it would be worth something only if
+    wrong verdicts were told by it: AUC of `levels` for "wrong", 0.5 where it tells nothing.
+    """
+    lines = [f"\ntwo dreams' last frames differ by {np.median(levels):.2f} grey levels (median; 5 to 95 %: "
+             f"{np.quantile(levels, 0.05):.2f} to {np.quantile(levels, 0.95):.2f})\n",
+             "| who decides | verdicts wrong | AUC of the difference for a wrong verdict | for a false claim among claims |",
+             "|---|---|---|---|"]
+    for name, said in claims.items():
+        wrong = said != true
+        cells = [str(paired_replay_auc(list(levels[keep]), list(wrong[keep]))) if wrong[keep].any() else "none wrong"
+                 for keep in (np.ones(len(true), np.bool_), said)]
+        lines.append(f"| {name} | {int(wrong.sum())} of {len(true)} | {cells[0]} | {cells[1]} |")
     return lines
 
 

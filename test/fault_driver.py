@@ -5,7 +5,7 @@
 The topic `fault` (std_msgs/String, a JSON object) sets what is wrong, until the next one replaces it:
 
     joints   "gone": no joint_states; "frozen": always this moment's, with fresh stamps; "minus_pi": what the driver
-             publishes after a failed read of the servo bus
+             publishes after a failed read of the servo bus; "one_off": the elbow 0.6 rad from where it is
     effort   6 raw efforts
     torque, errors, temperatures   registers of the 7 motors
     motors   how many of them answer
@@ -89,7 +89,8 @@ class FaultDriver(base.ConfiguredNode):
         kind = self.fault.get("joints")
         if kind == "gone":
             return
-        six = {"frozen": self.fault.get("at"), "minus_pi": np.full(6, -np.pi)}.get(kind, self.joints)
+        six = {"frozen": self.fault.get("at"), "minus_pi": np.full(6, -np.pi),
+               "one_off": self.joints + [0, 0, 0.6, 0, 0, 0]}.get(kind, self.joints)
         effort = np.array([*self.fault.get("effort", [0.0] * 6), 0.0, 0.0, 0.0])
         position = np.array([*six, 0.0, self.finger_m, -self.finger_m])
         self._states.publish(convert.joint_state_msg(stamp_ns, position, np.zeros(9), effort))

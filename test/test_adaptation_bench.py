@@ -12,9 +12,13 @@ pytest.importorskip("mujoco")
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.imagine import Start, imagine
 from world_gymnast_ros.learning import adaptation_bench as bench
+from world_gymnast_ros.learning.adaptation import Parts
 from world_gymnast_ros.learning.adaptation_bench import Row, append_row, correlation, markdown, read_rows
 from world_gymnast_ros.learning.comparators import SimulatedWorld, hand_built, run
+from world_gymnast_ros.models import build
+from world_gymnast_ros.twin.rollout import TrueEpisode
 from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import U8, SampledChunks
 
 ROW = Row("novel_evening", "reach the purple block", "dream", 0, [False, True], [True, True], "promoted", "", 10.0, 4,
@@ -59,6 +63,9 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
     assert "50.0% to 50.0% (+0.0 points)" in text and "worst session -50.0 (c, seed 0)" in text
     assert "100.0% before, 0.0% after on average, worst -100 points" in text
     assert "of 2 true failures" in text and "0.500 [" in text  # one of the two known ones was flattered
+    assert "dreamed again" not in text
+    again = markdown([dataclasses.replace(ROW, after=[False, False, False], replayed=[True, None, False])])
+    assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.500" in again
     assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
     assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
 
@@ -74,6 +81,24 @@ class Straight:
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
         deltas = np.tile(self.delta, (len(frames), 4, 1))
         return SampledChunks(deltas, np.zeros(deltas.shape, np.int64), np.zeros(deltas.shape, np.float32))
+
+
+def test_true_actions_are_dreamed_again_from_their_own_starts() -> None:
+    scene = load_scene("train_oak")
+    words = "reach the red block"
+    twin = Twin(scene)
+    parts = Parts(None, build.load_world_model(), build.load_judges(), {}, None)  # type: ignore[arg-type]
+    try:
+        begun = bench.captured_starts(twin, words, [3, 4])
+        twin.reset(4, words)
+        way = (twin.object_xyz("red block") - twin.ee_xyz()) / 12 * (1, 1, 0.7)
+    finally:
+        twin.close()
+    still = np.tile(np.array([0, 0, 0, 0, 0, 0, 1], np.float32), (20, 1))
+    there = still.copy()
+    there[:12, :3] = way
+    played = [TrueEpisode(np.zeros((0,), np.uint8), deltas, still[0], False, None) for deltas in (still, there)]
+    assert bench.replayed_in_dream(parts, begun, played, 0) == [False, True]
 
 
 def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:

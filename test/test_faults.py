@@ -212,6 +212,21 @@ def test_a_failed_bus_read_holds_the_last_good_place(armed: Bench) -> None:
     armed.c.until(lambda: armed.moves(), "moving on once the bus answers")
 
 
+def test_one_joint_that_reads_wrong_is_never_driven_there(armed: Bench) -> None:
+    """Within its limits and with a fresh stamp: only where the arm can have gone tells that it is wrong."""
+    c = armed.c
+    armed.begin()
+    since = armed.fault(joints="one_off")
+    armed.held(since, "one joint reads wrong by 0.6 rad", 0.35, "jumped")
+    c.until_state(STATUS.HOLDING, "no usable joint states", 5.0)
+    record("one joint reads wrong by 0.6 rad: latched", time.monotonic() - since, c.heard["arm_status"][-1].reason)
+    sent = np.array([m.cmd for m, t in zip(c.heard[GROUP], c.times[GROUP], strict=True) if t > since], np.float64)
+    assert np.abs(sent[:, 2] - START[2]).max() < 0.3
+    armed.fault()
+    armed.arm()
+    assert armed.moves()
+
+
 # --- motors -----------------------------------------------------------------------------------------------------------
 
 

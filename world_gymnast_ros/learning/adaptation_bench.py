@@ -22,12 +22,21 @@ import numpy as np
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluate import ab_row, wilson
-from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
+from world_gymnast_ros.imagine import (
+    Start,
+    derive_seed,
+    facts_of,
+    imagine,
+    is_success,
+    judge_safely,
+    replay_from,
+    start_picture,
+)
 from world_gymnast_ros.learning import comparators
 from world_gymnast_ros.learning.adaptation import Parts, run_session
 from world_gymnast_ros.session import Progress
 from world_gymnast_ros.tasks import parse_instruction
-from world_gymnast_ros.twin.rollout import capture, success_rate
+from world_gymnast_ros.twin.rollout import TrueEpisode, capture, run_episode, success_rate
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import AdapterRef
@@ -46,8 +55,9 @@ class Row:
     """One arm in one scene with one seed. `before`, `after`: true outcomes on the same episodes.
 
     `imagined_before`, `imagined_after`: the gate's, None where it was not reached. `matched`: the adapted policy
-    imagined from the first frames of the very episodes of `after`, None where there was no verdict. `elsewhere_before`,
-    `elsewhere_after`: true outcomes in `ELSEWHERE`.
+    imagined from the first frames of the very episodes of `after`, None where there was no verdict. `replayed`: the
+    actions of those episodes dreamed again, so that only dream and judges can be wrong; None: no verdict.
+    `elsewhere_before`, `elsewhere_after`: true outcomes in `ELSEWHERE`.
     """
 
     scene: str
@@ -65,6 +75,7 @@ class Row:
     matched: list[bool | None] = field(default_factory=list)
     elsewhere_before: list[bool] = field(default_factory=list)
     elsewhere_after: list[bool] = field(default_factory=list)
+    replayed: list[bool | None] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -115,6 +126,16 @@ def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool
     return out
 
 
+def replayed_in_dream(parts: Parts, starts: Sequence[Start], episodes: Sequence[TrueEpisode], seed: int
+                      ) -> list[bool | None]:
+    """Dream true episodes again, each from its start with its own actions; return what the judges say of each."""
+    firsts = np.stack([start_picture(s, parts.world_model) for s in starts])
+    deltas = np.stack([e.deltas for e in episodes])
+    frames = replay_from(parts.world_model, firsts, [s.state for s in starts], deltas, derive_seed(seed, 78))
+    verdicts = judge_safely(parts.judge, frames, starts[0].instruction, facts_of(starts, deltas))
+    return [None if v.score is None else is_success(v) for v in verdicts]
+
+
 def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, episodes: int, captures: int,
             config: AdaptNodeConfig, before: Sequence[bool] | None = None,
             elsewhere_before: Sequence[bool] | None = None, elsewhere: bool = True,
@@ -139,12 +160,14 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
         else:
             ref, outcome, message = comparators.run(arm, parts, loaded, instruction, config, seed, progress)
         seconds = time.monotonic() - began
-        after = first
         if ref is not None:
             policy.load_adapter(ref)
-            after = success_rate(twin, policy, instruction, seeds)
+        played = [run_episode(twin, policy, s, instruction) for s in seeds] if ref or arm == "dream" else []
+        after = [e.success for e in played] or first
         if arm == "dream":
-            extra["matched"] = imagined_from(parts, captured_starts(twin, instruction, seeds), seed)
+            begun = captured_starts(twin, instruction, seeds)
+            extra["matched"] = imagined_from(parts, begun, seed)
+            extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
     finally:
@@ -263,13 +286,18 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
         if matched:
             pairs.append((float(np.mean(matched)), float(np.mean([np.mean(r.after) for r in mine]))))
     gate = [(r.imagined_after, float(np.mean(r.after))) for r in rows if r.imagined_after is not None]
-    judged = [(m, a) for r in rows for m, a in zip(r.matched, r.after, strict=False) if m is not None]
-    failed = [m for m, a in judged if not a]
-    r_matched, r_gate = correlation(pairs), correlation(gate)
+    both = [(r.imagined_before, float(np.mean(r.before))) for r in rows if r.imagined_before is not None] + gate
+    failed = [m for r in rows for m, a in zip(r.matched, r.after, strict=False) if m is not None and not a]
+    again = [m for r in rows for m, a in zip(r.replayed, r.after, strict=False) if m is not None and not a]
+    r_matched, r_gate, r_both = correlation(pairs), correlation(gate), correlation(both)
     out = [f"- imagined from the same first frames against true success after adaptation, over {len(pairs)} scenes: "
            f"r = {r_matched:.2f}" if not math.isnan(r_matched) else "- too few scenes for a correlation",
            f"- of {len(failed)} true failures after adaptation, imagined a success from the same first frame: "
            f"{_rate(failed)}" if failed else "- no true failure after adaptation"]
+    if again:
+        out.append(f"- of {len(again)} true failures after adaptation, called a success when their own actions were "
+                   f"dreamed again: {_rate(again)}")
     if not math.isnan(r_gate):
-        out.append(f"- the gate's imagined success against true success, over {len(gate)} sessions: r = {r_gate:.2f}")
+        out.append(f"- the gate's imagined success against true success, over {len(gate)} sessions: r = {r_gate:.2f}; "
+                   f"before and after together: r = {r_both:.2f}")
     return out
