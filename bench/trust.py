@@ -84,7 +84,7 @@ def disagreement(levels: np.ndarray, claims: dict[str, np.ndarray], true: np.nda
     """
     lines = [f"\ntwo dreams' last frames differ by {np.median(levels):.2f} grey levels (median; 5 to 95 %: "
              f"{np.quantile(levels, 0.05):.2f} to {np.quantile(levels, 0.95):.2f})\n",
-             "| who decides | verdicts wrong | AUC of the difference for a wrong verdict | for a false claim among claims |",
+             "| who decides | verdicts wrong | AUC of the difference for a wrong verdict | for a false claim |",
              "|---|---|---|---|"]
     for name, said in claims.items():
         wrong = said != true

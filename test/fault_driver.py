@@ -90,7 +90,7 @@ class FaultDriver(base.ConfiguredNode):
         if kind == "gone":
             return
         six = {"frozen": self.fault.get("at"), "minus_pi": np.full(6, -np.pi),
-               "one_off": self.joints + [0, 0, 0.6, 0, 0, 0]}.get(kind, self.joints)
+               "one_off": self.joints + np.array([0, 0, 0.6, 0, 0, 0])}.get(kind, self.joints)
         effort = np.array([*self.fault.get("effort", [0.0] * 6), 0.0, 0.0, 0.0])
         position = np.array([*six, 0.0, self.finger_m, -self.finger_m])
         self._states.publish(convert.joint_state_msg(stamp_ns, position, np.zeros(9), effort))

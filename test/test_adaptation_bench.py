@@ -65,7 +65,8 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
     assert "of 2 true failures" in text and "0.500 [" in text  # one of the two known ones was flattered
     assert "dreamed again" not in text
     again = markdown([dataclasses.replace(ROW, after=[False, False, False], replayed=[True, None, False])])
-    assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.500" in again
+    assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.50" in (
+        again)
     assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
     assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
 

@@ -156,11 +156,14 @@ def test_the_machines_clock_steps_in_the_middle_of_a_chunk(
     waited = "held" if next_s < acted_s - 0.1 else "the next action"
     record(f"machine's clock stepped {way} {STEP_S:g} s: {waited}, from the last action", next_s, "")
     assert next_s < (0.6 if TICK else 30.0)
-    played = [t for t, s in zip(c.times["step"], steps, strict=True) if s.verdict < s.HOLD]
-    assert np.diff(played).min() > 0.1, "actions were hurried"
+    played = [convert.to_ns(s.header.stamp) * 1e-9 for s in steps if s.verdict < s.HOLD]  # by the node, not by DDS
+    gaps_s = np.diff(played)
+    gaps_s[np.abs(gaps_s - jump_s) < 1.0] -= jump_s
+    assert gaps_s.min() > 0.1, f"actions were hurried: {gaps_s.round(3)}"
     assert time.monotonic() - since < STEP_S / 2
 
     # Stop and the watchdog's clocks are the steady one: both work as ever.
+    c.say("stop", convert.Bool, base.RELIABLE, convert.Bool(data=False))  # known to DDS before it is needed
     c.until(lambda: steps[-1].chunk_index == 1, "the middle of a chunk", check=nodes.check)
     pressed = time.monotonic()
     c.say("stop", convert.Bool, base.RELIABLE, convert.Bool(data=True))
