@@ -63,7 +63,9 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
     assert "50.0% to 50.0% (+0.0 points)" in text and "worst session -50.0 (c, seed 0)" in text
     assert "100.0% before, 0.0% after on average, worst -100 points" in text
     assert "of 2 true failures" in text and "0.500 [" in text  # one of the two known ones was flattered
-    assert "dreamed again" not in text
+    assert "dreamed again" not in text and "those same actions" not in text
+    same = [dataclasses.replace(r, replayed=list(r.after)) for r in rows]
+    assert "over 3 scenes: r = 1.00" in markdown(same)
     again = markdown([dataclasses.replace(ROW, after=[False, False, False], replayed=[True, None, False])])
     assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.50" in (
         again)

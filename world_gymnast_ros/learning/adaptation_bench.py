@@ -272,6 +272,16 @@ def summaries(rows: Sequence[Row]) -> list[str]:
     return out
 
 
+def _by_scene(scenes: Sequence[Sequence[Row]], name: str) -> list[tuple[float, float]]:
+    """Return (imagined, true) success of each scene that has verdicts in the field `name`, its seeds pooled."""
+    pairs = []
+    for mine in scenes:
+        judged = [(x, a) for r in mine for x, a in zip(getattr(r, name), r.after, strict=False) if x is not None]
+        if judged:
+            pairs.append((float(np.mean([x for x, _ in judged])), float(np.mean([a for _, a in judged]))))
+    return pairs
+
+
 def _imagination(rows: Sequence[Row]) -> list[str]:
     """Return how imagined success agrees with true success over scenes, and how often it flatters."""
     scenes: dict[str, list[Row]] = {}
@@ -279,12 +289,7 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
         scenes.setdefault(f"{r.scene} {r.instruction}", []).append(r)
     if not scenes:
         return []
-    pairs = []
-    for mine in scenes.values():
-        matched = [float(np.mean([x for x in r.matched if x is not None])) for r in mine if any(
-            x is not None for x in r.matched)]
-        if matched:
-            pairs.append((float(np.mean(matched)), float(np.mean([np.mean(r.after) for r in mine]))))
+    pairs, replays = (_by_scene(list(scenes.values()), name) for name in ("matched", "replayed"))
     gate = [(r.imagined_after, float(np.mean(r.after))) for r in rows if r.imagined_after is not None]
     both = [(r.imagined_before, float(np.mean(r.before))) for r in rows if r.imagined_before is not None] + gate
     failed = [m for r in rows for m, a in zip(r.matched, r.after, strict=False) if m is not None and not a]
@@ -297,6 +302,9 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
     if again:
         out.append(f"- of {len(again)} true failures after adaptation, called a success when their own actions were "
                    f"dreamed again: {_rate(again)}")
+    if not math.isnan(correlation(replays)):
+        out.append(f"- success of those same actions in the dream against true success, over {len(replays)} scenes: "
+                   f"r = {correlation(replays):.2f}")
     if not math.isnan(r_gate):
         out.append(f"- the gate's imagined success against true success, over {len(gate)} sessions: r = {r_gate:.2f}; "
                    f"before and after together: r = {r_both:.2f}")
