@@ -201,6 +201,16 @@ def test_a_judge_is_promoted_only_if_it_agrees_more_and_claims_no_more_failures(
     assert not decide_judge((bad, good), (old, mute), 0).promote, "no verdict on old scenes is no reason to hold"
 
 
+def test_who_claims_nothing_is_no_better_judge() -> None:
+    """No false success any more, at the price of all true ones: in a long run such a pair ended all learning."""
+    success = [True] * 20 + [False] * 10
+    old = replays(HONEST, SUCCESS)
+    loose, silent = replays([True] * 22 + [False] * 8, success), replays([False] * 30, success)
+    stricter = replays([False] * 1 + [True] * 19 + [False] * 10, success)
+    assert not decide_judge((loose, silent), (old, old), 0).promote
+    assert decide_judge((loose, stricter), (old, old), 0).promote
+
+
 def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it() -> None:
     good, bad, old = replays(HONEST, SUCCESS), replays(FOOLED, SUCCESS), replays(HONEST, SUCCESS)
     few = tuple(replays(HONEST[5:15], SUCCESS[5:15]) for _ in range(2))

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "
                              "the successes (Iter-SFT) (default: loop)")
     real(parser, "--temperature", 0.05, 10.0, default=1.2, help="of exploration (default: %(default)s)")
-    whole(parser, "--captures", 1, 100, default=4, help="frames an adaptation starts from (default: %(default)s)")
+    whole(parser, "--captures", 1, 100, default=16, help="frames an adaptation starts from (default: %(default)s)")
     whole(parser, "--update-steps", 2, 10**6, default=40, help="of the world model, a round (default: %(default)s)")
     whole(parser, "--judge-steps", 1, 10**6, default=40, help="of the judge, a round (default: %(default)s)")
     whole(parser, "--imitation-steps", 1, 10**6, default=60, help="of the baseline, a round (default: %(default)s)")

@@ -74,7 +74,7 @@ class IterateConfig:
     episodes: int = 24
     evaluation: int = 40
     temperature: float = 1.2
-    captures: int = 4
+    captures: int = 16
     replay_episodes: int = 64
     replay: str = ""
     old: str = ""

@@ -225,9 +225,10 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | No
 
     change = agreement(new)
     if everything is None:
-        good = rule(change.value > 0 or false(new[1]) < false(new[0]) - 0.1,
+        stricter = false(new[1]) < false(new[0]) - 0.1 and change.value >= -0.1  # who claims nothing is no judge
+        good = rule(change.value > 0 or stricter,
                     f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by "
-                    f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f})")
+                    f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f}) and agreement by at most as many")
     else:
         good = rule(agreement(everything).value > 0 and change.value >= 0,
                     f"new scene, agreement with outcomes changes by {agreement(everything)} over all "
