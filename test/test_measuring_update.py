@@ -19,6 +19,7 @@ from world_gymnast_ros.learning.judge_update import learn_settings
 from world_gymnast_ros.learning.measuring_update import (
     claims_by_margin,
     cut_pair,
+    fit_approach,
     fit_camera_again,
     fit_height,
     update_measuring,
@@ -44,9 +45,10 @@ def shipped() -> MeasuringJudge:
     return MeasuringJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
 
 
-def episodes_of(scene: str, count: int) -> list[RealEpisode]:
+def episodes_of(scene: str, count: int, falls: bool = False) -> list[RealEpisode]:
     """Captured frames of the twin, and actions that take the hand beside the object, now nearer, now further off; who
-    succeeded is said by where the object truly is."""
+    succeeded is said by where the object truly is. `falls`: two of three times the hand comes from above, the third
+    time low from the side, and that is no success."""
     twin, out = Twin(load_scene(scene)), []
     words = twin.scene.instructions[0]
     try:
@@ -60,14 +62,18 @@ def episodes_of(scene: str, count: int) -> list[RealEpisode]:
             deltas = np.zeros((STEPS, 7), np.float32)
             way = np.append(goal - state[:2], 0.085 - state[2])
             limit = StepLimits().max_step_m
+            low = falls and i % 3 == 2
             for t in range(STEPS):
-                deltas[t, :3] = np.clip(way, -0.5 * limit, 0.5 * limit)
-                way = way - deltas[t, :3]
+                moved = np.clip(way, -0.5 * limit, 0.5 * limit)
+                if falls and np.linalg.norm(way[:2]) > 0.05:  # not there yet
+                    moved[2] = np.clip((0.06 if low else 0.12) - (0.085 - way[2]), -0.5 * limit, 0.5 * limit)
+                deltas[t, :3] = moved
+                way = way - moved
             deltas[:, 6] = 1.0
             small = resize_rgb(frame.rgb, (64, 64))
             play = PlayEpisode(np.repeat(small[None], STEPS + 1, 0), deltas, np.repeat(state[None], STEPS + 1, 0),
                                "reach", f"{scene}/{i}")
-            truly = np.linalg.norm(goal - thing[:2]) < REACH_RADIUS_M
+            truly = np.linalg.norm(goal - thing[:2]) < REACH_RADIUS_M and not low
             out.append(RealEpisode(play, words, bool(truly), None, thing[None].astype(np.float32), frame.rgb))
     finally:
         twin.close()
@@ -136,6 +142,22 @@ def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[RealEpis
     assert judge.config.object_heights_m == {}
 
 
+def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[RealEpisode]) -> None:
+    falling = episodes_of("lab_bottle", 18, falls=True)
+    truth = np.array([e.success for e in falling])
+    films = [e.play.frames for e in falling]
+    judge = with_settings(shipped(), sure_sigmas=0.0, object_heights_m={"red cylinder": 0.03})
+    before = judge_all(judge, films, falling)[1]
+    line = fit_approach(judge, falling)
+    learned = judge.config.approach_heights_m
+    assert 0.05 <= learned["red cylinder"] <= 0.11, line
+    after = judge_all(with_settings(judge), films, falling)[1]
+    assert before[~truth].mean() > 0.2 and after[~truth].mean() < 0.5 * before[~truth].mean()
+    assert after[truth].mean() > 0.8
+    assert "free" in fit_approach(judge, bottle) and judge.config.approach_heights_m == {}, "nothing fell there"
+    assert "as it was" in fit_approach(judge, [e for e in falling if e.success])
+
+
 def test_other_settings_leave_the_judge_as_it_was() -> None:
     judge = shipped()
     kept = copy.deepcopy(judge.config.to_dict())
@@ -173,7 +195,7 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_pat
     judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
     judge.locator.save(tmp_path / "m")
     again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
-    assert again.height_m("red cylinder") == judge.height_m("red cylinder") and len(lines) == 2
+    assert again.height_m("red cylinder") == judge.height_m("red cylinder") and len(lines) == 3
     np.testing.assert_allclose(again.prior.T_base_camera, judge.prior.T_base_camera)
 
 

@@ -2,6 +2,7 @@
 
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
+    approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
     margin    how sure it must be, together with the threshold of the judge that looks: the two are cut as a pair
 
 So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
@@ -31,6 +32,9 @@ MIN_SIGHTINGS = 24
 """Parts of the arm seen; fewer do not move the camera."""
 HEIGHTS_M = tuple(float(h) for h in np.arange(0.010, 0.0601, 0.0025).round(4))
 HEIGHT_SIGMA_M = 0.02
+APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
+APPROACH_GAIN = 3.0
+"""So much more likely (in nats) must outcomes be for a limit of the approach to be believed, where there was none."""
 MIN_OUTCOMES = 3
 """Successes, and failures, that a height or a margin is learned from."""
 MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
@@ -78,27 +82,59 @@ def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
 
     Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
     """
-    names = {parse_instruction(e.instruction).target for e in episodes}
-    if len(names) != 1:
-        return f"height: as it was; {len(names)} objects are named, one can be learned at a time"
-    name, = names
-    won = np.array([e.success for e in episodes])
-    if min(won.sum(), (~won).sum()) < MIN_OUTCOMES:
-        return (f"height of the {name}: as it was; {won.sum()} successes and {(~won).sum()} failures, at least "
-                f"{MIN_OUTCOMES} of each are needed")
-    films = [e.play.frames for e in episodes]
+    name, fault = named(episodes)
+    if fault:
+        return f"height: as it was; {fault}"
     present = judge.height_m(name)
     heights = sorted({*HEIGHTS_M, present})
-    likely = []
-    for height in heights:
-        chance = judge_all(with_settings(judge, sure_sigmas=0.0, object_heights_m={name: height}), films, episodes)[0]
-        known = np.isfinite(chance)
-        p = np.clip(chance[known], 1.0 - SURE, SURE)
-        likely.append(float(np.log(np.where(won[known], p, 1.0 - p)).sum())
-                      - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
+    likely = [likelihood(judge, episodes, object_heights_m={name: height})
+              - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2 for height in heights]
     best = heights[int(np.argmax(likely))]
     judge.config.object_heights_m = {**judge.config.object_heights_m, name: best}
     return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
+
+
+def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn how high the hand must be when it first comes near the named object; return a line about it.
+
+    Only where a limit explains the outcomes of a reach by APPROACH_GAIN better than none; a limit that is there
+    already gives way to a better one, or to none, by the same measure.
+    """
+    name, fault = named(episodes)
+    if fault or parse_instruction(episodes[0].instruction).family != "reach":
+        return f"approach: as it was; {fault or 'learned for reaching alone'}"
+    without = {k: v for k, v in judge.config.approach_heights_m.items() if k != name}
+    judge.config.approach_heights_m = without
+    free = likelihood(judge, episodes)
+    likely = [likelihood(judge, episodes, approach_heights_m={name: height}) for height in APPROACHES_M]
+    best = int(np.argmax(likely))
+    if likely[best] < free + APPROACH_GAIN:
+        return f"approach to the {name}: free; no limit explains the outcomes better by more than {APPROACH_GAIN:g} nats"
+    judge.config.approach_heights_m = {**without, name: APPROACHES_M[best]}
+    return (f"approach to the {name}: at least {1000 * APPROACHES_M[best]:.0f} mm high, which explains the outcomes by "
+            f"{likely[best] - free:.1f} nats better")
+
+
+def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
+    """Return the one object that all episodes name, and why nothing can be learned about it, or ''."""
+    names = sorted({parse_instruction(e.instruction).target for e in episodes})
+    if len(names) != 1:
+        return "", f"{len(names)} objects are named, one can be learned at a time"
+    wins = sum(e.success for e in episodes)
+    if min(wins, len(episodes) - wins) < MIN_OUTCOMES:
+        return names[0], (f"{wins} successes and {len(episodes) - wins} failures, at least {MIN_OUTCOMES} of each are "
+                          "needed")
+    return names[0], ""
+
+
+def likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode], **settings: object) -> float:
+    """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames with these settings
+    and without a margin."""
+    films = [e.play.frames for e in episodes]
+    chance = judge_all(with_settings(judge, sure_sigmas=0.0, **settings), films, episodes)[0]
+    known = np.isfinite(chance)
+    p, won = np.clip(chance[known], 1.0 - SURE, SURE), np.array([e.success for e in episodes])[known]
+    return float(np.log(np.where(won, p, 1.0 - p)).sum())
 
 
 def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
@@ -141,13 +177,13 @@ def claims_by_margin(judge: MeasuringJudge, films: Sequence[U8], episodes: Seque
 
 
 def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
-    """Load the judge that measures from `start`, teach it camera and height; return it and a line about each.
+    """Load the judge that measures from `start`, teach it camera, height and approach; return it and a line about each.
 
     The caller decides about the margin (`cut_pair`) and saves it (`judge.locator.save`).
     """
     judge = MeasuringJudge(Locator.from_pretrained(start))
     lines = [fit_camera_again(judge, episodes)]
     judge = with_settings(judge)
-    lines.append(fit_height(judge, episodes))
+    lines += [fit_height(judge, episodes), fit_approach(judge, episodes)]
     return with_settings(judge), lines
 

@@ -36,8 +36,10 @@ class LocatorConfig(PretrainedConfig):
     (16 numbers, row-major), `focal` in halves of the picture, how far from it a tripod may stand (one sigma), how
     exactly a part is seen. Arm: where the measured hand is, given its targets: `hand_lag` of the last step behind, and
     `hand_sag_m` below. Objects: `object_height_m`, the height of their middle above the table, `object_heights_m` of
-    those by name that are otherwise. `sigma_m`: the error of a measured place, one sigma per axis; a limit counts as
-    kept only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: how sure a find must be.
+    those by name that are otherwise, `approach_heights_m` how high the hand must be when it first comes near those
+    that fall over where it does not come from above. `sigma_m`: the error of a measured place, one sigma per axis; a
+    limit counts as kept only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: how sure a find
+    must be.
     `camera_rms`: parts that fit the camera worse than this are no basis for a verdict.
     """
 
@@ -61,6 +63,7 @@ class LocatorConfig(PretrainedConfig):
     workspace_high_m: list[float] | None = None
     object_height_m: float = 0.02
     object_heights_m: dict[str, float] = field(default_factory=dict)
+    approach_heights_m: dict[str, float] = field(default_factory=dict)
     sigma_m: float = 0.004
     sure_sigmas: float = 1.28
     found: float = 0.5

@@ -38,6 +38,10 @@ LAST_FRAMES = 2
 COARSE = 2.0
 """How much less exactly a place is measured in a small dreamed frame."""
 PLATE_HEIGHT_M = 0.006
+APPROACH_RADIUS_M = 0.035
+"""From here on the hand is near a thing; how high it is then tells whether it came from above or from the side."""
+APPROACH_SIGMA_M = 0.02
+"""Not how exactly that height is known: how gradually things begin to stand as the hand comes from higher."""
 AWAY_M = 0.05
 """A placed object must be let go: the hand open, or this far from it."""
 
@@ -131,7 +135,7 @@ class MeasuringJudge:
             out[rows[k]] = Judgement(None, detail=m.fault)
         if task.family == "reach":
             for k in good:
-                out[rows[k]] = self._reach(hands[k], found[k].places_m[0])
+                out[rows[k]] = self._reach(hands[k], found[k].places_m[0], names[0])
         elif good:
             last = frames[[rows[k] for k in good], -LAST_FRAMES:]
             for k, verdict in zip(good, self._moved(last, task, names, hands[good][:, -LAST_FRAMES:],
@@ -148,13 +152,22 @@ class MeasuringJudge:
         edge = limit - self.config.sure_sigmas * sigma
         return np.array([0.5 * (1.0 + math.erf((edge - v) / (sigma * math.sqrt(2.0)))) for v in value])
 
-    def _reach(self, hand: F64, target_m: F64) -> Judgement:
-        """Judge hand poses (T+1, 7) against the target's place (3,)."""
+    def _reach(self, hand: F64, target_m: F64, name: str) -> Judgement:
+        """Judge hand poses (T+1, 7) against the place (3,) of the target `name`."""
         gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
         sigma = self.config.sigma_m
         chance = self._kept(gap, REACH_RADIUS_M, sigma) * self._kept(hand[:, 2], REACH_HEIGHT_M, sigma)
+        chance = chance * self._stands(hand[:, 2], gap, name)
         progress = np.clip(1.0 - (gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M)) / 0.2, 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
+
+    def _stands(self, height_m: F64, gap_m: F64, name: str) -> float:
+        """Return how sure it is that the hand did not knock `name` over when it came near, heights and gaps (T+1,)."""
+        near = np.flatnonzero(gap_m < APPROACH_RADIUS_M)
+        if name not in self.config.approach_heights_m or not near.size:
+            return 1.0
+        above = float(height_m[near[0]]) - self.config.approach_heights_m[name]
+        return 0.5 * (1.0 + math.erf(above / (APPROACH_SIGMA_M * math.sqrt(2.0))))
 
     def _moved(self, last: U8, task: Task, names: tuple[str, ...], hands: F64, found: list[Measured], end: int
                ) -> list[Judgement]:
