@@ -109,7 +109,7 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     likely = [likelihood(judge, episodes, approach_heights_m={name: height}) for height in APPROACHES_M]
     best = int(np.argmax(likely))
     if likely[best] < free + APPROACH_GAIN:
-        return f"approach to the {name}: free; no limit explains the outcomes better by more than {APPROACH_GAIN:g} nats"
+        return f"approach to the {name}: free; no limit explains the outcomes by {APPROACH_GAIN:g} nats better"
     judge.config.approach_heights_m = {**without, name: APPROACHES_M[best]}
     return (f"approach to the {name}: at least {1000 * APPROACHES_M[best]:.0f} mm high, which explains the outcomes by "
             f"{likely[best] - free:.1f} nats better")
