@@ -2,8 +2,8 @@
 
 In the captured frame, at the camera's own resolution, it finds the named object and the parts of the arm; the arm's
 measured pose tells where the camera is, so the object's place on the table follows in m. Where the hand goes follows
-from the actions. For tasks that move objects it finds them again in the last dreamed frames. The numbers that decide
-are those of the task (`tasks.py`), softened by what the measurement is known to be off.
+from the actions, and so does where it takes what it pushes or grasps (`contact.py`). The numbers that decide are those
+of the task (`tasks.py`), softened by what the measurement is known to be off.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import CameraPrior, FittedCamera, fit_camera, project
+from world_gymnast_ros.contact import along_and_aside, grasped, pushed
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
@@ -33,17 +34,13 @@ from world_gymnast_ros.tasks import (
 from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
 CACHED = 256
-LAST_FRAMES = 2
-"""Tasks that move objects are judged by the last two frames: success asks for two in a row."""
 COARSE = 2.0
-"""How much less exactly a place is measured in a small dreamed frame."""
+"""How much less exactly it is known where a thing is once it was moved."""
 PLATE_HEIGHT_M = 0.006
 APPROACH_RADIUS_M = 0.035
 """From here on the hand is near a thing; how high it is then tells whether it came from above or from the side."""
 APPROACH_SIGMA_M = 0.02
 """Not how exactly that height is known: how gradually things begin to stand as the hand comes from higher."""
-AWAY_M = 0.05
-"""A placed object must be let go: the hand open, or this far from it."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +130,10 @@ class MeasuringJudge:
         good = [k for k, m in enumerate(found) if not m.fault]
         for k, m in enumerate(found):
             out[rows[k]] = Judgement(None, detail=m.fault)
-        if task.family == "reach":
-            for k in good:
-                out[rows[k]] = self._reach(hands[k], found[k].places_m[0], names[0])
-        elif good:
-            last = frames[[rows[k] for k in good], -LAST_FRAMES:]
-            for k, verdict in zip(good, self._moved(last, task, names, hands[good][:, -LAST_FRAMES:],
-                                                    [found[k] for k in good], frames.shape[1] - 1), strict=True):
-                out[rows[k]] = verdict
+        for k in good:
+            places_m = found[k].places_m
+            out[rows[k]] = (self._reach(hands[k], places_m[0], names[0]) if task.family == "reach"
+                            else self._moved(hands[k], task, places_m))
         return out
 
     def _kept(self, value: F64, limit: float, sigma: float) -> F64:
@@ -169,36 +162,19 @@ class MeasuringJudge:
         above = float(height_m[near[0]]) - self.config.approach_heights_m[name]
         return 0.5 * (1.0 + math.erf(above / (APPROACH_SIGMA_M * math.sqrt(2.0))))
 
-    def _moved(self, last: U8, task: Task, names: tuple[str, ...], hands: F64, found: list[Measured], end: int
-               ) -> list[Judgement]:
-        """Judge the last frames (G, 2, H, W, 3) of a push or a pick-and-place that began as `found` says."""
-        uv, sure, _, _ = self.locator.find(last.reshape(-1, *last.shape[2:]), names)
-        uv, sure = uv.reshape(len(last), -1, len(names), 2), sure.reshape(len(last), -1, len(names))
+    def _moved(self, hand: F64, task: Task, places_m: F64) -> Judgement:
+        """Judge a push or a pick-and-place by where hand poses (T+1, 7) take the thing at places (Q, 3)."""
         sigma = COARSE * self.config.sigma_m
-        out = []
-        for g, m in enumerate(found):
-            assert m.camera is not None
-            if not (sure[g, :, 0] > self.config.found).all():
-                out.append(Judgement(None, detail=f"the {names[0]} was lost in the dream"))
-                continue
-            now = m.camera.on_plane(uv[g, :, 0].astype(np.float64), self.height_m(names[0]))[:, :2]
-            if task.family == "push":
-                direction = np.array(DIRECTIONS[task.direction])
-                shift = now - m.places_m[0, :2]
-                along = shift @ direction
-                aside = np.linalg.norm(shift - along[:, None] * direction, axis=-1)
-                chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
-                progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
-            else:
-                gap = np.linalg.norm(now - m.places_m[1, :2], axis=-1)
-                free = (hands[g, :, 6] > 0.5) | (np.linalg.norm(hands[g, :, :2] - now, axis=-1) > AWAY_M)
-                chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(free, 1.0, 0.1)
-                way = max(float(np.linalg.norm(m.places_m[0, :2] - m.places_m[1, :2])), 1e-6)
-                progress = np.clip(1.0 - gap / way, 0.0, 1.0)
-            verdict = _verdict(chance.astype(np.float32), progress.astype(np.float32))
-            done = None if verdict.done_at is None else end - 1
-            out.append(Judgement(verdict.score, done, progress=verdict.progress))
-        return out
+        if task.family == "push":
+            along, aside = along_and_aside(pushed(hand[None], places_m[:1, :2])[0], DIRECTIONS[task.direction])
+            chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
+            progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
+        else:
+            path, held = (x[0] for x in grasped(hand[None], places_m[:1, :2]))
+            gap = np.linalg.norm(path - places_m[1, :2], axis=-1)
+            chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(held, 0.1, 1.0)
+            progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
+        return _verdict(chance.astype(np.float32), progress.astype(np.float32))
 
     def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
         """Return how far the arm in the last frames (G, H, W, 3) is drawn from where it was computed to be.

@@ -1,0 +1,77 @@
+"""Where the hand takes an object: pushed ahead of it, or grasped and let go. Quasi-static, from poses alone.
+
+A dream of 64x64 pixels smears what is touched, so where an object ends cannot be read from it. Where the hand goes is
+known from the actions, and where the object lay from the captured frame; on a table with friction a push and a grasp
+follow from these two to within a cm. Mass, friction and tipping are not in it: what slides on or falls over is not
+foreseen.
+
+The lengths were fitted to 1,600 pushes and 900 pick-and-places of play in the twin, of scenes with which no judge is
+ever checked; places there are 6 and 3 mm off in the median.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.types import F64
+
+CONTACT_M = 0.045
+"""From the hand's reference point to the middle of what it pushes, along its way."""
+HALF_WIDTH_M = 0.022
+"""How far beside the hand's way an object may lie and still be pushed."""
+PUSH_HEIGHT_M = 0.045
+"""The hand passes over things when it is higher than this."""
+BEHIND_M = 0.02
+"""An object this far behind the hand's reference point is no longer pushed."""
+GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
+"""What is within this of a closing hand, and the hand no higher than that, is grasped."""
+SUBSTEPS = 5
+
+
+def pushed(hands: F64, places_m: F64) -> F64:
+    """Return where objects at `places_m` (G, 2) are at each frame (G, T+1, 2), pushed by hands (G, T+1, 7)."""
+    place = np.array(places_m, np.float64)
+    path = [place]
+    for t in range(hands.shape[1] - 1):
+        before, after = hands[:, t], hands[:, t + 1]
+        way = (after - before)[:, :2]
+        length = np.linalg.norm(way, axis=1)
+        ahead = way / np.maximum(length, 1e-9)[:, None]
+        beside = np.stack([-ahead[:, 1], ahead[:, 0]], 1)
+        for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
+            hand = before + (after - before) * s
+            gap = place - hand[:, :2]
+            front, aside = (gap * ahead).sum(1), (gap * beside).sum(1)
+            touched = ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4) & (np.abs(aside) < HALF_WIDTH_M)
+                       & (front > -BEHIND_M) & (front < CONTACT_M))
+            place = place + np.where(touched, CONTACT_M - front, 0.0)[:, None] * ahead
+        path.append(place)
+    return np.stack(path, 1)
+
+
+def grasped(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
+    """Return where objects at `places_m` (G, 2) are at each frame (G, T+1, 2), carried by hands (G, T+1, 7), and at
+    which frames they are in the hand (G, T+1)."""
+    place = np.array(places_m, np.float64)
+    offset, held = np.zeros_like(place), np.zeros(len(place), np.bool_)
+    path, holding = [place], [held]
+    for t in range(hands.shape[1] - 1):
+        hand = hands[:, t + 1]
+        place = np.where(held[:, None], hand[:, :2] + offset, place)
+        closed = hand[:, 6] <= 0.5
+        near = (np.linalg.norm(place - hand[:, :2], axis=1) < GRASP_RADIUS_M) & (hand[:, 2] < GRASP_HEIGHT_M)
+        taken = ~held & closed & near
+        offset = np.where(taken[:, None], place - hand[:, :2], offset)
+        held = (held | taken) & closed
+        path.append(place)
+        holding.append(held)
+    return np.stack(path, 1), np.stack(holding, 1)
+
+
+def along_and_aside(path_m: F64, direction: Sequence[float]) -> tuple[F64, F64]:
+    """Return how far a path (T+1, 2) has gone in a unit direction (2,) and to its side since its beginning, m."""
+    shift, unit = path_m - path_m[0], np.array(direction, np.float64)
+    along = shift @ unit
+    return along, np.linalg.norm(shift - along[:, None] * unit, axis=-1)
