@@ -16,12 +16,15 @@ from world_gymnast_ros.paths import share_dir
 SHIPPED = share_dir() / "checkpoints" / "tiny"
 
 
-def test_what_ships_is_released_for_reaching_alone() -> None:
+def test_what_ships_is_released_as_its_table_says() -> None:
     table = release_table()
-    check_released(table, ["reach the red block"], 0.9, 0.15)
-    for words in ("push the red block left", "put the red block on the blue plate", "wipe the table"):
+    reach, push, place = "reach the red block", "push the red block left", "put the red block on the blue plate"
+    check_released(table, [reach, push, place], 0.9, 0.15)
+    for words in (push, place, "wipe the table"):
         with pytest.raises(NotTrusted, match="paired-replay AUC"):
-            check_released(table, [words], 0.9, 0.15)
+            check_released(table, [reach, words], 0.98, 0.15)
+    with pytest.raises(NotTrusted):
+        check_released(table, [place], 0.9, 0.10)  # 2 of 54 failures called successes: up to 12.5 %
 
 
 def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
