@@ -152,8 +152,7 @@ def cut_pair(looked: F64, measured: dict[float, np.ndarray], success: np.ndarray
 
     `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each margin. A pair
     claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
-    be claimed, and always one: of ten failures, none would be a share that they cannot show, bought with successes.
-    Among equals the greater margin, then the higher cut.
+    be claimed; among equals the greater margin, then the higher cut.
     """
     if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
         return None
@@ -165,7 +164,7 @@ def cut_pair(looked: F64, measured: dict[float, np.ndarray], success: np.ndarray
             claims = measured[margin] & (looked > cut)
             false = float(claims[~success].mean())
             right = float(claims[success].mean()) - false
-            if false <= max(max_false_success, 1.0 / (~success).sum()) and right > best + 1e-9:
+            if false <= max_false_success and right > best + 1e-9:
                 best, found = right, (margin, float(cut))
     return found
 
