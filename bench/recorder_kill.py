@@ -1,7 +1,8 @@
 """What does SIGKILL cost? `python bench/recorder_kill.py [--kills 200] [--seed 0] [--out DIR]`.
 
 recorder_node as it ships records 640x480 pictures at 30 Hz, joint states at 100 Hz and steps at 5 Hz over DDS, and is
-killed at a random moment: while it records or, one time in four, while it is ending the episode. Then `repair`, and:
+killed at a random moment: while it records or, one time in four, while it is ending the episode. An episode begins once
+its diagnostics say that it hears all three: what DDS has not connected yet is not its to lose. Then `repair`, and:
 everything sent a second or more before the kill must be there; before the repair nothing may look whole that is not;
 after it every index must name what is there and a reader that is not ours must read it all; the episode before must be
 as it was. Exit status 1 when any of that fails.
@@ -12,12 +13,14 @@ import argparse
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,12 @@ from recorder import INSTRUCTION, RATES_HZ, ROOT, feeder_spec, read_sent
 sys.path.insert(0, str(ROOT / "test"))
 DOMAIN_ID = 86
 LONGEST_S, SAFE_S = 3.0, 1.0
-ANSWER_S = 5.0
-DISCOVERY_S = 1.5
-"""A recorder that is up hears a camera soon after, and not at once."""
+ANSWER_S, HEARS_S = 5.0, 30.0
 ENDING_SHARE, ENDING_S = 0.25, 0.3
 
 
 class Unheard(Exception):
-    """A recorder runs and does not answer."""
+    """A recorder runs, and does not answer or hears nothing."""
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Kill:
 def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path) -> Kill | None:
     """Start a recorder, let it record for `moment_s`, kill it (`ending_s` after it was told to stop), and look.
 
-    None: it was up and nothing reached it. That is Fast DDS, which leaves locked shared memory behind when killed.
+    None: it was up, and nothing reached it or its answer never came. That is Fast DDS, which leaves locked shared
+    memory behind when killed.
     """
     from ros_tools import client
 
@@ -66,9 +68,8 @@ def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path)
     # A client of its own: an older one would still believe in the recorder that was killed before.
     with graph.start([spec], graph.ros_environment(log_dir=log_dir), log_dir) as nodes, client() as c:
         process = nodes.nodes["recorder_node"].process
-        c.until(lambda: all(c.count_subscribers(topic) > 0 for topic in RATES_HZ), "the recorder", check=nodes.check)
-        c.spin(DISCOVERY_S)
         try:
+            until_it_hears(c, nodes.check)
             folder = start(c, out / "episodes")
         except Unheard:
             return None
@@ -84,6 +85,22 @@ def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path)
     kill = Kill(begun_ns, killed_ns, ending_s is not None, whole=final.is_dir())
     look(kill, folder, final)
     return kill
+
+
+def until_it_hears(client: Any, check: Callable[[], None]) -> None:
+    """Spin until the recorder's diagnostics say that it heard every topic within the last second."""
+    from world_gymnast_ros.nodes import convert
+
+    told = client.hear("diagnostics", convert.DiagnosticArray)
+
+    def hears() -> bool:
+        mine = [m.status[0].values for m in told if m.status[0].name == "recorder_node"]
+        values = {v.key: v.value for v in mine[-1]} if mine else {}
+        return all(re.fullmatch(r"heard 0\.\d s ago", values.get(topic, "")) for topic in RATES_HZ)
+    try:
+        client.until(hears, "a recorder that hears all topics", HEARS_S, check)
+    except AssertionError as error:
+        raise Unheard from error
 
 
 def start(client: Any, root: Path) -> Path:

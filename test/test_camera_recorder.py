@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("rclpy")
+from diagnostic_msgs.msg import DiagnosticStatus
 from ros_tools import client, running
 
 from world_gymnast_ros import graph
@@ -174,6 +175,41 @@ def test_an_operator_marks_by_service_joystick_and_key(tmp_path: Path) -> None:
     table = pq.read_table(Path(ended.path) / "steps.parquet")
     assert table["marked_by"].to_pylist() == ["bob"] and table["ended_by"].to_pylist() == ["stopped"]
     assert check(Path(ended.path)) == ["holds no picture (sensor_msgs/msg/CompressedImage or sensor_msgs/msg/Image)"]
+
+
+def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:
+    """An episode without camera or arm is recorded, and who starts it is told at once; so are the diagnostics."""
+    spec = graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"), min_free_mb=1.0)
+    with client() as c, running([spec], tmp_path / "log"):
+        told = c.hear("diagnostics", convert.DiagnosticArray)
+
+        def status() -> tuple[bytes, str, dict[str, str]]:
+            (status,) = told[-1].status
+            return status.level, status.message, {v.key: v.value for v in status.values}
+
+        c.until(lambda: told, "diagnostics")
+        level, message, values = status()
+        assert level == DiagnosticStatus.WARN and message.startswith("ready; nothing heard on image_raw (ever)")
+        assert values["wx250s/joint_states"] == "never heard"
+        begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x")
+        assert begun.success and "nothing heard on image_raw (ever), wx250s/joint_states (ever)" in begun.message
+        assert c.call("recorder_node/stop_episode", convert.StopEpisode, partial_score=-1.0).success
+
+        def show() -> bool:
+            now_ns = int(c.get_clock().now().nanoseconds)
+            c.say("image_raw", convert.Image, base.NEWEST_RELIABLE,
+                  convert.image_from_rgb(np.zeros((48, 64, 3), np.uint8), now_ns, "cam"))
+            c.say("wx250s/joint_states", convert.JointState, base.RELIABLE,
+                  convert.joint_state_msg(now_ns, np.zeros(9), np.zeros(9), np.zeros(9)))
+            c.spin(0.05)
+            return True
+
+        c.until(lambda: show() and status()[:2] == (DiagnosticStatus.OK, "ready"), "a recorder that hears both")
+        begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x")
+        assert begun.success and "nothing heard" not in begun.message
+        c.until(lambda: "image_raw (for " in status()[1], "the silence of the camera")
+        level, message, _ = status()
+        assert level == DiagnosticStatus.WARN and message.startswith("recording ")
 
 
 def test_the_table_names_policy_adapter_and_world_model(tmp_path: Path) -> None:

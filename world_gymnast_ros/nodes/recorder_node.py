@@ -1,6 +1,7 @@
 """Records episodes: subscribes, and never sits inside a loop. The files are `episodes.EpisodeWriter`'s business."""
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ LONGEST_ROUND_NS = 150_000_000
 POLL_S = 0.05
 """How late a message may be written; its queue holds seconds."""
 POLICY_STATUS = provenance.POLICY_STATUS.encode()
+SILENT_S = 1.0
+"""An episode that begins while camera or arm is silent for longer begins without them; the answer says so."""
 
 
 class RecorderNode(base.ConfiguredNode):
@@ -33,7 +36,8 @@ class RecorderNode(base.ConfiguredNode):
         # joint states, and brings one message of each topic: on a busy machine a fast one would never catch up.
         self._ears = Node("recorder_ears", context=self.context, namespace=self.get_namespace(), enable_rosout=False,
                           start_parameter_services=False)
-        self._heard: list[tuple[Any, Any, bool, Callable[[Any], None]]] = []
+        self._readers: list[tuple[str, Any, Any, bool, Callable[[Any], None]]] = []
+        self._heard_ns: dict[str, int] = {}
         self._kinds: dict[str, Any] = {}
         self._root = Path(c.directory).expanduser().absolute()
         if self._root.exists() and not self._root.is_dir():
@@ -56,16 +60,20 @@ class RecorderNode(base.ConfiguredNode):
         ):
             self._listen(topic, kind, qos)
         # Pictures last: where time is short, they are what is lost, and no step.
+        pictures = "image_raw/compressed" if c.image_compressed else "image_raw"
         if c.image_compressed:
-            self._listen("image_raw/compressed", convert.CompressedImage, base.RECORD_IMAGES)
+            self._listen(pictures, convert.CompressedImage, base.RECORD_IMAGES)
         else:
-            self._hear("image_raw", convert.Image, base.RECORD_IMAGES, False, self._on_image)
+            self._hear(pictures, convert.Image, base.RECORD_IMAGES, False, self._on_image)
+        self._needed = (pictures, f"{c.robot_name}/joint_states")
         self._rehearse()
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
         self.every(POLL_S, self._empty_queues)
         self.every(0.25, self._on_time)
+        self.every(1.0, self._on_diagnostics)
         self.get_logger().info(f"ready to record under {self._root}")
 
     def _listen(self, topic: str, kind: Any, qos: Any) -> None:
@@ -83,15 +91,35 @@ class RecorderNode(base.ConfiguredNode):
 
     def _hear(self, topic: str, kind: Any, qos: Any, raw: bool, on_message: Callable[[Any], None]) -> None:
         subscription = self._ears.create_subscription(kind, topic, on_message, qos, raw=raw)
-        self._heard.append((subscription.handle, kind, raw, on_message))
+        self._readers.append((topic, subscription.handle, kind, raw, on_message))
 
     def _empty_queues(self) -> None:
         """Write what has come; on a machine too busy for that, services must be answered in between."""
         end_ns = base.steady_ns() + LONGEST_ROUND_NS
-        for handle, kind, raw, on_message in self._heard:
+        for topic, handle, kind, raw, on_message in self._readers:
             with handle:
                 while base.steady_ns() < end_ns and (taken := handle.take_message(kind, raw)) is not None:
+                    self._heard_ns[topic] = base.steady_ns()
                     on_message(taken[0])
+
+    def _silent_s(self, topic: str) -> float:
+        """Return how long nothing was heard on a topic; infinite where nothing ever was."""
+        return (base.steady_ns() - self._heard_ns[topic]) * 1e-9 if topic in self._heard_ns else math.inf
+
+    def _silence(self) -> str:
+        """Return what an episode would lack now, or "" where camera and arm are heard."""
+        silent = [f"{topic} ({f'for {s:.1f} s' if math.isfinite(s) else 'ever'})" for topic in self._needed
+                  if (s := self._silent_s(topic)) > SILENT_S]
+        return f"nothing heard on {', '.join(silent)}; is it published, and under this name?" if silent else ""
+
+    def _on_diagnostics(self) -> None:
+        silence = self._silence()
+        doing = f"recording {self._writer.episode_id}" if self._writer is not None else "ready"
+        values = {topic: f"heard {self._silent_s(topic):.1f} s ago" if topic in self._heard_ns else "never heard"
+                  for topic, *_ in self._readers}
+        self._diagnostics.publish(convert.diagnostics_msg(
+            "recorder_node", self.config.robot_name, "warn" if silence else "ok",
+            f"{doing}; {silence}" if silence else doing, values, self.now_ns()))
 
     def _rehearse(self) -> None:
         """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
@@ -173,6 +201,9 @@ class RecorderNode(base.ConfiguredNode):
             return response
         self._started_ns = base.steady_ns()
         response.success, response.message = True, f"recording {episode_id}"
+        if silence := self._silence():
+            response.message += f"; {silence}"
+            self.get_logger().warning(response.message)
         response.path = str(self._writer.folder)
         return response
 
