@@ -17,7 +17,8 @@ from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import learn_settings
 from world_gymnast_ros.learning.measuring_update import (
-    claims_by_margin,
+    Strictness,
+    claims_by_strictness,
     cut_pair,
     fit_approach,
     fit_camera_again,
@@ -170,25 +171,39 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
     success = np.array([True] * 5 + [False] * 20)
     right, lax = success.copy(), np.ones(25, bool)
     noise = np.random.default_rng(0).normal(size=25)
-    margin, cut = cut_pair(noise, {1.28: right}, success, 0.05)  # type: ignore[misc]
-    assert margin == 1.28 and cut < noise[success].min(), "who sees nothing must not veto who measures well"
-    margin, cut = cut_pair(success + 0.0, {1.28: lax}, success, 0.05)  # type: ignore[misc]
+    sure, some, bare = Strictness(0.0, 1.28), Strictness(0.0, 0.5), Strictness(0.0, 0.0)
+
+    def cut_at(looked: np.ndarray, measured: dict[Strictness, np.ndarray]) -> tuple[Strictness, float]:
+        found = cut_pair(looked, measured, success, 0.05)
+        assert found is not None
+        return found
+    strictness, cut = cut_at(noise, {sure: right})
+    assert strictness == sure and cut < noise[success].min(), "who sees nothing must not veto who measures well"
+    _, cut = cut_at(success + 0.0, {sure: lax})
     assert 0.0 < cut < 1.0
-    margin, _ = cut_pair(np.ones(25), {1.28: right & (np.arange(25) < 2), 0.5: right, 0.0: lax},  # type: ignore[misc]
-                         success, 0.05)
-    assert margin == 0.5, "the widest margin that claims them all"
-    _, cut = cut_pair(noise, {0.0: lax}, success, 0.05)  # type: ignore[misc]
+    strictness, _ = cut_at(np.ones(25), {sure: right & (np.arange(25) < 2), some: right, bare: lax})
+    assert strictness == some, "the widest margin that claims them all"
+    _, cut = cut_at(noise, {bare: lax})
     assert ((noise > cut) & ~success).sum() <= 1
-    assert cut_pair(noise, {0.0: lax}, np.zeros(25, bool), 0.05) is None
+    from_above = Strictness(0.1, 0.0)
+    strictness, cut = cut_at(noise, {bare: lax, from_above: right})
+    assert strictness == from_above and cut < noise[success].min(), "not a blind judge, but a higher approach"
+    assert cut_pair(noise, {bare: lax}, np.zeros(25, bool), 0.05) is None
 
 
-def test_a_smaller_margin_claims_no_less(bottle: list[RealEpisode]) -> None:
+def test_who_is_less_strict_claims_no_less(bottle: list[RealEpisode]) -> None:
     judge, _ = update_measuring(checkpoint_dir("", "locator"), bottle)
-    claims = claims_by_margin(judge, [e.play.frames for e in bottle], bottle)
-    margins = sorted(claims)
-    assert all((claims[a] >= claims[b]).all() for a, b in pairwise(margins))
+    films = [e.play.frames for e in bottle]
+    claims = claims_by_strictness(judge, films, bottle)
+    assert all((claims[a] >= claims[b]).all() for a, b in pairwise(sorted(claims)))
     truth = np.array([e.success for e in bottle])
-    assert (claims[0.0] == truth).mean() > 0.9
+    assert (claims[Strictness(0.0, 0.0)] == truth).mean() > 0.9
+    judge.config.approach_heights_m = {"red cylinder": 0.05}
+    kept = copy.deepcopy(judge.config.to_dict())
+    by_height = claims_by_strictness(judge, films, bottle)
+    assert sorted({s.approach_m for s in by_height}) == [0.05, 0.06, 0.07, 0.08]
+    assert judge.config.to_dict() == kept, "the judge is left as it was"
+    assert all((by_height[Strictness(0.05, m)] >= by_height[Strictness(0.08, m)]).all() for m in (0.0, 1.28))
 
 
 def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_path: Path) -> None:

@@ -219,6 +219,10 @@ def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it(
     worse = replays(FOOLED[5:15], SUCCESS[5:15])
     assert not decide_judge((few[0], worse), (old, old), 0, (bad, good)).promote, "held-out episodes fall"
     assert not decide_judge((few[0], few[1]), (old, old), 0, (good, bad)).promote
+    one_less = replays([c and i != 5 for i, c in enumerate(HONEST)][5:15], SUCCESS[5:15])
+    assert one_less.claimed.sum() == few[0].claimed.sum() - 1
+    assert decide_judge((few[0], one_less), (old, old), 0, (bad, good)).promote, "false successes fall, one is missed"
+    assert not decide_judge((few[0], one_less), (old, old), 0, (good, good)).promote
 
 
 def test_a_probe_that_is_off_on_true_pictures_is_not_asked_about_dreams() -> None:

@@ -3,7 +3,8 @@
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
-    margin    how sure it must be, together with the threshold of the judge that looks: the two are cut as a pair
+    margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
+              with how much higher than that the hand must come: all are cut as a pair
 
 So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,9 @@ HEIGHT_SIGMA_M = 0.02
 APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
 APPROACH_GAIN = 3.0
 """So much more likely (in nats) must outcomes be for a limit of the approach to be believed, where there was none."""
+HIGHER_M = (0.0, 0.01, 0.02, 0.03)
+"""So much higher than a learned approach a pair may ask for: what is likely enough to be believed may be too low to be
+sure of."""
 MIN_OUTCOMES = 3
 """Successes, and failures, that a height or a margin is learned from."""
 MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
@@ -146,40 +151,71 @@ def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
     return MeasuringJudge(locator)
 
 
-def cut_pair(looked: F64, measured: dict[float, np.ndarray], success: np.ndarray, max_false_success: float
-             ) -> tuple[float, float] | None:
-    """Return (margin, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
+@dataclass(frozen=True, order=True)
+class Strictness:
+    """How strict the judge that measures is: `approach_m` that the hand must come from (0: from anywhere), and
+    `margin_sigmas`."""
 
-    `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each margin. A pair
+    approach_m: float
+    margin_sigmas: float
+
+
+def cut_pair(looked: F64, measured: dict[Strictness, np.ndarray], success: np.ndarray, max_false_success: float
+             ) -> tuple[Strictness, float] | None:
+    """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
+
+    `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each strictness. A pair
     claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
-    be claimed; among equals the greater margin, then the higher cut.
+    be claimed; among equals the higher approach, then the greater margin, then the higher cut.
     """
     if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
         return None
     values = np.unique(looked)
     cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
     best, found = -np.inf, None
-    for margin in sorted(measured, reverse=True):
+    for strictness in sorted(measured, reverse=True):
         for cut in cuts[::-1]:
-            claims = measured[margin] & (looked > cut)
+            claims = measured[strictness] & (looked > cut)
             false = float(claims[~success].mean())
             right = float(claims[success].mean()) - false
             if false <= max_false_success and right > best + 1e-9:
-                best, found = right, (margin, float(cut))
+                best, found = right, (strictness, float(cut))
     return found
 
 
-def claims_by_margin(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
-                     ) -> dict[float, np.ndarray]:
-    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin."""
-    return {margin: judge_all(with_settings(judge, sure_sigmas=margin), films, episodes)[1]
-            for margin in {*MARGINS_SIGMAS, judge.config.sure_sigmas}}
+def strictness_of(judge: MeasuringJudge, name: str) -> Strictness:
+    """Return how strict the judge is about the object `name`."""
+    return Strictness(judge.config.approach_heights_m.get(name, 0.0), judge.config.sure_sigmas)
+
+
+def set_strictness(judge: MeasuringJudge, name: str, strictness: Strictness) -> None:
+    """Change the judge's settings in place; what it measured stays true."""
+    judge.config.sure_sigmas = strictness.margin_sigmas
+    others = {k: v for k, v in judge.config.approach_heights_m.items() if k != name}
+    judge.config.approach_heights_m = {**others, name: strictness.approach_m} if strictness.approach_m else others
+
+
+def claims_by_strictness(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
+                         ) -> dict[Strictness, np.ndarray]:
+    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
+    an approach to the object that the episodes name, at each of HIGHER_M above it too."""
+    name = parse_instruction(episodes[0].instruction).target
+    present = strictness_of(judge, name)
+    heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
+    claims = {}
+    try:
+        for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
+            set_strictness(judge, name, strictness)
+            claims[strictness] = judge_all(judge, films, episodes)[1]
+    finally:
+        set_strictness(judge, name, present)
+    return claims
 
 
 def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
     """Load the judge that measures from `start`, teach it camera, height and approach; return it and a line about each.
 
-    The caller decides about the margin (`cut_pair`) and saves it (`judge.locator.save`).
+    The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).
     """
     judge = MeasuringJudge(Locator.from_pretrained(start))
     lines = [fit_camera_again(judge, episodes)]
