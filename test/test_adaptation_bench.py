@@ -14,7 +14,7 @@ from world_gymnast_ros.imagine import Start, imagine
 from world_gymnast_ros.learning import adaptation_bench as bench
 from world_gymnast_ros.learning.adaptation import Parts
 from world_gymnast_ros.learning.adaptation_bench import Row, append_row, correlation, markdown, read_rows
-from world_gymnast_ros.learning.comparators import SimulatedWorld, hand_built, run
+from world_gymnast_ros.learning.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
 from world_gymnast_ros.models import build
 from world_gymnast_ros.twin.rollout import TrueEpisode
 from world_gymnast_ros.twin.scene import load_scene
@@ -107,8 +107,13 @@ def test_true_actions_are_dreamed_again_from_their_own_starts() -> None:
 def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
     scene = load_scene("novel_camera_shift")
     words = scene.instructions[0]
-    built = hand_built(scene)
-    assert built.camera_offset_m == (0, 0, 0) and built.table_rgb != scene.table_rgb and not built.distractors
+    built = hand_built(scene, 0)
+    assert built == hand_built(scene, 0) != hand_built(scene, 1) and not built.distractors
+    for ours, theirs, most in ((built.table_rgb, scene.table_rgb, BY_EYE),
+                               (built.camera_offset_m, scene.camera_offset_m, BY_TAPE_M),
+                               (built.camera_rotation_rad, scene.camera_rotation_rad, BY_TAPE_RAD)):
+        off = np.abs(np.subtract(ours, theirs))
+        assert (off > 0).all() and (off <= most).all()
     assert [o.name for o in built.objects] == [o.name for o in scene.objects]
     world = SimulatedWorld(built, words, 0)
     try:

@@ -1,8 +1,9 @@
 """What one could do in the place of a session in the dream, with the same budget of time.
 
 `sft`: five demonstrations in the very scene, and cloning them (World-Env's number of demonstrations).
-`simulator`: the same reinforcement learning in a simulator built by hand: the same task and object places as drawn for
-    training, but the look of a training scene, the nominal camera, no distractors, no contact with the objects.
+`simulator`: the same reinforcement learning in a simulator built by hand after a photograph: the same task and things,
+    but colours of table and wall as somebody judged them by eye, a camera placed by tape measure, ordinary light, a
+    plate and blocks of ordinary size, mass and friction, nothing that the task does not need.
 `twin`: the same reinforcement learning in the true twin with true outcomes, as a bound that no dream can pass.
 """
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.play import RENDER_HEIGHT, RENDER_WIDTH, SIZE_PX, record_episode, write_rows
 from world_gymnast_ros.twin.rollout import capture
-from world_gymnast_ros.twin.scene import Scene, load_scene
+from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import F32, U8, AdapterRef, Frame, Judgement, RolloutFacts
 
@@ -35,8 +37,8 @@ ARMS = ("sft", "simulator", "twin")
 DEMONSTRATIONS = 5
 STARTS = 24
 """Placements of things in the simulator that a session learns from; as many as the gate asks for."""
-LOOK = "train_oak"
-"""The simulator looks as this scene."""
+BY_EYE, BY_TAPE_M, BY_TAPE_RAD = 0.06, 0.02, 0.03
+"""How far off somebody's simulator is at most: colours (0..1), place and angle of the camera."""
 
 
 def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int,
@@ -46,7 +48,7 @@ def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNod
         return clone(parts, scene, instruction, config, seed)
     if arm not in ARMS:
         raise BadConfig(f"arm {arm!r} is unknown; choose of dream, {', '.join(ARMS)}")
-    world = SimulatedWorld(hand_built(scene) if arm == "simulator" else scene, instruction, seed)
+    world = SimulatedWorld(hand_built(scene, seed) if arm == "simulator" else scene, instruction, seed)
     try:
         starts = [world.captured(1_000_000 + 1000 * seed + i) for i in range(STARTS)]
         mine = dataclasses.replace(parts, world_model=world, judge=world, release={})
@@ -58,14 +60,21 @@ def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNod
     return report.adapter, report.outcome, report.message
 
 
-def hand_built(scene: Scene) -> Scene:
-    """Return the scene as somebody would build it for a simulator: things in place, look and camera not those of the
-    lab, nothing that is not needed."""
-    look = load_scene(LOOK)
+def hand_built(scene: Scene, seed: int) -> Scene:
+    """Return the scene as somebody would build it for a simulator after a photograph of the lab."""
+    rng = np.random.default_rng([seed, *scene.name.encode()])
+
+    def off(values: tuple[float, ...], by: float) -> Any:
+        return tuple(float(v) for v in np.array(values) + rng.uniform(-by, by, len(values)))
+
+    def colour(rgb: tuple[float, ...]) -> Any:
+        return tuple(min(1.0, max(0.0, v)) for v in off(rgb, BY_EYE))
     things = tuple(dataclasses.replace(o, rgb=None, size_m=0.11 if o.shape == "plate" else 0.04, mass_kg=0.05,
                                        friction=1.0) for o in scene.objects)
-    return dataclasses.replace(look, name=f"{scene.name} by hand", instructions=scene.instructions, objects=things,
-                               distractors=(), start_xyz_m=scene.start_xyz_m, jitter_m=scene.jitter_m)
+    return Scene(f"{scene.name} by hand", scene.instructions, things, table_rgb=colour(scene.table_rgb),
+                 wall_rgb=colour(scene.wall_rgb), camera_offset_m=off(scene.camera_offset_m, BY_TAPE_M),
+                 camera_rotation_rad=off(scene.camera_rotation_rad, BY_TAPE_RAD), jitter_m=scene.jitter_m,
+                 start_xyz_m=scene.start_xyz_m)
 
 
 def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int
