@@ -20,7 +20,7 @@ from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.kinematics import SLEEP, fk
-from world_gymnast_ros.learning.adaptation import Parts, check_released, family_of
+from world_gymnast_ros.learning.adaptation import Parts, check_released
 from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -28,6 +28,7 @@ from world_gymnast_ros.models.reflector import Reflector
 from world_gymnast_ros.nodes import adapt_node, base, convert
 from world_gymnast_ros.session import check_session, read_session
 from world_gymnast_ros.store import load_adapter
+from world_gymnast_ros.tasks import family_of
 
 pytestmark = pytest.mark.ros
 torch.set_num_threads(1)

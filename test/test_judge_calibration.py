@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 from world_gymnast_ros import cli
 from world_gymnast_ros.charts import curve
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.judge_calibration import calibrate
+from world_gymnast_ros.learning.judge_calibration import calibrate, veto_offset
 from world_gymnast_ros.learning.train_reflector import Verdicts
 
 
@@ -38,6 +38,16 @@ def test_the_false_success_rate_on_the_other_half_is_about_the_limit(limit: floa
 def test_too_few_outcomes_are_refused_with_the_number() -> None:
     with pytest.raises(EpisodeError, match="at least 20"):
         calibrate(verdicts(2.0, 30), 0.5, 0.1, 0)
+
+
+def test_a_veto_costs_the_share_of_true_successes_that_it_may() -> None:
+    judged = verdicts(1.5, 4000)
+    offset = veto_offset(judged, 0.7, 0.6, 0.1)
+    claims = 1.0 / (1.0 + np.exp(-(0.7 * judged.logits + offset))) > 0.6
+    assert claims[judged.success].mean() == pytest.approx(0.9, abs=0.005)
+    assert claims[~judged.success].mean() < 0.6, "it still stops failures"
+    with pytest.raises(EpisodeError, match="at least 20 true successes, got"):
+        veto_offset(verdicts(2.0, 20), 1.0, 0.5, 0.1)
 
 
 def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -38,6 +38,7 @@ from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import RolloutFacts
 
 STEPS = 16
 
@@ -157,6 +158,18 @@ def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[Rea
     assert after[truth].mean() > 0.8
     assert "free" in fit_approach(judge, bottle) and judge.config.approach_heights_m == {}, "nothing fell there"
     assert "as it was" in fit_approach(judge, [e for e in falling if e.success])
+
+
+def test_of_two_that_came_too_low_the_higher_one_made_more_progress() -> None:
+    judge = with_settings(shipped(), object_heights_m={"red cylinder": 0.03}, approach_heights_m={"red cylinder": 0.14})
+    falling = episodes_of("lab_bottle", 7, falls=True)
+    low, high = falling[2], falling[6]  # both end 12 mm beside it; they came 6 and 12 cm high
+    facts = RolloutFacts([e.captured for e in (low, high)], [e.play.states[0] for e in (low, high)],  # type: ignore
+                         np.stack([e.play.deltas for e in (low, high)]))
+    films = np.stack([e.play.frames for e in (low, high)])
+    first, second = judge.score(films, low.instruction, facts)
+    assert first.score < second.score < 0.5  # type: ignore[operator]
+    assert second.progress - first.progress > 0.1  # type: ignore[operator]
 
 
 def test_other_settings_leave_the_judge_as_it_was() -> None:

@@ -46,10 +46,10 @@ def test_one_lucky_frame_convinces_nobody() -> None:
     judge = toy_judge()
     logits = np.full((8, 3), -4.0, np.float32)
     logits[3] = 5.0
-    alone = judge._judge(logits, np.zeros((8, 3), np.float32))
+    alone = judge._judge(logits, np.zeros((8, 3), np.float32), "reach")
     assert alone.score is not None and alone.score < 0.05 and alone.done_at is None
     logits[4] = 3.0
-    twice = judge._judge(logits, np.zeros((8, 3), np.float32))
+    twice = judge._judge(logits, np.zeros((8, 3), np.float32), "reach")
     assert twice.done_at == 3 and twice.score == pytest.approx(1 / (1 + np.exp(-3.0)), abs=1e-5)
     assert len(twice.votes) == 3 and twice.frame_scores is not None and twice.frame_scores.shape == (8,)
 
@@ -119,6 +119,20 @@ def test_a_judge_comes_back_with_its_calibration(tmp_path: Path) -> None:
     assert (one.config.logit_scale, one.config.logit_offset) == (0.7, -1.5) and one.sha256 == judge.sha256
     assert one.score(rollouts(1), TEXT)[0].score == two.score(rollouts(1), TEXT)[0].score
     assert one.score(rollouts(1), TEXT)[0].score == pytest.approx(judge.score(rollouts(1), TEXT)[0].score, abs=0.02)
+
+
+def test_a_family_of_tasks_may_have_a_threshold_of_its_own(tmp_path: Path) -> None:
+    judge, films = toy_judge(), rollouts(1)
+    usual = judge.score(films, "push the red block left")
+    judge.config.family_offsets = {"push": judge.config.logit_offset + 3.0}
+    judge.save(tmp_path / "judge")
+    judge = Reflector.from_pretrained(tmp_path / "judge")
+    laxer, other = judge.score(films, "push the red block left"), judge.score(films, "reach the red block")
+    for before, after in zip(usual, laxer, strict=True):
+        odds = [j.score / (1 - j.score) for j in (before, after)]  # type: ignore[operator]
+        assert odds[1] / odds[0] == pytest.approx(np.exp(3.0), rel=0.3)
+    judge.config.family_offsets = {}
+    assert [j.score for j in judge.score(films, "reach the red block")] == [j.score for j in other]
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

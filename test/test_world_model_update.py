@@ -239,6 +239,7 @@ def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> N
     scale = judge.config.logit_scale
     success = np.arange(20) < 10
     calibrate(judge, Verdicts(np.where(success, 3.0, -3.0), success, np.full(20, "reach")), 0.2)
+    assert judge.config.family_offsets == {}, "a judge of one task has one threshold"
     assert judge.config.logit_scale == scale and judge.config.logit_offset == pytest.approx(0.0, abs=1e-6)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 20)

@@ -48,6 +48,14 @@ def parse_instruction(instruction: str) -> Task:
         "'push the <object> left|right|forward', 'put the <object> on the <colour> plate'")
 
 
+def family_of(instruction: str) -> str:
+    """Return the task family of an instruction, or 'other' for one outside the families that were measured."""
+    try:
+        return parse_instruction(instruction).family
+    except BadInstruction:
+        return "other"
+
+
 @dataclass(frozen=True)
 class Truth:
     """What physics says at one control step. Positions (3,) in m, base frame."""

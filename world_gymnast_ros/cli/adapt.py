@@ -52,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning.adaptation import check_released, family_of, load_parts, run_session
+    from world_gymnast_ros.learning.adaptation import check_released, load_parts, run_session
     from world_gymnast_ros.session import Progress
     from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.tasks import family_of
 
     config = adapt_settings(args.config, args.set, {
         "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None})

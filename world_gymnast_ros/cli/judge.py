@@ -4,12 +4,16 @@
 half: reliability, ROC, how many failures it calls successes. The new judge is written only where that false success
 rate, upper end of its interval, stays below --refuse-above.
 
+`veto` leaves the one that looks, in one family of tasks, only to stop what it is sure about: it then claims all but
+--share of the true successes. For families in which the judge that measures knows better.
+
 `learn` teaches both judges a scene from marked recordings of it, settings only: where the camera stands, how high the
 named object is, how sure the pair must be. Written where they are right more often then, and refused otherwise.
 
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
+  world-gymnast judge veto --play data/dreams --family push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape: two dozen episodes
   world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
   world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
@@ -25,6 +29,7 @@ from pathlib import Path
 
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.tasks import FAMILIES
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
 REPORT_NAME = "calibration.html"
@@ -49,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(calibrate, "--threads", 1, 256, default=2)
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
+    veto = sub.add_parser("veto", help="let the judge that looks only stop what it is sure about, in one family")
+    veto.add_argument("--play", type=Path, required=True, help="folder of dreamed play data (`train dreams`)")
+    veto.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
+    veto.add_argument("--family", required=True, choices=FAMILIES)
+    real(veto, "--share", 0.01, 0.5, default=0.1, help="of the true successes that it may stop (default: %(default)s)")
+    whole(veto, "--threads", 1, 256, default=2)
+    veto.add_argument("--out", type=Path, required=True, help="folder for the judge")
+
     learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
     learn.add_argument("--episodes", nargs="+", type=Path, required=True,
                        help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
@@ -66,7 +79,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
-    return run_learn(args) if args.what == "learn" else run_calibrate(args)
+    return {"learn": run_learn, "veto": run_veto, "calibrate": run_calibrate}[args.what](args)
+
+
+def run_veto(args: argparse.Namespace) -> int:
+    """Set the offset of one family and write the judge."""
+    import torch
+
+    from world_gymnast_ros.learning.judge_calibration import veto_offset
+    from world_gymnast_ros.learning.play_table import read_play
+    from world_gymnast_ros.learning.train_reflector import judge_episodes
+    from world_gymnast_ros.models.build import checkpoint_dir
+    from world_gymnast_ros.models.reflector import Reflector
+
+    torch.set_num_threads(args.threads)
+    writable_folder(args.out)
+    judge = Reflector.from_pretrained(checkpoint_dir(args.judge, "reflector"))
+    table = read_play(args.play)
+    judged = judge_episodes(judge, table, [e for e in table.episodes if e.family == args.family])
+    offset = veto_offset(judged, judge.config.logit_scale, judge.config.done_threshold, args.share)
+    before = judge.probability(judged.logits, args.family) > judge.config.done_threshold
+    judge.config.family_offsets = {**judge.config.family_offsets, args.family: offset}
+    after = judge.probability(judged.logits, args.family) > judge.config.done_threshold
+    for name, rows in (("true successes", judged.success), ("failures", ~judged.success)):
+        print(f"{args.family}: of {rows.sum()} {name} it claims {after[rows].mean():.0%}, was "
+              f"{before[rows].mean():.0%}")
+    judge.save(args.out)
+    print(f"judge: {args.out}; measure it with the judge that measures: world-gymnast bench replay --write")
+    return 0
 
 
 def run_learn(args: argparse.Namespace) -> int:
@@ -144,6 +184,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
         print(f"report: {args.out / REPORT_NAME}")
         if not refused:
             judge.config.logit_scale, judge.config.logit_offset = found.scale, found.offset
+            judge.config.family_offsets = {}
             judge.save(args.out)
             print(f"judge: {args.out}")
     return 1 if refused else 0

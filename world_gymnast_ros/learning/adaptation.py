@@ -12,14 +12,14 @@ from typing import Any
 
 from world_gymnast_ros.adapt import Learner, adapt
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
-from world_gymnast_ros.errors import BadInstruction, NotTrusted
+from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.models import build
 from world_gymnast_ros.report import write_report
 from world_gymnast_ros.session import LOG_NAME, AdaptReport, Progress
 from world_gymnast_ros.store import Store, slug
-from world_gymnast_ros.tasks import HORIZON_STEPS, parse_instruction
+from world_gymnast_ros.tasks import HORIZON_STEPS, family_of
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, WorldModel
 
 REPORT_NAME = "report.html"
@@ -57,14 +57,6 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
                  build.load_judges(config.judge, config.second_judge),
                  build.release_table(config.world_model, config.judge, config.second_judge),
                  lambda parent: LoraLearner(policy, lora, parent))
-
-
-def family_of(instruction: str) -> str:
-    """Return the task family of an instruction, or 'other' for one outside the families that were measured."""
-    try:
-        return parse_instruction(instruction).family
-    except BadInstruction:
-        return "other"
 
 
 def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float,

@@ -26,7 +26,7 @@ from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluate import paired_replay_auc, wilson
 from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
-from world_gymnast_ros.learning.adaptation import Parts, family_of, load_parts, run_session
+from world_gymnast_ros.learning.adaptation import Parts, load_parts, run_session
 from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import (
     JUDGE,
@@ -45,6 +45,7 @@ from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig,
 from world_gymnast_ros.models import build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
 from world_gymnast_ros.store import Store
+from world_gymnast_ros.tasks import family_of
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import capture

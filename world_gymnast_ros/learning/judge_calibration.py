@@ -16,9 +16,9 @@ from world_gymnast_ros.episodes.files import PARTIAL_SUFFIX
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluate import Interval, auc, wilson
-from world_gymnast_ros.learning.adaptation import family_of
 from world_gymnast_ros.learning.train_reflector import Verdicts, calibration_error, reliability, strict_offset
 from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
+from world_gymnast_ros.tasks import family_of
 
 MIN_EPISODES = 20
 """Of each outcome. Below that half of them fits two numbers to noise."""
@@ -69,6 +69,18 @@ class Calibration:
                 "calibration_error": self.calibration_error, "false_success": str(self.false_success),
                 "missed": str(self.missed), "reliability": self.reliability, "roc": self.roc,
                 "episodes": self.episodes}
+
+
+def veto_offset(judged: Verdicts, scale: float, threshold: float, share: float) -> float:
+    """Return the offset at which the judge claims all but `share` of the true successes.
+
+    Beside a judge that measures well, one that must be convinced by smeared pictures only costs true successes: it is
+    left to stop what it is sure about. Raises EpisodeError with too few successes.
+    """
+    won = judged.logits[judged.success]
+    if len(won) < MIN_EPISODES:
+        raise EpisodeError(f"a veto needs at least {MIN_EPISODES} true successes, got {len(won)}")
+    return float(np.log(threshold / (1.0 - threshold)) - scale * np.quantile(won, share))
 
 
 def calibrate(judged: Verdicts, threshold: float, max_false_success: float, seed: int) -> Calibration:

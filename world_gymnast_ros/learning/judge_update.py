@@ -210,6 +210,7 @@ def cut_at(judge: Reflector, cut: float) -> None:
     """Let the judge claim a success where its uncalibrated logit is above `cut`."""
     threshold = judge.config.done_threshold
     judge.config.logit_offset = float(np.log(threshold / (1.0 - threshold)) - judge.config.logit_scale * cut)
+    judge.config.family_offsets = {}  # it was cut for one task
 
 
 def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,

@@ -16,10 +16,10 @@ from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.adaptation import family_of
 from world_gymnast_ros.learning.play_data import PlayEpisode
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode
 from world_gymnast_ros.store import file_sha256
+from world_gymnast_ros.tasks import family_of
 
 MIN_STEPS = 8
 """Shorter recordings hold no clip to train on."""

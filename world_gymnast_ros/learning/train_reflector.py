@@ -264,6 +264,7 @@ def judge_episodes(judge: Reflector, table: PlayTable, episodes: Sequence[Episod
 def calibrate(judge: Reflector, verdicts: Verdicts) -> None:
     """Set the judge's calibrated logit from held-out episodes at their natural success rate."""
     judge.config.logit_scale, judge.config.logit_offset = fit_platt(verdicts.logits, verdicts.success)
+    judge.config.family_offsets = {}
 
 
 def strict_offset(failed: NDArray[np.float64], scale: float, threshold: float, max_false_success: float) -> float:
@@ -289,7 +290,10 @@ def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
 
 def report(judge: Reflector, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
     """Return per family: AUC, true and judged rate, expected calibration error, false-success rate with interval."""
-    scores = judge.probability(verdicts.logits)
+    scores = np.zeros(len(verdicts.logits), np.float32)
+    for family in set(verdicts.family.tolist()):
+        mine = verdicts.family == family
+        scores[mine] = judge.probability(verdicts.logits[mine], family)
     rows: dict[str, dict[str, Any]] = {}
     for name in ("all", *sorted(set(verdicts.family.tolist()))):
         pick = np.ones(len(scores), bool) if name == "all" else verdicts.family == name

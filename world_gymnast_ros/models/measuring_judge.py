@@ -150,17 +150,20 @@ class MeasuringJudge:
         gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
         sigma = self.config.sigma_m
         chance = self._kept(gap, REACH_RADIUS_M, sigma) * self._kept(hand[:, 2], REACH_HEIGHT_M, sigma)
-        chance = chance * self._stands(hand[:, 2], gap, name)
-        progress = np.clip(1.0 - (gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M)) / 0.2, 0.0, 1.0)
+        above_m = self._approach_above_m(hand[:, 2], gap, name)
+        chance = chance * 0.5 * (1.0 + math.erf(above_m / (APPROACH_SIGMA_M * math.sqrt(2.0))))
+        # Progress tells failures apart: of two that came too low, the higher one did better.
+        missing = gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M) + max(0.0, -above_m)
+        progress = np.clip(1.0 - missing / 0.2, 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
 
-    def _stands(self, height_m: F64, gap_m: F64, name: str) -> float:
-        """Return how sure it is that the hand did not knock `name` over when it came near, heights and gaps (T+1,)."""
+    def _approach_above_m(self, height_m: F64, gap_m: F64, name: str) -> float:
+        """Return how much higher than asked for the hand was when it first came near `name`, heights and gaps (T+1,);
+        infinite where nothing is asked for."""
         near = np.flatnonzero(gap_m < APPROACH_RADIUS_M)
         if name not in self.config.approach_heights_m or not near.size:
-            return 1.0
-        above = float(height_m[near[0]]) - self.config.approach_heights_m[name]
-        return 0.5 * (1.0 + math.erf(above / (APPROACH_SIGMA_M * math.sqrt(2.0))))
+            return math.inf
+        return float(height_m[near[0]]) - self.config.approach_heights_m[name]
 
     def _moved(self, hand: F64, task: Task, places_m: F64) -> Judgement:
         """Judge a push or a pick-and-place by where hand poses (T+1, 7) take the thing at places (Q, 3)."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -23,6 +24,7 @@ from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.vla_network import PLACES, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.words import WordReader
+from world_gymnast_ros.tasks import family_of
 from world_gymnast_ros.types import F32, U8, Judgement, RolloutFacts
 
 BATCH = 64
@@ -30,7 +32,8 @@ BATCH = 64
 
 
 class ReflectorConfig(PretrainedConfig):
-    """`trunk` is an OpenVLAConfig as a dict. Calibrated logit = `logit_scale` * logit + `logit_offset`."""
+    """`trunk` is an OpenVLAConfig as a dict. Calibrated logit = `logit_scale` * logit + `logit_offset`, or in place of
+    the latter what `family_offsets` holds for the family of tasks."""
 
     model_type = "world_gymnast_reflector"
 
@@ -40,6 +43,7 @@ class ReflectorConfig(PretrainedConfig):
     heads: int = 3
     logit_scale: float = 1.0
     logit_offset: float = 0.0
+    family_offsets: dict[str, float] = field(default_factory=dict)
     done_threshold: float = 0.5
     families: list[str] = field(default_factory=list)
 
@@ -140,9 +144,10 @@ class Reflector:
             logits, progress = self.model(pictures, ids)
         return logits.float().cpu().numpy(), progress.float().cpu().numpy()
 
-    def probability(self, logits: F32) -> F32:
-        """Return calibrated probabilities of uncalibrated logits."""
-        x = self.config.logit_scale * logits.astype(np.float64) + self.config.logit_offset
+    def probability(self, logits: NDArray[np.floating[Any]], family: str = "") -> F32:
+        """Return calibrated probabilities of uncalibrated logits, for tasks of a family."""
+        offset = self.config.family_offsets.get(family, self.config.logit_offset)
+        x = self.config.logit_scale * logits.astype(np.float64) + offset
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))), np.float32)
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
@@ -158,15 +163,16 @@ class Reflector:
             raise
         except Exception as error:  # memory, device, numerics: none may turn into a score
             return [Judgement(None, detail=f"{self.name}: {type(error).__name__}: {error}")] * len(frames)
-        return [self._judge(one, way) for one, way in zip(logits, progress, strict=True)]
+        family = family_of(instruction)
+        return [self._judge(one, way, family) for one, way in zip(logits, progress, strict=True)]
 
-    def _judge(self, logits: F32, progress: F32) -> Judgement:
+    def _judge(self, logits: F32, progress: F32, family: str) -> Judgement:
         if not (np.isfinite(logits).all() and np.isfinite(progress).all()):
             return Judgement(None, detail=f"{self.name}: the network gave numbers that are not finite")
-        frames = self.probability(logits.mean(-1))
+        frames = self.probability(logits.mean(-1), family)
         steady = two_in_a_row(frames)
         done = np.flatnonzero(steady > self.config.done_threshold)
-        votes = tuple(float(two_in_a_row(self.probability(logits[:, k])).max()) for k in range(logits.shape[1]))
+        votes = tuple(float(two_in_a_row(self.probability(logits[:, k], family)).max()) for k in range(logits.shape[1]))
         return Judgement(score=float(steady.max()), done_at=int(done[0]) if done.size else None, votes=votes,
                          frame_scores=frames, progress=float(two_in_a_row(progress.mean(-1)).max()))
 
