@@ -204,7 +204,9 @@ def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> No
     nodes.nodes["policy_node"].process.kill()
     nodes.nodes.pop("policy_node").process.wait(30)
     last = c.heard["action_chunk"][-1]
-    c.until_over(last.sequence, last.chunk_size)  # what it promised is played, and no more
     c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "a hold")
-    assert c.heard["step"][-1].chunk_sequence == last.sequence
+    played = c.heard["step"].copy()
+    assert played[-1].chunk_sequence <= last.sequence  # the last one may have come too late to be begun
+    c.spin(0.4)
+    assert len(c.heard["step"]) == len(played), "nobody promised more"
     assert c.trigger("disarm").success
