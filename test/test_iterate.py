@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from safetensors.torch import load_file
 
 from world_gymnast_ros.cli.checks import adapt_settings
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.learning import iterate
 from world_gymnast_ros.learning.imitate import Imitation, imitate, success_rows
 from world_gymnast_ros.learning.iterate import IterateConfig, Run, once
 from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig
 from world_gymnast_ros.learning.play_table import read_play
 from world_gymnast_ros.models.build import load_policy
+from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -169,6 +172,35 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     text = markdown({"loop": [row(0, 0.2), row(1, 0.6)], "imitation": [row(0, 0.2), row(1, 0.4)]})
     assert text.count("| start |") == 1 and "| loop | 1 | 0.600 [0.500, 0.700]" in text and "no failure" in text
     assert "| promoted | kept | promoted |" in text and "| imitation | 1 |" in text
+    cloned = {**row(1, 0.6), "clone": {"adapter": "a", "message": "better"}}
+    left = {**row(2, 0.6), "clone": {"adapter": "", "message": "no better"}}
+    text = markdown({"loop": [row(0, 0.2), cloned, left]})
+    assert "| clone used, promoted |" in text and "| clone not used, promoted |" in text
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_clone_of_real_successes_is_used_only_if_the_dream_is_sure_of_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
+    run = start_run(tmp_path / "run", small(), [])
+    policy = load_policy()
+    state = run.start()
+    try:
+        rows = policy_episodes(run.twin, policy, range(4), run.instruction, 1.2, "policy")
+        for row in rows:
+            row["success"][5:] = True  # as this test says
+        write_rows(run.out / "loop" / "training" / "round-1.npz", rows)
+        rates = iter((0.2, 0.9 if better else 0.3))
+
+        def hold_out(policy: OpenVLA, *_: object, dreams: int, copies: int, **__: object) -> SimpleNamespace:
+            rate = next(rates)
+            success = (np.arange(dreams * copies) < rate * dreams * copies).reshape(dreams, copies)
+            return SimpleNamespace(success=success, known=np.ones_like(success))
+        monkeypatch.setattr(iterate, "hold_out", hold_out)
+        told = run.cloning("loop", 1, state)
+    finally:
+        run.close()
+    assert (told["outcome"], bool(told["adapter"])) == (("cloned", True) if better else ("kept", False))
+    assert "imagined success" in told["message"]
 
 
 @pytest.mark.slow
@@ -184,7 +216,7 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     rows = loop.method("loop")
     loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
+    assert rows[1]["clone"]["message"] and rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()

@@ -1,7 +1,8 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
     a round   real episodes with the present adapter, explored -> world model and judge learn from them -> each is
-              promoted only if its release check says so -> adaptation in the dream -> true evaluation
+              promoted only if its release check says so -> real successes are cloned, kept if the dream says that this
+              is better -> adaptation in the dream -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -25,8 +26,9 @@ import numpy as np
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluate import paired_replay_auc, wilson
+from world_gymnast_ros.gate import decide, hold_out
 from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
-from world_gymnast_ros.learning.adaptation import Parts, load_parts, run_session
+from world_gymnast_ros.learning.adaptation import Parts, load_parts, run_session, session_config
 from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import (
     JUDGE,
@@ -231,6 +233,8 @@ class Run:
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
             state = dataclasses.replace(state, judge=row["judge"]["use"], second=row["judge"]["second"])
+            row["clone"] = once(folder / "clone.json", lambda: self.cloning(method, number, state))
+            state = dataclasses.replace(state, adapter=row["clone"]["adapter"] or state.adapter)
         learn = self.imitation if method == "imitation" else self.adaptation
         row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
         state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter)
@@ -375,15 +379,42 @@ class Run:
             write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
         return rows
 
-    def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Adapt in the dream from captured frames of the scene, going on from the present adapter."""
+    def captured(self, number: int) -> list[Start]:
+        """Return the frames that a round's adaptation starts from."""
         starts = []
         for i in range(self.config.captures):
             self.twin.reset(CAPTURE_SEED - 100 * number - i, self.instruction)
             frame, measured = capture(self.twin)
             starts.append(Start(frame, measured, self.instruction))
+        return starts
+
+    def cloning(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Clone the real successes so far; use the clone where the dream is sure that it is better (the gate's rule).
+
+        Where nothing succeeds in the dream there is nothing to reinforce; what succeeded on the arm is worth most then.
+        """
+        told = self.imitation(method, number, state)
+        if not told["adapter"]:
+            return told
+        parts, seed = self.parts(method, state), derive_seed(self.config.seed, number, 6)
+        a = session_config(self.session_config(method, state), [self.instruction])
+        starts, results = self.captured(number), []
+        for adapter in (state.adapter, told["adapter"]):
+            parts.policy.load_adapter(self.adapter(method, dataclasses.replace(state, adapter=adapter)))
+            results.append(hold_out(parts.policy, parts.world_model, parts.judge, starts, dreams=a.gate_dreams,
+                                    copies=a.held_out_copies, horizon_steps=a.horizon_steps,
+                                    temperature=a.held_out_temperature, jitter=a.jitter, trust=a.trust, seed=seed,
+                                    max_batch=a.max_batch))
+        before, after = results
+        gate = decide(before.success, after.success, before.known & after.known, a.margin, a.confidence, seed)
+        self.say(f"{method}, round {number}: clone of real successes: {gate.reason}")
+        return {**told, "outcome": "cloned" if gate.promote else "kept", "message": gate.reason,
+                "adapter": told["adapter"] if gate.promote else ""}
+
+    def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Adapt in the dream from captured frames of the scene, going on from the present adapter."""
         parts = self.parts(method, state)
-        result = run_session(parts, starts, self.session_config(method, state),
+        result = run_session(parts, self.captured(number), self.session_config(method, state),
                              derive_seed(self.config.seed, number, 4), self.now_ns(),
                              parent=self.adapter(method, state))
         report = result.report
@@ -393,7 +424,7 @@ class Run:
                 "report": str(result.report_path.relative_to(self.out.resolve()))}
 
     def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Clone the successes of all real episodes so far: this method holds none out."""
+        """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
         c, a = self.config, self.adapt
         folder = self.out / method / "all"
         folder.mkdir(parents=True, exist_ok=True)

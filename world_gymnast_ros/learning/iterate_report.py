@@ -30,8 +30,12 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
             out.append([
                 "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *dream,
                 *(_version(row.get(kind)) for kind in ("world_model", "judge")),
-                row["learning"]["outcome"] if "learning" in row else ""])
+                ", ".join(told for told in (_cloned(row), row.get("learning", {}).get("outcome", "")) if told)])
     return out
+
+
+def _cloned(row: Mapping[str, Any]) -> str:
+    return "clone " + ("used" if row["clone"]["adapter"] else "not used") if "clone" in row else ""
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -106,6 +110,8 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             rules = "".join(f"<li>{escape(line)}</li>" for line in part["decision"])
             parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
                          f"and found</summary><ul class='quiet'>{rules}</ul></details>")
+    if "clone" in row:
+        parts.append(f"<p><b>Clone of the real successes</b>: {escape(row['clone']['message'])}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
