@@ -395,7 +395,7 @@ def test_the_motion_is_smooth_across_chunk_seams(armed: Bench, seam: str) -> Non
            f"{np.quantile(pulls, 0.99):.1f}, told {worst_speed:.2f} {worst_pull:.1f}", None, f"{len(times)} chunks")
     assert 0.3 < worst_speed < np.pi and 5.0 < worst_pull < 1.1 * config.max_joint_acceleration_rad_s2
     # No step in place: that would be a huge speed. On a busy machine goals reach the driver otherwise spaced than us.
-    assert np.abs(speeds).max() < 1.3 * worst_speed
+    assert np.abs(speeds).max() < (1.05 * worst_speed + 0.02 if TICK else 1.3 * worst_speed)
     assert np.quantile(pulls, 0.99) < 1.3 * worst_pull  # no step in speed; but for samples that came in a bunch
 
 

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from toy_play import write_toy_play
+
 from world_gymnast_ros import cli
 from world_gymnast_ros.charts import curve
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.learning.judge_calibration import calibrate, veto_offset
-from world_gymnast_ros.learning.train_reflector import Verdicts
+from world_gymnast_ros.learning.play_table import read_play
+from world_gymnast_ros.learning.train_reflector import Verdicts, judge_episodes
+from world_gymnast_ros.models.build import checkpoint_dir
+from world_gymnast_ros.models.reflector import Reflector
 
 
 def verdicts(separation: float, episodes: int = 800, seed: int = 0) -> Verdicts:
@@ -48,6 +53,23 @@ def test_a_veto_costs_the_share_of_true_successes_that_it_may() -> None:
     assert claims[~judged.success].mean() < 0.6, "it still stops failures"
     with pytest.raises(EpisodeError, match="at least 20 true successes, got"):
         veto_offset(verdicts(2.0, 20), 1.0, 0.5, 0.1)
+
+
+def test_the_command_writes_the_same_weights_with_one_family_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                                                 ) -> None:
+    words = ["judge", "veto", "--family", "reach", "--threads", "1", "--share", "0.2"]
+    write_toy_play(tmp_path / "few" / "a.npz", 6, 0)
+    assert cli.main([*words, "--play", str(tmp_path / "few"), "--out", str(tmp_path / "none")]) == 2
+    assert "at least 20 true successes, got" in capsys.readouterr().err and not list((tmp_path / "none").iterdir())
+    write_toy_play(tmp_path / "play" / "a.npz", 42, 1)
+    assert cli.main([*words, "--play", str(tmp_path / "play"), "--out", str(tmp_path / "judge")]) == 0
+    before, after = (Reflector.from_pretrained(p) for p in (checkpoint_dir("", "reflector"), tmp_path / "judge"))
+    assert after.sha256 == before.sha256
+    assert after.config.family_offsets.keys() == before.config.family_offsets.keys() | {"reach"}
+    table = read_play(tmp_path / "play")
+    judged = judge_episodes(after, table, table.episodes)
+    claims = after.probability(judged.logits, "reach") > after.config.done_threshold
+    assert claims[judged.success].mean() == pytest.approx(0.8, abs=0.05)
 
 
 def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]

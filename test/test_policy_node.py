@@ -207,6 +207,8 @@ def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> No
     c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "a hold")
     played = c.heard["step"].copy()
     assert played[-1].chunk_sequence <= last.sequence  # the last one may have come too late to be begun
+    steps = c.steps_of(played[-1].chunk_sequence)  # what was begun was played to its end, or held
+    assert len(steps) == last.chunk_size or steps[-1].verdict >= steps[-1].HOLD, steps
     c.spin(0.4)
     assert len(c.heard["step"]) == len(played), "nobody promised more"
     assert c.trigger("disarm").success

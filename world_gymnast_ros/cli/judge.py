@@ -183,8 +183,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
         (args.out / "calibration.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
         print(f"report: {args.out / REPORT_NAME}")
         if not refused:
-            judge.config.logit_scale, judge.config.logit_offset = found.scale, found.offset
-            judge.config.family_offsets = {}
+            judge.config.calibrate(found.scale, found.offset)
             judge.save(args.out)
             print(f"judge: {args.out}")
     return 1 if refused else 0

@@ -4,7 +4,7 @@
 `simulator`: the same reinforcement learning in a simulator built by hand after a photograph: the same task and things,
     but colours of table and wall as somebody judged them by eye, a camera placed by tape measure, ordinary light, a
     plate and blocks of ordinary size, mass and friction, nothing that the task does not need.
-`twin`: the same reinforcement learning in the true twin with true outcomes, as a bound that no dream can pass.
+`twin`: the same reinforcement learning in the true twin with true outcomes, which no robot could do.
 """
 from __future__ import annotations
 

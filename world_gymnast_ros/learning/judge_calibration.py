@@ -17,7 +17,7 @@ from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluate import Interval, auc, wilson
 from world_gymnast_ros.learning.train_reflector import Verdicts, calibration_error, reliability, strict_offset
-from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
+from world_gymnast_ros.models.reflector import Reflector, fit_platt, offset_at, two_in_a_row
 from world_gymnast_ros.tasks import family_of
 
 MIN_EPISODES = 20
@@ -79,8 +79,9 @@ def veto_offset(judged: Verdicts, scale: float, threshold: float, share: float) 
     """
     won = judged.logits[judged.success]
     if len(won) < MIN_EPISODES:
-        raise EpisodeError(f"a veto needs at least {MIN_EPISODES} true successes, got {len(won)}")
-    return float(np.log(threshold / (1.0 - threshold)) - scale * np.quantile(won, share))
+        raise EpisodeError(f"a veto needs at least {MIN_EPISODES} true successes, got {len(won)}; dream more play of "
+                           "this family (`world-gymnast train dreams`)")
+    return offset_at(float(np.quantile(won, share)), scale, threshold)
 
 
 def calibrate(judged: Verdicts, threshold: float, max_false_success: float, seed: int) -> Calibration:

@@ -38,7 +38,7 @@ from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
-from world_gymnast_ros.models.reflector import Reflector, two_in_a_row
+from world_gymnast_ros.models.reflector import Reflector, offset_at, two_in_a_row
 from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.store import Kind
 from world_gymnast_ros.tasks import parse_instruction
@@ -208,9 +208,8 @@ def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
 
 def cut_at(judge: Reflector, cut: float) -> None:
     """Let the judge claim a success where its uncalibrated logit is above `cut`."""
-    threshold = judge.config.done_threshold
-    judge.config.logit_offset = float(np.log(threshold / (1.0 - threshold)) - judge.config.logit_scale * cut)
-    judge.config.family_offsets = {}  # it was cut for one task
+    config = judge.config
+    config.calibrate(config.logit_scale, offset_at(cut, config.logit_scale, config.done_threshold))
 
 
 def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,

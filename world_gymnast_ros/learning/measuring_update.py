@@ -108,15 +108,17 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     name, fault = named(episodes)
     if fault or parse_instruction(episodes[0].instruction).family != "reach":
         return f"approach: as it was; {fault or 'learned for reaching alone'}"
-    without = {k: v for k, v in judge.config.approach_heights_m.items() if k != name}
-    judge.config.approach_heights_m = without
-    free = likelihood(judge, episodes)
-    likely = [likelihood(judge, episodes, approach_heights_m={name: height}) for height in APPROACHES_M]
-    best = int(np.argmax(likely))
-    if likely[best] < free + APPROACH_GAIN:
+    bare = with_settings(judge)  # measures each captured frame once, for all limits
+    likely = []
+    for height in (0.0, *APPROACHES_M):
+        set_strictness(bare, name, Strictness(height, 0.0))
+        likely.append(log_likelihood(bare, episodes))
+    free, best = likely[0], int(np.argmax(likely))
+    limit_m = APPROACHES_M[best - 1] if likely[best] >= free + APPROACH_GAIN else 0.0
+    set_strictness(judge, name, Strictness(limit_m, judge.config.sure_sigmas))
+    if not limit_m:
         return f"approach to the {name}: free; no limit explains the outcomes by {APPROACH_GAIN:g} nats better"
-    judge.config.approach_heights_m = {**without, name: APPROACHES_M[best]}
-    return (f"approach to the {name}: at least {1000 * APPROACHES_M[best]:.0f} mm high, which explains the outcomes by "
+    return (f"approach to the {name}: at least {1000 * limit_m:.0f} mm high, which explains the outcomes by "
             f"{likely[best] - free:.1f} nats better")
 
 
@@ -135,8 +137,12 @@ def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
 def likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode], **settings: object) -> float:
     """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames with these settings
     and without a margin."""
-    films = [e.play.frames for e in episodes]
-    chance = judge_all(with_settings(judge, sure_sigmas=0.0, **settings), films, episodes)[0]
+    return log_likelihood(with_settings(judge, sure_sigmas=0.0, **settings), episodes)
+
+
+def log_likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> float:
+    """Return the same with the judge's own settings."""
+    chance = judge_all(judge, [e.play.frames for e in episodes], episodes)[0]
     known = np.isfinite(chance)
     p, won = np.clip(chance[known], 1.0 - SURE, SURE), np.array([e.success for e in episodes])[known]
     return float(np.log(np.where(won, p, 1.0 - p)).sum())

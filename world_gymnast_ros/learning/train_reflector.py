@@ -29,7 +29,7 @@ from world_gymnast_ros.learning.play_table import Episode, PlayTable, held_out, 
 from world_gymnast_ros.learning.progress import ProgressLine
 from world_gymnast_ros.learning.train_policy import normal_places, place_loss, relight
 from world_gymnast_ros.models.openvla import OpenVLA
-from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
+from world_gymnast_ros.models.reflector import Reflector, fit_platt, offset_at, two_in_a_row
 from world_gymnast_ros.models.vision import fast_math
 
 WINDOW = 5
@@ -263,14 +263,12 @@ def judge_episodes(judge: Reflector, table: PlayTable, episodes: Sequence[Episod
 
 def calibrate(judge: Reflector, verdicts: Verdicts) -> None:
     """Set the judge's calibrated logit from held-out episodes at their natural success rate."""
-    judge.config.logit_scale, judge.config.logit_offset = fit_platt(verdicts.logits, verdicts.success)
-    judge.config.family_offsets = {}
+    judge.config.calibrate(*fit_platt(verdicts.logits, verdicts.success))
 
 
 def strict_offset(failed: NDArray[np.float64], scale: float, threshold: float, max_false_success: float) -> float:
     """Return the offset at which at most that share of the failures' logits is called a success."""
-    limit = float(np.quantile(failed, 1.0 - max_false_success, method="higher"))
-    return float(np.log(threshold / (1.0 - threshold)) - scale * limit)
+    return offset_at(float(np.quantile(failed, 1.0 - max_false_success, method="higher")), scale, threshold)
 
 
 def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:

@@ -47,6 +47,10 @@ class ReflectorConfig(PretrainedConfig):
     done_threshold: float = 0.5
     families: list[str] = field(default_factory=list)
 
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Set one calibration for all families of tasks."""
+        self.logit_scale, self.logit_offset, self.family_offsets = scale, offset, {}
+
     def trunk_config(self) -> OpenVLAConfig:
         """Return the trunk's config: no language layers above the readout."""
         config = OpenVLAConfig(**self.trunk)
@@ -180,6 +184,11 @@ class Reflector:
 def two_in_a_row(values: F32) -> F32:
     """Return min(v[t], v[t + 1]): one lucky frame convinces nobody. A single frame stands for itself."""
     return values if len(values) < 2 else np.minimum(values[:-1], values[1:])
+
+
+def offset_at(cut: float, scale: float, threshold: float) -> float:
+    """Return the offset with which logits above `cut` count as a success."""
+    return float(np.log(threshold / (1.0 - threshold)) - scale * cut)
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray, steps: int = 50) -> tuple[float, float]:
