@@ -38,7 +38,7 @@ def foreseen(judge: MeasuringJudge, file: Path, measured: bool) -> dict[str, lis
         end = data["objects_xyz"][i, steps, index[0], :2]
         state = data["states"][i, 0]
         if measured:
-            found = judge.measure(data["captured"][i], state, names)
+            found = judge.reader.measure(data["captured"][i], state, names)
             if found.fault:
                 continue
             places = found.places_m

@@ -324,8 +324,8 @@ def test_loss_is_zero_only_for_a_still_clip_and_a_network_that_keeps_every_pixel
     rest = dataclasses.replace(batch, following=batch.previous)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        assert float(residual_loss(still(), rest, None, 3.0, generator)) < 1e-9
-        assert float(residual_loss(still(), batch, None, 3.0, generator)) > 1.0
+        assert float(residual_loss(still(), rest, None, 3.0, 6.0, generator)) < 1e-9
+        assert float(residual_loss(still(), batch, None, 3.0, 6.0, generator)) > 1.0
 
 
 def test_training_learns_to_move_what_the_action_moves(tmp_path: Path) -> None:

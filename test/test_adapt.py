@@ -264,6 +264,17 @@ def test_a_solved_dream_is_not_trained_on():
     assert report.outcome == "kept" and report.stop_reason.startswith("solved: 100%") and not report.curve
 
 
+@pytest.mark.parametrize(("starts", "least"), [(1, 1), (8, 4)])
+def test_a_dream_is_solved_only_once_every_start_was_practised_on(starts, least):
+    config = replace(CONFIG, evaluate_every=1, max_updates=9, solved_rate=0.3, groups_per_update=2)
+    policy = FakePolicy()
+    report = adapt(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), FakeLearner(policy), [START] * starts, config, 0,
+                   time.monotonic)
+    first = next(i for i, row in enumerate(report.curve, 1) if row.held_out is not None and row.held_out >= 0.3)
+    assert first < 4, "it learns within a few updates"
+    assert report.stop_reason.startswith("solved") and len(report.curve) >= max(first, least)
+
+
 def test_of_equal_checkpoints_the_earliest_is_taken(tmp_path):
     log = tmp_path / "s.jsonl"
     run(config=replace(CONFIG, evaluate_every=1, max_updates=6, solved_rate=1.0), log_path=log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from world_gymnast_ros.contact import CONTACT_M, along_and_aside, grasped, pushed
+from world_gymnast_ros.contact import CONTACT_M, HAND_SAG_M, Handled, along_and_aside, foreseen, grasped, pushed
 
 
 def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
@@ -35,6 +35,32 @@ def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:
     for wrong in (way + np.array([0, 0, 0.05, 0, 0, 0, 0]), way + np.array([0.08, 0, 0, 0, 0, 0, 0])):
         path, held = grasped(wrong, np.array([[0.26, 0.0]]))
         assert not held.any() and (path == path[:, :1]).all()
+
+
+def test_things_are_pushed_by_a_closed_hand_carried_by_a_closing_one_and_fall_when_it_opens() -> None:
+    places = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02], [np.nan] * 3]])
+    push = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0))
+    for closed, ends_m in ((True, 0.30 + CONTACT_M), (False, 0.27)):  # an open hand has the thing between its fingers
+        things = Handled(places)
+        for t in range(2):
+            before, after = (push[:, i] + np.eye(7)[6] * (not closed) for i in (t, t + 1))
+            now = things.step(before, after)
+        assert now[0, 0] == pytest.approx((ends_m, 0.0, 0.02)) and now[0, 1] == pytest.approx(places[0, 1])
+        assert np.isnan(now[0, 2]).all() and not things.held.any()
+    carry = hands((0.27, 0, 0.03, 1), (0.27, 0, 0.03, 0), (0.30, 0.1, 0.10, 0), (0.30, 0.1, 0.10, 1))
+    things, path = Handled(places), []
+    for t in range(3):
+        path.append(things.step(carry[:, t], carry[:, t + 1])[0, 0])
+    assert path[0] == pytest.approx((0.27, 0.0, 0.02)) and path[1] == pytest.approx((0.30, 0.1, 0.09))
+    assert path[2] == pytest.approx((0.30, 0.1, 0.02)), "let go, it falls to the height it lay at"
+
+
+def test_what_is_foreseen_from_targets_knows_that_the_hand_lags_and_sags() -> None:
+    states = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0), (0.30, 0, 0.03, 0))
+    path = foreseen(states, np.array([[[0.27, 0.0, 0.02]]]))[0, :, 0]
+    assert path[0, 0] == 0.27
+    assert path[2, 0] == pytest.approx(0.30 - 0.3 * 0.05 - HAND_SAG_M[0] + CONTACT_M)
+    assert path[3, 0] == pytest.approx(0.30 - HAND_SAG_M[0] + CONTACT_M)
 
 
 def test_along_and_aside() -> None:

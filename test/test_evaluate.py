@@ -10,12 +10,21 @@ from world_gymnast_ros.evaluate import (
     ab_markdown,
     ab_row,
     auc,
+    chance_better,
     newcombe,
     newcombe_paired,
     paired_bootstrap,
     paired_replay_auc,
     wilson,
 )
+
+
+def test_the_chance_of_being_better_agrees_with_drawing_both_rates():
+    rng = np.random.default_rng(0)
+    for a, n, b, m in ((1, 12, 5, 12), (0, 12, 0, 12), (6, 12, 3, 8)):
+        drawn = (rng.beta(b + 1, m - b + 1, 400_000) > rng.beta(a + 1, n - a + 1, 400_000)).mean()
+        assert chance_better(a, n, b, m) == pytest.approx(drawn, abs=0.003)
+    assert chance_better(0, 12, 0, 12) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("k", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),

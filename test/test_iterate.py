@@ -15,7 +15,7 @@ from world_gymnast_ros.cli.checks import adapt_settings
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning import iterate
 from world_gymnast_ros.learning.imitate import Imitation, imitate, success_rows
-from world_gymnast_ros.learning.iterate import IterateConfig, Run, once
+from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, once
 from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig
 from world_gymnast_ros.learning.play_table import read_play
@@ -176,6 +176,39 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     left = {**row(2, 0.6), "clone": {"adapter": "", "message": "no better"}}
     text = markdown({"loop": [row(0, 0.2), cloned, left]})
     assert "| clone used, promoted |" in text and "| clone not used, promoted |" in text
+    tried = {**cloned, "real": {"trial": {"used": True}}}
+    assert "| tried clone used, clone used, promoted |" in markdown({"loop": [row(0, 0.2), tried]})
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_clone_is_tried_on_the_arm_and_follows_only_if_it_does_surely_better(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
+    said: list[str] = []
+    run = start_run(tmp_path / "run", dataclasses.replace(small(), episodes=16), said)
+    state = run.start()
+    begun: list[str] = []
+    played = policy_episodes(run.twin, load_policy(), range(2), run.instruction, 1.2, "policy")
+
+    def episodes(twin: object, policy: object, seeds: range, *_: object) -> list[dict[str, np.ndarray]]:
+        wins = 1 if not begun else 7 if better else 2
+        begun.append(str(seeds))
+        return [{**played[0], "success": np.full(len(played[0]["success"]), i < wins)} for i in range(len(seeds))]
+    monkeypatch.setattr(iterate, "policy_episodes", episodes)
+    monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
+    monkeypatch.setattr(run, "parts", lambda method, state: SimpleNamespace(policy=state.adapter))
+    try:
+        told = run.real("loop", 1, state)
+        assert told["adapter"] == ("the-clone" if better else "") and told["trial"]["used"] is better
+        assert told["successes"] == (8 if better else 3) and told["episodes"] == 16 and len(begun) == 2
+        first, second = (range(*map(int, b[6:-1].split(", "))) for b in begun)
+        assert (len(first), second.start, len(second)) == (8, first.stop, 8)
+        begun.clear()
+        assert "trial" not in run.real("imitation", 1, state) and len(begun) == 1
+    finally:
+        run.close()
+    counts = {p: sum(len(np.load(f)["length"]) for f in (run.out / "loop" / p).glob("*.npz")) for p in set(PARTS)}
+    assert sum(counts.values()) == 16 and counts["training"] >= 8 and min(counts.values()) >= 3
+    assert "better with a chance of" in said[0]
 
 
 @pytest.mark.parametrize("better", [True, False])

@@ -74,9 +74,9 @@ def episodes_of(scene: str, count: int, falls: bool = False) -> list[RealEpisode
             deltas[:, 6] = 1.0
             small = resize_rgb(frame.rgb, (64, 64))
             play = PlayEpisode(np.repeat(small[None], STEPS + 1, 0), deltas, np.repeat(state[None], STEPS + 1, 0),
-                               "reach", f"{scene}/{i}")
+                               "reach", f"{scene}/{i}", captured=frame.rgb)
             truly = np.linalg.norm(goal - thing[:2]) < REACH_RADIUS_M and not low
-            out.append(RealEpisode(play, words, bool(truly), None, thing[None].astype(np.float32), frame.rgb))
+            out.append(RealEpisode(play, words, bool(truly), None, thing[None].astype(np.float32)))
     finally:
         twin.close()
     return out
@@ -93,7 +93,7 @@ def bottle() -> list[RealEpisode]:
 
 
 def errors_mm(judge: MeasuringJudge, episodes: list[RealEpisode], name: str) -> np.ndarray:
-    found = [judge.measure(e.captured, e.play.states[0], (name,)) for e in episodes]  # type: ignore[arg-type,index]
+    found = [judge.reader.measure(e.captured, e.play.states[0], (name,)) for e in episodes]  # type: ignore[arg-type,index]
     return np.array([1000 * np.linalg.norm(m.places_m[0, :2] - e.object_m[0, :2])  # type: ignore[index]
                      for m, e in zip(found, episodes, strict=True) if not m.fault])
 
@@ -101,12 +101,12 @@ def errors_mm(judge: MeasuringJudge, episodes: list[RealEpisode], name: str) -> 
 def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_camera: list[RealEpisode]) -> None:
     judge = shipped()
     truth = camera_pose(load_scene("lab_camera"))
-    before = np.linalg.norm((judge.prior.T_base_camera - truth)[:3, 3])
+    before = np.linalg.norm((judge.reader.prior.T_base_camera - truth)[:3, 3])
     before_mm = errors_mm(judge, moved_camera, "blue block")
     line = fit_camera_again(judge, moved_camera)
     judge = with_settings(judge)
     after_mm = errors_mm(judge, moved_camera, "blue block")
-    assert before > 0.07 and np.linalg.norm((judge.prior.T_base_camera - truth)[:3, 3]) < 0.02, line
+    assert before > 0.07 and np.linalg.norm((judge.reader.prior.T_base_camera - truth)[:3, 3]) < 0.02, line
     assert len(after_mm) >= len(before_mm) and np.median(after_mm) < 10.0
     assert line.startswith(("camera: 7", "camera: 8")), line  # mm, from 78 that it was moved by
 
@@ -114,7 +114,8 @@ def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_cam
 def test_a_camera_that_stands_where_it_stood_is_left_there(bottle: list[RealEpisode]) -> None:
     judge = shipped()
     fit_camera_again(judge, bottle)
-    assert np.linalg.norm((with_settings(judge).prior.T_base_camera - shipped().prior.T_base_camera)[:3, 3]) < 0.004
+    stood, stands = (j.reader.prior.T_base_camera[:3, 3] for j in (shipped(), with_settings(judge)))
+    assert np.linalg.norm(stands - stood) < 0.004
 
 
 def test_too_few_sightings_move_nothing(moved_camera: list[RealEpisode]) -> None:
@@ -133,7 +134,7 @@ def test_a_taller_thing_is_learned_from_outcomes(bottle: list[RealEpisode]) -> N
     after = np.median(errors_mm(with_settings(judge), bottle, "red cylinder"))
     assert judge.config.object_heights_m["red cylinder"] == pytest.approx(0.03, abs=0.006), line
     assert before > 6.0 and after < 0.3 * before, (before, after)
-    assert judge.height_m("blue block") == 0.02 and judge.height_m("red plate") == 0.006
+    assert judge.reader.height_m("blue block") == 0.02 and judge.reader.height_m("red plate") == 0.006
 
 
 def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[RealEpisode]) -> None:
@@ -176,7 +177,7 @@ def test_other_settings_leave_the_judge_as_it_was() -> None:
     judge = shipped()
     kept = copy.deepcopy(judge.config.to_dict())
     other = with_settings(judge, sure_sigmas=0.0, object_heights_m={"red block": 0.05})
-    assert other.config.sure_sigmas == 0.0 and other.height_m("red block") == 0.05
+    assert other.config.sure_sigmas == 0.0 and other.reader.height_m("red block") == 0.05
     assert judge.config.to_dict() == kept and other.locator.network is judge.locator.network
 
 
@@ -223,8 +224,8 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_pat
     judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
     judge.locator.save(tmp_path / "m")
     again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
-    assert again.height_m("red cylinder") == judge.height_m("red cylinder") and len(lines) == 3
-    np.testing.assert_allclose(again.prior.T_base_camera, judge.prior.T_base_camera)
+    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 3
+    np.testing.assert_allclose(again.reader.prior.T_base_camera, judge.reader.prior.T_base_camera)
 
 
 def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[RealEpisode],

@@ -121,7 +121,9 @@ class _Session:
         if last.rejection_rate > c.max_rejection_rate:
             return (f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                     f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
-        if min(self.best) >= c.solved_rate:
+        # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
+        practised = not self.curve or len(self.curve) * c.groups_per_update >= len(self.starts)
+        if practised and min(self.best) >= c.solved_rate:
             return (f"solved: {self.best[0]:.0%} held-out success in imagination, of which the judges are sure; "
                     "more training could only learn the dream's mistakes")
         if self.idle >= c.max_idle_updates:

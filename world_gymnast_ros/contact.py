@@ -27,28 +27,50 @@ BEHIND_M = 0.02
 """An object this far behind the hand's reference point is no longer pushed."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
+PUSH_TOO_FAR_M, PUSH_SIGMA_M = 0.009, 0.014
+"""Pushed things are foreseen so much further along than they truly come to lie (median), and so inexactly (one sigma):
+they turn under the hand and slip off. Of the same play, things found within 4.5 mm (`bench/contact.py`)."""
 SUBSTEPS = 5
+HAND_LAG, HAND_SAG_M = 0.3, (0.0015, 0.0, 0.003)
+"""Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
+
+
+def hand_after(before: F64, after: F64) -> F64:
+    """Return the hand's pose (..., 7) after a step between target states `before` and `after` (..., 7)."""
+    hand = np.array(after, np.float64)
+    hand[..., :3] -= HAND_LAG * (np.asarray(after)[..., :3] - np.asarray(before)[..., :3]) + np.array(HAND_SAG_M)
+    return hand
+
+
+def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -> F64:
+    """Return where objects at `places_m` (G, N, 2) are after hands go from `before` to `after` (G, 7).
+
+    `pushing` (G, N): which of them the hand may push at all.
+    """
+    place = np.array(places_m, np.float64)
+    way = (after - before)[:, :2]
+    length = np.linalg.norm(way, axis=1)
+    ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
+    beside = np.stack([-ahead[..., 1], ahead[..., 0]], -1)
+    for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
+        hand = before + (after - before) * s
+        gap = place - hand[:, None, :2]
+        front, aside = (gap * ahead).sum(-1), (gap * beside).sum(-1)
+        low = ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None]
+        touched = pushing & low & (np.abs(aside) < HALF_WIDTH_M) & (front > -BEHIND_M) & (front < CONTACT_M)
+        place = place + np.where(touched, CONTACT_M - front, 0.0)[..., None] * ahead
+    return place
 
 
 def pushed(hands: F64, places_m: F64) -> F64:
     """Return where objects at `places_m` (G, 2) are at each frame (G, T+1, 2), pushed by hands (G, T+1, 7)."""
-    place = np.array(places_m, np.float64)
+    place = np.array(places_m, np.float64)[:, None]
+    anything = np.ones(place.shape[:2], np.bool_)
     path = [place]
     for t in range(hands.shape[1] - 1):
-        before, after = hands[:, t], hands[:, t + 1]
-        way = (after - before)[:, :2]
-        length = np.linalg.norm(way, axis=1)
-        ahead = way / np.maximum(length, 1e-9)[:, None]
-        beside = np.stack([-ahead[:, 1], ahead[:, 0]], 1)
-        for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
-            hand = before + (after - before) * s
-            gap = place - hand[:, :2]
-            front, aside = (gap * ahead).sum(1), (gap * beside).sum(1)
-            touched = ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4) & (np.abs(aside) < HALF_WIDTH_M)
-                       & (front > -BEHIND_M) & (front < CONTACT_M))
-            place = place + np.where(touched, CONTACT_M - front, 0.0)[:, None] * ahead
+        place = shoved(place, hands[:, t], hands[:, t + 1], anything)
         path.append(place)
-    return np.stack(path, 1)
+    return np.concatenate(path, 1)
 
 
 def grasped(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
@@ -68,6 +90,44 @@ def grasped(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
         path.append(place)
         holding.append(held)
     return np.stack(path, 1), np.stack(holding, 1)
+
+
+class Handled:
+    """Objects of G scenes, N in each, as hands push, lift, carry and drop them, step by step.
+
+    A closed hand pushes; a hand that closes takes what is in it, and opening lets it fall to the height it lay at.
+    """
+
+    def __init__(self, places_m: F64) -> None:
+        """Begin with objects at `places_m` (G, N, 3) in base axes; NaN where there is none."""
+        self.places_m = np.array(places_m, np.float64)
+        self.rest_m = self.places_m[..., 2].copy()
+        self.held = np.zeros(self.places_m.shape[:2], np.bool_)
+        self._offset = np.zeros_like(self.places_m)
+
+    def step(self, before: F64, after: F64) -> F64:
+        """Move the hands from `before` to `after` (G, 7), Bridge states; return the places (G, N, 3)."""
+        place = np.where(self.held[..., None], after[:, None, :3] + self._offset, self.places_m)
+        closed, was_closed = (hand[:, 6, None] <= 0.5 for hand in (after, before))
+        near = np.linalg.norm(place[..., :2] - after[:, None, :2], axis=-1) < GRASP_RADIUS_M
+        taken = ~self.held & closed & ~was_closed & near & (after[:, None, 2] < GRASP_HEIGHT_M)
+        self._offset = np.where(taken[..., None], place - after[:, None, :3], self._offset)
+        self.held = (self.held | taken) & closed
+        place[..., 2] = np.where(self.held, place[..., 2], self.rest_m)
+        place[..., :2] = shoved(place[..., :2], before, after, closed & ~self.held)
+        self.places_m = place
+        return place.copy()
+
+
+def foreseen(states: F64, places_m: F64) -> F64:
+    """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under target states (G, T+1, 7)."""
+    things = Handled(places_m)
+    hand, path = np.asarray(states[:, 0], np.float64), [things.places_m.copy()]
+    for t in range(states.shape[1] - 1):
+        after = hand_after(states[:, t], states[:, t + 1])
+        path.append(things.step(hand, after))
+        hand = after
+    return np.stack(path, 1)
 
 
 def along_and_aside(path_m: F64, direction: Sequence[float]) -> tuple[F64, F64]:

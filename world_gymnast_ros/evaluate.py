@@ -49,6 +49,17 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     return Interval(p, low, high, confidence, trials)
 
 
+def chance_better(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> float:
+    """Return how likely it is that b succeeds more often than a, rates being uniform before (Beta posteriors, exact).
+    """
+    def log_beta(a: float, b: float) -> float:
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    won_a, lost_a = successes_a + 1, trials_a - successes_a + 1
+    won_b, lost_b = successes_b + 1, trials_b - successes_b + 1
+    return math.fsum(math.exp(log_beta(won_a + i, lost_a + lost_b) - math.log(lost_b + i) - log_beta(1 + i, lost_b)
+                              - log_beta(won_a, lost_a)) for i in range(won_b))
+
+
 def newcombe(successes_a: int, trials_a: int, successes_b: int, trials_b: int, confidence: float = 0.95) -> Interval:
     """Return the interval of p_b - p_a for two *independent* samples (Newcombe 1998, method 10)."""
     a, b = wilson(successes_a, trials_a, confidence), wilson(successes_b, trials_b, confidence)

@@ -128,16 +128,17 @@ class _SeveralDreams:
         return np.concatenate([d.step(part) for d, part in zip(self.dreams, np.split(deltas, self.ends), strict=True)])
 
 
-def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], seed: int) -> Dream:
+def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], seed: int,
+                 captured: Sequence[U8] | None = None) -> Dream:
     """Start one dream from each of `firsts` uint8 (G, H, W, 3), each with its own noise.
 
-    A world model that can mix starts in one batch says so with `begin_many(frames, states, seed)`; for others,
-    neighbours with the same picture share a batch.
+    A world model that can mix starts in one batch says so with `begin_many(frames, states, seed, captured)`; for
+    others, neighbours with the same picture share a batch. `captured`: the camera's own frames, where they are known.
     """
     many = getattr(world_model, "begin_many", None)
     if many is not None:
         known = [s for s in states if s is not None]
-        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None, seed)
+        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None, seed, captured)
         return batch
     cuts = [0, *(i for i in range(1, len(firsts)) if (firsts[i] != firsts[i - 1]).any()), len(firsts)]
     dreams = [world_model.begin(Frame(firsts[i], 0), states[i], j - i, derive_seed(seed, i))
@@ -166,7 +167,8 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     firsts = np.repeat(np.stack([start_picture(s, world_model) for s in starts]), copies, 0)
     G = len(firsts)
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
-    dream = begin_dreams(world_model, firsts, [s.state for s in starts for _ in range(copies)], derive_seed(seed, 0))
+    dream = begin_dreams(world_model, firsts, [s.state for s in starts for _ in range(copies)], derive_seed(seed, 0),
+                         [s.captured.rgb for s in starts for _ in range(copies)])
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
     last_chunk = np.full(G, N - 1)
@@ -207,14 +209,18 @@ def replay(world_model: WorldModel, start: Start, deltas: F32, seed: int,
            cancelled: Callable[[], bool] = never) -> U8:
     """Replay actions float32 (G, T, 7) from one start in a fresh dream; return frames uint8 (G, T+1, H, W, 3)."""
     firsts = np.repeat(start_picture(start, world_model)[None], len(deltas), 0)
-    return replay_from(world_model, firsts, [start.state] * len(deltas), deltas, seed, cancelled)
+    return replay_from(world_model, firsts, [start.state] * len(deltas), deltas, seed, cancelled,
+                       [start.captured.rgb] * len(deltas))
 
 
 def replay_from(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], deltas: F32, seed: int,
-                cancelled: Callable[[], bool] = never) -> U8:
-    """Replay actions float32 (G, T, 7), each row from its own first picture and state, under the noise of `seed`."""
+                cancelled: Callable[[], bool] = never, captured: Sequence[U8] | None = None) -> U8:
+    """Replay actions float32 (G, T, 7), each row from its own first picture and state, under the noise of `seed`.
+
+    `captured`: the camera's own frames, where they are known.
+    """
     frames = np.repeat(firsts[:, None], deltas.shape[1] + 1, 1)
-    dream = begin_dreams(world_model, firsts, states, derive_seed(seed, 0))
+    dream = begin_dreams(world_model, firsts, states, derive_seed(seed, 0), captured)
     for t in range(deltas.shape[1]):
         if cancelled():
             raise Cancelled(f"cancelled while replaying step {t + 1} of {deltas.shape[1]}")

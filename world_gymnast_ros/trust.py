@@ -178,7 +178,8 @@ def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: li
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)
     deltas = group_deltas(group)[which, :longest]
-    frames = replay_from(world_model, group.frames[which, 0], [s.state for s in starts], deltas, seed, cancelled)
+    frames = replay_from(world_model, group.frames[which, 0], [s.state for s in starts], deltas, seed, cancelled,
+                         [s.captured.rgb for s in starts])
     for i, end in enumerate(steps):
         frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
         deltas[i, int(end):, :6] = 0.0

@@ -109,7 +109,8 @@ def _replay(args: argparse.Namespace) -> int:
     if args.pictures:
         writable_folder(args.pictures.parent, "--pictures")
     episodes = replay_gate.read_play(files, args.episodes)
-    world_model, judge = build.load_world_model(args.world_model), build.load_judges(args.judge, args.second_judge)
+    world_model = build.load_world_model(args.world_model, args.second_judge)
+    judge = build.load_judges(args.judge, args.second_judge)
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
         replayed = replay_gate.replay_all(world_model, judge, episodes, args.copies, args.seed, lambda _: bar.update())
     rows = replay_gate.release_rows(replayed)

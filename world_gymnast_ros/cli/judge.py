@@ -126,7 +126,7 @@ def run_learn(args: argparse.Namespace) -> int:
     writable_folder(args.out)
     judge = build.checkpoint_dir(args.judge, "reflector")
     second = build.checkpoint_dir(args.second_judge, "locator")
-    world = build.load_world_model(args.world_model)
+    world = build.load_world_model(args.world_model, second)
     episodes, _, left_out = read_real(args.episodes, world.frame_size[0], min_steps=2)
     for why in left_out:
         print(f"left out {why}")

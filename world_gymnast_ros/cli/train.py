@@ -99,6 +99,8 @@ def _world_model_parser() -> argparse.ArgumentParser:
 
 
 def _world_model(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     import torch
 
     from world_gymnast_ros.learning.train_camera_fit import train_camera_fit
@@ -135,8 +137,10 @@ def _world_model(args: argparse.Namespace) -> int:
         from world_gymnast_ros.twin.play import scene_camera
         from world_gymnast_ros.twin.scene import load_scene
 
-        network_settings["camera"] = scene_camera(load_scene("train_oak"))
+        network_settings |= {"camera": scene_camera(load_scene("train_oak")), "plate": True}
     network = new_network(ActionDiTConfig(**network_settings), args.init, args.seed).to(args.device)
+    if args.clips is None:  # a checkpoint from before plates learns to use them
+        network.config = replace(network.config, plate=True)
     if args.clips is None and args.init is None and not args.resume:
         misfit_px = train_camera_fit(network, training, args.camera_fit_steps, args.seed)
         print(f"camera fit: the arm's outline is off by {misfit_px:.2f} px on episodes set aside")
@@ -199,7 +203,7 @@ def _update(args: argparse.Namespace) -> int:
     print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
     replay, old = (play_folder(folder) for folder in folders)
     result = update(parent, Data(new, held, replay, old, hashes), config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns())
+                    slug(args.out.name), time.time_ns(), build.load_reader())
     for name in ("new", "old"):
         before, after = result.figures[name]
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in

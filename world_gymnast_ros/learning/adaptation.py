@@ -53,7 +53,7 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     policy = build.load_policy(config.policy)
     lora = LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
-    return Parts(policy, build.load_world_model(config.world_model),
+    return Parts(policy, build.load_world_model(config.world_model, config.second_judge),
                  build.load_judges(config.judge, config.second_judge),
                  build.release_table(config.world_model, config.judge, config.second_judge),
                  lambda parent: LoraLearner(policy, lora, parent))

@@ -131,7 +131,8 @@ def replayed_in_dream(parts: Parts, starts: Sequence[Start], episodes: Sequence[
     """Dream true episodes again, each from its start with its own actions; return what the judges say of each."""
     firsts = np.stack([start_picture(s, parts.world_model) for s in starts])
     deltas = np.stack([e.deltas for e in episodes])
-    frames = replay_from(parts.world_model, firsts, [s.state for s in starts], deltas, derive_seed(seed, 78))
+    frames = replay_from(parts.world_model, firsts, [s.state for s in starts], deltas, derive_seed(seed, 78),
+                         captured=[s.captured.rgb for s in starts])
     verdicts = judge_safely(parts.judge, frames, starts[0].instruction, facts_of(starts, deltas))
     return [None if v.score is None else is_success(v) for v in verdicts]
 

@@ -124,8 +124,9 @@ class SimulatedWorld:
         """Start `copies` runs as in one start picture."""
         return self.begin_many(np.repeat(frame.rgb[None], copies, 0), None, seed)
 
-    def begin_many(self, frames: U8, states: F32 | None, seed: int) -> SimulatedDream:
-        """Start one run for each of `frames` uint8 (G, H, W, 3); states are the simulator's own."""
+    def begin_many(self, frames: U8, states: F32 | None, seed: int, captured: Sequence[U8] | None = None
+                   ) -> SimulatedDream:
+        """Start one run for each of `frames` uint8 (G, H, W, 3); states and things are the simulator's own."""
         seeds = [self._placed[f.tobytes()] for f in resize_rgb(frames, self.frame_size)]
         while len(self.twins) < len(frames):
             self.twins.append(Twin(self.scene, self.seed))

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.learning.play_data import THING_KEYS, THINGS, PlayEpisode, Things, play_things, with_things
 from world_gymnast_ros.models.build import load_world_model
 from world_gymnast_ros.models.dream import ActionDiTWorld, FrameSampler, condition_vector, to_uint8
 from world_gymnast_ros.types import F32, U8
@@ -22,19 +23,45 @@ from world_gymnast_ros.types import F32, U8
 BATCH = 64
 
 
-def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, seed: int) -> U8:
+def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, seed: int,
+                   things: Sequence[Things | None] | None = None) -> U8:
     """Return dreams uint8 (E, T+1, H, W, 3) of actions (E, T, 7), target states (E, T+1, 7), frames (E, H, W, 3)."""
+    places_m, cameras = _places(things or [None] * len(first), deltas.shape[1])
     frames = np.repeat(first[:, None], deltas.shape[1] + 1, axis=1)
     for i in range(0, len(first), BATCH):
         part = slice(i, i + BATCH)
         start = torch.from_numpy(np.ascontiguousarray(first[part])).to(world.device).float().div_(255.0)
         generator = torch.Generator(world.device).manual_seed(seed + i)
-        sampler = FrameSampler(world.network, start, world.sampling_steps, generator)
+        sampler = FrameSampler(world.network, start, world.sampling_steps, generator, places_m[part, 0], cameras[part])
         conditions = torch.from_numpy(condition_vector(
             world.config, deltas[part], states[part, :-1], states[part, 1:], True))
         for t in range(deltas.shape[1]):
-            frames[part, t + 1] = to_uint8(sampler.step(conditions[:, t]))
+            frames[part, t + 1] = to_uint8(sampler.step(conditions[:, t], places_m[part, t + 1]))
     return frames
+
+
+def _places(things: Sequence[Things | None], steps: int) -> tuple[F32, F32]:
+    """Return places (E, T+1, N, 3) at each frame, after an episode's end those of its last, and cameras (E, 12)."""
+    places_m = np.full((len(things), steps + 1, THINGS, 3), np.nan, np.float32)
+    cameras = np.zeros((len(things), 12), np.float32)
+    for i, some in enumerate(things):
+        if some is not None:
+            path = some.path_m[np.minimum(np.arange(steps + 1), len(some.path_m) - 1), :THINGS]
+            places_m[i, :, :path.shape[1]], cameras[i] = path, some.camera
+    return places_m, cameras
+
+
+def things_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[Things | None]:
+    """Return the things of each episode of play data: as found in the captured frames, where the file holds them."""
+    if "captured" in arrays and world.reader is not None:
+        reader = world.reader
+        return [with_things(PlayEpisode(frames[:n + 1], deltas[:n], states[:n + 1], "", "", captured=captured),
+                            reader).things for frames, deltas, states, captured, n in zip(
+                                arrays["frames"], arrays["deltas"], arrays["states"], arrays["captured"],
+                                arrays["length"].tolist(), strict=True)]
+    if set(THING_KEYS) <= set(arrays):
+        return list(play_things(arrays))
+    return [None] * len(arrays["frames"])
 
 
 def dream_file(world: ActionDiTWorld, source: Path, target: Path, episodes: int, seed: int) -> int:
@@ -44,7 +71,8 @@ def dream_file(world: ActionDiTWorld, source: Path, target: Path, episodes: int,
             arrays = {k: data[k][:episodes] for k in data.files}
     except (OSError, ValueError) as error:
         raise EpisodeError(f"{source} is not play data ({error}); make some with `world-gymnast twin play`") from error
-    arrays["frames"] = dream_episodes(world, arrays["frames"][:, 0], arrays["deltas"], arrays["states"], seed)
+    arrays["frames"] = dream_episodes(world, arrays["frames"][:, 0], arrays["deltas"], arrays["states"], seed,
+                                      things_of(world, arrays))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with partial.open("wb") as stream:

@@ -1,8 +1,9 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
-    a round   real episodes with the present adapter, explored -> world model and judge learn from them -> each is
-              promoted only if its release check says so -> real successes are cloned, kept if the dream says that this
-              is better -> adaptation in the dream -> true evaluation
+    a round   real episodes, explored: the first half with the present adapter, the rest with a clone of the real
+              successes so far, which is kept if it did surely better -> world model and judge learn from them -> each
+              is promoted only if its release check says so -> real successes are cloned again, kept if the dream says
+              that this is better -> adaptation in the dream -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -25,7 +26,7 @@ import numpy as np
 
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluate import paired_replay_auc, wilson
+from world_gymnast_ros.evaluate import chance_better, paired_replay_auc, wilson
 from world_gymnast_ros.gate import decide, hold_out
 from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
 from world_gymnast_ros.learning.adaptation import Parts, load_parts, run_session, session_config
@@ -57,6 +58,8 @@ from world_gymnast_ros.types import AdapterRef, Frame
 
 METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
+TRIAL_SURE = 0.8
+"""So likely must it be that a clone does better on the arm than the present adapter, for it to follow."""
 PICTURE_PX = 64
 """Of the twin's play data."""
 PARTS = ("training", "calibration", "training", "held_out")
@@ -228,6 +231,7 @@ class Run:
         began = time.monotonic()
         if method != "unchanged":  # which has no use for them
             row["real"] = once(folder / "real.json", lambda: self.real(method, number, state))
+            state = dataclasses.replace(state, adapter=row["real"]["adapter"])
         if method == "loop":
             row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
@@ -249,21 +253,42 @@ class Run:
         return row
 
     def real(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Real episodes of the present policy with exploration, split as PARTS says."""
+        """Real episodes with exploration. The loop tries a clone on the arm in half of them: the dream need not show
+        what success looks like in a scene where it is wrong."""
         c = self.config
         first = REAL_SEED + 10_000 * c.seed + 1000 * number
-        parts = self.parts(method, state)
-        rows = policy_episodes(self.twin, parts.policy, range(first, first + c.episodes), self.instruction,
-                               c.temperature, "policy")
+        half = c.episodes // 2 if method == "loop" else c.episodes
+        wins = self.explore(method, state, range(first, first + half), f"round-{number}")
+        told = {"episodes": c.episodes, "successes": wins, "first_seed": first, "adapter": state.adapter}
+        if method == "loop":
+            clone = self.imitation(method, number, state)["adapter"]
+            tried = dataclasses.replace(state, adapter=clone or state.adapter)
+            more = self.explore(method, tried, range(first + half, first + c.episodes), f"round-{number}-second", 2)
+            told["successes"] += more
+            if clone:
+                chance = chance_better(wins, half, more, c.episodes - half)
+                told["trial"] = {"clone": clone, "chance": chance, "used": chance >= TRIAL_SURE, "message": (
+                    f"a clone of the real successes so far succeeded in {more} of {c.episodes - half}, the present "
+                    f"adapter in {wins} of {half}: better with a chance of {chance:.2f}, asked for are "
+                    f"{TRIAL_SURE:g}")}
+                told["adapter"] = clone if chance >= TRIAL_SURE else state.adapter
+        self.say(f"{method}, round {number}: {told['successes']} of {c.episodes} explored real episodes succeeded"
+                 + (f"; {told['trial']['message']}" if "trial" in told else ""))
+        return told
+
+    def explore(self, method: str, state: State, seeds: range, name: str, turn: int = 0) -> int:
+        """Play real episodes with the adapter of `state`, explored; store them split as PARTS says, from its place
+        `turn` on; return successes."""
+        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction,
+                               self.config.temperature, "policy")
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
         for outcome in (True, False):
             for i, row in enumerate(r for r in rows if bool(r["success"][-1]) == outcome):
-                split[PARTS[i % len(PARTS)]].append(row)
+                split[PARTS[(turn + i) % len(PARTS)]].append(row)
         for part, some in split.items():
-            write_rows(self.out / method / part / f"round-{number}.npz", some)
-        wins = sum(bool(r["success"][-1]) for r in rows)
-        self.say(f"{method}, round {number}: {wins} of {len(rows)} explored real episodes succeeded")
-        return {"episodes": len(rows), "successes": wins, "first_seed": first}
+            if some:
+                write_rows(self.out / method / part / f"{name}.npz", some)
+        return sum(bool(r["success"][-1]) for r in rows)
 
     def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
                 ) -> Replays:
@@ -273,9 +298,10 @@ class Run:
         """
         key = (world_model, judge, second, which)
         if key not in self._figures:
-            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[3]) == (world_model, which)), None)
+            same = (world_model, second, which)  # the second judge's locator finds things for the world model too
+            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[2], k[3]) == same), None)
             self._figures[key] = replay_figures(
-                build.load_world_model(world_model), build.load_judges(judge, second), self.probe, episodes,
+                build.load_world_model(world_model, second), build.load_judges(judge, second), self.probe, episodes,
                 derive_seed(self.config.seed, 11), dreams)
         return self._figures[key]
 
@@ -292,7 +318,8 @@ class Run:
             return self.figures(str(world_model), state.judge, state.second,
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
-                        method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns())
+                        method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns(),
+                        build.load_reader(state.second))
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
         return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -308,7 +335,7 @@ class Run:
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
-        world = build.load_world_model(state.world_model)
+        world = build.load_world_model(state.world_model, state.second)
         run = update_judge(Path(state.judge), world, method / "training", method / "calibration", self.play("replay"),
                            folder / "judge", settings)
         candidates = {"alone": (run, build.OFF)}

@@ -35,7 +35,12 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
 
 
 def _cloned(row: Mapping[str, Any]) -> str:
-    return "clone " + ("used" if row["clone"]["adapter"] else "not used") if "clone" in row else ""
+    told = []
+    if "trial" in row.get("real", {}):
+        told.append("tried clone " + ("used" if row["real"]["trial"]["used"] else "not used"))
+    if "clone" in row:
+        told.append("clone " + ("used" if row["clone"]["adapter"] else "not used"))
+    return ", ".join(told)
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -103,6 +108,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     if "real" in row:
         real = row["real"]
         parts.append(f"<p>{real['successes']} of {real['episodes']} explored real episodes succeeded.</p>")
+        if "trial" in real:
+            used = "it follows" if real["trial"]["used"] else "the present one stays"
+            parts.append(f"<p><b>Tried on the arm</b>: {escape(real['trial']['message'])}; {used}.</p>")
     for kind, name in (("world_model", "World model"), ("judge", "Judge")):
         if kind in row:
             part = row[kind]

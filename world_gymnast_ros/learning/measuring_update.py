@@ -67,15 +67,15 @@ def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> 
     use = sure > judge.config.found
     if use.sum() < MIN_SIGHTINGS:
         return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
-    loose = dataclasses.replace(judge.prior, shift_sigma_m=MOVED_SIGMA_M, rotation_sigma_rad=TURNED_SIGMA_RAD)
+    loose = dataclasses.replace(judge.reader.prior, shift_sigma_m=MOVED_SIGMA_M, rotation_sigma_rad=TURNED_SIGMA_RAD)
     fitted = fit_camera(loose, points, uv, np.where(use, sure, 0.0))
 
     def off(pose: F64) -> float:
-        return float(np.median(np.linalg.norm(project(pose, judge.prior, points[use]) - uv[use], axis=-1)))
-    before, after = off(judge.prior.T_base_camera), off(fitted.T_base_camera)
+        return float(np.median(np.linalg.norm(project(pose, judge.reader.prior, points[use]) - uv[use], axis=-1)))
+    before, after = off(judge.reader.prior.T_base_camera), off(fitted.T_base_camera)
     if not after < before:
         return f"camera: as it was; the arm is {before:.4f} off in the pictures, {after:.4f} after a fit"
-    moved_mm = 1000 * np.linalg.norm((fitted.T_base_camera - judge.prior.T_base_camera)[:3, 3])
+    moved_mm = 1000 * np.linalg.norm((fitted.T_base_camera - judge.reader.prior.T_base_camera)[:3, 3])
     judge.config.T_base_camera = [float(v) for v in fitted.T_base_camera.ravel()]
     judge.config.shift_sigma_m, judge.config.rotation_sigma_rad = STILL_SIGMA_M, STILL_SIGMA_RAD
     return (f"camera: {moved_mm:.0f} mm from where it was thought to be, by {use.sum()} sightings of the arm, "
@@ -90,7 +90,7 @@ def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     name, fault = named(episodes)
     if fault:
         return f"height: as it was; {fault}"
-    present = judge.height_m(name)
+    present = judge.reader.height_m(name)
     heights = sorted({*HEIGHTS_M, present})
     likely = [likelihood(judge, episodes, object_heights_m={name: height})
               - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2 for height in heights]

@@ -12,15 +12,33 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from world_gymnast_ros.contact import foreseen
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.export.lerobot_reader import is_lerobot, read_lerobot
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.types import F32, F64, I64, U8
 
 WORLDGYM_SCALE = np.array([0.05 / 1.75] * 3 + [0.25 / 1.4] * 3, np.float32)
 """m and rad per WorldGym unit."""
+THING_KEYS = ("objects_xyz", "object_names", "states", "camera", "length", "seed")
+PLACE_SIGMA_M = 0.004
+"""How inexactly places are measured (`LocatorConfig.sigma_m`); what is learned from must be as inexact."""
+THINGS = 8
+"""So many things of a clip at most."""
 MIRROR = np.array([1, -1, 1, -1, 1, -1, 1], np.float32)
 """A left-right mirrored scene: y, roll and yaw change sign."""
+
+
+@dataclass(frozen=True)
+class Things:
+    """What lies on the table and can be moved: where it is foreseen, from its place in the first frame and the actions.
+
+    `path_m` float32 (T+1, N, 3), base axes, NaN where there is none; `camera` (12,) as from `outline.projection`.
+    """
+
+    path_m: F32
+    camera: F32
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,9 @@ class PlayEpisode:
     name: str
     camera: F32 | None = None
     """Projection of the true camera (12,), as from `outline.projection`, where it is known."""
+    things: Things | None = None
+    captured: U8 | None = None
+    """The first frame as the camera gave it, uint8 (H, W, 3), where it was kept."""
 
     @property
     def steps(self) -> int:
@@ -45,7 +66,8 @@ class PlayEpisode:
 class Batch:
     """Training clips. `previous`, `following` uint8 (B, T, H, W, 3); `first` uint8 (B, 1, H, W, 3), start frames;
     `deltas` float32 (B, T, 7); `states` float32 (B, T + 1, 7), the target before the first and after each action;
-    `first_states` float32 (B, 7), at the start frame; `known` bool (B,)."""
+    `first_states` float32 (B, 7), at the start frame; `known` bool (B,). `places_m` float32 (B, T + 1, N, 3) of things
+    at the start frame and after each action, NaN where there are none or nothing is known; `cameras` (B, 12)."""
 
     previous: U8
     following: U8
@@ -54,6 +76,8 @@ class Batch:
     states: F32
     first_states: F32
     known: np.ndarray
+    places_m: F32
+    cameras: F32
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -68,16 +92,40 @@ def read_play(directories: Iterable[Path], every: int = 1) -> list[PlayEpisode]:
                 frames, deltas, states, length, family = (
                     data[k] for k in ("frames", "deltas", "states", "length", "family"))
                 camera = data["camera"] if "camera" in data.files else [None] * len(frames)
+                things = play_things({k: data[k] for k in THING_KEYS}) if set(THING_KEYS) <= set(data.files) \
+                    else [None] * len(frames)
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} is not a play-data file ({error}); make one with `world-gymnast twin`"
                                ) from error
         for i in range(0, len(frames), every):
             n = int(length[i])
             out.append(PlayEpisode(frames[i, :n + 1], deltas[i, :n], states[i, :n + 1], str(family[i]),
-                                   f"{path.stem}/{i}", camera[i]))
+                                   f"{path.stem}/{i}", camera[i], things[i]))
     if not out:
         raise EpisodeError(f"no play data (*.npz) in {', '.join(str(d) for d in directories) or 'no folder'}")
     return out
+
+
+def play_things(data: dict[str, np.ndarray]) -> list[Things]:
+    """Return the things of each episode of a play-data file, foreseen from places as inexact as measured ones."""
+    start = data["objects_xyz"][:, 0].astype(np.float64)
+    names = data["object_names"]
+    start[(names == "") | np.char.endswith(names, "plate")] = np.nan
+    off = np.random.default_rng(int(data["seed"][0])).normal(0.0, PLACE_SIGMA_M, (*start.shape[:2], 3)) * (1, 1, 0)
+    path = (foreseen(data["states"], start + off) - off[:, None]).astype(np.float32)
+    return [Things(path[i, :n + 1], data["camera"][i]) for i, n in enumerate(data["length"].tolist())]
+
+
+def with_things(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
+    """Return the episode with the things that `reader` finds in its captured frame, where that and the state are known.
+    """
+    if episode.captured is None or episode.states is None:
+        return episode
+    seen = reader.things(episode.captured, episode.states[0])
+    if seen is None:
+        return replace(episode, things=None)
+    path = foreseen(episode.states[None].astype(np.float64), seen.places_m[None])[0]
+    return replace(episode, things=Things(path.astype(np.float32), seen.camera))
 
 
 def worldgym_deltas(rows: F32) -> F32:
@@ -202,6 +250,11 @@ class ClipSource:
             f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
             known = e.states is not None and rng.random() >= state_dropout
             targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
+            places_m = np.full((T + 1, THINGS, 3), np.nan, np.float32)
+            if known and e.things is not None:
+                path = e.things.path_m[:, :THINGS]
+                places_m[:, :path.shape[1]] = np.concatenate([path[f:f + 1], path[s + 1:s + T + 1]])
+            camera = e.things.camera if e.things is not None else np.zeros(12, np.float32)
             rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
-                         targets[s:s + T + 1], targets[f], known))
+                         targets[s:s + T + 1], targets[f], known, places_m, camera))
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -16,7 +16,7 @@ from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.play_data import PlayEpisode
+from world_gymnast_ros.learning.play_data import THING_KEYS, PlayEpisode, play_things
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode
 from world_gymnast_ros.store import file_sha256
 from world_gymnast_ros.tasks import family_of
@@ -68,6 +68,8 @@ def play_file(path: Path) -> list[RealEpisode]:
             rows = {k: data[k] for k in _PLAY}
             more = {k: data[k] for k in ("measured", "object_names", "objects_xyz", "camera", "captured")
                     if k in data.files}
+            things = play_things({k: data[k] for k in THING_KEYS}) if set(THING_KEYS) <= set(data.files) \
+                else [None] * len(rows["length"])
     except (OSError, ValueError, KeyError) as error:
         raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`") from error
     out = []
@@ -79,9 +81,9 @@ def play_file(path: Path) -> list[RealEpisode]:
         named.sort(key=lambda k: words.find(str(more["object_names"][i][k])))
         thing = more["objects_xyz"][i, :n + 1, named[0]] if named else None
         play = PlayEpisode(rows["frames"][i, :n + 1], rows["deltas"][i, :n], rows["states"][i, :n + 1],
-                           str(rows["family"][i]), f"{path.stem}/{i}", more["camera"][i] if "camera" in more else None)
-        out.append(RealEpisode(play, words, bool(rows["success"][i, n]), tip, thing,
-                               more["captured"][i] if "captured" in more else None))
+                           str(rows["family"][i]), f"{path.stem}/{i}", more["camera"][i] if "camera" in more else None,
+                           things[i], more["captured"][i] if "captured" in more else None)
+        out.append(RealEpisode(play, words, bool(rows["success"][i, n]), tip, thing))
     return out
 
 
@@ -123,5 +125,5 @@ def recording(folder: Path, size_px: int, cache: Path | None) -> RealEpisode:
 def _episode(name: str, frames: np.ndarray, deltas: np.ndarray, states: np.ndarray, words: str, success: bool,
              captured: np.ndarray) -> RealEpisode:
     tip = states[:, :3]  # the target: the arm follows it within millimetres
-    return RealEpisode(PlayEpisode(frames, deltas, states, family_of(words), name), words, success, tip, None,
-                       captured)
+    play = PlayEpisode(frames, deltas, states, family_of(words), name, captured=captured)
+    return RealEpisode(play, words, success, tip)

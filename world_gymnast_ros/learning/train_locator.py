@@ -208,7 +208,7 @@ def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
             for name, xyz in zip(d["names"][i], d["xyz"][i], strict=True):
                 if not name or np.abs(xyz[1]) > 0.3:
                     continue
-                measured = judge.measure(d["picture"][i], d["state"][i], (str(name),))
+                measured = judge.reader.measure(d["picture"][i], d["state"][i], (str(name),))
                 if not measured.fault:
                     errors.append(np.linalg.norm(measured.places_m[0, :2] - xyz[:2]))
     return np.array(errors)

@@ -41,7 +41,8 @@ class TrainConfig:
     """One training run. The budget is `minutes` of wall time, or `steps` where that is not 0.
 
     `moved_tokens`, `other_tokens`: places trained per clip in a sparse step, those that move most and random others;
-    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel.
+    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `thing_weight`:
+    of one where a thing that the hand moves is foreseen, or was.
     `rollouts_from`: share of the budget after which own dreams join, 1 for never; they are redrawn every
     `rollout_every` steps, `rollout_count` at a time. `keep_best`: the checkpoint is the best report's, judged by the
     error at 1 and 5 steps (early stopping for small data), not the last. `warmup_steps`: over which the learning rates
@@ -60,6 +61,7 @@ class TrainConfig:
     full_share: float = 0.12
     state_dropout: float = 0.15
     moving_weight: float = 3.0
+    thing_weight: float = 6.0
     ema: float = 0.998
     rollouts_from: float = 0.22
     rollout_every: int = 500
@@ -97,9 +99,12 @@ def choose_tokens(network: ActionDiT, batch: Batch, moved: int, other: int, gene
     return torch.cat([top, rest], 1)
 
 
-def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float,
+def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float, thing_weight: float,
                   generator: torch.Generator) -> Tensor:
-    """Return the weighted squared error of the predicted change, on `tokens` (None: all places)."""
+    """Return the weighted squared error of the predicted change, on `tokens` (None: all places).
+
+    Extra weight: `moving_weight` where a pixel truly changes, `thing_weight` where moved things are foreseen.
+    """
     def grey(frames: U8, cut: Any) -> Tensor:
         picked: Tensor = cut(torch.from_numpy(frames), tokens)
         return picked.to(network.age_bias.device).float().div_(255.0)
@@ -114,12 +119,20 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
                                  batch.known[:, None])
     at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known)
     places = None if tokens is None else tokens.to(target.device)
+    first, start, places_m, cameras = (torch.from_numpy(x).to(target.device) for x in (
+        batch.first[:, 0], at_start, batch.places_m, batch.cameras))
+    first = first.float().div_(255.0)
     with fast_math(target.device):
-        affine = network.fit(torch.from_numpy(batch.first[:, 0]).to(target.device).float().div_(255.0),
-                             torch.from_numpy(at_start).to(target.device))
-        out = network(previous, grey(batch.first, network.windows), (1.0 - s) * target + s * noise, level,
+        affine = network.fit(first, start)
+    plate = network.plate(first, start, affine, places_m[:, 0], cameras)
+    plates = plate.at(places_m[:, 1:] if network.config.plate else None)
+    # Where things are foreseen to leave or to be is little of the picture, and what decides about a task.
+    touched = ((plates - plate.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
+    with fast_math(target.device):
+        out = network(previous, network.windows(plates, tokens), (1.0 - s) * target + s * noise, level,
                       torch.from_numpy(condition).to(target.device), places, affine)
-    weight = (1.0 + moving_weight * (target.abs() > 0.03)) / (s + 0.25)
+    weight = 1.0 + moving_weight * (target.abs() > 0.03) + thing_weight * network.patches(touched, tokens)
+    weight = weight / (s + 0.25)
     return 100.0 * ((out.float() - target).square_() * weight).mean()
 
 
@@ -162,7 +175,7 @@ class Trainer:
         full = self.rng.random() < (c.full_share if done < 0.8 else max(c.full_share, 0.3))
         sparse = c.moved_tokens + c.other_tokens < self.network.config.tokens and not full
         tokens = choose_tokens(self.network, batch, c.moved_tokens, c.other_tokens, self.generator) if sparse else None
-        loss = residual_loss(self.network, batch, tokens, c.moving_weight, self.generator)
+        loss = residual_loss(self.network, batch, tokens, c.moving_weight, c.thing_weight, self.generator)
         loss.backward()
         self.optimiser.set_scale(self.learning_rate_scale())
         self.optimiser.step(1.0)
@@ -178,7 +191,7 @@ class Trainer:
         indices = indices[np.argsort([self.source.episodes[i].steps for i in indices], kind="stable")]
         stretches = [s for i in indices for s in cuts([self.source.episodes[i]], 10**6, 1)]
         with fast_math(self.average.age_bias.device):
-            films = dream_cuts(self.average, stretches, seed=self.step_count, known=self.rng.random() > 0.15)
+            films = dream_cuts(self.average, stretches, seed=self.step_count)
         self.own, self.own_step = {int(i): f for i, f in zip(indices, films, strict=True)}, self.step_count
 
     def report(self, steps: int = 10, stride: int = 6) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from world_gymnast_ros.learning.world_model_update import (
     parent_name,
     store_version,
 )
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.twin.play import make_file
 from world_gymnast_ros.types import AdapterRef
 
@@ -52,10 +53,10 @@ class Updated:
 
 
 def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, figures: Figures, run: Path, store: Path,
-           name: str, created_ns: int) -> Updated:
+           name: str, created_ns: int, reader: SceneReader | None = None) -> Updated:
     """Update the world model `parent` in the folder `run` (a stopped one goes on), write `dreams.png` there, and put
     the version into `store` with its decision, promoted or not."""
-    trained = fine_tune(parent, data.new, data.replay, [], config, run)
+    trained = fine_tune(parent, data.new, data.replay, [], config, run, reader)
     new, old = ((figures(parent, some), figures(trained, some)) for some in (data.held, data.old))
     decision = decide(new, old, margins, config.seed)
     write_dreams(run / "dreams.png", data.held, new[0].dreams, new[1].dreams)

@@ -33,14 +33,18 @@ SCALES = 3
 @dataclass(frozen=True)
 class RealEpisode:
     """A true episode of known outcome. `tip_m`, `object_m` (T+1, 3): gripper tip and named object, base frame, or None
-    where nobody knows. `captured` uint8 (H, W, 3): the first frame at the camera's own size, where it was kept."""
+    where nobody knows."""
 
     play: PlayEpisode
     instruction: str
     success: bool
     tip_m: F32 | None = None
     object_m: F32 | None = None
-    captured: U8 | None = None
+
+    @property
+    def captured(self) -> U8 | None:
+        """The first frame at the camera's own size (H, W, 3), where it was kept."""
+        return self.play.captured
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ def dream_all(world: WorldModel, episodes: Sequence[PlayEpisode], seed: int) -> 
         for part in np.array_split(same, -(-len(same) // BATCH)):
             mine = [episodes[i] for i in part]
             states = [None if e.states is None else e.states[0] for e in mine]
+            captured = [e.frames[0] if e.captured is None else e.captured for e in mine]
             films = replay_from(world, np.stack([e.frames[0] for e in mine]), states,
-                                np.stack([e.deltas for e in mine]), seed + int(part[0]))
+                                np.stack([e.deltas for e in mine]), seed + int(part[0]), captured=captured)
             for i, film in zip(part, films, strict=True):
                 dreams[i] = film
     return dreams

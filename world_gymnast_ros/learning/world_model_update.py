@@ -16,11 +16,12 @@ import numpy as np
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluate import Interval, newcombe_paired, paired_bootstrap
-from world_gymnast_ros.learning.play_data import family_balance
+from world_gymnast_ros.learning.play_data import family_balance, with_things
 from world_gymnast_ros.learning.train_world_model import FAMILY_WEIGHTS, STATE, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file, write_text
 from world_gymnast_ros.models.dream import load_network
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.store import WORLD_MODEL, Store
 from world_gymnast_ros.types import AdapterRef
 
@@ -65,14 +66,16 @@ def split(episodes: Sequence[RealEpisode], held_out_share: float, seed: int
 
 
 def fine_tune(parent: Path, new: Sequence[RealEpisode], replay: Sequence[RealEpisode], held_out: Sequence[RealEpisode],
-              config: UpdateConfig, out: Path) -> Path:
+              config: UpdateConfig, out: Path, reader: SceneReader | None = None) -> Path:
     """Train on from the checkpoint `parent` in the run folder `out`, which then is a checkpoint; returns it.
+
+    `reader` finds things in captured frames, for a world model that draws those which the hand moves.
 
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
     network, sha256 = load_network(parent)
-    clips = [e.play for e in (*new, *replay)]
+    clips = [e.play if reader is None else with_things(e.play, reader) for e in (*new, *replay)]
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.play.name for e in new],
                          "pictures": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS

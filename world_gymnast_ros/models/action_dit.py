@@ -6,8 +6,9 @@ of WorldGym, because they decide whether a small one learns at all on a processo
 
 - it diffuses the *change* R_t = x_t - x_(t-1), not the frame: noisy input (1 - s) R + s * noise_scale * eps;
 - the previous frame enters clean, as overlapping windows, with a skip to the output;
-- the answer is a mixture per pixel: keep, take the start frame's pixel, paint a colour, or add a change. So what the
-  arm uncovers comes back sharp, what it covers is erased whole, and still places stay still;
+- the answer is a mixture per pixel: keep, take the plate's pixel, paint a colour, or add a change. The plate is the
+  start frame without the arm, and with the things that the hand moves where they are foreseen (`plate.py`). So what
+  the arm uncovers or moves is sharp, what it covers is erased whole, and still places stay still;
 - where the camera is roughly known, the computed outline of the arm enters per pixel (`outline`), before and
   after the action, straightened by an affine that the network reads from the start frame (a camera is never where
   it should be). So capacity goes to what the arm touches, not to drawing the arm;
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.models.plate import Plate
 from world_gymnast_ros.outline import CAPSULE_DIM, CAPSULES, GROUPS
 
 NUMBERS = 15
@@ -47,7 +49,7 @@ NOISE_FEATURES = 64
 POINT_RADII = (0.2, 0.6)
 """Reach of a projected point, in halves of the picture."""
 SOURCES = 4
-"""Of a pixel: kept, start frame, painted, changed."""
+"""Of a pixel: kept, plate, painted, changed."""
 OUTLINE_FEATURES = 2 * 2 * len(GROUPS)
 """Per pixel: before and after, inside and distance, of each group of capsules."""
 EDGE = 0.02
@@ -63,6 +65,7 @@ class ActionDiTConfig:
     the dream clips its target, None for no box. `still_threshold`: changes below it (0..1 grey) are not drawn.
     `change_gain`: drawn changes are multiplied by it; below 1 for a model trained on little data, chosen on validation.
     `camera`: nominal projection, 12 numbers of `outline.projection`; None where the camera's place is unknown.
+    `plate`: take the arm and what it moves out of the start frame (False: the start frame as it is).
     """
 
     model_type: ClassVar[str] = "action_dit"
@@ -89,6 +92,7 @@ class ActionDiTConfig:
     workspace_low_m: tuple[float, ...] | None = None
     workspace_high_m: tuple[float, ...] | None = None
     camera: tuple[float, ...] | None = None
+    plate: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -230,6 +234,11 @@ class OutlineFeatures(nn.Module):
             far.append(nearest)
         distance = torch.stack(far, -1)
         return torch.cat([torch.sigmoid(distance / -EDGE), distance.clamp(-0.2, 0.4) * 2.5], -1)
+
+    def distance(self, capsules: Tensor) -> Tensor:
+        """Return how far each pixel is from the arm (B, H * W), halves of the picture, up to 0.4; capsules (B, 6, 6).
+        """
+        return self.measure(capsules[:, None], self.whole)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
 
     def forward(self, outline: Tensor, affine: Tensor, tokens: Tensor | None) -> Tensor:
         """Return features (B, T, M, P, 12) under outlines (B, T, 72) moved by affines (B, 6)."""
@@ -399,6 +408,19 @@ class ActionDiT(nn.Module):
             return None
         return self.outline.fit(start, condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM))[:, 0].float())
 
+    @torch.no_grad()
+    def plate(self, start: Tensor, condition: Tensor, affine: Tensor | None, places_m: Tensor | None = None,
+              cameras: Tensor | None = None) -> Plate:
+        """Return the plate of dreams that begin at `start` (B, H, W, 3) with an action of `condition` (B, C).
+
+        `affine` as from `fit`; `places_m` (B, N, 3) of things there, seen by `cameras` (B, 12); None: none are known.
+        """
+        if self.outline is None or not self.config.plate:
+            return Plate(start, None, None, None)
+        arm = condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM))[:, 0].float()
+        distance = self.outline.distance(arm if affine is None else moved(arm, affine))
+        return Plate(start, distance.view(start.shape[:3]), places_m, cameras)
+
     # ---- prediction --------------------------------------------------------------------------------------------
 
     def temporal_bias(self, ages: Tensor) -> Tensor:
@@ -412,7 +434,7 @@ class ActionDiT(nn.Module):
                 cache: TemporalCache | None = None) -> Tensor:
         """Predict the clean change (B, T, M, 3 patch^2), grey 0..1, that leads to each frame.
 
-        `previous` windows (B, T, M, .) of the frame before; `first` windows (B, 1, M, .) of the clip's start frame;
+        `previous` windows (B, T, M, .) of the frame before; `first` windows (B, T or 1, M, .) of the plates;
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
         places these are (None: all); `affine` (B, 6) as from `outline.fit` (None: the nominal camera). With a `cache`,
         T is 1 and the cache holds the frames before.

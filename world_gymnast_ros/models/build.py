@@ -11,6 +11,7 @@ from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.types import Judge
@@ -33,9 +34,15 @@ def load_policy(path: str | Path | None = None) -> OpenVLA:
     return OpenVLA.from_pretrained(checkpoint_dir(path, "policy"))
 
 
-def load_world_model(path: str | Path | None = None) -> ActionDiTWorld:
-    """Load the world model."""
-    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"))
+def load_world_model(path: str | Path | None = None, locator: str | Path | None = None) -> ActionDiTWorld:
+    """Load the world model, which finds things with `locator`, the second judge's folder ("off": the shipped one)."""
+    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), reader=load_reader(locator))
+
+
+def load_reader(locator: str | Path | None = None) -> SceneReader:
+    """Load what finds things in captured frames; `locator` as for `load_world_model`."""
+    folder = None if str(locator or "") == OFF else locator
+    return SceneReader(Locator.from_pretrained(checkpoint_dir(folder, "locator")))
 
 
 def load_judge(path: str | Path | None = None) -> Reflector:

@@ -5,6 +5,7 @@ pose is integrated by the same function and limits as the arm's, and the gripper
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
+from world_gymnast_ros.contact import Handled, hand_after
 from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig, BadFrame
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.models.plate import Plate
+from world_gymnast_ros.models.scene_reader import SceneReader, Seen
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.outline import outline
-from world_gymnast_ros.types import ACTION_DIM, F32, U8, Frame
+from world_gymnast_ros.types import ACTION_DIM, F32, F64, U8, Frame
 
 LIMITS = StepLimits()
 
@@ -52,29 +56,41 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
 class FrameSampler:
     """Draw frames one after another for a batch of clips, each with its own start frame. Exact persistent cache."""
 
-    def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator) -> None:
-        """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame."""
+    def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator,
+                 places_m: NDArray[Any] | None = None, cameras: NDArray[Any] | None = None) -> None:
+        """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame.
+
+        `places_m` (G, N, 3) of things on the table there, NaN where there is none, seen by `cameras` (G, 12).
+        """
         self.network, self.steps, self.generator = network, steps, generator
         self.dtype = network.age_bias.dtype
         self.frame = first
-        self.first = network.windows(first[:, None]).to(self.dtype)
         self.affine: Tensor | None = None
+        self.plate: Plate | None = None
+        self._things = None if places_m is None or cameras is None else tuple(
+            torch.from_numpy(np.asarray(x, np.float32)).to(first.device) for x in (places_m, cameras))
         self.cache = TemporalCache(network.config.context_frames)
 
     @torch.inference_mode()
-    def step(self, condition: Tensor) -> Tensor:
-        """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C)."""
+    def step(self, condition: Tensor, places_m: NDArray[Any] | None = None) -> Tensor:
+        """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C).
+
+        `places_m` (G, N, 3): where the things are then, as far as it is foreseen; None: where they were.
+        """
         net, c = self.network, self.network.config
         previous = net.windows(self.frame[:, None]).to(self.dtype)
         shape = (len(self.frame), 1, c.tokens, 3 * c.patch**2)
         noisy = c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device)
         condition = condition[:, None].to(self.frame.device)
-        if self.affine is None:  # before the first action the outline is that of the start frame
+        if self.plate is None:  # before the first action the outline is that of the start frame
             self.affine = net.fit(self.frame, condition[:, 0])
+            self.plate = net.plate(self.frame, condition[:, 0], self.affine, *(self._things or ()))
+        now_m = None if places_m is None else torch.from_numpy(np.asarray(places_m, np.float32)).to(self.frame.device)
+        plate = net.windows(self.plate.at(None if now_m is None else now_m[:, None])).to(self.dtype)
         for i in range(self.steps):
             s, s_next = 1.0 - i / self.steps, 1.0 - (i + 1) / self.steps
             level = torch.full(shape[:2], s, device=self.frame.device)
-            change = net(previous, self.first, noisy.to(self.dtype), level, condition, affine=self.affine,
+            change = net(previous, plate, noisy.to(self.dtype), level, condition, affine=self.affine,
                          cache=self.cache).float()
             if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
                 noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
@@ -87,9 +103,13 @@ class FrameSampler:
 class ActionDiTDream:
     """A single-use batch of imagined continuations, each of its start frame."""
 
-    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32 | None) -> None:
+    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32 | None,
+                 places_m: NDArray[Any] | None = None) -> None:
+        """`places_m` (G, N, 3): things that the sampler knows, as the hand will move them (`contact.py`)."""
         self._sampler, self._config, self._copies = sampler, config, len(sampler.frame)
         self.state: F32 | None = None if states is None else np.array(states, np.float32)
+        self._hand = self.state
+        self._things = None if places_m is None else Handled(places_m)
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
 
@@ -105,8 +125,12 @@ class ActionDiTDream:
         before = np.zeros_like(clipped) if self.state is None else self.state
         after = before if self.state is None else integrate_states(before, clipped, LIMITS, self._workspace)
         condition = condition_vector(self._config, clipped, before, after, self.state is not None)
-        self.state = None if self.state is None else after
-        return to_uint8(self._sampler.step(torch.from_numpy(condition)))
+        places_m = None
+        if self.state is not None:
+            hand = hand_after(before, after)
+            places_m = None if self._things is None else self._things.step(self._hand, hand)
+            self.state, self._hand = after, hand
+        return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m))
 
 
 def to_uint8(frames: Tensor) -> U8:
@@ -118,8 +142,13 @@ def to_uint8(frames: Tensor) -> U8:
 class ActionDiTWorld:
     """An action-conditioned video world model on an `ActionDiT`."""
 
-    def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
-        """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware."""
+    def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None,
+                 reader: SceneReader | None = None) -> None:
+        """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware.
+
+        `reader`: finds things in captured frames, so that those which the hand moves are drawn where it takes them.
+        """
+        self.reader = reader
         self.device = torch.device(device)
         if dtype is None:
             fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()
@@ -131,10 +160,11 @@ class ActionDiTWorld:
         self.sampling_steps = self.config.sampling_steps
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> ActionDiTWorld:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,
+                        reader: SceneReader | None = None) -> ActionDiTWorld:
         """Load a checkpoint directory (config.json, model.safetensors); BadCheckpoint names the file and the remedy."""
         network, _ = load_network(Path(path))
-        return cls(network, device, dtype)
+        return cls(network, device, dtype, reader)
 
     def save(self, directory: str | Path) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights."""
@@ -152,18 +182,41 @@ class ActionDiTWorld:
         if check_rgb(frame.rgb, "Frame.rgb").ndim != 3:
             raise BadFrame(f"Frame.rgb must have shape (H, W, 3), got {frame.rgb.shape}")
         states = None if state is None else np.repeat(state[None].astype(np.float32), copies, 0)
-        return self.begin_many(np.repeat(frame.rgb[None], copies, 0), states, seed)
+        return self.begin_many(np.repeat(resize_rgb(frame.rgb, self.frame_size)[None], copies, 0), states, seed,
+                               [frame.rgb] * copies)
 
-    def begin_many(self, frames: U8, states: F32 | None, seed: int) -> ActionDiTDream:
-        """Start one dream from each of `frames` uint8 (G, H, W, 3) with `states` (G, 7), as one batch."""
+    def begin_many(self, frames: U8, states: F32 | None, seed: int, captured: Sequence[U8] | None = None
+                   ) -> ActionDiTDream:
+        """Start one dream from each of `frames` uint8 (G, H, W, 3) with `states` (G, 7), as one batch.
+
+        `captured`: the camera's own frame of each, before it was resized or varied, in which things can be found.
+        """
         if check_rgb(frames, "frames").ndim != 4 or not len(frames):
             raise BadFrame(f"frames must have shape (G, H, W, 3), got {frames.shape}")
         if states is not None and (np.shape(states) != (len(frames), ACTION_DIM) or not np.isfinite(states).all()):
             raise BadAction(f"states must be {(len(frames), ACTION_DIM)} finite numbers or None, got {states!r}")
         first = torch.from_numpy(resize_rgb(frames, self.frame_size)).to(self.device).float().div_(255.0)
+        places_m, cameras = self._things(captured, states)
         sampler = FrameSampler(self.network, first, self.sampling_steps,
-                               torch.Generator(self.device).manual_seed(seed))
-        return ActionDiTDream(sampler, self.config, states)
+                               torch.Generator(self.device).manual_seed(seed), places_m, cameras)
+        return ActionDiTDream(sampler, self.config, states, places_m)
+
+    def _things(self, captured: Sequence[U8] | None, states: F32 | None) -> tuple[F64, F64] | tuple[None, None]:
+        """Return the things in captured frames: places (G, N, 3), NaN where there is none, and cameras (G, 12)."""
+        if captured is None or states is None or self.reader is None or not self.config.plate:
+            return None, None
+        found: dict[tuple[int, bytes], Seen | None] = {}  # copies of one start are looked at once
+        keys = [(id(rgb), state.tobytes()) for rgb, state in zip(captured, states, strict=True)]
+        for key, rgb, state in zip(keys, captured, states, strict=True):
+            if key not in found:
+                found[key] = self.reader.things(rgb, state)
+        most = max((len(s.places_m) for s in found.values() if s is not None), default=0)
+        places_m, cameras = np.full((len(keys), most, 3), np.nan), np.zeros((len(keys), 12))
+        for i, key in enumerate(keys):
+            seen = found[key]
+            if seen is not None:
+                places_m[i, :len(seen.places_m)], cameras[i] = seen.places_m, seen.camera
+        return places_m, cameras
 
 
 def load_network(directory: Path) -> tuple[ActionDiT, str]:

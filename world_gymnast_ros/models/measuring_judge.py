@@ -1,26 +1,24 @@
 """`MeasuringJudge`: the second judge. It does not look whether a task seems done: it measures where things are.
 
-In the captured frame, at the camera's own resolution, it finds the named object and the parts of the arm; the arm's
-measured pose tells where the camera is, so the object's place on the table follows in m. Where the hand goes follows
-from the actions, and so does where it takes what it pushes or grasps (`contact.py`). The numbers that decide are those
-of the task (`tasks.py`), softened by what the measurement is known to be off.
+In the captured frame, at the camera's own resolution, it finds where the named object lies on the table
+(`scene_reader.py`). Where the hand goes follows from the actions, and so does where it takes what it pushes or grasps
+(`contact.py`). The numbers that decide are those of the task (`tasks.py`), softened by what the measurement is known to
+be off.
 """
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
-from world_gymnast_ros.camera_fit import CameraPrior, FittedCamera, fit_camera, project
-from world_gymnast_ros.contact import along_and_aside, grasped, pushed
+from world_gymnast_ros.camera_fit import project
+from world_gymnast_ros.contact import PUSH_SIGMA_M, PUSH_TOO_FAR_M, along_and_aside, grasped, pushed
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.tasks import (
     DIRECTIONS,
     PLACE_RADIUS_M,
@@ -33,23 +31,12 @@ from world_gymnast_ros.tasks import (
 )
 from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
-CACHED = 256
 COARSE = 2.0
 """How much less exactly it is known where a thing is once it was moved."""
-PLATE_HEIGHT_M = 0.006
 APPROACH_RADIUS_M = 0.035
 """From here on the hand is near a thing; how high it is then tells whether it came from above or from the side."""
 APPROACH_SIGMA_M = 0.02
 """Not how exactly that height is known: how gradually things begin to stand as the hand comes from higher."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one captured frame says: places on the table (Q, 3) m of the named things, the camera, or why nothing."""
-
-    places_m: F64
-    camera: FittedCamera | None
-    fault: str = ""
 
 
 class MeasuringJudge:
@@ -58,42 +45,9 @@ class MeasuringJudge:
     def __init__(self, locator: Locator) -> None:
         self.locator, self.config = locator, locator.config
         self.name: str = self.config.name
-        pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
-        self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
-                                 self.config.seen_sigma)
+        self.reader = SceneReader(locator)
         low, high = self.config.workspace_low_m, self.config.workspace_high_m
         self.workspace = None if low is None or high is None else Workspace(tuple(low), tuple(high))
-        self._seen: OrderedDict[bytes, Measured] = OrderedDict()
-
-    def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
-        """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
-        key = blake2b(captured.tobytes() + np.asarray(state, np.float32).tobytes() + "|".join(names).encode(),
-                      digest_size=16).digest()
-        if key not in self._seen:
-            self._seen[key] = self._measure(captured, state, names)
-            while len(self._seen) > CACHED:
-                self._seen.popitem(last=False)
-        return self._seen[key]
-
-    def _measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
-        uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
-        nothing = np.zeros((len(names), 3))
-        camera = fit_camera(self.prior, part_points(np.asarray(state)[None])[0].astype(np.float64), parts_uv,
-                            np.where(parts_sure > self.config.found, parts_sure, 0.0))
-        if camera.rms > self.config.camera_rms:
-            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
-            return Measured(nothing, None, f"the arm in the picture does not agree with its measured pose ({told}); "
-                            "check the camera and the joint states")
-        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.config.found]
-        if lost:
-            return Measured(nothing, None, f"the {lost[0]} was not found in the captured frame")
-        heights = np.array([self.height_m(n) for n in names])
-        return Measured(camera.on_plane(uv, heights), camera)
-
-    def height_m(self, name: str) -> float:
-        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
-        usual = PLATE_HEIGHT_M if name.endswith("plate") else self.config.object_height_m
-        return self.config.object_heights_m.get(name, usual)
 
     def hands(self, facts: RolloutFacts) -> F64:
         """Return where the hand is at each frame (G, T+1, 7), Bridge states as they would be measured."""
@@ -125,7 +79,7 @@ class MeasuringJudge:
             return out
         known = RolloutFacts([facts.captured[i] for i in rows], [facts.states[i] for i in rows], facts.deltas[rows])
         hands = self.hands(known)
-        found = [self.measure(c, s, names)  # type: ignore[arg-type]
+        found = [self.reader.measure(c, s, names)  # type: ignore[arg-type]
                  for c, s in zip(known.captured, known.states, strict=True)]
         good = [k for k, m in enumerate(found) if not m.fault]
         for k, m in enumerate(found):
@@ -170,7 +124,8 @@ class MeasuringJudge:
         sigma = COARSE * self.config.sigma_m
         if task.family == "push":
             along, aside = along_and_aside(pushed(hand[None], places_m[:1, :2])[0], DIRECTIONS[task.direction])
-            chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
+            chance = self._kept(PUSH_TOO_FAR_M - along, -PUSH_DISTANCE_M, PUSH_SIGMA_M)
+            chance = chance * self._kept(aside, PUSH_LATERAL_M, sigma)
             progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
         else:
             path, held = (x[0] for x in grasped(hand[None], places_m[:1, :2]))
@@ -193,10 +148,10 @@ class MeasuringJudge:
         _, _, uv, sure = self.locator.find(frames[rows], ())
         half = np.array([self.config.width / 2, self.config.height / 2])
         for k, i in enumerate(rows):
-            m = self.measure(known.captured[k], known.states[k], ())  # type: ignore[arg-type]
+            m = self.reader.measure(known.captured[k], known.states[k], ())  # type: ignore[arg-type]
             if m.camera is None:
                 continue
-            expected = project(m.camera.T_base_camera, self.prior, points[k])
+            expected = project(m.camera.T_base_camera, self.reader.prior, points[k])
             use = (np.abs(expected).max(-1) < 0.95) & (sure[k] > self.config.found)
             if use.any():
                 out[i] = np.median(np.linalg.norm((uv[k] - expected) * half, axis=-1)[use])

@@ -1,0 +1,122 @@
+"""`SceneReader`: where the camera is and where things lie on the table, read off one captured frame.
+
+A `Locator` finds named things and the parts of the arm in the picture; the arm's measured pose tells from the parts
+where the camera is (`camera_fit.py`), so places on the table follow in m. The judge that measures asks it for the
+things of a task, the world model for everything that a hand could move.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+
+from world_gymnast_ros.arm_parts import part_points
+from world_gymnast_ros.camera_fit import CameraPrior, FittedCamera, fit_camera
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.types import F32, F64, U8
+
+CACHED = 256
+PLATE = "plate"
+"""The flat shape: things are put on it, and it stays where it is."""
+PLATE_HEIGHT_M = 0.006
+APART_M = 0.025
+"""Two finds nearer than this are one thing under two names."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one captured frame says: places on the table (Q, 3) m of the named things, the camera, or why nothing."""
+
+    places_m: F64
+    camera: FittedCamera | None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Things that a hand could move: `places_m` float64 (N, 3), base axes; `camera` float32 (12,), the projection that
+    sees them, as from `outline.projection`."""
+
+    places_m: F64
+    camera: F32
+
+
+class SceneReader:
+    """Reads captured frames with a `Locator`; what was read of a frame is kept."""
+
+    def __init__(self, locator: Locator) -> None:
+        self.locator, self.config = locator, locator.config
+        pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
+        self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
+                                 self.config.seen_sigma)
+        self._known: OrderedDict[bytes, object] = OrderedDict()
+
+    def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
+        """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
+        return self._once(captured, state, "|".join(names), lambda: self._measure(captured, state, names))
+
+    def things(self, captured: U8, state: F32) -> Seen | None:
+        """Find all things that this locator has words for and a hand could move; None where the camera is not known.
+
+        BadFrame where the frame is none; a frame of fewer pixels than the locator looks at says nothing.
+        """
+        if captured.shape[0] < self.config.height:
+            return None
+        return self._once(captured, state, "*", lambda: self._things(captured, state))
+
+    def height_m(self, name: str) -> float:
+        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
+        usual = PLATE_HEIGHT_M if name.endswith(PLATE) else self.config.object_height_m
+        return self.config.object_heights_m.get(name, usual)
+
+    def _once(self, captured: U8, state: F32, what: str, read: Callable[[], T]) -> T:
+        key = blake2b(captured.tobytes() + np.asarray(state, np.float32).tobytes() + what.encode(),
+                      digest_size=16).digest()
+        if key not in self._known:
+            self._known[key] = read()
+            while len(self._known) > CACHED:
+                self._known.popitem(last=False)
+        return self._known[key]  # type: ignore[return-value]
+
+    def _look(self, captured: U8, state: F32, names: tuple[str, ...]) -> tuple[FittedCamera, F64, F64]:
+        """Return the camera, and where names are seen (Q, 2), u, v, and how sure that is (Q,)."""
+        uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
+        camera = fit_camera(self.prior, part_points(np.asarray(state)[None])[0].astype(np.float64), parts_uv,
+                            np.where(parts_sure > self.config.found, parts_sure, 0.0))
+        return camera, uv, sure
+
+    def _measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
+        camera, uv, sure = self._look(captured, state, names)
+        nothing = np.zeros((len(names), 3))
+        if camera.rms > self.config.camera_rms:
+            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
+            return Measured(nothing, None, f"the arm in the picture does not agree with its measured pose ({told}); "
+                            "check the camera and the joint states")
+        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.config.found]
+        if lost:
+            return Measured(nothing, None, f"the {lost[0]} was not found in the captured frame")
+        heights = np.array([self.height_m(n) for n in names])
+        return Measured(camera.on_plane(uv, heights), camera)
+
+    def _things(self, captured: U8, state: F32) -> Seen | None:
+        names = tuple(f"{colour} {shape}" for colour, shape in product(self.config.colours, self.config.shapes)
+                      if shape != PLATE)
+        camera, uv, sure = self._look(captured, state, names)
+        if camera.rms > self.config.camera_rms:
+            return None
+        places_m = camera.on_plane(uv, np.array([self.height_m(n) for n in names]))
+        kept: list[F64] = []
+        for i in np.argsort(-sure):
+            if not sure[i] > self.config.found:
+                break
+            if all(np.linalg.norm(places_m[i, :2] - other[:2]) > APART_M for other in kept):
+                kept.append(places_m[i])
+        T_camera_base = np.linalg.inv(camera.T_base_camera)[:3]
+        matrix = np.array([camera.focal_u, camera.focal_v, 1.0])[:, None] * T_camera_base
+        return Seen(np.array(kept).reshape(-1, 3), matrix.ravel().astype(np.float32))
