@@ -4,7 +4,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from world_gymnast_ros.contact import CONTACT_M, HAND_SAG_M, Handled, along_and_aside, foreseen, grasped, pushed
+from world_gymnast_ros.contact import (
+    FINGERS_M,
+    HAND_SAG_M,
+    THING_RADIUS_M,
+    Handled,
+    along_and_aside,
+    foreseen,
+    grasped,
+    pushed,
+)
+
+AHEAD_M = FINGERS_M[0] + THING_RADIUS_M
+ACROSS_M = FINGERS_M[1] + THING_RADIUS_M
 
 
 def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
@@ -17,9 +29,11 @@ def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
 def test_a_low_hand_pushes_what_is_ahead_and_nothing_else() -> None:
     way = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0))
     ahead, beside, behind = (pushed(way, np.array([[0.27, y]]) - [x, 0])[0]
-                             for x, y in ((0, 0), (0, 0.04), (0.15, 0)))
-    assert ahead[-1] == pytest.approx((0.30 + CONTACT_M, 0.0))
+                             for x, y in ((0, 0), (0, 0.045), (0.15, 0)))
+    assert ahead[-1] == pytest.approx((0.30 + AHEAD_M, 0.0), abs=1e-3)
     assert (beside == beside[0]).all() and (behind == behind[0]).all()
+    turned = way + np.array([0, 0, 0, 0, 0, np.pi / 2, 0])  # now the fingers' wide side leads
+    assert pushed(turned, np.array([[0.27, 0.0]]))[0, -1] == pytest.approx((0.30 + ACROSS_M, 0.0), abs=1e-3)
     high = way + np.array([0, 0, 0.05, 0, 0, 0, 0])
     assert (pushed(high, np.array([[0.27, 0.0]]))[0] == [0.27, 0.0]).all()
     back = pushed(way[:, ::-1], np.array([[0.34, 0.0]]))[0]
@@ -40,12 +54,12 @@ def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:
 def test_things_are_pushed_by_a_closed_hand_carried_by_a_closing_one_and_fall_when_it_opens() -> None:
     places = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02], [np.nan] * 3]])
     push = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0))
-    for closed, ends_m in ((True, 0.30 + CONTACT_M), (False, 0.27)):  # an open hand has the thing between its fingers
+    for closed, ends_m in ((True, 0.30 + AHEAD_M), (False, 0.27)):  # an open hand has the thing between its fingers
         things = Handled(places)
         for t in range(2):
             before, after = (push[:, i] + np.eye(7)[6] * (not closed) for i in (t, t + 1))
             now = things.step(before, after)
-        assert now[0, 0] == pytest.approx((ends_m, 0.0, 0.02)) and now[0, 1] == pytest.approx(places[0, 1])
+        assert now[0, 0] == pytest.approx((ends_m, 0.0, 0.02), abs=1e-3) and now[0, 1] == pytest.approx(places[0, 1])
         assert np.isnan(now[0, 2]).all() and not things.held.any()
     carry = hands((0.27, 0, 0.03, 1), (0.27, 0, 0.03, 0), (0.30, 0.1, 0.10, 0), (0.30, 0.1, 0.10, 1))
     things, path = Handled(places), []
@@ -59,8 +73,8 @@ def test_what_is_foreseen_from_targets_knows_that_the_hand_lags_and_sags() -> No
     states = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0), (0.30, 0, 0.03, 0))
     path = foreseen(states, np.array([[[0.27, 0.0, 0.02]]]))[0, :, 0]
     assert path[0, 0] == 0.27
-    assert path[2, 0] == pytest.approx(0.30 - 0.3 * 0.05 - HAND_SAG_M[0] + CONTACT_M)
-    assert path[3, 0] == pytest.approx(0.30 - HAND_SAG_M[0] + CONTACT_M)
+    assert path[2, 0] == pytest.approx(0.30 - 0.3 * 0.05 - HAND_SAG_M[0] + AHEAD_M, abs=1e-3)
+    assert path[3, 0] == pytest.approx(0.30 - HAND_SAG_M[0] + AHEAD_M, abs=1e-3)
 
 
 def test_along_and_aside() -> None:

@@ -39,7 +39,8 @@ class AdaptConfig:
     margin: float = number(0.05, 0.0, 1.0, "gain in imagined success that must be exceeded")
     confidence: float = number(0.95, 0.5001, 0.9999, "one-sided confidence that it is exceeded")
     patience: int = number(3, 1, 1e6, "stop after so many held-out evaluations without improvement")
-    solved_rate: float = number(0.95, 0.0, 1.0, "stop where held-out success and its mean score reach this, after practice on all starts")
+    solved_rate: float = number(0.95, 0.0, 1.0, "stop where held-out success and its mean score reach this, after "
+                                "practice on all starts")
     max_idle_updates: int = number(4, 1, 1e6, "stop after so many updates in a row with nothing to learn")
     max_rejection_rate: float = number(0.5, 0.0, 1.0, "stop when an update has more of its rollouts rejected")
     reroll: bool = flag(True, "dream claimed successes again under other noise; drop what is not reproduced")

@@ -6,7 +6,7 @@ follow from these two to within a cm. Mass, friction and tipping are not in it: 
 foreseen; other sizes than about 4 cm neither.
 
 The lengths were fitted to 1,600 pushes and 900 pick-and-places of play in the twin, of scenes with which no judge is
-ever checked; last places there are 6 and 2 mm off in the median (`bench/contact.py`).
+ever checked; last places there are 3 and 2 mm off in the median (`bench/contact.py`).
 """
 from __future__ import annotations
 
@@ -17,20 +17,16 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.types import F64
 
-CONTACT_M = 0.045
-"""From the hand's reference point to the middle of what it pushes, along its way."""
-HALF_WIDTH_M = 0.022
-"""How far beside the hand's way an object may lie and still be pushed."""
+FINGERS_M = (0.002, 0.022)
+"""Half of what the closed fingers fill, along the hand's x axis (forward where its yaw is 0) and across."""
+THING_RADIUS_M = 0.020
+"""What is pushed is a disc of this radius; it goes ahead of the fingers, unless their wide side meets it further off
+their middle than they are wide: then it turns away."""
 PUSH_HEIGHT_M = 0.045
 """The hand passes over things when it is higher than this."""
-BEHIND_M = 0.02
-"""An object this far behind the hand's reference point is no longer pushed."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
-PUSH_TOO_FAR_M, PUSH_SIGMA_M = 0.009, 0.014
-"""Pushed things are foreseen so much further along than they truly come to lie (median), and so inexactly (one sigma):
-they turn under the hand and slip off. Of the same play, things found within 4.5 mm (`bench/contact.py`)."""
-SUBSTEPS = 5
+SUBSTEPS, BISECTIONS, LONGEST_PUSH_M = 4, 8, 0.1
 HAND_LAG, HAND_SAG_M = 0.3, (0.0015, 0.0, 0.003)
 """Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
 
@@ -50,16 +46,33 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
     place = np.array(places_m, np.float64)
     way = (after - before)[:, :2]
     length = np.linalg.norm(way, axis=1)
+    if not (pushing & (np.minimum(before[:, 2], after[:, 2]) < PUSH_HEIGHT_M)[:, None]).any():
+        return place
     ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
-    beside = np.stack([-ahead[..., 1], ahead[..., 0]], -1)
+    yaw = after[:, None, 5]
+    wide = np.abs(ahead[..., 0] * np.cos(yaw) + ahead[..., 1] * np.sin(yaw)) > np.sqrt(0.5)  # their wide side leads
     for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
         hand = before + (after - before) * s
+        touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None]
         gap = place - hand[:, None, :2]
-        front, aside = (gap * ahead).sum(-1), (gap * beside).sum(-1)
-        low = ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None]
-        touched = pushing & low & (np.abs(aside) < HALF_WIDTH_M) & (front > -BEHIND_M) & (front < CONTACT_M)
-        place = place + np.where(touched, CONTACT_M - front, 0.0)[..., None] * ahead
+        aside = np.abs(gap[..., 1] * ahead[..., 0] - gap[..., 0] * ahead[..., 1])
+        touched &= _inside(gap, yaw) & (~wide | (aside < FINGERS_M[1]))
+        near, far = np.zeros(touched.shape), np.full(touched.shape, LONGEST_PUSH_M)
+        for _ in range(BISECTIONS if touched.any() else 0):  # how far along the hand's way it is free of the fingers
+            middle = (near + far) / 2
+            within = _inside(gap + middle[..., None] * ahead, yaw)
+            near, far = np.where(within, middle, near), np.where(within, far, middle)
+        place = place + np.where(touched, far, 0.0)[..., None] * ahead
     return place
+
+
+def _inside(gap_m: F64, yaw: F64) -> NDArray[np.bool_]:
+    """Tell whether discs with their middle at `gap_m` (G, N, 2) from hands of `yaw` (G, 1) touch the fingers."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    along = np.abs(gap_m[..., 0] * c + gap_m[..., 1] * s) - FINGERS_M[0]
+    across = np.abs(gap_m[..., 1] * c - gap_m[..., 0] * s) - FINGERS_M[1]
+    outside = np.hypot(np.maximum(along, 0.0), np.maximum(across, 0.0))
+    return np.asarray(outside + np.minimum(np.maximum(along, across), 0.0) < THING_RADIUS_M)
 
 
 def pushed(hands: F64, places_m: F64) -> F64:

@@ -14,7 +14,7 @@ import numpy as np
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import project
-from world_gymnast_ros.contact import PUSH_SIGMA_M, PUSH_TOO_FAR_M, along_and_aside, grasped, pushed
+from world_gymnast_ros.contact import along_and_aside, grasped, pushed
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
@@ -124,8 +124,7 @@ class MeasuringJudge:
         sigma = COARSE * self.config.sigma_m
         if task.family == "push":
             along, aside = along_and_aside(pushed(hand[None], places_m[:1, :2])[0], DIRECTIONS[task.direction])
-            chance = self._kept(PUSH_TOO_FAR_M - along, -PUSH_DISTANCE_M, PUSH_SIGMA_M)
-            chance = chance * self._kept(aside, PUSH_LATERAL_M, sigma)
+            chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
             progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
         else:
             path, held = (x[0] for x in grasped(hand[None], places_m[:1, :2]))
