@@ -24,7 +24,7 @@ def test_what_ships_is_released_as_its_table_says() -> None:
         with pytest.raises(NotTrusted, match="paired-replay AUC"):
             check_released(table, [reach, words], 0.98, 0.15)
     with pytest.raises(NotTrusted):
-        check_released(table, [place], 0.9, 0.10)  # 2 of 54 failures called successes: up to 12.5 %
+        check_released(table, [place], 0.9, 0.09)  # 1 of 54 failures called successes: up to 9.8 %
 
 
 def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
