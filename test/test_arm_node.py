@@ -214,10 +214,12 @@ def test_a_motor_without_torque_stops_the_arm(armed: Client) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_holds_before_the_node_goes(
-    ros: tuple[Client, graph.Graph], tmp_path: Path, number: signal.Signals
+    ros: tuple[Client, graph.Graph], tmp_path: Path, number: signal.Signals, request: pytest.FixtureRequest
 ) -> None:
     """An arm node under another name, ended in the middle of a chunk, SIGHUP by an ssh session that drops."""
     c, first = ros
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the node would inherit that it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     if "arm_node" in first.nodes:  # the last that it is needed for: it would be a second commander
         first.nodes["arm_node"].process.send_signal(signal.SIGINT)
         assert first.nodes.pop("arm_node").process.wait(30) == 0
