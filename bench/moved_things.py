@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from world_gymnast_ros.imagine import replay_from
 from world_gymnast_ros.models import build
+from world_gymnast_ros.models.plate import project
 from world_gymnast_ros.types import F64, U8
 
 MOVED_M, MOVED_PX, SEEN, CONTRAST = 0.04, 5, 0.6, 40.0
@@ -49,9 +51,8 @@ def patch(pictures: U8, places_px: F64) -> F64:
 
 def pixels(places_m: F64, cameras: F64, side: int) -> F64:
     """Return pixels (N, 2), column and row, of places (N, 3) seen by cameras (N, 12)."""
-    P = cameras.reshape(-1, 3, 4)
-    seen = (P[:, :, :3] @ places_m[..., None])[..., 0] + P[:, :, 3]
-    return np.asarray((seen[:, :2] / seen[:, 2:] + 1.0) * side / 2 - 0.5)
+    uv, _ = project(torch.from_numpy(cameras).double(), torch.from_numpy(places_m)[:, None])
+    return np.asarray((uv[:, 0].numpy() + 1.0) * side / 2 - 0.5)
 
 
 def find_moved(data: dict[str, np.ndarray]) -> Moved:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,37 +179,67 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     assert "| clone used, promoted |" in text and "| clone not used, promoted |" in text
     tried = {**cloned, "real": {"trial": {"used": True}}}
     assert "| tried clone used, clone used, promoted |" in markdown({"loop": [row(0, 0.2), tried]})
+    for used, told in ((True, "followed on the arm"), (False, "dropped on the arm")):
+        on_arm = {**row(1, 0.6), "trial": {"tried": "a", "used": used}}
+        assert f"| promoted, {told} |" in markdown({"loop": [row(0, 0.2), on_arm]})
+    assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "trial": {"adapter": ""}}]})
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_a_clone_is_tried_on_the_arm_and_follows_only_if_it_does_surely_better(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
+@pytest.fixture
+def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A run whose real episodes succeed as often as `wins` says, in turn; `asked` is what was played."""
     said: list[str] = []
-    run = start_run(tmp_path / "run", dataclasses.replace(small(), episodes=16), said)
-    state = run.start()
-    begun: list[str] = []
+    run = start_run(tmp_path / "run", dataclasses.replace(small(), episodes=24), said)
     played = policy_episodes(run.twin, load_policy(), range(2), run.instruction, 1.2, "policy")
+    out = SimpleNamespace(run=run, said=said, wins=[], asked=[])
 
-    def episodes(twin: object, policy: object, seeds: range, *_: object) -> list[dict[str, np.ndarray]]:
-        wins = 1 if not begun else 7 if better else 2
-        begun.append(str(seeds))
+    def episodes(twin: object, adapter: str, seeds: range, instruction: str, temperature: float, *_: object
+                 ) -> list[dict[str, np.ndarray]]:
+        out.asked.append((adapter, seeds, temperature))
+        wins = out.wins.pop(0)
         return [{**played[0], "success": np.full(len(played[0]["success"]), i < wins)} for i in range(len(seeds))]
     monkeypatch.setattr(iterate, "policy_episodes", episodes)
     monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
     monkeypatch.setattr(run, "parts", lambda method, state: SimpleNamespace(policy=state.adapter))
-    try:
-        told = run.real("loop", 1, state)
-        assert told["adapter"] == ("the-clone" if better else "") and told["trial"]["used"] is better
-        assert told["successes"] == (8 if better else 3) and told["episodes"] == 16 and len(begun) == 2
-        first, second = (range(*map(int, b[6:-1].split(", "))) for b in begun)
-        assert (len(first), second.start, len(second)) == (8, first.stop, 8)
-        begun.clear()
-        assert "trial" not in run.real("imitation", 1, state) and len(begun) == 1
-    finally:
-        run.close()
+    yield out
+    run.close()
+
+
+@pytest.mark.parametrize(("mine", "clones", "follows"), [(1, 7, True), (2, 2, True), (5, 1, False)])
+def test_a_clone_is_tried_on_the_arm_and_follows_unless_it_does_clearly_worse(
+        arm: SimpleNamespace, mine: int, clones: int, follows: bool) -> None:
+    run, state = arm.run, arm.run.start()
+    arm.wins = [mine, clones, 0]
+    told = run.real("loop", 1, state)
+    assert told["adapter"] == ("the-clone" if follows else "") and told["trial"]["used"] is follows
+    assert told["record"] == ([clones, 8] if follows else [mine, 8])
+    assert (told["successes"], told["episodes"]) == (mine + clones, 16)
+    (_, first, hot), (adapter, second, _) = arm.asked
+    assert (len(first), second.start, len(second), adapter, hot) == (8, first.stop, 8, "the-clone", 1.2)
     counts = {p: sum(len(np.load(f)["length"]) for f in (run.out / "loop" / p).glob("*.npz")) for p in set(PARTS)}
     assert sum(counts.values()) == 16 and counts["training"] >= 8 and min(counts.values()) >= 3
-    assert "better with a chance of" in said[0]
+    assert "better with a chance of" in arm.said[0]
+    assert "trial" not in run.real("imitation", 1, state) and len(arm.asked[-1][1]) == 24
+
+
+@pytest.mark.parametrize(("dreamed", "refused", "wins", "adapter", "greedy"), [
+    ("dreamed", "a-clone", 0, "before", True),  # the dream flattered it
+    ("dreamed", "", 6, "dreamed", True),
+    ("before", "a-clone", 5, "a-clone", False),  # the dream could not tell, and the arm can
+    ("before", "a-clone", 0, "before", False),
+    ("before", "", 0, "before", False)])
+def test_the_arm_has_the_last_word_on_what_the_dream_promoted_or_refused(
+        arm: SimpleNamespace, dreamed: str, refused: str, wins: int, adapter: str, greedy: bool) -> None:
+    run = arm.run
+    row = {"real": {"adapter": "before", "record": [5, 8]}, "clone": {"candidate": refused}}
+    arm.wins = [wins]
+    told = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter=dreamed))
+    assert told["adapter"] == adapter and (told["episodes"], told["successes"]) == (8, wins)
+    tried, seeds, temperature = arm.asked[0]
+    assert tried == (dreamed if dreamed != "before" else refused or "before")
+    assert seeds == range(run.first_seed(1) + 16, run.first_seed(1) + 24)
+    assert temperature == (0.0 if greedy else 1.2), "what the dream promoted is tried as it would run"
+    assert ("used" in told) == bool(dreamed != "before" or refused)
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -249,7 +280,8 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     rows = loop.method("loop")
     loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["clone"]["message"] and rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
+    assert rows[1]["trial"]["episodes"] == 6 and rows[1]["clone"]["message"]
+    assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()

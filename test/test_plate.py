@@ -151,3 +151,38 @@ def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None
     for name, xy in true.items():
         assert np.linalg.norm(seen.places_m[:, :2] - xy, axis=1).min() < 0.015, name
     assert reader.things(frame.rgb[::8, ::8].copy(), state) is None
+
+
+def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Path) -> None:
+    """In new scenes: its colour arrives at the true last place, and less of it without the captured frame."""
+    pytest.importorskip("mujoco")
+    from world_gymnast_ros.imagine import replay_from
+    from world_gymnast_ros.models.build import load_world_model
+    from world_gymnast_ros.twin.play import record_episode, wide_scene, write_rows
+
+    rows = [record_episode(wide_scene(np.random.default_rng((77, i)), "push"), 7_700_000 + i, "demo", False)
+            for i in range(6)]
+    write_rows(tmp_path / "p.npz", rows)
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as play:
+        data = {k: play[k] for k in play.files}
+    row, end = np.arange(len(rows)), data["length"]
+    named = [next(k for k, name in enumerate(names) if name and name in words)
+             for names, words in zip(data["object_names"], data["instruction"].tolist(), strict=True)]
+    places_m = data["objects_xyz"][row[:, None], np.stack([0 * end, end], 1), np.array(named)[:, None]]
+    uv, _ = project(torch.from_numpy(data["camera"]).float(), torch.from_numpy(places_m).float())
+    (first, last), truth = ((uv.numpy() + 1) / 2 * SIDE).astype(int).clip(2, SIDE - 3).swapaxes(0, 1), data["frames"]
+    far = np.abs(first - last).max(1) >= 5
+
+    def patch(pictures: U8, at: np.ndarray) -> np.ndarray:
+        """Mean colours of 3x3 pixels."""
+        return np.stack([p[v - 1:v + 2, u - 1:u + 2].mean((0, 1)) for p, (u, v) in zip(pictures, at, strict=True)])
+    colour, table = patch(truth[:, 0], first), patch(truth[:, 0], last)
+    way = (colour - table) / np.square(colour - table).sum(1, keepdims=True)
+    seen = far & (((patch(truth[row, end], last) - table) * way).sum(1) > 0.6)
+    assert seen.sum() >= 3, "the scenes of this test show nothing"
+    world = load_world_model("")
+    arrived = []
+    for captured in (list(data["captured"]), None):
+        films = replay_from(world, truth[:, 0], list(data["states"][:, 0]), data["deltas"], 0, captured=captured)
+        arrived.append(((patch(films[row, end], last) - table) * way).sum(1)[seen].mean())
+    assert arrived[0] > 0.45 and arrived[0] > arrived[1] + 0.2, arrived

@@ -27,14 +27,15 @@ PUSH_HEIGHT_M = 0.045
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
 SUBSTEPS, BISECTIONS, LONGEST_PUSH_M = 4, 8, 0.1
-HAND_LAG, HAND_SAG_M = 0.3, (0.0015, 0.0, 0.003)
+HAND_LAG = 0.3
+HAND_SAG_M = (0.0015, 0.0, 0.003)
 """Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
 
 
-def hand_after(before: F64, after: F64) -> F64:
+def hand_after(before: F64, after: F64, lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> F64:
     """Return the hand's pose (..., 7) after a step between target states `before` and `after` (..., 7)."""
     hand = np.array(after, np.float64)
-    hand[..., :3] -= HAND_LAG * (np.asarray(after)[..., :3] - np.asarray(before)[..., :3]) + np.array(HAND_SAG_M)
+    hand[..., :3] -= lag * (np.asarray(after)[..., :3] - np.asarray(before)[..., :3]) + np.array(sag_m)
     return hand
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode
+from world_gymnast_ros.learning.play_data import PlayEpisode, places_at
 from world_gymnast_ros.models.action_dit import ActionDiT
 from world_gymnast_ros.models.dream import FrameSampler, condition_vector, to_uint8
 from world_gymnast_ros.types import U8
@@ -48,7 +48,9 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
         part = stretches[i:i + batch]
         first = np.stack([c.frames[0] for c in part])
         generator = torch.Generator(device).manual_seed(seed + i)
-        places_m, cameras = _things(part, known)
+        ahead = np.arange(max(c.steps for c in part) + 1)
+        places_m, cameras = places_at([c.episode.things if known else None for c in part],
+                                      [c.start + ahead for c in part])
         sampler = FrameSampler(network, torch.from_numpy(first).to(device).float() / 255.0,
                                denoising_steps or network.config.sampling_steps, generator, places_m[:, 0], cameras)
         drawn = [first]
@@ -58,19 +60,6 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
         films = np.stack(drawn, 1)
         out += [films[j, :c.steps + 1] for j, c in enumerate(part)]
     return out
-
-
-def _things(part: Sequence[Cut], known: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return places of things float32 (G, T+1, N, 3) at each frame of the stretches, and cameras (G, 12)."""
-    steps = max(c.steps for c in part)
-    places_m = np.full((len(part), steps + 1, THINGS, 3), np.nan, np.float32)
-    cameras = np.zeros((len(part), 12), np.float32)
-    for i, c in enumerate(part):
-        if known and c.episode.things is not None:
-            path = c.episode.things.path_m[c.start:c.start + steps + 1, :THINGS]
-            places_m[i, :len(path), :path.shape[1]] = path
-            cameras[i] = c.episode.things.camera
-    return places_m, cameras
 
 
 def _condition(network: ActionDiT, cut: Cut, t: int, known: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.play_data import THING_KEYS, THINGS, PlayEpisode, Things, play_things, with_things
+from world_gymnast_ros.learning.play_data import PlayEpisode, Things, places_at, play_things, with_things
 from world_gymnast_ros.models.build import load_world_model
 from world_gymnast_ros.models.dream import ActionDiTWorld, FrameSampler, condition_vector, to_uint8
 from world_gymnast_ros.types import F32, U8
@@ -26,7 +26,7 @@ BATCH = 64
 def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, seed: int,
                    things: Sequence[Things | None] | None = None) -> U8:
     """Return dreams uint8 (E, T+1, H, W, 3) of actions (E, T, 7), target states (E, T+1, 7), frames (E, H, W, 3)."""
-    places_m, cameras = _places(things or [None] * len(first), deltas.shape[1])
+    places_m, cameras = places_at(things or [None] * len(first), [np.arange(deltas.shape[1] + 1)] * len(first))
     frames = np.repeat(first[:, None], deltas.shape[1] + 1, axis=1)
     for i in range(0, len(first), BATCH):
         part = slice(i, i + BATCH)
@@ -40,17 +40,6 @@ def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, s
     return frames
 
 
-def _places(things: Sequence[Things | None], steps: int) -> tuple[F32, F32]:
-    """Return places (E, T+1, N, 3) at each frame, after an episode's end those of its last, and cameras (E, 12)."""
-    places_m = np.full((len(things), steps + 1, THINGS, 3), np.nan, np.float32)
-    cameras = np.zeros((len(things), 12), np.float32)
-    for i, some in enumerate(things):
-        if some is not None:
-            path = some.path_m[np.minimum(np.arange(steps + 1), len(some.path_m) - 1), :THINGS]
-            places_m[i, :, :path.shape[1]], cameras[i] = path, some.camera
-    return places_m, cameras
-
-
 def things_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[Things | None]:
     """Return the things of each episode of play data: as found in the captured frames, where the file holds them."""
     if "captured" in arrays and world.reader is not None:
@@ -59,9 +48,7 @@ def things_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[Thin
                             reader).things for frames, deltas, states, captured, n in zip(
                                 arrays["frames"], arrays["deltas"], arrays["states"], arrays["captured"],
                                 arrays["length"].tolist(), strict=True)]
-    if set(THING_KEYS) <= set(arrays):
-        return list(play_things(arrays))
-    return [None] * len(arrays["frames"])
+    return play_things(arrays)
 
 
 def dream_file(world: ActionDiTWorld, source: Path, target: Path, episodes: int, seed: int) -> int:

@@ -1,9 +1,11 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
-    a round   real episodes, explored: the first half with the present adapter, the rest with a clone of the real
-              successes so far, which is kept if it did surely better -> world model and judge learn from them -> each
-              is promoted only if its release check says so -> real successes are cloned again, kept if the dream says
-              that this is better -> adaptation in the dream -> true evaluation
+    a round   real episodes, explored: a third with the present adapter, a third with a clone of the real successes so
+              far, which follows unless it did clearly worse -> world model and judge learn from them -> each is
+              promoted only if its release check says so -> real successes are cloned again, kept if the dream says
+              that this is better -> adaptation in the dream -> the last third of the real episodes: what the dream
+              promoted, else the clone that it did not trust, is tried on the arm, and dropped where it does clearly
+              worse there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -58,8 +60,11 @@ from world_gymnast_ros.types import AdapterRef, Frame
 
 METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
-TRIAL_SURE = 0.8
-"""So likely must it be that a clone does better on the arm than the present adapter, for it to follow."""
+LEAST_CHANCE = 0.2
+"""By what either did on the arm, a clone or what the dream promoted must be better than the present adapter with this
+chance at least, or is dropped: there was reason to think it better, and a few episodes refute only what is clear."""
+LAYOUT = 2
+"""Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
 PARTS = ("training", "calibration", "training", "held_out")
@@ -119,6 +124,15 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def compare(name: str, candidate: str, record: Sequence[int], rival: Sequence[int]) -> dict[str, Any]:
+    """Say whether `candidate` follows, by successes and trials on the arm: its own, and those of the present adapter.
+    """
+    chance = round(chance_better(*rival, *record), 6)
+    return {"tried": candidate, "chance": chance, "used": chance >= LEAST_CHANCE, "message": (
+        f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
+        f"a chance of {chance:.2f}, asked for are {LEAST_CHANCE:g}")}
+
+
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
@@ -139,10 +153,11 @@ class Run:
             if given and not any(Path(given).glob("*.npz")):
                 raise BadConfig(f"--{name} {given} holds no play data (*.npz); make some with `world-gymnast twin "
                                 "play`, or leave it out")
-        settings = {"config": asdict(config), "adapt": asdict(adapt)}
+        settings = {"layout": LAYOUT, "config": asdict(config), "adapt": asdict(adapt)}
         kept = once(self.out / "run.json", lambda: settings)
         if kept != json.loads(json.dumps(settings, default=_plain)):
-            raise BadConfig(f"{out} holds a run with other settings (run.json); name another folder, or give its own")
+            raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
+                            "folder, or give its own")
         self.probe = build.load_judge("")
         self._figures: dict[tuple[str, str, str, str], Replays] = {}
 
@@ -242,6 +257,9 @@ class Run:
         learn = self.imitation if method == "imitation" else self.adaptation
         row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
         state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter)
+        if method == "loop":
+            row["trial"] = once(folder / "trial.json", lambda: self.trial(method, number, row, state))
+            state = dataclasses.replace(state, adapter=row["trial"]["adapter"])
         row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
             self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
             method != "imitation"))
@@ -253,34 +271,62 @@ class Run:
         return row
 
     def real(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Real episodes with exploration. The loop tries a clone on the arm in half of them: the dream need not show
-        what success looks like in a scene where it is wrong."""
+        """Real episodes with exploration. The loop tries a clone on the arm in a third of them: the dream need not show
+        what success looks like in a scene where it is wrong. Another third is kept for `trial`."""
         c = self.config
-        first = REAL_SEED + 10_000 * c.seed + 1000 * number
-        half = c.episodes // 2 if method == "loop" else c.episodes
-        wins = self.explore(method, state, range(first, first + half), f"round-{number}")
-        told = {"episodes": c.episodes, "successes": wins, "first_seed": first, "adapter": state.adapter}
+        first = self.first_seed(number)
+        count = c.episodes // 3 if method == "loop" else c.episodes
+        temperature = c.temperature
+        wins = self.explore(method, state, range(first, first + count), f"round-{number}", temperature)
+        told = {"episodes": count, "successes": wins, "first_seed": first, "adapter": state.adapter,
+                "record": [wins, count]}
         if method == "loop":
             clone = self.imitation(method, number, state)["adapter"]
             tried = dataclasses.replace(state, adapter=clone or state.adapter)
-            more = self.explore(method, tried, range(first + half, first + c.episodes), f"round-{number}-second", 2)
-            told["successes"] += more
+            more = self.explore(method, tried, range(first + count, first + 2 * count), f"round-{number}-second",
+                                temperature, 2)
+            told |= {"episodes": 2 * count, "successes": wins + more}
             if clone:
-                chance = chance_better(wins, half, more, c.episodes - half)
-                told["trial"] = {"clone": clone, "chance": chance, "used": chance >= TRIAL_SURE, "message": (
-                    f"a clone of the real successes so far succeeded in {more} of {c.episodes - half}, the present "
-                    f"adapter in {wins} of {half}: better with a chance of {chance:.2f}, asked for are "
-                    f"{TRIAL_SURE:g}")}
-                told["adapter"] = clone if chance >= TRIAL_SURE else state.adapter
-        self.say(f"{method}, round {number}: {told['successes']} of {c.episodes} explored real episodes succeeded"
+                told["trial"] = trial = compare("a clone of the real successes so far", clone, [more, count],
+                                                told["record"])
+                if trial["used"]:
+                    told |= {"adapter": clone, "record": [more, count]}
+            else:
+                told["record"] = [wins + more, 2 * count]
+        self.say(f"{method}, round {number}: {told['successes']} of {told['episodes']} explored real episodes succeeded"
                  + (f"; {told['trial']['message']}" if "trial" in told else ""))
         return told
 
-    def explore(self, method: str, state: State, seeds: range, name: str, turn: int = 0) -> int:
-        """Play real episodes with the adapter of `state`, explored; store them split as PARTS says, from its place
-        `turn` on; return successes."""
-        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction,
-                               self.config.temperature, "policy")
+    def trial(self, method: str, number: int, row: dict[str, Any], state: State) -> dict[str, Any]:
+        """Try on the arm what the dream promoted over the adapter that `real` ended with, greedy as it would run.
+
+        Where the dream promoted nothing, the clone that it did not trust is tried, explored as its rival was; where
+        there is none either, there are explored episodes more for the next round.
+        """
+        c, real = self.config, row["real"]
+        done = 2 * (c.episodes // 3)
+        first, count, name = self.first_seed(number) + done, c.episodes - done, f"round-{number}-trial"
+        dreamed = state.adapter != real["adapter"]
+        tried = state.adapter if dreamed else row["clone"].get("candidate", "")
+        wins = self.explore(method, dataclasses.replace(state, adapter=tried or state.adapter),
+                            range(first, first + count), name, 0.0 if dreamed else c.temperature, 1)
+        told = {"episodes": count, "successes": wins, "adapter": state.adapter}
+        if tried:
+            told |= compare("what the dream promoted" if dreamed else "a clone that the dream did not trust", tried,
+                            [wins, count], real["record"])
+            told["adapter"] = tried if told["used"] else real["adapter"]
+            self.say(f"{method}, round {number}: {told['message']}")
+        return told
+
+    def first_seed(self, number: int) -> int:
+        """Return the seed of a round's first real episode."""
+        return REAL_SEED + 10_000 * self.config.seed + 1000 * number
+
+    def explore(self, method: str, state: State, seeds: range, name: str, temperature: float, turn: int = 0) -> int:
+        """Play real episodes with the adapter of `state`; store them split as PARTS says, from its place `turn` on;
+        return successes."""
+        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
+                               "policy")
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
         for outcome in (True, False):
             for i, row in enumerate(r for r in rows if bool(r["success"][-1]) == outcome):
@@ -436,7 +482,7 @@ class Run:
         gate = decide(before.success, after.success, before.known & after.known, a.margin, a.confidence, seed)
         self.say(f"{method}, round {number}: clone of real successes: {gate.reason}")
         return {**told, "outcome": "cloned" if gate.promote else "kept", "message": gate.reason,
-                "adapter": told["adapter"] if gate.promote else ""}
+                "adapter": told["adapter"] if gate.promote else "", "candidate": told["adapter"]}
 
     def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
         """Adapt in the dream from captured frames of the scene, going on from the present adapter."""

@@ -30,7 +30,8 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
             out.append([
                 "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *dream,
                 *(_version(row.get(kind)) for kind in ("world_model", "judge")),
-                ", ".join(told for told in (_cloned(row), row.get("learning", {}).get("outcome", "")) if told)])
+                ", ".join(told for told in (_cloned(row), row.get("learning", {}).get("outcome", ""), _tried(row))
+                          if told)])
     return out
 
 
@@ -41,6 +42,13 @@ def _cloned(row: Mapping[str, Any]) -> str:
     if "clone" in row:
         told.append("clone " + ("used" if row["clone"]["adapter"] else "not used"))
     return ", ".join(told)
+
+
+def _tried(row: Mapping[str, Any]) -> str:
+    trial = row.get("trial", {})
+    if not trial.get("tried"):
+        return ""
+    return "followed on the arm" if trial["used"] else "dropped on the arm"
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -121,6 +129,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     if "clone" in row:
         parts.append(f"<p><b>Clone of the real successes</b>: {escape(row['clone']['message'])}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
+    if row.get("trial", {}).get("tried"):
+        stays = "it follows" if row["trial"]["used"] else "it is dropped"
+        parts.append(f"<p><b>Tried on the arm</b>: {escape(row['trial']['message'])}; {stays}.</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()

@@ -5,7 +5,7 @@ A clip's file holds an action at its last frame too; that one leads nowhere and 
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,8 +92,7 @@ def read_play(directories: Iterable[Path], every: int = 1) -> list[PlayEpisode]:
                 frames, deltas, states, length, family = (
                     data[k] for k in ("frames", "deltas", "states", "length", "family"))
                 camera = data["camera"] if "camera" in data.files else [None] * len(frames)
-                things = play_things({k: data[k] for k in THING_KEYS}) if set(THING_KEYS) <= set(data.files) \
-                    else [None] * len(frames)
+                things = play_things(data)
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} is not a play-data file ({error}); make one with `world-gymnast twin`"
                                ) from error
@@ -106,14 +105,32 @@ def read_play(directories: Iterable[Path], every: int = 1) -> list[PlayEpisode]:
     return out
 
 
-def play_things(data: dict[str, np.ndarray]) -> list[Things]:
-    """Return the things of each episode of a play-data file, foreseen from places as inexact as measured ones."""
+def play_things(play: Mapping[str, np.ndarray]) -> list[Things | None]:
+    """Return the things of each episode of a play-data file, foreseen from places as inexact as measured ones; None
+    where the file does not say what lay where."""
+    if not set(THING_KEYS) <= set(play):
+        return [None] * len(play["length"])
+    data = {k: play[k] for k in THING_KEYS}  # each read once: an open file decompresses at every look
     start = data["objects_xyz"][:, 0].astype(np.float64)
     names = data["object_names"]
     start[(names == "") | np.char.endswith(names, "plate")] = np.nan
     off = np.random.default_rng(int(data["seed"][0])).normal(0.0, PLACE_SIGMA_M, (*start.shape[:2], 3)) * (1, 1, 0)
     path = (foreseen(data["states"], start + off) - off[:, None]).astype(np.float32)
     return [Things(path[i, :n + 1], data["camera"][i]) for i, n in enumerate(data["length"].tolist())]
+
+
+def places_at(things: Sequence[Things | None], rows: Sequence[I64]) -> tuple[F32, F32]:
+    """Return places float32 (B, R, N, 3) of each clip's things at its frames `rows` (R,), and cameras (B, 12).
+
+    NaN where there are none; past an episode's end those of its last frame.
+    """
+    places_m = np.full((len(things), len(rows[0]), THINGS, 3), np.nan, np.float32)
+    cameras = np.zeros((len(things), 12), np.float32)
+    for i, (some, frames) in enumerate(zip(things, rows, strict=True)):
+        if some is not None:
+            path_m = some.path_m[np.minimum(frames, len(some.path_m) - 1), :THINGS]
+            places_m[i, :, :path_m.shape[1]], cameras[i] = path_m, some.camera
+    return places_m, cameras
 
 
 def with_things(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
@@ -250,11 +267,7 @@ class ClipSource:
             f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
             known = e.states is not None and rng.random() >= state_dropout
             targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
-            places_m = np.full((T + 1, THINGS, 3), np.nan, np.float32)
-            if known and e.things is not None:
-                path = e.things.path_m[:, :THINGS]
-                places_m[:, :path.shape[1]] = np.concatenate([path[f:f + 1], path[s + 1:s + T + 1]])
-            camera = e.things.camera if e.things is not None else np.zeros(12, np.float32)
+            places_m, camera = places_at([e.things if known else None], [np.r_[f, s + 1:s + T + 1]])
             rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
-                         targets[s:s + T + 1], targets[f], known, places_m, camera))
+                         targets[s:s + T + 1], targets[f], known, places_m[0], camera[0]))
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -16,7 +16,7 @@ from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.play_data import THING_KEYS, PlayEpisode, play_things
+from world_gymnast_ros.learning.play_data import PlayEpisode, play_things
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode
 from world_gymnast_ros.store import file_sha256
 from world_gymnast_ros.tasks import family_of
@@ -68,8 +68,7 @@ def play_file(path: Path) -> list[RealEpisode]:
             rows = {k: data[k] for k in _PLAY}
             more = {k: data[k] for k in ("measured", "object_names", "objects_xyz", "camera", "captured")
                     if k in data.files}
-            things = play_things({k: data[k] for k in THING_KEYS}) if set(THING_KEYS) <= set(data.files) \
-                else [None] * len(rows["length"])
+            things = play_things(data)
     except (OSError, ValueError, KeyError) as error:
         raise EpisodeError(f"{path} is not play data ({error}); make some with `world-gymnast twin play`") from error
     out = []

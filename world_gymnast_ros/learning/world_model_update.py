@@ -109,6 +109,8 @@ def _fingerprint(clips: Sequence[Any]) -> str:
     for clip in clips:
         digest.update(np.ascontiguousarray(clip.frames).data)
         digest.update(np.ascontiguousarray(clip.deltas).data)
+        if clip.things is not None:  # as a locator found them: with another it is another run
+            digest.update(np.ascontiguousarray(clip.things.path_m).data)
     return digest.hexdigest()
 
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.plate import Plate
+from world_gymnast_ros.models.plate import Plate, grid_of
 from world_gymnast_ros.outline import CAPSULE_DIM, CAPSULES, GROUPS
 
 NUMBERS = 15
@@ -164,9 +164,7 @@ class ProjectedPoints(nn.Module):
         nn.init.uniform_(self.find_out.bias, -0.6, 0.6)
         nn.init.zeros_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
-        line = (torch.arange(config.side) + 0.5) / config.side * 2 - 1
-        rows, cols = torch.meshgrid(line, line, indexing="ij")
-        self.register_buffer("grid", torch.stack([cols.flatten(), rows.flatten()], -1), persistent=False)
+        self.register_buffer("grid", grid_of(config.side, config.side).flatten(0, 1), persistent=False)
 
     def forward(self, features: Tensor, tokens: Tensor | None) -> Tensor:
         """Embed each place (B, T, M, dim) under condition features (B, T, n)."""
@@ -194,10 +192,7 @@ class OutlineFeatures(nn.Module):
         for zero in (self.read_head, self.pixel_head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
-        line = (torch.arange(size) + 0.5) / size * 2 - 1
-        rows, cols = torch.meshgrid(line, line, indexing="ij")
-        grid = torch.stack([cols, rows], -1)
-        p = config.patch
+        grid, p = grid_of(size, size), config.patch
         patches = grid.unfold(0, p, p).unfold(1, p, p).permute(0, 1, 3, 4, 2).reshape(config.tokens, p * p, 2)
         self.register_buffer("whole", grid.reshape(1, -1, 2), persistent=False)
         self.register_buffer("patches", patches, persistent=False)

@@ -14,7 +14,7 @@ import numpy as np
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import project
-from world_gymnast_ros.contact import along_and_aside, grasped, pushed
+from world_gymnast_ros.contact import along_and_aside, grasped, hand_after, pushed
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
@@ -57,10 +57,8 @@ class MeasuringJudge:
         for t in range(deltas.shape[1]):
             targets.append(integrate_states(targets[-1], deltas[:, t], StepLimits(), self.workspace))
         path = np.stack(targets, axis=1).astype(np.float64)
-        hand = path.copy()
-        hand[:, 1:, :3] -= self.config.hand_lag * (path[:, 1:, :3] - path[:, :-1, :3])
-        hand[:, 1:, :3] -= np.array(self.config.hand_sag_m)
-        return hand
+        path[:, 1:] = hand_after(path[:, :-1], path[:, 1:], self.config.hand_lag, self.config.hand_sag_m)
+        return path
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3) by measurement."""

@@ -38,7 +38,7 @@ def fill(picture: Tensor, keep: Tensor) -> Tensor:
     return picture * keep + wide * (1.0 - keep)
 
 
-def grid_of(height: int, width: int, device: torch.device) -> Tensor:
+def grid_of(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return the centres (H, W, 2) of pixels as u, v."""
     rows, cols = torch.meshgrid((torch.arange(height, device=device) + 0.5) / height * 2 - 1,
                                 (torch.arange(width, device=device) + 0.5) / width * 2 - 1, indexing="ij")

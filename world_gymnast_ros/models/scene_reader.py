@@ -21,9 +21,9 @@ from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.types import F32, F64, U8
 
 CACHED = 256
-PLATE = "plate"
-"""The flat shape: things are put on it, and it stays where it is."""
-PLATE_HEIGHT_M = 0.006
+FLAT_SHAPE = "plate"
+"""Things are put on it, and it stays where it is."""
+FLAT_HEIGHT_M = 0.006
 APART_M = 0.025
 """Two finds nearer than this are one thing under two names."""
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class SceneReader:
 
     def height_m(self, name: str) -> float:
         """Return at what height the middle of what is seen of a named thing lies, m above the table."""
-        usual = PLATE_HEIGHT_M if name.endswith(PLATE) else self.config.object_height_m
+        usual = FLAT_HEIGHT_M if name.endswith(FLAT_SHAPE) else self.config.object_height_m
         return self.config.object_heights_m.get(name, usual)
 
     def _once(self, captured: U8, state: F32, what: str, read: Callable[[], T]) -> T:
@@ -106,7 +106,7 @@ class SceneReader:
 
     def _things(self, captured: U8, state: F32) -> Seen | None:
         names = tuple(f"{colour} {shape}" for colour, shape in product(self.config.colours, self.config.shapes)
-                      if shape != PLATE)
+                      if shape != FLAT_SHAPE)
         camera, uv, sure = self._look(captured, state, names)
         if camera.rms > self.config.camera_rms:
             return None
