@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from world_gymnast_ros.contact import along_and_aside, grasped, pushed
+from world_gymnast_ros.contact import along_and_aside, handled
 from world_gymnast_ros.evaluate import paired_replay_auc
 from world_gymnast_ros.models import build
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
@@ -43,12 +43,12 @@ def foreseen(judge: MeasuringJudge, file: Path, measured: bool) -> dict[str, lis
                 continue
             places = found.places_m
         hand = judge.hands(RolloutFacts([data["frames"][i, 0]], [state], data["deltas"][i, None, :steps]))
+        (path,), (held,) = (x[:, :, 0] for x in handled(hand, places[None, :1]))
+        path = path[:, :2]
         if task.family == "push":
-            path = pushed(hand, places[:1, :2])[0]
             along, aside = along_and_aside(path, DIRECTIONS[task.direction])
             near = along[-1] - max(0.0, aside[-1] - PUSH_LATERAL_M)
         else:
-            (path,), (held,) = grasped(hand, places[:1, :2])
             near = -float(np.linalg.norm(path[-1] - places[1, :2])) - 0.05 * bool(held[-1])
         out.setdefault(task.family, []).append(
             (float(np.linalg.norm(path[-1] - end)), float(near), bool(data["success"][i, steps])))

@@ -11,8 +11,7 @@ from world_gymnast_ros.contact import (
     Handled,
     along_and_aside,
     foreseen,
-    grasped,
-    pushed,
+    handled,
 )
 
 AHEAD_M = FINGERS_M[0] + THING_RADIUS_M
@@ -26,28 +25,48 @@ def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
     return out
 
 
+def pushed(way: np.ndarray, place_m: np.ndarray) -> np.ndarray:
+    """Path (T+1, 2) of one thing at (2,)."""
+    return handled(way, np.array([[[*place_m, 0.02]]]))[0][0, :, 0, :2]
+
+
 def test_a_low_hand_pushes_what_is_ahead_and_nothing_else() -> None:
     way = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0))
-    ahead, beside, behind = (pushed(way, np.array([[0.27, y]]) - [x, 0])[0]
-                             for x, y in ((0, 0), (0, 0.045), (0.15, 0)))
+    ahead, beside, behind = (pushed(way, np.array([0.27 - x, y])) for x, y in ((0, 0), (0, 0.045), (0.15, 0)))
     assert ahead[-1] == pytest.approx((0.30 + AHEAD_M, 0.0), abs=1e-3)
     assert (beside == beside[0]).all() and (behind == behind[0]).all()
     turned = way + np.array([0, 0, 0, 0, 0, np.pi / 2, 0])  # now the fingers' wide side leads
-    assert pushed(turned, np.array([[0.27, 0.0]]))[0, -1] == pytest.approx((0.30 + ACROSS_M, 0.0), abs=1e-3)
+    assert pushed(turned, np.array([0.27, 0.0]))[-1] == pytest.approx((0.30 + ACROSS_M, 0.0), abs=1e-3)
     high = way + np.array([0, 0, 0.05, 0, 0, 0, 0])
-    assert (pushed(high, np.array([[0.27, 0.0]]))[0] == [0.27, 0.0]).all()
-    back = pushed(way[:, ::-1], np.array([[0.34, 0.0]]))[0]
+    assert (pushed(high, np.array([0.27, 0.0])) == [0.27, 0.0]).all()
+    back = pushed(way[:, ::-1], np.array([0.34, 0.0]))
     assert (back == back[0]).all(), "a hand that goes away pulls nothing along"
+
+
+def test_what_is_pushed_off_its_middle_goes_aside_until_the_hand_has_passed() -> None:
+    """The thin side of the fingers leads: across their wide side, to the left."""
+    way = hands(*((0.30, 0.02 * i, 0.03, 0) for i in range(8)))
+    straight, aside, further = (pushed(way, np.array([0.30 + off, 0.07])) for off in (0.0, 0.008, 0.018))
+    assert straight[-1] == pytest.approx((0.30, 0.14 + ACROSS_M), abs=1e-3)
+    assert aside[-1, 0] > 0.312 and further[-1, 0] > 0.322, "away from the fingers"
+    assert further[-1] == pytest.approx(further[-3]) and further[-1, 1] < 0.12, "it has slipped off"
+    assert 0.17 < aside[-1, 1] < straight[-1, 1]
+    mirrored = pushed(way, np.array([0.30 - 0.008, 0.07]))
+    assert mirrored == pytest.approx(np.array([0.60, 0.0]) + aside * [-1, 1])
+    turned = way.copy()  # all of it a quarter turn about the base
+    turned[..., 0], turned[..., 1], turned[..., 5] = -way[..., 1], way[..., 0], np.pi / 2
+    assert pushed(turned, np.array([-0.07, 0.308])) == pytest.approx(aside[:, ::-1] * [-1, 1])
 
 
 def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:
     way = hands((0.25, 0, 0.02, 1), (0.25, 0, 0.02, 0), (0.25, 0, 0.10, 0), (0.30, 0.1, 0.10, 0), (0.30, 0.1, 0.05, 1),
                 (0.20, 0, 0.15, 1))
-    path, held = grasped(way, np.array([[0.26, 0.0]]))
-    assert held[0].tolist() == [False, True, True, True, False, False]
-    assert path[0, 3] == pytest.approx((0.31, 0.1)) and path[0, 5] == pytest.approx((0.31, 0.1))
+    thing = np.array([[[0.26, 0.0, 0.02]]])
+    path, held = handled(way, thing)
+    assert held[0, :, 0].tolist() == [False, True, True, True, False, False]
+    assert path[0, 3, 0] == pytest.approx((0.31, 0.1, 0.10)) and path[0, 5, 0] == pytest.approx((0.31, 0.1, 0.02))
     for wrong in (way + np.array([0, 0, 0.05, 0, 0, 0, 0]), way + np.array([0.08, 0, 0, 0, 0, 0, 0])):
-        path, held = grasped(wrong, np.array([[0.26, 0.0]]))
+        path, held = handled(wrong, thing)
         assert not held.any() and (path == path[:, :1]).all()
 
 
@@ -98,5 +117,5 @@ def test_it_says_where_the_twins_physics_takes_things() -> None:
         thing = [str(n) for n in row["object_names"]].index(parse_instruction(words).target)
         true = row["objects_xyz"][:, thing, :2]
         assert np.linalg.norm(true[-1] - true[0]) > 0.03, "a demonstration moves it"
-        off.append(np.linalg.norm(pushed(row["measured"][None].astype(np.float64), true[:1])[0, -1] - true[-1]))
+        off.append(np.linalg.norm(pushed(row["measured"][None].astype(np.float64), true[0])[-1] - true[-1]))
     assert np.median(off) < 0.015, off

@@ -205,8 +205,10 @@ def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
     run.close()
 
 
-@pytest.mark.parametrize(("mine", "clones", "follows"), [(1, 7, True), (2, 2, True), (5, 1, False)])
-def test_a_clone_is_tried_on_the_arm_and_follows_unless_it_does_clearly_worse(
+@pytest.mark.parametrize(("mine", "clones", "follows"), [
+    (1, 7, True), (2, 2, True), (3, 1, False),  # of what is weak, unless it is clearly worse
+    (5, 6, False), (5, 8, True), (5, 1, False)])  # of what is not, if it is better
+def test_a_clone_is_tried_on_the_arm_and_must_do_the_better_the_better_the_present_adapter_does(
         arm: SimpleNamespace, mine: int, clones: int, follows: bool) -> None:
     run, state = arm.run, arm.run.start()
     arm.wins = [mine, clones, 0]
@@ -225,8 +227,9 @@ def test_a_clone_is_tried_on_the_arm_and_follows_unless_it_does_clearly_worse(
 @pytest.mark.parametrize(("dreamed", "refused", "wins", "adapter", "greedy"), [
     ("dreamed", "a-clone", 0, "before", True),  # the dream flattered it
     ("dreamed", "", 6, "dreamed", True),
-    ("before", "a-clone", 5, "a-clone", False),  # the dream could not tell, and the arm can
-    ("before", "a-clone", 0, "before", False),
+    ("dreamed", "", 4, "dreamed", True),  # no better; the dream said that it is
+    ("before", "a-clone", 8, "a-clone", False),  # the dream could not tell, and the arm can
+    ("before", "a-clone", 5, "before", False),
     ("before", "", 0, "before", False)])
 def test_the_arm_has_the_last_word_on_what_the_dream_promoted_or_refused(
         arm: SimpleNamespace, dreamed: str, refused: str, wins: int, adapter: str, greedy: bool) -> None:

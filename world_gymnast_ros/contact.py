@@ -17,16 +17,21 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.types import F64
 
-FINGERS_M = (0.002, 0.022)
+FINGERS_M = (0.002, 0.018)
 """Half of what the closed fingers fill, along the hand's x axis (forward where its yaw is 0) and across."""
-THING_RADIUS_M = 0.020
-"""What is pushed is a disc of this radius; it goes ahead of the fingers, unless their wide side meets it further off
-their middle than they are wide: then it turns away."""
+THING_RADIUS_M = 0.022
+"""What is pushed is a disc of this radius."""
+TURN, SLIP = 1.2, 1.5
+"""Where the fingers meet it off its middle, the disc goes aside: in the direction of the force, whose slope against the
+normal of contact is that of the hand's way over TURN (what the disc's turning takes of it; 1 + r^2/c^2 for c, the ratio
+of the table's greatest torque and force, Goyal et al. 1991), and at most SLIP (friction with the fingers)."""
 PUSH_HEIGHT_M = 0.045
 """The hand passes over things when it is higher than this."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
-SUBSTEPS, BISECTIONS, LONGEST_PUSH_M = 4, 8, 0.1
+SUBSTEPS = 16
+LONGEST_PUSH_M = 0.012
+"""In one of them: what is met from above is not flung aside."""
 HAND_LAG = 0.3
 HAND_SAG_M = (0.0015, 0.0, 0.003)
 """Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
@@ -45,65 +50,34 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
     `pushing` (G, N): which of them the hand may push at all.
     """
     place = np.array(places_m, np.float64)
-    way = (after - before)[:, :2]
-    length = np.linalg.norm(way, axis=1)
     if not (pushing & (np.minimum(before[:, 2], after[:, 2]) < PUSH_HEIGHT_M)[:, None]).any():
         return place
+    way = (after - before)[:, :2]
+    length = np.linalg.norm(way, axis=1)
     ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
-    yaw = after[:, None, 5]
-    wide = np.abs(ahead[..., 0] * np.cos(yaw) + ahead[..., 1] * np.sin(yaw)) > np.sqrt(0.5)  # their wide side leads
     for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
         hand = before + (after - before) * s
-        touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None]
-        gap = place - hand[:, None, :2]
-        aside = np.abs(gap[..., 1] * ahead[..., 0] - gap[..., 0] * ahead[..., 1])
-        touched &= _inside(gap, yaw) & (~wide | (aside < FINGERS_M[1]))
-        near, far = np.zeros(touched.shape), np.full(touched.shape, LONGEST_PUSH_M)
-        for _ in range(BISECTIONS if touched.any() else 0):  # how far along the hand's way it is free of the fingers
-            middle = (near + far) / 2
-            within = _inside(gap + middle[..., None] * ahead, yaw)
-            near, far = np.where(within, middle, near), np.where(within, far, middle)
-        place = place + np.where(touched, far, 0.0)[..., None] * ahead
+        normal, distance = _nearest(place - hand[:, None, :2], after[:, None, 5])
+        normal = np.where((distance > 0)[..., None], normal, ahead)
+        touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None] & (distance < THING_RADIUS_M)
+        into = (normal * ahead).sum(-1)
+        aside = ahead - into[..., None] * normal
+        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / TURN, SLIP) * (into > 0)
+        sideways = aside / np.maximum(np.linalg.norm(aside, axis=-1), 1e-9)[..., None]
+        depth = np.where(touched, np.minimum(THING_RADIUS_M - distance, LONGEST_PUSH_M), 0.0)
+        place = place + depth[..., None] * (normal + slope[..., None] * sideways)
     return place
 
 
-def _inside(gap_m: F64, yaw: F64) -> NDArray[np.bool_]:
-    """Tell whether discs with their middle at `gap_m` (G, N, 2) from hands of `yaw` (G, 1) touch the fingers."""
+def _nearest(gap_m: F64, yaw: F64) -> tuple[F64, F64]:
+    """Return the direction (G, N, 2) and distance (G, N) to points at `gap_m` (G, N, 2) from hands of `yaw` (G, 1),
+    from the nearest of their fingers; the distance is 0 inside."""
     c, s = np.cos(yaw), np.sin(yaw)
-    along = np.abs(gap_m[..., 0] * c + gap_m[..., 1] * s) - FINGERS_M[0]
-    across = np.abs(gap_m[..., 1] * c - gap_m[..., 0] * s) - FINGERS_M[1]
-    outside = np.hypot(np.maximum(along, 0.0), np.maximum(across, 0.0))
-    return np.asarray(outside + np.minimum(np.maximum(along, across), 0.0) < THING_RADIUS_M)
-
-
-def pushed(hands: F64, places_m: F64) -> F64:
-    """Return where objects at `places_m` (G, 2) are at each frame (G, T+1, 2), pushed by hands (G, T+1, 7)."""
-    place = np.array(places_m, np.float64)[:, None]
-    anything = np.ones(place.shape[:2], np.bool_)
-    path = [place]
-    for t in range(hands.shape[1] - 1):
-        place = shoved(place, hands[:, t], hands[:, t + 1], anything)
-        path.append(place)
-    return np.concatenate(path, 1)
-
-
-def grasped(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
-    """Return where objects at `places_m` (G, 2) are at each frame (G, T+1, 2), carried by hands (G, T+1, 7), and at
-    which frames they are in the hand (G, T+1)."""
-    place = np.array(places_m, np.float64)
-    offset, held = np.zeros_like(place), np.zeros(len(place), np.bool_)
-    path, holding = [place], [held]
-    for t in range(hands.shape[1] - 1):
-        hand = hands[:, t + 1]
-        place = np.where(held[:, None], hand[:, :2] + offset, place)
-        closed = hand[:, 6] <= 0.5
-        near = (np.linalg.norm(place - hand[:, :2], axis=1) < GRASP_RADIUS_M) & (hand[:, 2] < GRASP_HEIGHT_M)
-        taken = ~held & closed & near
-        offset = np.where(taken[:, None], place - hand[:, :2], offset)
-        held = (held | taken) & closed
-        path.append(place)
-        holding.append(held)
-    return np.stack(path, 1), np.stack(holding, 1)
+    place = np.stack([gap_m[..., 0] * c + gap_m[..., 1] * s, gap_m[..., 1] * c - gap_m[..., 0] * s], -1)
+    off = place - np.clip(place, -np.array(FINGERS_M), np.array(FINGERS_M))
+    distance = np.linalg.norm(off, axis=-1)
+    off = off / np.maximum(distance, 1e-9)[..., None]
+    return np.stack([off[..., 0] * c - off[..., 1] * s, off[..., 0] * s + off[..., 1] * c], -1), distance
 
 
 class Handled:
@@ -133,15 +107,22 @@ class Handled:
         return place.copy()
 
 
+def handled(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
+    """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under hands (G, T+1, 7), and at
+    which frames they are in the hand (G, T+1, N)."""
+    things = Handled(places_m)
+    path, held = [things.places_m.copy()], [things.held]
+    for t in range(hands.shape[1] - 1):
+        path.append(things.step(hands[:, t], hands[:, t + 1]))
+        held.append(things.held)
+    return np.stack(path, 1), np.stack(held, 1)
+
+
 def foreseen(states: F64, places_m: F64) -> F64:
     """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under target states (G, T+1, 7)."""
-    things = Handled(places_m)
-    hand, path = np.asarray(states[:, 0], np.float64), [things.places_m.copy()]
-    for t in range(states.shape[1] - 1):
-        after = hand_after(states[:, t], states[:, t + 1])
-        path.append(things.step(hand, after))
-        hand = after
-    return np.stack(path, 1)
+    hands = np.array(states, np.float64)
+    hands[:, 1:] = hand_after(states[:, :-1], states[:, 1:])
+    return handled(hands, places_m)[0]
 
 
 def along_and_aside(path_m: F64, direction: Sequence[float]) -> tuple[F64, F64]:

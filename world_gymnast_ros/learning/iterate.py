@@ -1,11 +1,11 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
     a round   real episodes, explored: a third with the present adapter, a third with a clone of the real successes so
-              far, which follows unless it did clearly worse -> world model and judge learn from them -> each is
-              promoted only if its release check says so -> real successes are cloned again, kept if the dream says
-              that this is better -> adaptation in the dream -> the last third of the real episodes: what the dream
-              promoted, else the clone that it did not trust, is tried on the arm, and dropped where it does clearly
-              worse there -> true evaluation
+              far, which follows if it did better, or no worse than what is weak -> world model and judge learn from
+              them -> each is promoted only if its release check says so -> real successes are cloned again, kept if
+              the dream says that this is better -> adaptation in the dream -> the last third of the real episodes:
+              what the dream promoted, else the clone that it did not trust, is tried on the arm, and dropped where it
+              did not do well enough there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -60,9 +60,10 @@ from world_gymnast_ros.types import AdapterRef, Frame
 
 METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
-LEAST_CHANCE = 0.2
-"""By what either did on the arm, a clone or what the dream promoted must be better than the present adapter with this
-chance at least, or is dropped: there was reason to think it better, and a few episodes refute only what is clear."""
+NOT_WORSE, BETTER = 0.2, 0.8
+"""How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
+dream promoted must not be clearly worse; nor must a clone while the present adapter fails more often than not: there
+is little to lose then, and imitation lifts what is weak. After that a clone must be better."""
 LAYOUT = 2
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -124,13 +125,16 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def compare(name: str, candidate: str, record: Sequence[int], rival: Sequence[int]) -> dict[str, Any]:
+def compare(name: str, candidate: str, record: Sequence[int], rival: Sequence[int], dreamed: bool) -> dict[str, Any]:
     """Say whether `candidate` follows, by successes and trials on the arm: its own, and those of the present adapter.
+
+    `dreamed`: the dream promoted it; else it is a clone.
     """
     chance = round(chance_better(*rival, *record), 6)
-    return {"tried": candidate, "chance": chance, "used": chance >= LEAST_CHANCE, "message": (
+    asked = NOT_WORSE if dreamed or 2 * rival[0] < rival[1] else BETTER
+    return {"tried": candidate, "chance": chance, "used": chance >= asked, "message": (
         f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
-        f"a chance of {chance:.2f}, asked for are {LEAST_CHANCE:g}")}
+        f"a chance of {chance:.2f}, asked for are {asked:g}")}
 
 
 def _plain(value: Any) -> Any:
@@ -288,7 +292,7 @@ class Run:
             told |= {"episodes": 2 * count, "successes": wins + more}
             if clone:
                 told["trial"] = trial = compare("a clone of the real successes so far", clone, [more, count],
-                                                told["record"])
+                                                told["record"], False)
                 if trial["used"]:
                     told |= {"adapter": clone, "record": [more, count]}
             else:
@@ -313,7 +317,7 @@ class Run:
         told = {"episodes": count, "successes": wins, "adapter": state.adapter}
         if tried:
             told |= compare("what the dream promoted" if dreamed else "a clone that the dream did not trust", tried,
-                            [wins, count], real["record"])
+                            [wins, count], real["record"], dreamed)
             told["adapter"] = tried if told["used"] else real["adapter"]
             self.say(f"{method}, round {number}: {told['message']}")
         return told

@@ -14,7 +14,7 @@ import numpy as np
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import project
-from world_gymnast_ros.contact import along_and_aside, grasped, hand_after, pushed
+from world_gymnast_ros.contact import along_and_aside, hand_after, handled
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
@@ -120,12 +120,13 @@ class MeasuringJudge:
     def _moved(self, hand: F64, task: Task, places_m: F64) -> Judgement:
         """Judge a push or a pick-and-place by where hand poses (T+1, 7) take the thing at places (Q, 3)."""
         sigma = COARSE * self.config.sigma_m
+        (path,), (held,) = (x[:, :, 0] for x in handled(hand[None], places_m[None, :1]))
+        path = path[:, :2]
         if task.family == "push":
-            along, aside = along_and_aside(pushed(hand[None], places_m[:1, :2])[0], DIRECTIONS[task.direction])
+            along, aside = along_and_aside(path, DIRECTIONS[task.direction])
             chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
             progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
         else:
-            path, held = (x[0] for x in grasped(hand[None], places_m[:1, :2]))
             gap = np.linalg.norm(path - places_m[1, :2], axis=-1)
             chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(held, 0.1, 1.0)
             progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
