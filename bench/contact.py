@@ -3,7 +3,7 @@
 Play data of pushing and pick-and-place: hands from the actions, things where they truly lay at the beginning, or with
 --measured where the measuring judge found them in the captured frame. Prints by family how far off the foreseen last
 place is, and how its distance to success ranks true outcomes (AUC). The lengths in `contact.py` were fitted to
-`data/wide_play` of tools/train_tiny; `data/held_out` is what the release gate replays.
+play of tools/train_tiny (folder `all`); `data/held_out` is what the release gate replays.
 """
 from __future__ import annotations
 

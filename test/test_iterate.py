@@ -219,7 +219,8 @@ def test_a_clone_is_tried_on_the_arm_and_must_do_the_better_the_better_the_prese
     (_, first, hot), (adapter, second, _) = arm.asked
     assert (len(first), second.start, len(second), adapter, hot) == (8, first.stop, 8, "the-clone", 1.2)
     counts = {p: sum(len(np.load(f)["length"]) for f in (run.out / "loop" / p).glob("*.npz")) for p in set(PARTS)}
-    assert sum(counts.values()) == 16 and counts["training"] >= 8 and min(counts.values()) >= 3
+    assert sum(counts.values()) == 16 and counts["training"] >= 7 and counts["calibration"] >= 3
+    assert counts["held_out"] >= 4, "so many are needed to compare judges"
     assert "better with a chance of" in arm.said[0]
     assert "trial" not in run.real("imitation", 1, state) and len(arm.asked[-1][1]) == 24
 

@@ -209,6 +209,11 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
     stricter = replays([False] * 1 + [True] * 19 + [False] * 10, success)
     assert not decide_judge((loose, silent), (old, old), 0).promote
     assert decide_judge((loose, stricter), (old, old), 0).promote
+    few = replays(success[15:25], success[15:25])
+    fooled = replays([True] * 24 + [False] * 6, success)
+    strict = replays([False] * 6 + [True] * 14 + [False] * 10, success)
+    assert decide_judge((few, few), (old, old), 0, (fooled, strict)).promote, "false successes come first"
+    assert not decide_judge((few, few), (old, old), 0, (fooled, silent)).promote
 
 
 def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it() -> None:

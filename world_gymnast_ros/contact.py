@@ -5,8 +5,8 @@ known from the actions, and where the object lay from the captured frame; on a t
 follow from these two to within a cm. Mass, friction and tipping are not in it: what slides on or falls over is not
 foreseen; other sizes than about 4 cm neither.
 
-The lengths were fitted to 1,600 pushes and 900 pick-and-places of play in the twin, of scenes with which no judge is
-ever checked; last places there are 3 and 2 mm off in the median (`bench/contact.py`).
+The lengths were fitted to play in the twin, of scenes with which no judge is ever checked (docs/benchmarks.md); there
+last places are 3 mm off in the median for pushes, a tenth of them more than 30 mm (`bench/contact.py`).
 """
 from __future__ import annotations
 

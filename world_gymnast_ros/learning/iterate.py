@@ -68,10 +68,11 @@ LAYOUT = 2
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
-PARTS = ("training", "calibration", "training", "held_out")
-"""Where real episodes of each outcome go, in turn. All but those held out train the world model; the judge's weights
-see training alone, and the threshold of such weights is set on calibration; what has few parameters (camera, height,
-margin, a threshold of weights that saw none of them) learns from both. Held out decides."""
+PARTS = ("held_out", "training", "calibration", "training")
+"""Where real episodes go, in turn, failures from the first, successes from the second: of eight, two at least are held
+out. All but those held out train the world model; the judge's weights see training alone, and the threshold of such
+weights is set on calibration; what has few parameters (camera, height, margin, a threshold of weights that saw none of
+them) learns from both. Held out decides."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ class Run:
             clone = self.imitation(method, number, state)["adapter"]
             tried = dataclasses.replace(state, adapter=clone or state.adapter)
             more = self.explore(method, tried, range(first + count, first + 2 * count), f"round-{number}-second",
-                                temperature, 2)
+                                temperature)
             told |= {"episodes": 2 * count, "successes": wins + more}
             if clone:
                 told["trial"] = trial = compare("a clone of the real successes so far", clone, [more, count],
@@ -313,7 +314,7 @@ class Run:
         dreamed = state.adapter != real["adapter"]
         tried = state.adapter if dreamed else row["clone"].get("candidate", "")
         wins = self.explore(method, dataclasses.replace(state, adapter=tried or state.adapter),
-                            range(first, first + count), name, 0.0 if dreamed else c.temperature, 1)
+                            range(first, first + count), name, 0.0 if dreamed else c.temperature)
         told = {"episodes": count, "successes": wins, "adapter": state.adapter}
         if tried:
             told |= compare("what the dream promoted" if dreamed else "a clone that the dream did not trust", tried,
@@ -326,15 +327,14 @@ class Run:
         """Return the seed of a round's first real episode."""
         return REAL_SEED + 10_000 * self.config.seed + 1000 * number
 
-    def explore(self, method: str, state: State, seeds: range, name: str, temperature: float, turn: int = 0) -> int:
-        """Play real episodes with the adapter of `state`; store them split as PARTS says, from its place `turn` on;
-        return successes."""
+    def explore(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
+        """Play real episodes with the adapter of `state`; store them split as PARTS says; return successes."""
         rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
                                "policy")
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
         for outcome in (True, False):
-            for i, row in enumerate(r for r in rows if bool(r["success"][-1]) == outcome):
-                split[PARTS[(turn + i) % len(PARTS)]].append(row)
+            for i, row in enumerate((r for r in rows if bool(r["success"][-1]) == outcome), int(outcome)):
+                split[PARTS[i % len(PARTS)]].append(row)
         for part, some in split.items():
             if some:
                 write_rows(self.out / method / part / f"{name}.npz", some)
