@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.contact import (
-    FINGERS_M,
+    EDGE_M,
+    FACE_M,
     HAND_SAG_M,
+    THIN_M,
     THING_RADIUS_M,
     Handled,
     along_and_aside,
@@ -14,8 +16,8 @@ from world_gymnast_ros.contact import (
     handled,
 )
 
-AHEAD_M = FINGERS_M[0] + THING_RADIUS_M
-ACROSS_M = FINGERS_M[1] + THING_RADIUS_M
+AHEAD_M = THIN_M + THING_RADIUS_M
+ACROSS_M = EDGE_M + THING_RADIUS_M
 
 
 def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
@@ -56,6 +58,13 @@ def test_what_is_pushed_off_its_middle_goes_aside_until_the_hand_has_passed() ->
     turned = way.copy()  # all of it a quarter turn about the base
     turned[..., 0], turned[..., 1], turned[..., 5] = -way[..., 1], way[..., 0], np.pi / 2
     assert pushed(turned, np.array([-0.07, 0.308])) == pytest.approx(aside[:, ::-1] * [-1, 1])
+
+
+def test_what_the_wide_side_meets_beyond_its_face_slips_off() -> None:
+    way = hands(*((0.20 + 0.02 * i, 0, 0.03, 0) for i in range(8)))
+    middle, near, far = (pushed(way, np.array([0.25, y])) for y in (0.0, 0.010, 0.028))
+    assert middle[-1, 0] == pytest.approx(near[-1, 0], abs=1e-3) and near[-1, 1] == 0.010
+    assert far[-1] == pytest.approx(far[-2]) and far[-1, 0] < 0.31 and far[-1, 1] > THING_RADIUS_M + FACE_M - 1e-3
 
 
 def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:

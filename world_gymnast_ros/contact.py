@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.types import F64
 
-FINGERS_M = (0.002, 0.018)
-"""Half of what the closed fingers fill, along the hand's x axis (forward where its yaw is 0) and across."""
+THIN_M, EDGE_M, FACE_M = 0.002, 0.018, 0.012
+"""Half of what the closed fingers fill along the hand's x axis (forward where its yaw is 0), and across: as far as they
+touch what lies beside them, and as far as they push what lies before them, their edges being round."""
 THING_RADIUS_M = 0.022
 """What is pushed is a disc of this radius."""
-TURN, SLIP = 1.2, 1.5
+TURN_ASIDE, TURN_AHEAD, SLIP = 1.2, 2.0, 1.5
 """Where the fingers meet it off its middle, the disc goes aside: in the direction of the force, whose slope against the
 normal of contact is that of the hand's way over TURN (what the disc's turning takes of it; 1 + r^2/c^2 for c, the ratio
-of the table's greatest torque and force, Goyal et al. 1991), and at most SLIP (friction with the fingers)."""
+of the table's greatest torque and force, Goyal et al. 1991), at their thin side or their wide one, and at most SLIP
+(friction with the fingers)."""
 PUSH_HEIGHT_M = 0.045
 """The hand passes over things when it is higher than this."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
@@ -55,29 +57,32 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
     way = (after - before)[:, :2]
     length = np.linalg.norm(way, axis=1)
     ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
+    yaw = after[:, None, 5]
+    wide = np.abs(ahead[..., 0] * np.cos(yaw) + ahead[..., 1] * np.sin(yaw)) > np.sqrt(0.5)  # their wide side leads
+    across_m, turn = np.where(wide, FACE_M, EDGE_M), np.where(wide, TURN_AHEAD, TURN_ASIDE)
     for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
         hand = before + (after - before) * s
-        normal, distance = _nearest(place - hand[:, None, :2], after[:, None, 5])
+        normal, distance = _nearest(place - hand[:, None, :2], yaw, across_m)
         normal = np.where((distance > 0)[..., None], normal, ahead)
         touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None] & (distance < THING_RADIUS_M)
         into = (normal * ahead).sum(-1)
         aside = ahead - into[..., None] * normal
-        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / TURN, SLIP) * (into > 0)
+        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / turn, SLIP) * (into > 0)
         sideways = aside / np.maximum(np.linalg.norm(aside, axis=-1), 1e-9)[..., None]
         depth = np.where(touched, np.minimum(THING_RADIUS_M - distance, LONGEST_PUSH_M), 0.0)
         place = place + depth[..., None] * (normal + slope[..., None] * sideways)
     return place
 
 
-def _nearest(gap_m: F64, yaw: F64) -> tuple[F64, F64]:
+def _nearest(gap_m: F64, yaw: F64, across_m: F64) -> tuple[F64, F64]:
     """Return the direction (G, N, 2) and distance (G, N) to points at `gap_m` (G, N, 2) from hands of `yaw` (G, 1),
-    from the nearest of their fingers; the distance is 0 inside."""
+    from the nearest of their fingers, `across_m` (G, 1) to either side; the distance is 0 inside."""
     c, s = np.cos(yaw), np.sin(yaw)
-    place = np.stack([gap_m[..., 0] * c + gap_m[..., 1] * s, gap_m[..., 1] * c - gap_m[..., 0] * s], -1)
-    off = place - np.clip(place, -np.array(FINGERS_M), np.array(FINGERS_M))
-    distance = np.linalg.norm(off, axis=-1)
-    off = off / np.maximum(distance, 1e-9)[..., None]
-    return np.stack([off[..., 0] * c - off[..., 1] * s, off[..., 0] * s + off[..., 1] * c], -1), distance
+    along, across = gap_m[..., 0] * c + gap_m[..., 1] * s, gap_m[..., 1] * c - gap_m[..., 0] * s
+    along, across = along - np.clip(along, -THIN_M, THIN_M), across - np.clip(across, -across_m, across_m)
+    distance = np.hypot(along, across)
+    off = np.stack([along * c - across * s, along * s + across * c], -1)
+    return off / np.maximum(distance, 1e-9)[..., None], distance
 
 
 class Handled:
