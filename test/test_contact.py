@@ -60,6 +60,14 @@ def test_what_is_pushed_off_its_middle_goes_aside_until_the_hand_has_passed() ->
     assert pushed(turned, np.array([-0.07, 0.308])) == pytest.approx(aside[:, ::-1] * [-1, 1])
 
 
+def test_a_hand_that_grazes_drags_nothing_along_however_its_way_is_rounded() -> None:
+    ends = []
+    for slope in (0.0, 1e-12, -1e-12):
+        way = hands((0.30, 0, 0.03, 0), (0.31, slope, 0.03, 0))
+        ends.append(pushed(way, np.array([0.305, EDGE_M + THING_RADIUS_M - 0.004]))[-1])
+    assert np.ptp(np.array(ends), axis=0).max() < 1e-6
+
+
 def test_what_the_wide_side_meets_beyond_its_face_slips_off() -> None:
     way = hands(*((0.20 + 0.02 * i, 0, 0.03, 0) for i in range(8)))
     middle, near, far = (pushed(way, np.array([0.25, y])) for y in (0.0, 0.010, 0.028))

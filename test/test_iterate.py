@@ -116,7 +116,7 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
 
 
 def small(rounds: int = 1) -> IterateConfig:
-    return IterateConfig("lab_bottle", rounds=rounds, episodes=8, evaluation=2, captures=1, replay_episodes=16,
+    return IterateConfig("lab_bottle", rounds=rounds, episodes=12, evaluation=2, captures=1, replay_episodes=16,
                          imitation=Imitation(steps=2, batch=8))
 
 
@@ -153,8 +153,8 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
     assert resumed == rows
     with pytest.raises(BadConfig, match="other settings"):
         start_run(tmp_path / "broken", small(rounds=2), said)
-    with pytest.raises(BadConfig, match="episodes is 4"):
-        dataclasses.replace(small(), episodes=4)
+    with pytest.raises(BadConfig, match="episodes is 8"):
+        dataclasses.replace(small(), episodes=8)
     table = write_run_report(tmp_path / "broken", "lab_bottle", "reach the red cylinder", {"imitation": resumed})
     assert (tmp_path / "broken" / "table.md").read_text().endswith(table + "\n")
     assert json.loads((tmp_path / "broken" / "table.json").read_text())["results"]["imitation"][1]["round"] == 1
@@ -180,8 +180,10 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     tried = {**cloned, "real": {"trial": {"used": True}}}
     assert "| tried clone used, clone used, promoted |" in markdown({"loop": [row(0, 0.2), tried]})
     for used, told in ((True, "followed on the arm"), (False, "dropped on the arm")):
-        on_arm = {**row(1, 0.6), "trial": {"tried": "a", "used": used}}
+        on_arm = {**row(1, 0.6), "trial": {"tried": "a", "used": used, "dreamed": True}}
         assert f"| promoted, {told} |" in markdown({"loop": [row(0, 0.2), on_arm]})
+    clone = {**row(1, 0.6), "trial": {"tried": "a", "used": True, "dreamed": False}}
+    assert "| promoted, clone followed on the arm |" in markdown({"loop": [row(0, 0.2), clone]})
     assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "trial": {"adapter": ""}}]})
 
 
@@ -246,6 +248,38 @@ def test_the_arm_has_the_last_word_on_what_the_dream_promoted_or_refused(
     assert ("used" in told) == bool(dreamed != "before" or refused)
 
 
+def test_a_refused_clone_is_not_tried_again_and_a_stopped_trial_leaves_nothing(arm: SimpleNamespace) -> None:
+    run = arm.run
+    row = {"real": {"adapter": "before", "record": [2, 8], "trial": {"tried": "a-clone"}},
+           "clone": {"candidate": "a-clone"}}
+    arm.wins = [1, 8, 0, 3]
+    told = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter="before"))
+    assert "used" not in told and arm.asked[0][0] == "before"
+    stored = [run.out / "loop" / part / "round-1-trial.npz" for part in sorted(set(PARTS))]
+    assert all(f.is_file() for f in stored)
+    state = run.start()
+    run.explore("loop", state, range(8), "round-2-second", 1.2)  # a run that was stopped before it was compared
+    seen: list[int] = []
+
+    def imitation(*_: object) -> dict[str, str]:
+        seen.append(len(list(run.out.glob("loop/*/round-2-second.npz"))))
+        return {"adapter": "the-clone"}
+    run.imitation = imitation
+    run.real("loop", 2, state)
+    assert seen == [0], "a clone learns nothing from its own trial"
+
+
+def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace) -> None:
+    run, state = arm.run, arm.run.start()
+    for first in range(5):
+        for second in range(5):
+            arm.wins = [first, second]
+            for i in range(2):
+                run.explore(f"{first}-{second}", state, range(4), f"round-1-{i}", 1.2)
+            parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1-*.npz")}
+            assert parts == set(PARTS), (first, second)
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_a_clone_of_real_successes_is_used_only_if_the_dream_is_sure_of_it(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
@@ -276,7 +310,7 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     from world_gymnast_ros.learning.judge_update import JudgeUpdate
     from world_gymnast_ros.learning.world_model_update import UpdateConfig
 
-    config = dataclasses.replace(small(), episodes=16, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
+    config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
                                  judge=JudgeUpdate(steps=2))
     adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_dreams=2", "gate_dreams=4"],
                            {})
@@ -284,7 +318,7 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     rows = loop.method("loop")
     loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["trial"]["episodes"] == 6 and rows[1]["clone"]["message"]
+    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["message"]
     assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})

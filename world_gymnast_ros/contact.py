@@ -5,8 +5,8 @@ known from the actions, and where the object lay from the captured frame; on a t
 follow from these two to within a cm. Mass, friction and tipping are not in it: what slides on or falls over is not
 foreseen; other sizes than about 4 cm neither.
 
-The lengths were fitted to play in the twin, of scenes with which no judge is ever checked (docs/benchmarks.md); there
-last places are 3 mm off in the median for pushes, a tenth of them more than 30 mm (`bench/contact.py`).
+The lengths were fitted to play in the twin (docs/benchmarks.md says what else was looked at); on pushes made afterwards
+last places are 2.6 mm off in the median, a tenth of them more than 32 mm (`bench/contact.py`).
 """
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ THING_RADIUS_M = 0.022
 """What is pushed is a disc of this radius."""
 TURN_ASIDE, TURN_AHEAD, SLIP = 1.2, 2.0, 1.5
 """Where the fingers meet it off its middle, the disc goes aside: in the direction of the force, whose slope against the
-normal of contact is that of the hand's way over TURN (what the disc's turning takes of it; 1 + r^2/c^2 for c, the ratio
-of the table's greatest torque and force, Goyal et al. 1991), at their thin side or their wide one, and at most SLIP
-(friction with the fingers)."""
+normal of contact is that of the hand's way over TURN (what turning takes of it; a disc under even pressure would have
+3.25, Goyal et al. 1991), at their thin side or their wide one, and at most SLIP (friction). All three are fitted."""
 PUSH_HEIGHT_M = 0.045
 """The hand passes over things when it is higher than this."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
+GRAZING = 0.05
+"""Cosine of the hand's way to the normal of contact below which it drags nothing along."""
 SUBSTEPS = 16
 LONGEST_PUSH_M = 0.012
-"""In one of them: what is met from above is not flung aside."""
+"""In one of them: how far it throws aside what the hand was lowered onto."""
 HAND_LAG = 0.3
 HAND_SAG_M = (0.0015, 0.0, 0.003)
 """Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
@@ -67,7 +68,7 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
         touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None] & (distance < THING_RADIUS_M)
         into = (normal * ahead).sum(-1)
         aside = ahead - into[..., None] * normal
-        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / turn, SLIP) * (into > 0)
+        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / turn, SLIP) * (into > GRAZING)
         sideways = aside / np.maximum(np.linalg.norm(aside, axis=-1), 1e-9)[..., None]
         depth = np.where(touched, np.minimum(THING_RADIUS_M - distance, LONGEST_PUSH_M), 0.0)
         place = place + depth[..., None] * (normal + slope[..., None] * sideways)

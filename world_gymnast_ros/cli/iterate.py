@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scene", required=True, help="shipped name or YAML file")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
     whole(parser, "--rounds", 1, 90, default=3, help="default: %(default)s")
-    whole(parser, "--episodes", 8, 1000, default=24, help="real episodes a round (default: %(default)s)")
+    whole(parser, "--episodes", 12, 1000, default=24, help="real episodes a round; fewer than 24 may hold out too few "
+          "to promote a judge or a world model in the first (default: %(default)s)")
     whole(parser, "--evaluation", 2, 10000, default=40, help="true episodes after a round (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=("loop", "unchanged", "imitation"), default=["loop"],
                         help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(parser, "--captures", 1, 100, default=16, help="frames an adaptation starts from (default: %(default)s)")
     whole(parser, "--update-steps", 2, 10**6, default=40, help="of the world model, a round (default: %(default)s)")
     whole(parser, "--judge-steps", 1, 10**6, default=40, help="of the judge, a round (default: %(default)s)")
-    whole(parser, "--imitation-steps", 1, 10**6, default=60, help="of the baseline, a round (default: %(default)s)")
+    whole(parser, "--imitation-steps", 1, 10**6, default=60, help="of a clone, a round (default: %(default)s)")
     parser.add_argument("--replay", default="", help="folder of earlier play data (default: fresh play is made)")
     parser.add_argument("--old", default="", help="folder of play data of old scenes, to check that nothing got worse "
                                                   "there (default: fresh play is made)")

@@ -1,11 +1,11 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
     a round   real episodes, explored: a third with the present adapter, a third with a clone of the real successes so
-              far, which follows if it did better, or no worse than what is weak -> world model and judge learn from
-              them -> each is promoted only if its release check says so -> real successes are cloned again, kept if
-              the dream says that this is better -> adaptation in the dream -> the last third of the real episodes:
-              what the dream promoted, else the clone that it did not trust, is tried on the arm, and dropped where it
-              did not do well enough there -> true evaluation
+              far, which follows if it did better, or not clearly worse than what is weak -> world model and judge
+              learn from them -> each is promoted only if its release check says so -> real successes are cloned
+              again, kept if the dream says that this is better -> adaptation in the dream -> the last third of the
+              real episodes: what the dream promoted, else the clone that it did not trust, is tried on the arm, and
+              dropped where it did not do well enough there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -62,8 +62,9 @@ METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
-dream promoted must not be clearly worse; nor must a clone while the present adapter fails more often than not: there
-is little to lose then, and imitation lifts what is weak. After that a clone must be better."""
+dream promoted must not be clearly worse (it runs greedy and its rival was explored, which favours it); nor must a
+clone while the present adapter fails more often than not: there is little to lose then, and imitation lifts what is
+weak. After that a clone must be better."""
 LAYOUT = 2
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -98,7 +99,7 @@ class IterateConfig:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
-        limits = {"rounds": (1, 90), "episodes": (2 * len(PARTS), 1000), "evaluation": (2, 10_000),
+        limits = {"rounds": (1, 90), "episodes": (3 * len(PARTS), 1000), "evaluation": (2, 10_000),
                   "captures": (1, 100), "replay_episodes": (16, 10_000)}  # further, seeds of rounds would meet
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
@@ -133,7 +134,7 @@ def compare(name: str, candidate: str, record: Sequence[int], rival: Sequence[in
     """
     chance = round(chance_better(*rival, *record), 6)
     asked = NOT_WORSE if dreamed or 2 * rival[0] < rival[1] else BETTER
-    return {"tried": candidate, "chance": chance, "used": chance >= asked, "message": (
+    return {"tried": candidate, "dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
         f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
         f"a chance of {chance:.2f}, asked for are {asked:g}")}
 
@@ -282,6 +283,7 @@ class Run:
         first = self.first_seed(number)
         count = c.episodes // 3 if method == "loop" else c.episodes
         temperature = c.temperature
+        self.forget(method, f"round-{number}-second")  # of a stopped attempt: no clone may learn from its own trial
         wins = self.explore(method, state, range(first, first + count), f"round-{number}", temperature)
         told = {"episodes": count, "successes": wins, "first_seed": first, "adapter": state.adapter,
                 "record": [wins, count]}
@@ -313,6 +315,8 @@ class Run:
         first, count, name = self.first_seed(number) + done, c.episodes - done, f"round-{number}-trial"
         dreamed = state.adapter != real["adapter"]
         tried = state.adapter if dreamed else row["clone"].get("candidate", "")
+        if tried == real.get("trial", {}).get("tried"):
+            tried = ""  # nothing to clone came since: it has had its trial
         wins = self.explore(method, dataclasses.replace(state, adapter=tried or state.adapter),
                             range(first, first + count), name, 0.0 if dreamed else c.temperature)
         told = {"episodes": count, "successes": wins, "adapter": state.adapter}
@@ -327,10 +331,16 @@ class Run:
         """Return the seed of a round's first real episode."""
         return REAL_SEED + 10_000 * self.config.seed + 1000 * number
 
+    def forget(self, method: str, name: str) -> None:
+        """Remove the real episodes stored under `name`, where a stopped run left some."""
+        for part in set(PARTS):
+            (self.out / method / part / f"{name}.npz").unlink(missing_ok=True)
+
     def explore(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
         """Play real episodes with the adapter of `state`; store them split as PARTS says; return successes."""
         rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
                                "policy")
+        self.forget(method, name)
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
         for outcome in (True, False):
             for i, row in enumerate((r for r in rows if bool(r["success"][-1]) == outcome), int(outcome)):
@@ -505,6 +515,9 @@ class Run:
         c, a = self.config, self.adapt
         folder = self.out / method / "all"
         folder.mkdir(parents=True, exist_ok=True)
+        for link in folder.glob("*.npz"):
+            if not link.exists():
+                link.unlink()
         for kind in set(PARTS):
             for path in (self.out / method / kind).glob("*.npz"):
                 target = folder / f"{kind}-{path.name}"

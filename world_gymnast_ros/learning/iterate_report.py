@@ -48,7 +48,7 @@ def _tried(row: Mapping[str, Any]) -> str:
     trial = row.get("trial", {})
     if not trial.get("tried"):
         return ""
-    return "followed on the arm" if trial["used"] else "dropped on the arm"
+    return ("" if trial["dreamed"] else "clone ") + ("followed on the arm" if trial["used"] else "dropped on the arm")
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -131,7 +131,10 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     if row.get("trial", {}).get("tried"):
         stays = "it follows" if row["trial"]["used"] else "it is dropped"
-        parts.append(f"<p><b>Tried on the arm</b>: {escape(row['trial']['message'])}; {stays}.</p>")
+        parts.append(f"<p><b>The arm's last word</b>: {escape(row['trial']['message'])}; {stays}.</p>")
+    elif "trial" in row:
+        trial = row["trial"]
+        parts.append(f"<p>{trial['successes']} of {trial['episodes']} explored episodes more succeeded.</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
