@@ -153,6 +153,12 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
     assert resumed == rows
     with pytest.raises(BadConfig, match="other settings"):
         start_run(tmp_path / "broken", small(rounds=2), said)
+    note = tmp_path / "broken" / "run.json"
+    kept = note.read_text()
+    note.write_text(kept.replace('"layout": 2', '"layout": 1'))
+    with pytest.raises(BadConfig, match="another version"):
+        start_run(tmp_path / "broken", small(), said)
+    note.write_text(kept)
     with pytest.raises(BadConfig, match="episodes is 8"):
         dataclasses.replace(small(), episodes=8)
     table = write_run_report(tmp_path / "broken", "lab_bottle", "reach the red cylinder", {"imitation": resumed})
@@ -252,9 +258,12 @@ def test_a_refused_clone_is_not_tried_again_and_a_stopped_trial_leaves_nothing(a
     run = arm.run
     row = {"real": {"adapter": "before", "record": [2, 8], "trial": {"tried": "a-clone"}},
            "clone": {"candidate": "a-clone"}}
-    arm.wins = [1, 8, 0, 3]
+    arm.wins = [4, 4, 8, 0, 3]
     told = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter="before"))
     assert "used" not in told and arm.asked[0][0] == "before"
+    promoted = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter="a-clone"))
+    assert promoted["used"], "promoted by the dream it has another, greedy, and does not follow without"
+    assert arm.asked[1][0] == "a-clone" and arm.asked[1][2] == 0.0
     stored = [run.out / "loop" / part / "round-1-trial.npz" for part in sorted(set(PARTS))]
     assert all(f.is_file() for f in stored)
     state = run.start()

@@ -1,15 +1,17 @@
 """The plate: the start frame without the arm, and with moved things where they are foreseen."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 torch = pytest.importorskip("torch")
 
 from world_gymnast_ros.contact import foreseen  # noqa: E402
-from world_gymnast_ros.learning.play_data import PlayEpisode, with_things  # noqa: E402
+from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, with_things  # noqa: E402
 from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig  # noqa: E402
 from world_gymnast_ros.models.dream import ActionDiTWorld  # noqa: E402
 from world_gymnast_ros.models.plate import Plate, fill, project  # noqa: E402
@@ -132,6 +134,14 @@ def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
         assert with_things(bare, Reader()).things is None  # type: ignore[arg-type]
 
 
+def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -> None:
+    path_m = np.arange(4 * (THINGS + 1) * 3, dtype=np.float32).reshape(4, THINGS + 1, 3)
+    camera = np.arange(12, dtype=np.float32)
+    places_m, cameras = places_at([Things(path_m, camera), None], [np.array([2, 3, 9]), np.array([0, 1, 2])])
+    assert places_m.shape == (2, 3, THINGS, 3) and np.isnan(places_m[1]).all() and not cameras[1].any()
+    assert np.array_equal(places_m[0], path_m[[2, 3, 3], :THINGS]) and np.array_equal(cameras[0], camera)
+
+
 def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     from world_gymnast_ros.models.build import load_reader
@@ -156,6 +166,8 @@ def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None
 def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Path) -> None:
     """In new scenes: its colour arrives at the true last place, and less of it without the captured frame."""
     pytest.importorskip("mujoco")
+    from moved_things import find_moved
+
     from world_gymnast_ros.imagine import replay_from
     from world_gymnast_ros.models.build import load_world_model
     from world_gymnast_ros.twin.play import record_episode, wide_scene, write_rows
@@ -165,24 +177,12 @@ def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Pa
     write_rows(tmp_path / "p.npz", rows)
     with np.load(tmp_path / "p.npz", allow_pickle=False) as play:
         data = {k: play[k] for k in play.files}
-    row, end = np.arange(len(rows)), data["length"]
-    named = [next(k for k, name in enumerate(names) if name and name in words)
-             for names, words in zip(data["object_names"], data["instruction"].tolist(), strict=True)]
-    places_m = data["objects_xyz"][row[:, None], np.stack([0 * end, end], 1), np.array(named)[:, None]]
-    uv, _ = project(torch.from_numpy(data["camera"]).float(), torch.from_numpy(places_m).float())
-    (first, last), truth = ((uv.numpy() + 1) / 2 * SIDE).astype(int).clip(2, SIDE - 3).swapaxes(0, 1), data["frames"]
-    far = np.abs(first - last).max(1) >= 5
-
-    def patch(pictures: U8, at: np.ndarray) -> np.ndarray:
-        """Mean colours of 3x3 pixels."""
-        return np.stack([p[v - 1:v + 2, u - 1:u + 2].mean((0, 1)) for p, (u, v) in zip(pictures, at, strict=True)])
-    colour, table = patch(truth[:, 0], first), patch(truth[:, 0], last)
-    way = (colour - table) / np.square(colour - table).sum(1, keepdims=True)
-    seen = far & (((patch(truth[row, end], last) - table) * way).sum(1) > 0.6)
-    assert seen.sum() >= 3, "the scenes of this test show nothing"
+    moved = find_moved(data)
+    assert len(moved.rows) >= 3, "the scenes of this test show nothing"
     world = load_world_model("")
     arrived = []
     for captured in (list(data["captured"]), None):
-        films = replay_from(world, truth[:, 0], list(data["states"][:, 0]), data["deltas"], 0, captured=captured)
-        arrived.append(((patch(films[row, end], last) - table) * way).sum(1)[seen].mean())
+        films = replay_from(world, data["frames"][:, 0], list(data["states"][:, 0]), data["deltas"], 0,
+                            captured=captured)
+        arrived.append(moved.likeness(films[moved.rows, data["length"][moved.rows]], moved.last_px).mean())
     assert arrived[0] > 0.45 and arrived[0] > arrived[1] + 0.2, arrived

@@ -20,6 +20,7 @@ from toy_play import SIZE, write_toy_play
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import calibrate, decide_judge
+from world_gymnast_ros.learning.play_data import Things
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.train_reflector import Verdicts
 from world_gymnast_ros.learning.update_run import Data, update
@@ -100,6 +101,11 @@ def test_a_run_of_other_data_or_settings_is_not_gone_on_with(files: Path, tmp_pa
         tune(files, tmp_path / "run", dataclasses.replace(quick, steps=3))
     with pytest.raises(BadConfig, match="replay_share"):
         UpdateConfig(replay_share=1.0)
+    new, replay = (play_file(files / name / "reach.npz") for name in ("new", "replay"))
+    seen = Things(np.zeros((new[0].play.steps + 1, 1, 3), np.float32), np.zeros(12, np.float32))
+    found = [dataclasses.replace(new[0], play=dataclasses.replace(new[0].play, things=seen)), *new[1:]]
+    with pytest.raises(BadCheckpoint, match="another folder"):  # as another locator would find them
+        fine_tune(files / "parent", found, replay, [], quick, tmp_path / "run")
 
 
 def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_path: Path) -> None:

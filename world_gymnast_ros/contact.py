@@ -68,8 +68,9 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
         touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None] & (distance < THING_RADIUS_M)
         into = (normal * ahead).sum(-1)
         aside = ahead - into[..., None] * normal
-        slope = np.minimum(np.linalg.norm(aside, axis=-1) / np.maximum(into, 1e-6) / turn, SLIP) * (into > GRAZING)
-        sideways = aside / np.maximum(np.linalg.norm(aside, axis=-1), 1e-9)[..., None]
+        across = np.linalg.norm(aside, axis=-1)
+        slope = np.minimum(across / np.maximum(into, GRAZING) / turn, SLIP) * (into > GRAZING)
+        sideways = aside / np.maximum(across, 1e-9)[..., None]
         depth = np.where(touched, np.minimum(THING_RADIUS_M - distance, LONGEST_PUSH_M), 0.0)
         place = place + depth[..., None] * (normal + slope[..., None] * sideways)
     return place

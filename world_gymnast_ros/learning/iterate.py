@@ -315,7 +315,7 @@ class Run:
         first, count, name = self.first_seed(number) + done, c.episodes - done, f"round-{number}-trial"
         dreamed = state.adapter != real["adapter"]
         tried = state.adapter if dreamed else row["clone"].get("candidate", "")
-        if tried == real.get("trial", {}).get("tried"):
+        if not dreamed and tried == real.get("trial", {}).get("tried"):
             tried = ""  # nothing to clone came since: it has had its trial
         wins = self.explore(method, dataclasses.replace(state, adapter=tried or state.adapter),
                             range(first, first + count), name, 0.0 if dreamed else c.temperature)
