@@ -29,6 +29,7 @@ def picture(tmp_path: Path) -> str:
     (["reach the red block", "--frame", "PICTURE", "--budget-s", "0"], "budget_s must be positive"),
     (["reach the red block", "--scene", "nowhere"], "nowhere"),
     (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere"], "/nowhere"),
+    (["reach the red block", "--frame", "PICTURE", "--episodes", "/nowhere"], "/nowhere does not exist"),
 ])
 def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapt", *(picture if w == "PICTURE" else w for w in words)]) == 2

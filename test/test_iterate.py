@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from world_gymnast_ros.cli.checks import adapt_settings
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning import iterate
-from world_gymnast_ros.learning.imitate import Imitation, imitate, success_rows
+from world_gymnast_ros.learning.adaptation import Parts
+from world_gymnast_ros.learning.imitate import Imitation, cloning_loss, imitate, success_chunks
 from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, once
 from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
-from world_gymnast_ros.learning.lora_pg import LoraConfig
-from world_gymnast_ros.learning.play_table import read_play
+from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
+from world_gymnast_ros.learning.real_episodes import play_file
 from world_gymnast_ros.models.build import load_policy
-from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -87,25 +87,27 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
         if done is not None:
             row["success"][done:] = True
     write_rows(tmp_path / "play" / "a.npz", rows)
-    table = read_play(tmp_path / "play")
-    picked, words = success_rows(table, policy.chunk_size, after_success=2)
-    per_episode = [sum(e.first <= r < e.first + e.steps for r in picked) for e in table.episodes]
-    assert per_episode == [5 + 2 - 4 + 1, 0, 12 + 2 - 4 + 1] and set(words) == {scene.instructions[0]}
+    episodes = play_file(tmp_path / "play" / "a.npz")
+    picked = success_chunks(episodes, policy.chunk_size, after_success=2)
+    assert [sum(e is of for of, _ in picked) for e in episodes] == [5 + 2 - 4 + 1, 0, 12 + 2 - 4 + 1]
+    told_late = dataclasses.replace(episodes[0], done_step=None)  # a recording knows its outcome alone
+    assert len(success_chunks([told_late], policy.chunk_size, after_success=2)) == told_late.play.steps - 4 + 1
     losses: list[float] = []
-    before = policy.greedy(table.frames[picked], words)
+    pictures, words = np.stack([e.play.frames[t] for e, t in picked]), scene.instructions[0]
+    before = policy.greedy(pictures, words)
     store = Store(tmp_path / "adapters")
-    ref = imitate(policy, table, LoraConfig(), Imitation(steps=12, batch=8), None, store, "x", {}, 1,
+    ref = imitate(policy, episodes, LoraConfig(), Imitation(steps=12, batch=8), None, store, "x", {}, 1,
                   lambda step, loss: losses.append(loss))
     assert ref is not None and np.mean(losses[-3:]) < np.mean(losses[:3])
-    np.testing.assert_array_equal(policy.greedy(table.frames[picked], words), before)  # the policy is as it was
+    np.testing.assert_array_equal(policy.greedy(pictures, words), before)  # the policy is as it was
     policy.load_adapter(ref)
-    assert not np.array_equal(policy.greedy(table.frames[picked], words), before)
+    assert not np.array_equal(policy.greedy(pictures, words), before)
     policy.load_adapter(None)
     for row in rows:
         row["success"][:] = False
     write_rows(tmp_path / "failed" / "a.npz", rows)
-    assert imitate(policy, read_play(tmp_path / "failed"), LoraConfig(), Imitation(steps=1), None, store, "x", {},
-                   1) is None
+    failed = play_file(tmp_path / "failed" / "a.npz")
+    assert imitate(policy, failed, LoraConfig(), Imitation(steps=1), None, store, "x", {}, 1) is None
 
 
 def test_a_stage_is_done_once(tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
         start_run(tmp_path / "broken", small(rounds=2), said)
     note = tmp_path / "broken" / "run.json"
     kept = note.read_text()
-    note.write_text(kept.replace('"layout": 2', '"layout": 1'))
+    note.write_text(kept.replace('"layout": 3', '"layout": 2'))
     with pytest.raises(BadConfig, match="another version"):
         start_run(tmp_path / "broken", small(), said)
     note.write_text(kept)
@@ -179,18 +181,12 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     text = markdown({"loop": [row(0, 0.2), row(1, 0.6)], "imitation": [row(0, 0.2), row(1, 0.4)]})
     assert text.count("| start |") == 1 and "| loop | 1 | 0.600 [0.500, 0.700]" in text and "no failure" in text
     assert "| promoted | kept | promoted |" in text and "| imitation | 1 |" in text
-    cloned = {**row(1, 0.6), "clone": {"adapter": "a", "message": "better"}}
-    left = {**row(2, 0.6), "clone": {"adapter": "", "message": "no better"}}
-    text = markdown({"loop": [row(0, 0.2), cloned, left]})
-    assert "| clone used, promoted |" in text and "| clone not used, promoted |" in text
-    tried = {**cloned, "real": {"trial": {"used": True}}}
-    assert "| tried clone used, clone used, promoted |" in markdown({"loop": [row(0, 0.2), tried]})
     for used, told in ((True, "followed on the arm"), (False, "dropped on the arm")):
         on_arm = {**row(1, 0.6), "trial": {"tried": "a", "used": used, "dreamed": True}}
         assert f"| promoted, {told} |" in markdown({"loop": [row(0, 0.2), on_arm]})
     clone = {**row(1, 0.6), "trial": {"tried": "a", "used": True, "dreamed": False}}
     assert "| promoted, clone followed on the arm |" in markdown({"loop": [row(0, 0.2), clone]})
-    assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "trial": {"adapter": ""}}]})
+    assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "trial": {"tried": ""}}]})
 
 
 @pytest.fixture
@@ -207,111 +203,119 @@ def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         wins = out.wins.pop(0)
         return [{**played[0], "success": np.full(len(played[0]["success"]), i < wins)} for i in range(len(seeds))]
     monkeypatch.setattr(iterate, "policy_episodes", episodes)
-    monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
     monkeypatch.setattr(run, "parts", lambda method, state: SimpleNamespace(policy=state.adapter))
     yield out
     run.close()
 
 
-@pytest.mark.parametrize(("mine", "clones", "follows"), [
-    (1, 7, True), (2, 2, True), (3, 1, False),  # of what is weak, unless it is clearly worse
-    (5, 6, False), (5, 8, True), (5, 1, False)])  # of what is not, if it is better
-def test_a_clone_is_tried_on_the_arm_and_must_do_the_better_the_better_the_present_adapter_does(
-        arm: SimpleNamespace, mine: int, clones: int, follows: bool) -> None:
+def parts_of(run: Run, method: str) -> dict[str, int]:
+    return {p: sum(len(np.load(f)["length"]) for f in (run.out / method / p).glob("*.npz")) for p in set(PARTS)}
+
+
+def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNamespace) -> None:
     run, state = arm.run, arm.run.start()
-    arm.wins = [mine, clones, 0]
+    arm.wins = [3, 3, 5]
     told = run.real("loop", 1, state)
-    assert told["adapter"] == ("the-clone" if follows else "") and told["trial"]["used"] is follows
-    assert told["record"] == ([clones, 8] if follows else [mine, 8])
-    assert (told["successes"], told["episodes"]) == (mine + clones, 16)
-    (_, first, hot), (adapter, second, _) = arm.asked
-    assert (len(first), second.start, len(second), adapter, hot) == (8, first.stop, 8, "the-clone", 1.2)
-    counts = {p: sum(len(np.load(f)["length"]) for f in (run.out / "loop" / p).glob("*.npz")) for p in set(PARTS)}
-    assert sum(counts.values()) == 16 and counts["training"] >= 7 and counts["calibration"] >= 3
-    assert counts["held_out"] >= 4, "so many are needed to compare judges"
-    assert "better with a chance of" in arm.said[0]
-    assert "trial" not in run.real("imitation", 1, state) and len(arm.asked[-1][1]) == 24
+    assert (told["successes"], told["episodes"]) == (3, 16) and "3 of 16" in arm.said[0]
+    run.trial(1, dataclasses.replace(state, record=(3, 16)), "", "")
+    (_, first, hot), (_, last, warm) = arm.asked
+    assert (len(first), last.start, len(last), hot, warm) == (16, first.stop, 8, 1.2, 1.2), "tried as it was explored"
+    counts = parts_of(run, "loop")
+    assert sum(counts.values()) == 24 and counts["held_out"] >= 4, "so many are needed to compare judges"
+    run.real("imitation", 1, state)
+    assert len(arm.asked[-1][1]) == 24 and sum(parts_of(run, "imitation").values()) == 24
 
 
-@pytest.mark.parametrize(("dreamed", "refused", "wins", "adapter", "greedy"), [
-    ("dreamed", "a-clone", 0, "before", True),  # the dream flattered it
-    ("dreamed", "", 6, "dreamed", True),
-    ("dreamed", "", 4, "dreamed", True),  # no better; the dream said that it is
-    ("before", "a-clone", 8, "a-clone", False),  # the dream could not tell, and the arm can
-    ("before", "a-clone", 5, "before", False),
-    ("before", "", 0, "before", False)])
-def test_the_arm_has_the_last_word_on_what_the_dream_promoted_or_refused(
-        arm: SimpleNamespace, dreamed: str, refused: str, wins: int, adapter: str, greedy: bool) -> None:
+@pytest.mark.parametrize(("dreamed", "mine", "wins", "follows"), [
+    (False, (2, 16), 2, True), (False, (3, 16), 1, True), (False, (7, 16), 0, False),  # weak: unless clearly worse
+    (False, (12, 16), 6, False), (False, (12, 16), 8, True), (False, (12, 16), 1, False),  # else if it is better
+    (True, (12, 16), 5, True), (True, (12, 16), 2, False)])  # what the dream calls better, unless clearly worse
+def test_the_arm_has_the_last_word(arm: SimpleNamespace, dreamed: bool, mine: tuple[int, int], wins: int,
+                                   follows: bool) -> None:
     run = arm.run
-    row = {"real": {"adapter": "before", "record": [5, 8]}, "clone": {"candidate": refused}}
+    state = dataclasses.replace(run.start(), adapter="before", record=mine)
     arm.wins = [wins]
-    told = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter=dreamed))
-    assert told["adapter"] == adapter and (told["episodes"], told["successes"]) == (8, wins)
-    tried, seeds, temperature = arm.asked[0]
-    assert tried == (dreamed if dreamed != "before" else refused or "before")
-    assert seeds == range(run.first_seed(1) + 16, run.first_seed(1) + 24)
-    assert temperature == (0.0 if greedy else 1.2), "what the dream promoted is tried as it would run"
-    assert ("used" in told) == bool(dreamed != "before" or refused)
+    told = run.trial(1, state, "dreamed" if dreamed else "", "a-clone")
+    tried = "dreamed" if dreamed else "a-clone"
+    assert arm.asked[0][0] == told["tried"] == tried and told["used"] is follows
+    assert (told["adapter"], tuple(told["record"])) == ((tried, (wins, 8)) if follows else ("before", mine))
+    assert "better with a chance of" in arm.said[0]
 
 
-def test_a_refused_clone_is_not_tried_again_and_a_stopped_trial_leaves_nothing(arm: SimpleNamespace) -> None:
+def test_with_nothing_to_try_the_present_adapter_explores_on_and_a_stopped_trial_leaves_nothing(
+        arm: SimpleNamespace) -> None:
     run = arm.run
-    row = {"real": {"adapter": "before", "record": [2, 8], "trial": {"tried": "a-clone"}},
-           "clone": {"candidate": "a-clone"}}
-    arm.wins = [4, 4, 8, 0, 3]
-    told = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter="before"))
-    assert "used" not in told and arm.asked[0][0] == "before"
-    promoted = run.trial("loop", 1, row, dataclasses.replace(run.start(), adapter="a-clone"))
-    assert promoted["used"], "promoted by the dream it has another, greedy, and does not follow without"
-    assert arm.asked[1][0] == "a-clone" and arm.asked[1][2] == 0.0
-    stored = [run.out / "loop" / part / "round-1-trial.npz" for part in sorted(set(PARTS))]
-    assert all(f.is_file() for f in stored)
-    state = run.start()
-    run.explore("loop", state, range(8), "round-2-second", 1.2)  # a run that was stopped before it was compared
-    seen: list[int] = []
-
-    def imitation(*_: object) -> dict[str, str]:
-        seen.append(len(list(run.out.glob("loop/*/round-2-second.npz"))))
-        return {"adapter": "the-clone"}
-    run.imitation = imitation
-    run.real("loop", 2, state)
-    assert seen == [0], "a clone learns nothing from its own trial"
+    state = dataclasses.replace(run.start(), adapter="before", record=(5, 16))
+    arm.wins = [8, 3]
+    for wins in (8, 3):  # the first was stopped before it was written down
+        told = run.trial(1, state, "", "")
+        assert told["adapter"] == arm.asked[-1][0] == "before" and told["record"] == (5 + wins, 24)
+    assert sum(parts_of(run, "loop").values()) == 8
+    found = [bool(s[-1]) for f in run.out.glob("loop/*/round-1-trial.npz") for s in np.load(f)["success"]]
+    assert sum(found) == 3, "of the attempt that was finished"
 
 
 def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace) -> None:
     run, state = arm.run, arm.run.start()
-    for first in range(5):
+    for first in range(9):
         for second in range(5):
             arm.wins = [first, second]
-            for i in range(2):
-                run.explore(f"{first}-{second}", state, range(4), f"round-1-{i}", 1.2)
+            for i, count in enumerate((8, 4)):
+                run.explore(f"{first}-{second}", state, range(count), f"round-1-{i}")
             parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1-*.npz")}
             assert parts == set(PARTS), (first, second)
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_a_clone_of_real_successes_is_used_only_if_the_dream_is_sure_of_it(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
-    run = start_run(tmp_path / "run", small(), [])
-    policy = load_policy()
-    state = run.start()
-    try:
-        rows = policy_episodes(run.twin, policy, range(4), run.instruction, 1.2, "policy")
-        for row in rows:
-            row["success"][5:] = True  # as this test says
-        write_rows(run.out / "loop" / "training" / "round-1.npz", rows)
-        rates = iter((0.2, 0.9 if better else 0.3))
+@pytest.mark.parametrize("weak", [True, False])
+def test_adaptation_begins_at_the_clone_of_what_is_weak_and_is_held_to_the_real_successes(
+        arm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
+    run = arm.run
+    begun: list[str] = []
+    arm.wins = [3 if weak else 13, 4]
+    same = {"decision": [], "promoted": False, "use": run.start().world_model, "second": run.start().second}
+    monkeypatch.setattr(run, "world_model", lambda *_: same)
+    monkeypatch.setattr(run, "judge", lambda *_: {**same, "use": run.start().judge})
+    monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
+    monkeypatch.setattr(run, "adaptation", lambda method, number, state: begun.append(state.adapter) or {
+        "adapter": "", "outcome": "kept"})
+    monkeypatch.setattr(run, "evaluate", lambda *_: {"true": {"value": 0.5}})
+    row = run.round("loop", 1, dataclasses.replace(run.start(), adapter="before"))
+    assert begun == ["the-clone" if weak else "before"]
+    assert arm.asked[-1][0] == "the-clone", "where the dream promoted nothing the clone is tried"
+    assert row["state"]["adapter"] == ("the-clone" if weak else "before")  # 4 of 8 for 3 of 16, or for 13
+    assert tuple(row["state"]["record"]) == ((4, 8) if weak else (13, 16))
 
-        def hold_out(policy: OpenVLA, *_: object, dreams: int, copies: int, **__: object) -> SimpleNamespace:
-            rate = next(rates)
-            success = (np.arange(dreams * copies) < rate * dreams * copies).reshape(dreams, copies)
-            return SimpleNamespace(success=success, known=np.ones_like(success))
-        monkeypatch.setattr(iterate, "hold_out", hold_out)
-        told = run.cloning("loop", 1, state)
+
+def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is_not(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start_run(tmp_path / "run", small(), [])
+    rows = policy_episodes(run.twin, load_policy(), range(2), run.instruction, 1.2, "policy")
+    for row in rows:
+        row["success"][5:] = True  # as this test says
+    learners: list[LoraLearner] = []
+
+    def session(parts: Parts, *_: object, parent: object, **__: object) -> SimpleNamespace:
+        learners.append(parts.learner(parent))
+        report = SimpleNamespace(outcome="kept", message="", curve=(), adapter=None, seconds={})
+        return SimpleNamespace(report=report, report_path=run.out / "report.html")
+    monkeypatch.setattr(iterate, "run_session", session)
+    try:
+        for method in ("loop", "unchanged"):
+            write_rows(run.out / method / "training" / "round-1.npz", rows)
+            run.adaptation(method, 1, run.start())
     finally:
         run.close()
-    assert (told["outcome"], bool(told["adapter"])) == (("cloned", True) if better else ("kept", False))
-    assert "imagined success" in told["message"]
+    assert learners[0].anchor is not None and learners[1].anchor is None
+    learner, rng = learners[0], np.random.default_rng(3)
+    assert learner.name == f"LoRA of rank 16, held to 2 real successes of {run.out / 'loop' / 'all'}"
+    loss = cloning_loss(learner.policy, play_file(run.out / "loop" / "training" / "round-1.npz"), Imitation())
+    learner.begin()
+    try:
+        with torch.no_grad():
+            whole = float(loss(np.random.default_rng(3)))
+            assert float(learner.anchor.loss(rng)) == pytest.approx(0.3 * whole, rel=1e-4) and whole > 0
+    finally:
+        learner.end()
 
 
 @pytest.mark.slow
@@ -327,7 +331,7 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     rows = loop.method("loop")
     loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["message"]
+    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["outcome"]
     assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})

@@ -7,7 +7,7 @@ import torch
 
 from world_gymnast_ros.advantage import Advantages, group_advantages
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner, flatten, policy_loss
+from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
 
@@ -169,6 +169,30 @@ def test_the_leash_holds_the_policy_near_the_base():
                 base = torch.log_softmax(policy.logits(frames, WORDS), -1)
         off.append(float((base.exp() * (base - now)).sum(-1).mean()))
     assert off[1] < 0.6 * off[0]
+
+
+def test_an_anchor_holds_the_policy_to_what_is_known_to_be_true():
+    """The dream rewards other actions than those that succeeded on the arm: the anchor keeps these likely."""
+    found = {}
+    for anchored in (False, True):
+        policy = toy_policy()
+        group = sampled_group(policy, 8, 2, np.ones((8, 2)))
+        true = policy.sample(np.zeros((1, 32, 32, 3), np.uint8), WORDS, 1.2, 5).tokens
+
+        def loss(rng, policy=policy, true=true):
+            return -policy.logprobs(np.zeros((1, 32, 32, 3), np.uint8), [WORDS], true, 1.0).mean()
+        learner = LoraLearner(policy, LoraConfig(learning_rate=0.01), anchor=Anchor(loss, "one picture")
+                              if anchored else None)
+        assert ("held to one picture" in learner.name) is anchored
+        learner.begin()
+        before = float(loss(None).detach())
+        for step in range(4):
+            stats = learner.update([(group, group_advantages(np.arange(8.0), "grpo"))], 1.2, step)
+        found[anchored] = before - float(loss(None).detach())
+        assert np.isfinite(stats["loss"])
+        learner.end()
+        assert float(loss(None).detach()) == pytest.approx(before), "the policy is as it was"
+    assert found[True] > 0.1 and found[True] > 3 * abs(found[False])
 
 
 def test_mixed_instructions_share_a_batch():

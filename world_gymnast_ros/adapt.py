@@ -29,6 +29,10 @@ from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Wor
 class Learner(Protocol):
     """Trains weights inside a policy. Between `begin` and `end` the policy acts with the weights being trained."""
 
+    @property
+    def name(self) -> str:
+        """What learns and what it is held to, in words, for log and report."""
+
     def begin(self) -> None:
         """Attach trainable weights; the policy acts exactly as before until the first update."""
 
@@ -171,7 +175,8 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
         raise BadInstruction("nothing to adapt to: give at least one captured frame with an instruction")
     watch = Stopwatch(now_s)
     log = SessionLog(log_path, lambda: watch.elapsed_s)
-    names = {"policy": policy.name, "world_model": world_model.name, "judge": judge.name}
+    names = {"policy": policy.name, "world_model": world_model.name, "judge": judge.name,
+             "learner": learner.name}
     log.write("session", config=asdict(config), seed=seed, names=names, instructions=[s.instruction for s in starts])
     session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled)
     try:

@@ -78,6 +78,8 @@ class AdaptNodeConfig(AdaptConfig):
     judge: str = text("", "folder of the judge; empty: the small one that ships with the package")
     second_judge: str = text("", "folder of the judge that measures; empty: the shipped one; off: one judge decides")
     directory: str = text("runs", "folder for adapters/ and sessions/")
+    episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
+    anchor: float = number(0.3, 0.0, 100.0, "weight of cloning those beside what the dream rewards")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")
     lora_alpha: float = number(32.0, 1e-6, 1e4, "scale of the LoRA adapter")

@@ -130,6 +130,8 @@ class FakePolicy:
 class FakeLearner:
     """Plain policy-gradient ascent on the tables of a FakePolicy. Implements `adapt.Learner`."""
 
+    name = "policy gradient on tables"
+
     def __init__(self, policy: FakePolicy, learning_rate: float = 3.0) -> None:
         self.policy, self.learning_rate = policy, learning_rate
         self.before: dict[str, NDArray[np.float64]] | None = None

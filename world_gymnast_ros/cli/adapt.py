@@ -4,6 +4,7 @@ examples:
   world-gymnast adapt "reach the red block" --frame scene.png            a picture from your camera
   world-gymnast adapt "reach the red block" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
   world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
+  world-gymnast adapt "reach the red block" --frame a.png --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt "wipe the table" --frame a.png --set min_release_auc=0 copies=16
 
 exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
     whole(parser, "--seed", 0, default=0)
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
+    parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to those "
+                        "that succeeded (default: as in the settings)")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
@@ -58,10 +61,13 @@ def run(args: argparse.Namespace) -> int:
     from world_gymnast_ros.tasks import family_of
 
     config = adapt_settings(args.config, args.set, {
-        "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None})
+        "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None,
+        "episodes": str(args.episodes) if args.episodes else None})
     if args.scene and (args.frame or args.state):
         raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
                         "--state, or --scene")
+    if config.episodes and not Path(config.episodes).is_dir():
+        raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
     starts = _twin_start(args) if args.scene else _picture_starts(args)
@@ -84,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
                             "no adapter was stored; free space there, or name another folder with --out") from error
     report = result.report
     print(f"{report.outcome}: {report.message}")
+    if config.episodes:
+        print(f"learner: {report.names['learner']}")
     if report.adapter is not None:
         print(f"adapter: {report.adapter.path}")
     for family in dict.fromkeys(family_of(s.instruction) for s in starts):

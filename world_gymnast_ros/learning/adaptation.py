@@ -14,8 +14,11 @@ from world_gymnast_ros.adapt import Learner, adapt
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.imagine import Start
-from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
+from world_gymnast_ros.learning.imitate import Imitation, cloning_loss
+from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner
+from world_gymnast_ros.learning.real_episodes import read_real
 from world_gymnast_ros.models import build
+from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.report import write_report
 from world_gymnast_ros.session import LOG_NAME, AdaptReport, Progress
 from world_gymnast_ros.store import Store, slug
@@ -48,15 +51,39 @@ class SessionResult:
     log_path: Path
 
 
+def lora_config(config: AdaptNodeConfig) -> LoraConfig:
+    """Return the learner's part of the settings."""
+    return LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
+                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
+
+
+def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
+    """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
+
+    None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
+    """
+    if not config.episodes:
+        return None
+    episodes, _, left_out = read_real([Path(config.episodes)], policy.config.image_size,
+                                      Path(config.directory) / "decoded")
+    loss = cloning_loss(policy, episodes, Imitation())
+    if loss is None:
+        return None
+    told = f"{sum(e.success for e in episodes)} real successes of {config.episodes}"
+    if left_out:
+        told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
+    return Anchor(lambda rng: config.anchor * loss(rng), told)
+
+
 def load_parts(config: AdaptNodeConfig) -> Parts:
     """Load policy, world model and judge. Raises BadCheckpoint."""
     policy = build.load_policy(config.policy)
-    lora = LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
-                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
+
+    def learner(parent: AdapterRef | None) -> LoraLearner:
+        return LoraLearner(policy, lora_config(config), parent, real_successes(policy, config))
     return Parts(policy, build.load_world_model(config.world_model, config.second_judge),
                  build.load_judges(config.judge, config.second_judge),
-                 build.release_table(config.world_model, config.judge, config.second_judge),
-                 lambda parent: LoraLearner(policy, lora, parent))
+                 build.release_table(config.world_model, config.judge, config.second_judge), learner)
 
 
 def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float,

@@ -21,9 +21,9 @@ from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.imagine import Start
-from world_gymnast_ros.learning.adaptation import Parts, run_session
+from world_gymnast_ros.learning.adaptation import Parts, lora_config, run_session
 from world_gymnast_ros.learning.imitate import Imitation, imitate
-from world_gymnast_ros.learning.play_table import read_play
+from world_gymnast_ros.learning.real_episodes import play_file
 from world_gymnast_ros.session import Progress
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
@@ -84,10 +84,7 @@ def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig,
     asked = dataclasses.replace(scene, instructions=(instruction,))
     write_rows(folder / "demos.npz", [record_episode(asked, 90_000 + 100 * seed + i, "demo", False)
                                       for i in range(DEMONSTRATIONS)])
-    from world_gymnast_ros.learning.lora_pg import LoraConfig
-
-    lora = LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate)
-    ref = imitate(parts.policy, read_play(folder), lora, Imitation(seed=seed), None,  # type: ignore[arg-type]
+    ref = imitate(parts.policy, play_file(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
                   Store(Path(config.directory).resolve() / "adapters"), f"{instruction} sft",
                   {"demonstrations": DEMONSTRATIONS}, time.time_ns())
     return ref, "cloned" if ref else "kept", f"{DEMONSTRATIONS} demonstrations"

@@ -5,18 +5,19 @@ true episodes that succeeded, up to their success. It needs no world model and n
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.optim import warm_then_decay
-from world_gymnast_ros.learning.play_table import PlayTable
 from world_gymnast_ros.learning.train_policy import relight, soft_target_loss
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.types import AdapterRef
@@ -37,41 +38,49 @@ class Imitation:
             raise BadConfig(f"steps {self.steps}, batch {self.batch}: both must be at least 1")
 
 
-def success_rows(table: PlayTable, chunk: int, after_success: int) -> tuple[np.ndarray, list[str]]:
-    """Return frame rows (R,) at which a chunk of a successful episode starts, and the instruction of each."""
-    rows, words = [], []
-    for e in table.episodes:
-        done = table.success[e.first:e.first + e.steps + 1]
-        if done[-1]:
-            last = min(e.steps, int(np.argmax(done)) + after_success) - chunk
-            rows += list(range(e.first, e.first + max(0, last) + 1))
-            words += [e.instruction] * (max(0, last) + 1)
-    return np.array(rows, np.int64), words
+def success_chunks(episodes: Sequence[RealEpisode], chunk: int, after_success: int) -> list[tuple[RealEpisode, int]]:
+    """Return every place in a successful episode, up to its success, at which `chunk` actions begin."""
+    out = []
+    for e in episodes:
+        if e.success:
+            done = e.play.steps if e.done_step is None else e.done_step + after_success
+            out += [(e, t) for t in range(max(0, min(e.play.steps, done) - chunk + 1))]
+    return out
 
 
-def imitate(policy: OpenVLA, table: PlayTable, lora: LoraConfig, settings: Imitation, parent: AdapterRef | None,
-            store: Store, name: str, scores: dict[str, Any], created_ns: int,
+def cloning_loss(policy: OpenVLA, episodes: Sequence[RealEpisode], settings: Imitation
+                 ) -> Callable[[np.random.Generator], Tensor] | None:
+    """Return a function that draws a batch of what succeeded and gives its loss; None where nothing did."""
+    chunks = success_chunks(episodes, policy.chunk_size, settings.after_success)
+    if not chunks:
+        return None
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        picks = [chunks[i] for i in rng.integers(len(chunks), size=min(settings.batch, max(8, len(chunks))))]
+        frames = relight(torch.from_numpy(np.stack([e.play.frames[t] for e, t in picks])), rng).numpy()
+        deltas = np.stack([e.play.deltas[t:t + policy.chunk_size] for e, t in picks])
+        logits = policy.logits(frames, [e.instruction for e, _ in picks])
+        return soft_target_loss(logits.float(), torch.from_numpy(policy.stats.normalise(deltas)), settings.sigma_bins)
+    return loss
+
+
+def imitate(policy: OpenVLA, episodes: Sequence[RealEpisode], lora: LoraConfig, settings: Imitation,
+            parent: AdapterRef | None, store: Store, name: str, scores: dict[str, Any], created_ns: int,
             progress: Callable[[int, float], object] = lambda step, loss: None) -> AdapterRef | None:
-    """Clone the successes of `table` into an adapter that starts from `parent`; None where there are none.
+    """Clone the successes of `episodes` into an adapter that starts from `parent`; None where there are none.
 
     The policy is as `parent` left it afterwards.
     """
-    rows, words = success_rows(table, policy.chunk_size, settings.after_success)
-    if not len(rows):
+    loss_of = cloning_loss(policy, episodes, settings)
+    if loss_of is None:
         return None
     learner = LoraLearner(policy, lora, parent)
     rng = np.random.default_rng((settings.seed, 31))
-    values = policy.stats.normalise(table.deltas)
-    chunk = np.arange(policy.chunk_size)
     learner.begin()
     try:
         assert learner.optimiser is not None
         for step in range(settings.steps):
-            picks = rng.integers(len(rows), size=min(settings.batch, max(8, len(rows))))
-            frames = relight(torch.from_numpy(table.frames[rows[picks]]), rng).numpy()
-            logits = policy.logits(frames, [words[i] for i in picks])
-            wanted = torch.from_numpy(values[rows[picks][:, None] + chunk])
-            loss = soft_target_loss(logits.float(), wanted, settings.sigma_bins)
+            loss = loss_of(rng)
             scale = warm_then_decay(step, settings.steps, warmup=settings.steps // 10 + 1)
             for group in learner.optimiser.param_groups:
                 group["lr"] = lora.learning_rate * scale

@@ -1,11 +1,10 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
-    a round   real episodes, explored: a third with the present adapter, a third with a clone of the real successes so
-              far, which follows if it did better, or not clearly worse than what is weak -> world model and judge
-              learn from them -> each is promoted only if its release check says so -> real successes are cloned
-              again, kept if the dream says that this is better -> adaptation in the dream -> the last third of the
-              real episodes: what the dream promoted, else the clone that it did not trust, is tried on the arm, and
-              dropped where it did not do well enough there -> true evaluation
+    a round   two thirds of the real episodes, explored with the present adapter -> world model and judge learn from
+              them, each promoted only if its release check says so -> the real successes so far are cloned ->
+              adaptation in the dream, held to those successes; it starts from the clone where the present adapter
+              fails more often than not -> the last third of the real episodes: what the dream promoted, else the
+              clone, is tried on the arm, and dropped where it did not do well enough there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -29,9 +28,8 @@ import numpy as np
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluate import chance_better, paired_replay_auc, wilson
-from world_gymnast_ros.gate import decide, hold_out
 from world_gymnast_ros.imagine import Start, derive_seed, imagine, is_success
-from world_gymnast_ros.learning.adaptation import Parts, load_parts, run_session, session_config
+from world_gymnast_ros.learning.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import (
     JUDGE,
@@ -41,8 +39,6 @@ from world_gymnast_ros.learning.judge_update import (
     update_judge,
     update_pair,
 )
-from world_gymnast_ros.learning.lora_pg import LoraConfig
-from world_gymnast_ros.learning.play_table import read_play
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
@@ -62,10 +58,9 @@ METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
-dream promoted must not be clearly worse (it runs greedy and its rival was explored, which favours it); nor must a
-clone while the present adapter fails more often than not: there is little to lose then, and imitation lifts what is
-weak. After that a clone must be better."""
-LAYOUT = 2
+dream promoted must not be clearly worse; nor must a clone while the present adapter fails more often than not: there is
+little to lose then, and imitation lifts what is weak. After that a clone must be better."""
+LAYOUT = 3
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -109,12 +104,18 @@ class IterateConfig:
 @dataclass(frozen=True)
 class State:
     """Where a method stands: folders of world model and judges (`second` may be "off"), name of the adapter ('' for
-    the base)."""
+    the base), and `record`: its successes and trials on the arm, explored."""
 
     world_model: str
     judge: str
     second: str
     adapter: str
+    record: tuple[int, int] = (0, 0)
+
+    @property
+    def weak(self) -> bool:
+        """Whether the adapter fails on the arm more often than not."""
+        return 2 * self.record[0] < self.record[1]
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -127,14 +128,16 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def compare(name: str, candidate: str, record: Sequence[int], rival: Sequence[int], dreamed: bool) -> dict[str, Any]:
-    """Say whether `candidate` follows, by successes and trials on the arm: its own, and those of the present adapter.
+def compare(record: tuple[int, int], present: State, dreamed: bool) -> dict[str, Any]:
+    """Say whether a candidate follows `present`, by its own successes and trials on the arm (`record`).
 
     `dreamed`: the dream promoted it; else it is a clone.
     """
+    rival = present.record
     chance = round(chance_better(*rival, *record), 6)
-    asked = NOT_WORSE if dreamed or 2 * rival[0] < rival[1] else BETTER
-    return {"tried": candidate, "dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
+    asked = NOT_WORSE if dreamed or present.weak else BETTER
+    name = "what the dream promoted" if dreamed else "a clone of the real successes"
+    return {"dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
         f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
         f"a chance of {chance:.2f}, asked for are {asked:g}")}
 
@@ -251,21 +254,26 @@ class Run:
         row: dict[str, Any] = {"round": number, "method": method}
         began = time.monotonic()
         if method != "unchanged":  # which has no use for them
-            row["real"] = once(folder / "real.json", lambda: self.real(method, number, state))
-            state = dataclasses.replace(state, adapter=row["real"]["adapter"])
+            real = row["real"] = once(folder / "real.json", lambda: self.real(method, number, state))
+            wins, count = state.record
+            state = dataclasses.replace(state, record=(wins + real["successes"], count + real["episodes"]))
         if method == "loop":
             row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
             state = dataclasses.replace(state, judge=row["judge"]["use"], second=row["judge"]["second"])
-            row["clone"] = once(folder / "clone.json", lambda: self.cloning(method, number, state))
-            state = dataclasses.replace(state, adapter=row["clone"]["adapter"] or state.adapter)
-        learn = self.imitation if method == "imitation" else self.adaptation
-        row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
-        state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter)
-        if method == "loop":
-            row["trial"] = once(folder / "trial.json", lambda: self.trial(method, number, row, state))
-            state = dataclasses.replace(state, adapter=row["trial"]["adapter"])
+            row["clone"] = once(folder / "clone.json", lambda: {**self.imitation(method, number, state),
+                                                                "begun": state.weak})
+            clone = row["clone"]["adapter"]
+            begin = dataclasses.replace(state, adapter=clone if clone and state.weak else state.adapter)
+            row["learning"] = once(folder / "learning.json", lambda: self.adaptation(method, number, begin))
+            row["trial"] = once(folder / "trial.json", lambda: self.trial(
+                number, state, row["learning"]["adapter"], clone))
+            state = dataclasses.replace(state, adapter=row["trial"]["adapter"], record=tuple(row["trial"]["record"]))
+        else:
+            learn = self.imitation if method == "imitation" else self.adaptation
+            row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
+            state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter, record=(0, 0))
         row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
             self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
             method != "imitation"))
@@ -277,70 +285,41 @@ class Run:
         return row
 
     def real(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Real episodes with exploration. The loop tries a clone on the arm in a third of them: the dream need not show
-        what success looks like in a scene where it is wrong. Another third is kept for `trial`."""
-        c = self.config
-        first = self.first_seed(number)
-        count = c.episodes // 3 if method == "loop" else c.episodes
-        temperature = c.temperature
-        self.forget(method, f"round-{number}-second")  # of a stopped attempt: no clone may learn from its own trial
-        wins = self.explore(method, state, range(first, first + count), f"round-{number}", temperature)
-        told = {"episodes": count, "successes": wins, "first_seed": first, "adapter": state.adapter,
-                "record": [wins, count]}
-        if method == "loop":
-            clone = self.imitation(method, number, state)["adapter"]
-            tried = dataclasses.replace(state, adapter=clone or state.adapter)
-            more = self.explore(method, tried, range(first + count, first + 2 * count), f"round-{number}-second",
-                                temperature)
-            told |= {"episodes": 2 * count, "successes": wins + more}
-            if clone:
-                told["trial"] = trial = compare("a clone of the real successes so far", clone, [more, count],
-                                                told["record"], False)
-                if trial["used"]:
-                    told |= {"adapter": clone, "record": [more, count]}
-            else:
-                told["record"] = [wins + more, 2 * count]
-        self.say(f"{method}, round {number}: {told['successes']} of {told['episodes']} explored real episodes succeeded"
-                 + (f"; {told['trial']['message']}" if "trial" in told else ""))
-        return told
+        """Explore with the present adapter. The loop keeps a third of the round's episodes for `trial`."""
+        first, count = self.first_seed(number), self.config.episodes
+        count -= count // 3 if method == "loop" else 0
+        wins = self.explore(method, state, range(first, first + count), f"round-{number}")
+        self.say(f"{method}, round {number}: {wins} of {count} explored real episodes succeeded")
+        return {"episodes": count, "successes": wins, "first_seed": first}
 
-    def trial(self, method: str, number: int, row: dict[str, Any], state: State) -> dict[str, Any]:
-        """Try on the arm what the dream promoted over the adapter that `real` ended with, greedy as it would run.
+    def trial(self, number: int, state: State, dreamed: str, clone: str) -> dict[str, Any]:
+        """Try on the arm, explored as the present adapter of `state` was, what the dream promoted (`dreamed`), or else
+        the clone that nothing in the dream was better than; where there is neither, explore more with the present one.
 
-        Where the dream promoted nothing, the clone that it did not trust is tried, explored as its rival was; where
-        there is none either, there are explored episodes more for the next round.
+        Returns which adapter follows and its record on the arm.
         """
-        c, real = self.config, row["real"]
-        done = 2 * (c.episodes // 3)
-        first, count, name = self.first_seed(number) + done, c.episodes - done, f"round-{number}-trial"
-        dreamed = state.adapter != real["adapter"]
-        tried = state.adapter if dreamed else row["clone"].get("candidate", "")
-        if not dreamed and tried == real.get("trial", {}).get("tried"):
-            tried = ""  # nothing to clone came since: it has had its trial
-        wins = self.explore(method, dataclasses.replace(state, adapter=tried or state.adapter),
-                            range(first, first + count), name, 0.0 if dreamed else c.temperature)
-        told = {"episodes": count, "successes": wins, "adapter": state.adapter}
-        if tried:
-            told |= compare("what the dream promoted" if dreamed else "a clone that the dream did not trust", tried,
-                            [wins, count], real["record"], dreamed)
-            told["adapter"] = tried if told["used"] else real["adapter"]
-            self.say(f"{method}, round {number}: {told['message']}")
-        return told
+        last = self.first_seed(number) + self.config.episodes
+        count, tried = self.config.episodes // 3, dreamed or clone
+        wins = self.explore("loop", dataclasses.replace(state, adapter=tried or state.adapter),
+                            range(last - count, last), f"round-{number}-trial")
+        told: dict[str, Any] = {"episodes": count, "successes": wins, "tried": tried}
+        if not tried:
+            return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count)}
+        told |= compare((wins, count), state, bool(dreamed))
+        self.say(f"loop, round {number}: {told['message']}")
+        return told | ({"adapter": tried, "record": (wins, count)} if told["used"] else
+                       {"adapter": state.adapter, "record": state.record})
 
     def first_seed(self, number: int) -> int:
         """Return the seed of a round's first real episode."""
         return REAL_SEED + 10_000 * self.config.seed + 1000 * number
 
-    def forget(self, method: str, name: str) -> None:
-        """Remove the real episodes stored under `name`, where a stopped run left some."""
-        for part in set(PARTS):
+    def explore(self, method: str, state: State, seeds: range, name: str) -> int:
+        """Explore with the adapter of `state`; store the real episodes split as PARTS says; return successes."""
+        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction,
+                               self.config.temperature, "policy")
+        for part in set(PARTS):  # of an attempt that was stopped
             (self.out / method / part / f"{name}.npz").unlink(missing_ok=True)
-
-    def explore(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
-        """Play real episodes with the adapter of `state`; store them split as PARTS says; return successes."""
-        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
-                               "policy")
-        self.forget(method, name)
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
         for outcome in (True, False):
             for i, row in enumerate((r for r in rows if bool(r["success"][-1]) == outcome), int(outcome)):
@@ -475,33 +454,13 @@ class Run:
             starts.append(Start(frame, measured, self.instruction))
         return starts
 
-    def cloning(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Clone the real successes so far; use the clone where the dream is sure that it is better (the gate's rule).
-
-        Where nothing succeeds in the dream there is nothing to reinforce; what succeeded on the arm is worth most then.
-        """
-        told = self.imitation(method, number, state)
-        if not told["adapter"]:
-            return told
-        parts, seed = self.parts(method, state), derive_seed(self.config.seed, number, 6)
-        a = session_config(self.session_config(method, state), [self.instruction])
-        starts, results = self.captured(number), []
-        for adapter in (state.adapter, told["adapter"]):
-            parts.policy.load_adapter(self.adapter(method, dataclasses.replace(state, adapter=adapter)))
-            results.append(hold_out(parts.policy, parts.world_model, parts.judge, starts, dreams=a.gate_dreams,
-                                    copies=a.held_out_copies, horizon_steps=a.horizon_steps,
-                                    temperature=a.held_out_temperature, jitter=a.jitter, trust=a.trust, seed=seed,
-                                    max_batch=a.max_batch))
-        before, after = results
-        gate = decide(before.success, after.success, before.known & after.known, a.margin, a.confidence, seed)
-        self.say(f"{method}, round {number}: clone of real successes: {gate.reason}")
-        return {**told, "outcome": "cloned" if gate.promote else "kept", "message": gate.reason,
-                "adapter": told["adapter"] if gate.promote else "", "candidate": told["adapter"]}
-
     def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Adapt in the dream from captured frames of the scene, going on from the present adapter."""
-        parts = self.parts(method, state)
-        result = run_session(parts, self.captured(number), self.session_config(method, state),
+        """Adapt in the dream from captured frames of the scene, going on from the adapter of `state`; the loop is held
+        to the real successes."""
+        config = self.session_config(method, state)
+        if method == "loop":
+            config = dataclasses.replace(config, episodes=str(self.all_real(method)))
+        result = run_session(load_parts(config), self.captured(number), config,
                              derive_seed(self.config.seed, number, 4), self.now_ns(),
                              parent=self.adapter(method, state))
         report = result.report
@@ -510,9 +469,8 @@ class Run:
                 "adapter": report.adapter.name if report.adapter else "", "seconds": report.seconds.get("total", 0.0),
                 "report": str(result.report_path.relative_to(self.out.resolve()))}
 
-    def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
-        """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
-        c, a = self.config, self.adapt
+    def all_real(self, method: str) -> Path:
+        """Return a folder that links all real episodes so far, whatever part they are in."""
         folder = self.out / method / "all"
         folder.mkdir(parents=True, exist_ok=True)
         for link in folder.glob("*.npz"):
@@ -523,13 +481,18 @@ class Run:
                 target = folder / f"{kind}-{path.name}"
                 if not target.exists():
                     target.symlink_to(path.resolve())
+        return folder
+
+    def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
+        c = self.config
         parts = self.parts(method, state)
-        lora = LoraConfig(a.lora_rank, a.lora_alpha, a.learning_rate)
         began = time.monotonic()
-        ref = imitate(parts.policy, read_play(folder), lora, dataclasses.replace(
-            c.imitation, seed=derive_seed(c.seed, number, 5)), self.adapter(method, state),
-            Store(self.out / method / "adapters"), self.instruction, {"method": "imitation", "round": number},
-            self.now_ns())
+        settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
+        episodes, _, _ = read_real([self.all_real(method)], PICTURE_PX)
+        ref = imitate(parts.policy, episodes, lora_config(self.adapt), settings, self.adapter(method, state),
+                      Store(self.out / method / "adapters"), self.instruction,
+                      {"method": "imitation", "round": number}, self.now_ns())
         return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",
                 "updates": c.imitation.steps if ref else 0, "adapter": ref.name if ref else "",
                 "seconds": time.monotonic() - began}

@@ -30,18 +30,8 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
             out.append([
                 "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *dream,
                 *(_version(row.get(kind)) for kind in ("world_model", "judge")),
-                ", ".join(told for told in (_cloned(row), row.get("learning", {}).get("outcome", ""), _tried(row))
-                          if told)])
+                ", ".join(told for told in (row.get("learning", {}).get("outcome", ""), _tried(row)) if told)])
     return out
-
-
-def _cloned(row: Mapping[str, Any]) -> str:
-    told = []
-    if "trial" in row.get("real", {}):
-        told.append("tried clone " + ("used" if row["real"]["trial"]["used"] else "not used"))
-    if "clone" in row:
-        told.append("clone " + ("used" if row["clone"]["adapter"] else "not used"))
-    return ", ".join(told)
 
 
 def _tried(row: Mapping[str, Any]) -> str:
@@ -116,9 +106,6 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     if "real" in row:
         real = row["real"]
         parts.append(f"<p>{real['successes']} of {real['episodes']} explored real episodes succeeded.</p>")
-        if "trial" in real:
-            used = "it follows" if real["trial"]["used"] else "the present one stays"
-            parts.append(f"<p><b>Tried on the arm</b>: {escape(real['trial']['message'])}; {used}.</p>")
     for kind, name in (("world_model", "World model"), ("judge", "Judge")):
         if kind in row:
             part = row[kind]
@@ -127,7 +114,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
                          f"and found</summary><ul class='quiet'>{rules}</ul></details>")
     if "clone" in row:
-        parts.append(f"<p><b>Clone of the real successes</b>: {escape(row['clone']['message'])}.</p>")
+        begun = "where adaptation began" if row["clone"].get("begun") else "kept beside it"
+        told = begun if row["clone"]["adapter"] else row["clone"]["message"]
+        parts.append(f"<p><b>Clone of the real successes</b>: {escape(told)}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     if row.get("trial", {}).get("tried"):
         stays = "it follows" if row["trial"]["used"] else "it is dropped"

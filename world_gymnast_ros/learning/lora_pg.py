@@ -17,7 +17,7 @@ batch make the ratio leave 1; with a single step per batch the clip would never 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,31 @@ def policy_loss(now: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, c
     return (losses * weights[:, None, None]).sum()
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A loss that every step of a session adds; `told` says in words what it holds the policy to."""
+
+    loss: Callable[[np.random.Generator], Tensor]
+    told: str
+
+
 class LoraLearner:
     """`adapt.Learner` for models.openvla.OpenVLA. One optimiser lives for the whole session.
 
-    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back.
+    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `anchor.loss(rng)`
+    is added in every step: what the dream rewards is learned without leaving what is known to be true, the real
+    successes (as DAPG adds demonstrations, arXiv:1709.10087).
     """
 
-    def __init__(self, policy: OpenVLA, config: LoraConfig | None = None, parent: AdapterRef | None = None) -> None:
-        self.policy, self.config, self.parent = policy, config or LoraConfig(), parent
+    def __init__(self, policy: OpenVLA, config: LoraConfig | None = None, parent: AdapterRef | None = None,
+                 anchor: Anchor | None = None) -> None:
+        self.policy, self.config, self.parent, self.anchor = policy, config or LoraConfig(), parent, anchor
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
+
+    @property
+    def name(self) -> str:
+        return f"LoRA of rank {self.config.rank}" + (f", held to {self.anchor.told}" if self.anchor else "")
 
     def begin(self) -> None:
         if self.parent is None:
@@ -137,13 +152,13 @@ class LoraLearner:
         for _ in range(c.epochs):
             order = rng.permutation(count)
             for part in np.array_split(order, math.ceil(count / c.minibatch_chunks)):
-                figures.append(self._step(data, part, count / len(part), temperature, base))
+                figures.append(self._step(data, part, count / len(part), temperature, base, rng))
         loss, norm, off, clipped = (float(np.mean(column)) for column in zip(*figures, strict=True))
         return {"loss": loss, "grad_norm": norm, "ratio_off": off, "clip_fraction": clipped,
                 "first_ratio_off": figures[0][2], "chunks": float(count)}
 
-    def _step(self, data: ChunkBatch, part: np.ndarray, scale: float, temperature: float, base: Tensor | None
-              ) -> tuple[float, ...]:
+    def _step(self, data: ChunkBatch, part: np.ndarray, scale: float, temperature: float, base: Tensor | None,
+              rng: np.random.Generator) -> tuple[float, ...]:
         """Take one optimiser step on the chunks `part`, in micro-batches whose gradients add up."""
         assert self.optimiser is not None
         c = self.config
@@ -162,6 +177,10 @@ class LoraLearner:
                 off += float((ratio - 1).abs().mean()) * len(micro) / len(part)
                 outside = ((ratio > 1 + c.clip_high) | (ratio < 1 - c.clip_low)).float().mean()
                 clipped += float(outside) * len(micro) / len(part)
+        if self.anchor is not None:
+            anchor = self.anchor.loss(rng)
+            anchor.backward()
+            total += float(anchor.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.weights, c.max_grad_norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"gradient norm is {float(norm)}; lower the learning rate ({c.learning_rate})")

@@ -82,7 +82,9 @@ def play_file(path: Path) -> list[RealEpisode]:
         play = PlayEpisode(rows["frames"][i, :n + 1], rows["deltas"][i, :n], rows["states"][i, :n + 1],
                            str(rows["family"][i]), f"{path.stem}/{i}", more["camera"][i] if "camera" in more else None,
                            things[i], more["captured"][i] if "captured" in more else None)
-        out.append(RealEpisode(play, words, bool(rows["success"][i, n]), tip, thing))
+        success = rows["success"][i, :n + 1]
+        out.append(RealEpisode(play, words, bool(success[n]), tip, thing, int(np.argmax(success)) if success[n] else
+                               None))
     return out
 
 

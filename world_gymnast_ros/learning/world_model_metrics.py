@@ -33,13 +33,14 @@ SCALES = 3
 @dataclass(frozen=True)
 class RealEpisode:
     """A true episode of known outcome. `tip_m`, `object_m` (T+1, 3): gripper tip and named object, base frame, or None
-    where nobody knows."""
+    where nobody knows; `done_step`: the frame at which success came, None where only its outcome is known."""
 
     play: PlayEpisode
     instruction: str
     success: bool
     tip_m: F32 | None = None
     object_m: F32 | None = None
+    done_step: int | None = None
 
     @property
     def captured(self) -> U8 | None:
