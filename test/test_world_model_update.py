@@ -15,6 +15,7 @@ import pytest
 import torch
 from episode_maker import record
 from safetensors import safe_open
+from safetensors.torch import load_file
 from toy_play import SIZE, write_toy_play
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
@@ -275,6 +276,38 @@ def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: 
     assert (tmp_path / "run" / "dreams.png").stat().st_size > 1000
     assert Store(tmp_path / "world_models", WORLD_MODEL).newest() == card
     ActionDiTWorld.from_pretrained(card.path)
+
+
+def test_what_costs_old_scenes_too_much_is_tried_again_nearer_to_the_parent(files: Path, tmp_path: Path) -> None:
+    new, replay, old = (play_file(files / name / "reach.npz") for name in ("new", "replay", "old"))
+    parent = files / "parent"
+    weights = [load_file(p / "model.safetensors") for p in (
+        parent, fine_tune(parent, new[:8], replay, [], dataclasses.replace(CONFIG, steps=4), tmp_path / "run"))]
+    key = max(weights[0], key=lambda k: float((weights[1][k].float() - weights[0][k].float()).abs().max()))
+    asked: list[float] = []
+
+    def way(world_model: Path) -> float:
+        now = load_file(world_model / "model.safetensors")[key].float()
+        gone = weights[1][key].float() - weights[0][key].float()
+        return float(((now - weights[0][key].float()) * gone).sum() / (gone * gone).sum())
+
+    for limit, tried, follows in ((0.6, [1.0, 0.5], True), (0.1, [1.0, 0.5, 0.25], False), (2.0, [1.0], True)):
+        asked.clear()
+
+        def figures(world_model: Path, some: list, limit: float = limit) -> Replays:
+            share = 0.0 if world_model == parent else way(world_model)
+            if share and some is new:
+                asked.append(round(share, 2))
+            error = 0.1 - 0.05 * share if some is new else 0.1 * (1 + 0.05 * share / limit)
+            found = replays(HONEST, SUCCESS, error)
+            return dataclasses.replace(found, dreams=[e.play.frames for e in some])
+        data = Data(new[:8], new, replay, old, {"reach.npz": "abc"})
+        result = update(parent, data, dataclasses.replace(CONFIG, steps=4), Margins(), figures, tmp_path / "run",
+                        tmp_path / f"store-{limit}", "toy", 1)
+        assert asked == pytest.approx(tried, abs=0.02) and result.decision.promote is follows
+        assert way(result.version.path) == pytest.approx(tried[-1], abs=0.02)
+        assert sum("old scenes, structural" in line for line in result.decision.lines) == len(tried)
+        assert result.decision.lines[0].startswith("100% of the update: ")
 
 
 def test_dreams_keep_the_order_of_episodes_of_several_lengths(files: Path) -> None:

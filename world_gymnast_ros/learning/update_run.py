@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from world_gymnast_ros.learning.dream_pictures import write_dreams
 from world_gymnast_ros.learning.real_episodes import play_file
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays
 from world_gymnast_ros.learning.world_model_update import (
+    SHARES,
     Decision,
     Margins,
     UpdateConfig,
     decide,
     fine_tune,
+    mixed,
     parent_name,
     store_version,
 )
@@ -55,13 +57,24 @@ class Updated:
 def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, figures: Figures, run: Path, store: Path,
            name: str, created_ns: int, reader: SceneReader | None = None) -> Updated:
     """Update the world model `parent` in the folder `run` (a stopped one goes on), write `dreams.png` there, and put
-    the version into `store` with its decision, promoted or not."""
+    the version into `store` with its decision, promoted or not.
+
+    What is better on the new scene and worse on old ones is tried again nearer to `parent` (SHARES); the version is the
+    first that may follow, else the last that was tried.
+    """
     trained = fine_tune(parent, data.new, data.replay, [], config, run, reader)
-    new, old = ((figures(parent, some), figures(trained, some)) for some in (data.held, data.old))
-    decision = decide(new, old, margins, config.seed)
+    lines: list[str] = []
+    for share in SHARES:
+        candidate = trained if share == 1.0 else mixed(parent, trained, share, run / f"share-{share:g}")
+        new, old = ((figures(parent, some), figures(candidate, some)) for some in (data.held, data.old))
+        decision = decide(new, old, margins, config.seed)
+        lines += [f"{share:.0%} of the update: {line}" for line in decision.lines]
+        if decision.promote or not decision.better:
+            break
+    decision = replace(decision, lines=tuple(lines))
     write_dreams(run / "dreams.png", data.held, new[0].dreams, new[1].dreams)
     found = {"new": [r.summary() for r in new], "old": [r.summary() for r in old]}
-    ref = store_version(store, trained, name, parent_name(parent), found, data.hashes, decision, config, created_ns)
+    ref = store_version(store, candidate, name, parent_name(parent), found, data.hashes, decision, config, created_ns)
     return Updated(ref, decision, found)
 
 

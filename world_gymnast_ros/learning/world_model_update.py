@@ -1,6 +1,7 @@
 """Fine-tune a world model on what really happened, and decide whether the new version may follow the old one.
 
-All weights are trained, for a few hundred steps, half on new episodes and the rest on a replay of earlier data. A run
+All weights are trained, for a few dozen steps, half on new episodes and the rest on a replay of earlier data; where
+that costs old scenes too much, half or a quarter of the way there is tried, between the weights before and after. A run
 is a folder; killed and started again it goes on from its last save and ends in the same weights. A version is stored
 whatever is decided about it, with its parent, the hashes of its data and its figures; promotion is a line in its card.
 """
@@ -13,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluate import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.learning.play_data import family_balance, with_things
 from world_gymnast_ros.learning.train_world_model import FAMILY_WEIGHTS, STATE, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays
-from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 from world_gymnast_ros.models.dream import load_network
 from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.store import WORLD_MODEL, Store
 from world_gymnast_ros.types import AdapterRef
 
 INPUTS = "inputs.json"
+SHARES = (1.0, 0.5, 0.25)
+"""Of the way from the weights before an update to those after it, tried in turn."""
 MIN_HELD_OUT = 4
 """Fewer held-out episodes of the new scene decide nothing."""
 
@@ -98,6 +102,19 @@ def fine_tune(parent: Path, new: Sequence[RealEpisode], replay: Sequence[RealEpi
     return out
 
 
+def mixed(parent: Path, trained: Path, share: float, out: Path) -> Path:
+    """Write the checkpoint that lies `share` of the way from `parent` to `trained` into the folder `out`; return it.
+
+    Between weights before and after fine-tuning most of what was learned is kept and most of what was forgotten is not
+    (WiSE-FT, arXiv:2109.01903).
+    """
+    before, after = read_tensors(parent / WEIGHTS), read_tensors(trained / WEIGHTS)
+    save_tensors({k: torch.lerp(before[k].float(), w.float(), share).to(w.dtype) if w.is_floating_point() else w
+                  for k, w in after.items()}, out / WEIGHTS)
+    write_text(out / CONFIG, (trained / CONFIG).read_text())
+    return out
+
+
 def _normal(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
@@ -132,10 +149,12 @@ class Margins:
 
 @dataclass(frozen=True)
 class Decision:
-    """`promote`, and one line per rule: what was asked, what was found, whether it holds."""
+    """`promote`, and one line per rule: what was asked, what was found, whether it holds. `better`: on the new scene,
+    whatever it costs elsewhere."""
 
     promote: bool
     lines: tuple[str, ...]
+    better: bool = False
 
 
 def false_success_change(before: Replays, after: Replays) -> Interval | None:
@@ -193,7 +212,7 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: 
         agree = [float((r.claimed == r.success).mean()) for r in old]
         good &= rule(agree[1] >= agree[0] - margins.agreement, f"old scenes, outcomes agree in {agree[1]:.1%} of "
                      f"episodes, were {agree[0]:.1%}; at most {100 * margins.agreement:.0f} points fewer")
-    return Decision(better and good, tuple(lines))
+    return Decision(better and good, tuple(lines), better)
 
 
 def _points(change: Interval) -> str:
