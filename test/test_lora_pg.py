@@ -4,9 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from episode_maker import record
 
+from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.advantage import Advantages, group_advantages
-from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.learning.adaptation import real_successes
 from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
@@ -193,6 +196,28 @@ def test_an_anchor_holds_the_policy_to_what_is_known_to_be_true():
         learner.end()
         assert float(loss(None).detach()) == pytest.approx(before), "the policy is as it was"
     assert found[True] > 0.1 and found[True] > 3 * abs(found[False])
+
+
+def test_a_session_is_held_to_the_recordings_that_succeeded(tmp_path):
+    root, policy = tmp_path / "episodes", toy_policy()
+    root.mkdir()
+    config = AdaptNodeConfig(episodes=str(root), directory=str(tmp_path / "runs"), anchor=20.0)
+    with pytest.raises(EpisodeError, match="no play data"):
+        real_successes(policy, config)
+    record(root, "failed", outcome="failure", seed=1)
+    assert real_successes(policy, config) is None and real_successes(policy, AdaptNodeConfig()) is None
+    record(root, "won", outcome="success")
+    record(root, "unmarked", seed=2)
+    anchor = real_successes(policy, config)
+    assert anchor.told.startswith(f"1 real successes of {root} (1 recordings left out, such as unmarked: ")
+    learner = LoraLearner(policy, LoraConfig(learning_rate=0.05), anchor=anchor)
+    group = sampled_group(policy, 4, 1, np.ones((4, 1)))
+    before = float(anchor.loss(np.random.default_rng(0)).detach())
+    learner.begin()
+    for step in range(6):
+        learner.update([(group, group_advantages(np.arange(4.0)))], 1.2, step)
+    assert float(anchor.loss(np.random.default_rng(0)).detach()) < before - 1.0
+    learner.end()
 
 
 def test_mixed_instructions_share_a_batch():
