@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.cli.checks import adapt_settings
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning import iterate
@@ -293,9 +294,11 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
     for row in rows:
         row["success"][5:] = True  # as this test says
     learners: list[LoraLearner] = []
+    gates: list[tuple[float, float]] = []
 
-    def session(parts: Parts, *_: object, parent: object, **__: object) -> SimpleNamespace:
+    def session(parts: Parts, starts: object, config: AdaptNodeConfig, *_: object, parent: object) -> SimpleNamespace:
         learners.append(parts.learner(parent))
+        gates.append((config.margin, config.confidence))
         report = SimpleNamespace(outcome="kept", message="", curve=(), adapter=None, seconds={})
         return SimpleNamespace(report=report, report_path=run.out / "report.html")
     monkeypatch.setattr(iterate, "run_session", session)
@@ -306,6 +309,7 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
     finally:
         run.close()
     assert learners[0].anchor is not None and learners[1].anchor is None
+    assert gates == [(0.0, 0.8), (0.05, 0.95)], "what the arm tries first need only be likely better"
     learner, rng = learners[0], np.random.default_rng(3)
     assert learner.name == f"LoRA of rank 16, held to 2 real successes of {run.out / 'loop' / 'all'}"
     loss = cloning_loss(learner.policy, play_file(run.out / "loop" / "training" / "round-1.npz"), Imitation())

@@ -60,6 +60,8 @@ NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
 dream promoted must not be clearly worse; nor must a clone while the present adapter fails more often than not: there is
 little to lose then, and imitation lifts what is weak. After that a clone must be better."""
+LIKELY = 0.8
+"""How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 LAYOUT = 3
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -459,7 +461,7 @@ class Run:
         to the real successes."""
         config = self.session_config(method, state)
         if method == "loop":
-            config = dataclasses.replace(config, episodes=str(self.all_real(method)))
+            config = dataclasses.replace(config, episodes=str(self.all_real(method)), margin=0.0, confidence=LIKELY)
         result = run_session(load_parts(config), self.captured(number), config,
                              derive_seed(self.config.seed, number, 4), self.now_ns(),
                              parent=self.adapter(method, state))
