@@ -2,9 +2,10 @@
 
 Every episode of known outcome is dreamed again with its own actions. A claim is a success in the dream, a false one
 where the truth was failure. A filter earns its place where it takes away false claims and leaves true ones. Also in a
-world model that is wrong here, where a session should notice: name one with --other.
+world model that is wrong here, where a session should notice: name one with --other. Where the shipped world model
+never does what a filter looks for, --broken breaks its dreams on purpose, and counts who notices.
 
-    python bench/trust.py --data data/held_out --family reach [--other runs/bridge_wm]
+    python bench/trust.py --data data/held_out --family reach [--other runs/bridge_wm] [--broken]
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely,
 from world_gymnast_ros.learning.replay_gate import Recorded, read_play
 from world_gymnast_ros.models import build
 from world_gymnast_ros.panel import TwoJudges, agree
-from world_gymnast_ros.trust import TrustConfig, filter_group
+from world_gymnast_ros.trust import TrustConfig, filter_group, picture_faults
 from world_gymnast_ros.types import Frame, Judge, Judgement, RolloutGroup, SampledChunks, WorldModel
 
 DECIDERS = ("one judge, who looks", "one judge, who measures", "both must agree")
@@ -32,6 +33,53 @@ FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
            "arm drawn elsewhere, 6 px": replace(NO_FILTER, arm_px=6.0),
            "arm drawn elsewhere, 10 px": replace(NO_FILTER, arm_px=10.0),
            "success not reproduced": replace(NO_FILTER, reroll=True)}
+
+
+def standing_still(frames: np.ndarray) -> np.ndarray:
+    """Return dreams (G, T+1, H, W, 3) in which nothing happens."""
+    return np.repeat(frames[:, :1], frames.shape[1], 1)
+
+
+def blurring(frames: np.ndarray) -> np.ndarray:
+    """Return dreams that lose a little sharpness with every frame, as one that feeds on its own pictures does."""
+    out = frames.astype(np.float32)
+    for t in range(1, out.shape[1]):
+        for axis in (2, 3):
+            out[:, t:] = (np.roll(out[:, t:], 1, axis) + 2 * out[:, t:] + np.roll(out[:, t:], -1, axis)) / 4
+    return out.round().astype(np.uint8)
+
+
+def drifting(frames: np.ndarray) -> np.ndarray:
+    """Return dreams whose red rises by 4 grey levels a frame."""
+    rise = np.arange(frames.shape[1])[:, None, None, None] * np.array([4, 0, 0])
+    return np.clip(frames + rise, 0, 255).astype(np.uint8)
+
+
+def broken(world_model: WorldModel, looking: Judge, episodes: list[Recorded], seed: int) -> list[str]:
+    """Return the table of dreams broken on purpose: how many are noticed, and what the judge that looks made of
+    them."""
+    noticed: dict[str, list[bool]] = {}
+    claims: dict[str, list[tuple[bool, bool]]] = {}
+    for i, episode in enumerate(tqdm(episodes, unit="episode", desc="broken")):
+        first = np.ascontiguousarray(episode.frames[0])
+        start = Start(Frame(first, 0), episode.state, episode.instruction,
+                      Frame(first if episode.captured is None else episode.captured, 0))
+        sound = replay(world_model, start, episode.deltas[None], seed + i)
+        facts = facts_of([start], episode.deltas[None])
+        for name, frames in (("as dreamed", sound), ("standing still", standing_still(sound)),
+                             ("blurring", blurring(sound)), ("colours drifting", drifting(sound))):
+            verdict = judge_safely(looking, frames, episode.instruction, facts)[0]
+            fault = picture_faults(as_group(episode, frames, verdict, world_model.name), TrustConfig())[0]
+            noticed.setdefault(name, []).append(bool(fault))
+            claims.setdefault(name, []).append((is_success(verdict) and not episode.success,
+                                                is_success(verdict) and not episode.success and not fault))
+    failures = sum(not e.success for e in episodes)
+    lines = ["\n| dreams | rejected | failures the judge that looks claims: unfiltered | filtered |",
+             "|---|---|---|---|"]
+    for name, told in noticed.items():
+        before, after = (wilson(sum(c[k] for c in claims[name]), failures) for k in (0, 1))
+        lines.append(f"| {name} | {wilson(sum(told), len(told))} | {before} | {after} |")
+    return lines
 
 
 def as_group(episode: Recorded, frames: np.ndarray, verdict: Judgement, world_model: str) -> RolloutGroup:
@@ -118,12 +166,16 @@ def main() -> None:
     parser.add_argument("--family", default="reach")
     parser.add_argument("--episodes", type=int, default=100, help="per file")
     parser.add_argument("--other", default="", help="a world model of other scenes, as one that is wrong here")
+    parser.add_argument("--broken", action="store_true", help="dreams of the shipped world model, broken on purpose")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     episodes = [e for e in read_play(sorted(args.data.glob("*.npz")), args.episodes) if e.family == args.family]
     judges = build.load_judges()
     assert isinstance(judges, TwoJudges)
+    if args.broken:
+        print("\n".join(broken(build.load_world_model(""), judges.looking, episodes, args.seed)), flush=True)
+        return
     for path in ["", *([args.other] if args.other else [])]:
         print("\n".join(measure(build.load_world_model(path), judges, episodes, args.seed)), flush=True)
 
