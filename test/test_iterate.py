@@ -22,7 +22,9 @@ from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, once
 from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.models.build import load_policy
+from world_gymnast_ros.learning.world_model_metrics import dream_all, structural_error
+from world_gymnast_ros.models.build import checkpoint_dir, load_policy, load_reader, load_world_model
+from world_gymnast_ros.models.dream import ActionDiTWorld, load_network
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -158,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
         start_run(tmp_path / "broken", small(rounds=2), said)
     note = tmp_path / "broken" / "run.json"
     kept = note.read_text()
-    note.write_text(kept.replace('"layout": 3', '"layout": 2'))
+    note.write_text(kept.replace('"layout": 4', '"layout": 3'))
     with pytest.raises(BadConfig, match="another version"):
         start_run(tmp_path / "broken", small(), said)
     note.write_text(kept)
@@ -276,6 +278,7 @@ def test_adaptation_begins_at_the_clone_of_what_is_weak_and_is_held_to_the_real_
     same = {"decision": [], "promoted": False, "use": run.start().world_model, "second": run.start().second}
     monkeypatch.setattr(run, "world_model", lambda *_: same)
     monkeypatch.setattr(run, "judge", lambda *_: {**same, "use": run.start().judge})
+    monkeypatch.setattr(run, "camera", lambda *_: {"second": run.start().second})
     monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
     monkeypatch.setattr(run, "adaptation", lambda method, number, state: begun.append(state.adapter) or {
         "adapter": "", "outcome": "kept"})
@@ -285,6 +288,30 @@ def test_adaptation_begins_at_the_clone_of_what_is_weak_and_is_held_to_the_real_
     assert arm.asked[-1][0] == "the-clone", "where the dream promoted nothing the clone is tried"
     assert row["state"]["adapter"] == ("the-clone" if weak else "before")  # 4 of 8 for 3 of 16, or for 13
     assert tuple(row["state"]["record"]) == ((4, 8) if weak else (13, 16))
+
+
+def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", dataclasses.replace(small(), scene="lab_camera"), [])
+    try:
+        rows = policy_episodes(run.twin, load_policy(), range(12), run.instruction, 1.2, "policy")
+        write_rows(run.out / "loop" / "training" / "round-1.npz", rows[:6])
+        write_rows(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
+        told = run.camera(run.out / "loop" / "round-1", 1, run.start())
+    finally:
+        run.close()
+    assert "from where it was thought to be" in told["message"]
+    shipped, learned = (load_world_model("", second) for second in ("", told["second"]))
+    true = np.array(rows[0]["camera"])  # as physics has it
+
+    def off(world: ActionDiTWorld) -> float:
+        return float(np.abs(np.array(world.config.camera) - true).max())
+    assert off(learned) < 0.5 * off(shipped)
+    assert shipped.config.camera == load_network(checkpoint_dir("", "world_model"))[0].config.camera, "one set-up"
+    assert shipped.with_reader(load_reader(told["second"])).config.camera == learned.config.camera
+    episodes = play_file(run.out / "loop" / "training" / "round-1.npz")
+    errors = [np.mean([structural_error(film[1:], e.play.frames[1:]).mean() for film, e in zip(
+        dream_all(world, [e.play for e in episodes], 3), episodes, strict=True)]) for world in (shipped, learned)]
+    assert errors[1] < 0.6 * errors[0], "the arm is drawn where it is seen"
 
 
 def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is_not(

@@ -1,7 +1,8 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
-    a round   two thirds of the real episodes, explored with the present adapter -> world model and judge learn from
-              them, each promoted only if its release check says so -> the real successes so far are cloned ->
+    a round   two thirds of the real episodes, explored with the present adapter -> the camera is found again, for
+              world model and judge -> both learn from the episodes, each promoted only if its release check says so
+              -> the real successes so far are cloned ->
               adaptation in the dream, held to those successes; it starts from the clone where the present adapter
               fails more often than not -> the last third of the real episodes: what the dream promoted, else the
               clone, is tried on the arm, and dropped where it did not do well enough there -> true evaluation
@@ -39,12 +40,15 @@ from world_gymnast_ros.learning.judge_update import (
     update_judge,
     update_pair,
 )
+from world_gymnast_ros.learning.measuring_update import fit_camera_again
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
 from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, parent_name, put_version
 from world_gymnast_ros.models import build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tasks import family_of
 from world_gymnast_ros.twin.play import write_rows
@@ -62,7 +66,7 @@ dream promoted must not be clearly worse; nor must a clone while the present ada
 little to lose then, and imitation lifts what is weak. After that a clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
-LAYOUT = 3
+LAYOUT = 4
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -171,6 +175,7 @@ class Run:
                             "folder, or give its own")
         self.probe = build.load_judge("")
         self._figures: dict[tuple[str, str, str, str], Replays] = {}
+        self._dreams: dict[tuple[str, str, str], list[Any]] = {}
 
     def close(self) -> None:
         """Free the twin."""
@@ -260,6 +265,8 @@ class Run:
             wins, count = state.record
             state = dataclasses.replace(state, record=(wins + real["successes"], count + real["episodes"]))
         if method == "loop":
+            row["camera"] = once(folder / "camera.json", lambda: self.camera(folder, number, state))
+            state = dataclasses.replace(state, second=row["camera"]["second"])
             row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
@@ -331,20 +338,45 @@ class Run:
                 write_rows(self.out / method / part / f"{name}.npz", some)
         return sum(bool(r["success"][-1]) for r in rows)
 
+    def _forget_replays(self) -> None:
+        self._figures.clear()
+        self._dreams.clear()
+
     def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
                 ) -> Replays:
         """Replay the set of episodes called `which` in a world model, judged by a judge or a pair.
 
-        What was replayed in a round is kept: the dreams serve the next judge.
+        What was replayed in a round is kept: the dreams serve the next judge. Old scenes were seen by the old camera.
         """
         key = (world_model, judge, second, which)
         if key not in self._figures:
-            same = (world_model, second, which)  # the second judge's locator finds things for the world model too
-            dreams = next((f.dreams for k, f in self._figures.items() if (k[0], k[2], k[3]) == same), None)
+            reads = self.start().second if which == "old" else second  # finds things and camera for the world model
+            same = (world_model, reads, which)
+            dreams = self._dreams.get(same)
             self._figures[key] = replay_figures(
-                build.load_world_model(world_model, second), build.load_judges(judge, second), self.probe, episodes,
+                build.load_world_model(world_model, reads), build.load_judges(judge, second), self.probe, episodes,
                 derive_seed(self.config.seed, 11), dreams)
+            self._dreams[same] = self._figures[key].dreams
         return self._figures[key]
+
+    def camera(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Learn where the camera stands from where the arm is seen, before anything is drawn for it: the judge that
+        measures and the world model share it."""
+        if state.second == build.OFF:
+            return {"second": build.OFF, "message": "nobody measures"}
+        method = folder.parent
+        start = build.checkpoint_dir(state.second, "locator")
+        judge = MeasuringJudge(Locator.from_pretrained(start))
+        before = list(judge.config.T_base_camera)
+        episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
+        message = fit_camera_again(judge, episodes)
+        self.say(f"loop, round {number}: {message}")
+        if list(judge.config.T_base_camera) == before:
+            return {"second": state.second, "message": message}
+        judge.locator.save(folder / "camera")
+        ref = put_version(method / "second_judges", folder / "camera", f"round-{number}-camera-{self.scene.name}",
+                          parent_name(start), {"learned": message}, self.now_ns(), JUDGE)
+        return {"second": str(ref.path), "message": message}
 
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Update, check, store; the version is used where it was promoted."""
@@ -353,7 +385,7 @@ class Run:
         data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
                     play_folder(self.play("old")), hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
-        self._figures.clear()
+        self._forget_replays()
 
         def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
             return self.figures(str(world_model), state.judge, state.second,
@@ -424,7 +456,7 @@ class Run:
         use, second = stored.get(chosen, (state.judge, state.second))
         found = after.get(chosen, before)[0]
         self.say(f"judges: {f'promoted, {chosen}' if chosen else 'not promoted'}")
-        self._figures.clear()
+        self._forget_replays()
         return {"version": Path(use).name, "promoted": bool(chosen), "chosen": chosen, "decision": lines,
                 "figures": figures, "use": use, "second": second,
                 "release": self.release(state.world_model, use, second, found)}

@@ -114,8 +114,10 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
     seen them; those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
-    films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
     measuring, lines = update_measuring(second, episodes)
+    if world.reader is not None:
+        world = world.with_reader(measuring.reader)  # the camera that was just learned
+    films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
     claims, target = claims_by_strictness(measuring, films, episodes), parse_instruction(episodes[0].instruction).target
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)

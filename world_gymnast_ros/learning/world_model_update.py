@@ -22,7 +22,7 @@ from world_gymnast_ros.learning.play_data import family_balance, with_things
 from world_gymnast_ros.learning.train_world_model import FAMILY_WEIGHTS, STATE, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
-from world_gymnast_ros.models.dream import load_network
+from world_gymnast_ros.models.dream import load_network, seen_by
 from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.store import WORLD_MODEL, Store
 from world_gymnast_ros.types import AdapterRef
@@ -79,8 +79,10 @@ def fine_tune(parent: Path, new: Sequence[RealEpisode], replay: Sequence[RealEpi
     other data, another parent or other settings.
     """
     network, sha256 = load_network(parent)
+    network.config = seen_by(network.config, reader)
     clips = [e.play if reader is None else with_things(e.play, reader) for e in (*new, *replay)]
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.play.name for e in new],
+                         "camera": network.config.camera,
                          "pictures": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
     if note.is_file() and note.read_text() != inputs:

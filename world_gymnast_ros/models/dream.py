@@ -6,6 +6,8 @@ pose is integrated by the same function and limits as the arm's, and the gripper
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +148,24 @@ class ActionDiTWorld:
                  reader: SceneReader | None = None) -> None:
         """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware.
 
-        `reader`: finds things in captured frames, so that those which the hand moves are drawn where it takes them.
+        `reader`: finds things in captured frames, so that those which the hand moves are drawn where it takes them. It
+        also knows where the set-up's camera is, which the arm is then drawn for: a camera that was mounted anew and
+        learned (`world-gymnast judge learn`) is a camera for both.
         """
         self.reader = reader
         self.device = torch.device(device)
         if dtype is None:
             fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()
             dtype = torch.bfloat16 if fast else torch.float32
-        self.config = network.config
+        self.config = network.config = seen_by(network.config, reader)
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
         self.name = self.config.name
         self.frame_size = (self.config.image_size, self.config.image_size)
         self.sampling_steps = self.config.sampling_steps
+
+    def with_reader(self, reader: SceneReader) -> ActionDiTWorld:
+        """Return the same model with another reader: another camera, other things found."""
+        return ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, reader)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,
@@ -217,6 +225,11 @@ class ActionDiTWorld:
             if seen is not None:
                 places_m[i, :len(seen.places_m)], cameras[i] = seen.places_m, seen.camera
         return places_m, cameras
+
+
+def seen_by(config: ActionDiTConfig, reader: SceneReader | None) -> ActionDiTConfig:
+    """Return the settings with the camera that `reader` knows, where there is a reader and the model draws for one."""
+    return config if reader is None or config.camera is None else replace(config, camera=reader.projection)
 
 
 def load_network(directory: Path) -> tuple[ActionDiT, str]:

@@ -57,6 +57,12 @@ class SceneReader:
                                  self.config.seen_sigma)
         self._known: OrderedDict[bytes, object] = OrderedDict()
 
+    @property
+    def projection(self) -> tuple[float, ...]:
+        """The camera where this set-up has it, before a frame says more: 12 numbers as of `outline.projection`."""
+        scale = np.array([*self.config.focal, 1.0])
+        return tuple(round(float(x), 9) for x in (scale[:, None] * np.linalg.inv(self.prior.T_base_camera)[:3]).ravel())
+
     def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
         """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
         return self._once(captured, state, "|".join(names), lambda: self._measure(captured, state, names))
