@@ -80,7 +80,9 @@ def test_the_arm_is_taken_out_and_what_stands_beside_it_does_not_bleed_in() -> N
 
 
 class Reader:
-    """Knows where one thing lies, in captured frames of 144 lines or more."""
+    """Knows where one thing lies, in captured frames of 144 lines or more, and where the camera is."""
+
+    projection = tuple(CAMERA[0].tolist())
 
     def things(self, captured: U8, state: F32) -> Seen | None:
         return Seen(np.array([HERE]), CAMERA[0].numpy()) if captured.shape[0] >= 144 else None
