@@ -35,6 +35,13 @@ FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
            "success not reproduced": replace(NO_FILTER, reroll=True)}
 
 
+def start_of(episode: Recorded) -> Start:
+    """Return what a recorded episode began from."""
+    first = np.ascontiguousarray(episode.frames[0])
+    return Start(Frame(first, 0), episode.state, episode.instruction,
+                 Frame(first if episode.captured is None else episode.captured, 0))
+
+
 def standing_still(frames: np.ndarray) -> np.ndarray:
     """Return dreams (G, T+1, H, W, 3) in which nothing happens."""
     return np.repeat(frames[:, :1], frames.shape[1], 1)
@@ -61,18 +68,16 @@ def broken(world_model: WorldModel, looking: Judge, episodes: list[Recorded], se
     noticed: dict[str, list[bool]] = {}
     claims: dict[str, list[tuple[bool, bool]]] = {}
     for i, episode in enumerate(tqdm(episodes, unit="episode", desc="broken")):
-        first = np.ascontiguousarray(episode.frames[0])
-        start = Start(Frame(first, 0), episode.state, episode.instruction,
-                      Frame(first if episode.captured is None else episode.captured, 0))
+        start = start_of(episode)
         sound = replay(world_model, start, episode.deltas[None], seed + i)
         facts = facts_of([start], episode.deltas[None])
         for name, frames in (("as dreamed", sound), ("standing still", standing_still(sound)),
                              ("blurring", blurring(sound)), ("colours drifting", drifting(sound))):
             verdict = judge_safely(looking, frames, episode.instruction, facts)[0]
             fault = picture_faults(as_group(episode, frames, verdict, world_model.name), TrustConfig())[0]
+            wrong = is_success(verdict) and not episode.success
             noticed.setdefault(name, []).append(bool(fault))
-            claims.setdefault(name, []).append((is_success(verdict) and not episode.success,
-                                                is_success(verdict) and not episode.success and not fault))
+            claims.setdefault(name, []).append((wrong, wrong and not fault))
     failures = sum(not e.success for e in episodes)
     lines = ["\n| dreams | rejected | failures the judge that looks claims: unfiltered | filtered |",
              "|---|---|---|---|"]
@@ -95,9 +100,7 @@ def measure(world_model: WorldModel, judges: TwoJudges, episodes: list[Recorded]
     claims: dict[str, list[bool]] = {}
     truth, levels = [], []
     for i, episode in enumerate(tqdm(episodes, unit="episode", desc=world_model.name)):
-        first = np.ascontiguousarray(episode.frames[0])
-        start = Start(Frame(first, 0), episode.state, episode.instruction,
-                      Frame(first if episode.captured is None else episode.captured, 0))
+        start = start_of(episode)
         frames = replay(world_model, start, episode.deltas[None], seed + i)
         facts = facts_of([start], episode.deltas[None])
         looked, measured = (judge_safely(j, frames, episode.instruction, facts)[0]

@@ -78,6 +78,8 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
     run_.add_argument("--judge", default="", help="of the release check: checkpoint folder (default: the shipped one)")
+    run_.add_argument("--second-judge", default="", help="with --episodes: the judge that measures, which knows where "
+                      "the camera is and finds things (`judge learn` teaches it; default: the shipped one)")
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
@@ -198,12 +200,13 @@ def _update(args: argparse.Namespace) -> int:
     judge, probe = build.load_judge(args.judge), build.load_judge("")
 
     def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
-        return replay_figures(build.load_world_model(world_model), judge, probe, some, args.seed)
+        reads = "" if some is old else args.second_judge  # old scenes were seen by the old camera
+        return replay_figures(build.load_world_model(world_model, reads), judge, probe, some, args.seed)
 
     print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
     replay, old = (play_folder(folder) for folder in folders)
     result = update(parent, Data(new, held, replay, old, hashes), config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns(), build.load_reader())
+                    slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge))
     for name in ("new", "old"):
         before, after = result.figures[name]
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in

@@ -47,6 +47,11 @@ class Seen:
     camera: F32
 
 
+def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
+    """Return the projection float64 (12,) of a camera; focal lengths in halves of the picture."""
+    return (np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]).ravel()
+
+
 class SceneReader:
     """Reads captured frames with a `Locator`; what was read of a frame is kept."""
 
@@ -60,8 +65,7 @@ class SceneReader:
     @property
     def projection(self) -> tuple[float, ...]:
         """The camera where this set-up has it, before a frame says more: 12 numbers as of `outline.projection`."""
-        scale = np.array([*self.config.focal, 1.0])
-        return tuple(round(float(x), 9) for x in (scale[:, None] * np.linalg.inv(self.prior.T_base_camera)[:3]).ravel())
+        return tuple(round(float(x), 9) for x in _rows(self.prior.T_base_camera, *self.config.focal))
 
     def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
         """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
@@ -123,6 +127,5 @@ class SceneReader:
                 break
             if all(np.linalg.norm(places_m[i, :2] - other[:2]) > APART_M for other in kept):
                 kept.append(places_m[i])
-        T_camera_base = np.linalg.inv(camera.T_base_camera)[:3]
-        matrix = np.array([camera.focal_u, camera.focal_v, 1.0])[:, None] * T_camera_base
-        return Seen(np.array(kept).reshape(-1, 3), matrix.ravel().astype(np.float32))
+        rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
+        return Seen(np.array(kept).reshape(-1, 3), rows.astype(np.float32))
