@@ -415,6 +415,34 @@ def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> N
     assert gap(closed[0]) < 0.5 * gap(out[0])
 
 
+def test_each_clip_is_drawn_for_its_own_camera() -> None:
+    """One batch of two set-ups: as if each were drawn by a model that knows that camera."""
+    other = np.array(CAMERA) + 0.1 * np.arange(12)
+    elsewhere = dataclasses.replace(SEEING, camera=tuple(other.tolist()))
+    states = np.stack([STATE, STATE + np.float32([0.03, -0.05, 0.02, 0, 0, 0, 0])])
+    both = outline(states, np.ones(2, bool), np.stack([CAMERA, other]))
+    for i, camera in enumerate((CAMERA, other)):
+        assert np.allclose(both[i], outline(states, np.ones(2, bool), camera)[i], atol=1e-6)
+    deltas, before, after = np.zeros((2, 3, 7)), np.stack([states[:1]] * 2).repeat(3, 1), states[None, 1:].repeat(3, 1)
+    after = np.concatenate([after, after])
+    drawn_for = np.stack([np.full(12, np.nan), other])
+    mixed = condition_vector(SEEING, deltas, before, after, True, drawn_for[:, None])
+    assert np.allclose(mixed[0], condition_vector(SEEING, deltas, before, after, True)[0], atol=1e-6)
+    assert np.allclose(mixed[1], condition_vector(elsewhere, deltas, before, after, True)[1], atol=1e-6)
+    assert np.abs(mixed[1] - mixed[0]).max() > 0.1
+
+    there = [dataclasses.replace(e, drawn_for=other) for e in play(size=64)]
+    losses = []
+    for config, episodes in ((elsewhere, play(size=64)), (SEEING, there), (SEEING, play(size=64))):
+        network = lively(config)
+        batch = ClipSource(episodes, 4, {}).batch(np.random.default_rng(0), 3, 0.0)
+        losses.append(float(residual_loss(network, batch, None, 3.0, 6.0, torch.Generator().manual_seed(0)).detach()))
+        film = dream_cuts(network, cuts(episodes[:1], 4, 9), 0)[0]
+        losses.append(float(film.astype(float).sum()))
+    assert losses[:2] == pytest.approx(losses[2:4], rel=1e-5) and losses[4] != pytest.approx(losses[0], rel=1e-4)
+    assert losses[5] != pytest.approx(losses[1], rel=1e-6)
+
+
 def test_camera_fit_learns_where_a_shifted_camera_is(tmp_path: Path) -> None:
     """Frames hold only a bright dot at the hand, under a camera that is turned anew for each episode."""
     rng, episodes = np.random.default_rng(0), []

@@ -32,7 +32,7 @@ from world_gymnast_ros.twin.rollout import run_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
 
-LAB = ("lab_bottle", "lab_rubber", "lab_camera")
+LAB = ("lab_bottle", "lab_rubber", "lab_camera", "lab_camera_near", "lab_bar", "lab_ball")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,9 @@ def test_lab_scenes_stand_still_and_differ_from_training_as_they_say() -> None:
     bottle = scenes["lab_bottle"].objects[0]
     assert bottle.name == "red cylinder" and bottle.height_m == pytest.approx(0.088)
     assert scenes["lab_rubber"].table_friction > 1.1 and scenes["lab_rubber"].objects[0].mass_kg > 0.09
-    assert max(map(abs, scenes["lab_camera"].camera_offset_m)) > 0.03  # play data move the camera by less
+    for name in ("lab_camera", "lab_camera_near"):  # play data move the camera by less
+        assert max(map(abs, scenes[name].camera_offset_m)) > 0.03
+    assert [scenes[name].objects[0].shape for name in ("lab_bar", "lab_ball")] == ["bar", "ball"]
     for scene in scenes.values():
         twin = Twin(scene)
         try:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 torch = pytest.importorskip("torch")
 
 from world_gymnast_ros.contact import foreseen  # noqa: E402
-from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, with_things  # noqa: E402
+from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by  # noqa: E402
 from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig  # noqa: E402
 from world_gymnast_ros.models.dream import ActionDiTWorld  # noqa: E402
 from world_gymnast_ros.models.plate import Plate, fill, project  # noqa: E402
@@ -129,11 +129,13 @@ def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
     frames = np.repeat((picture(HERE) * 255).byte().numpy(), 4, 0)
     captured = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
     episode = PlayEpisode(frames, np.zeros((3, 7), np.float32), states, "push", "x", captured=captured)
-    found = with_things(episode, Reader())  # type: ignore[arg-type]
+    found = read_by(episode, Reader())  # type: ignore[arg-type]
     assert found.things is not None and found.things.path_m[-1, 0, 1] > 0.05
     for bare in (PlayEpisode(frames, episode.deltas, None, "push", "x", captured=captured),
                  PlayEpisode(frames, episode.deltas, states, "push", "x")):
-        assert with_things(bare, Reader()).things is None  # type: ignore[arg-type]
+        seen = read_by(bare, Reader())  # type: ignore[arg-type]
+        assert seen.things is None and np.array_equal(seen.drawn_for, found.drawn_for)
+    assert found.drawn_for is not None and np.array_equal(found.drawn_for, Reader.projection)
 
 
 def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -> None:

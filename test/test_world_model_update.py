@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from world_gymnast_ros.learning.judge_update import calibrate, decide_judge
 from world_gymnast_ros.learning.play_data import Things
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.train_reflector import Verdicts
+from world_gymnast_ros.learning.train_world_model import Trainer
 from world_gymnast_ros.learning.update_run import Data, update
 from world_gymnast_ros.learning.world_model_metrics import Replays, dream_all, replay_figures, structural_error
 from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, decide, fine_tune, split
@@ -64,6 +66,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[3])
 torch.set_num_threads(1)
 from pathlib import Path
+from types import SimpleNamespace
 import test_world_model_update as t
 t.tune(Path(sys.argv[1]), Path(sys.argv[2]))
 """
@@ -276,6 +279,20 @@ def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: 
     assert (tmp_path / "run" / "dreams.png").stat().st_size > 1000
     assert Store(tmp_path / "world_models", WORLD_MODEL).newest() == card
     ActionDiTWorld.from_pretrained(card.path)
+
+
+def test_each_side_of_an_update_is_drawn_for_the_camera_that_recorded_it(
+        files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted_anew, before = (SimpleNamespace(projection=tuple(np.arange(12) + shift)) for shift in (0.5, 0.0))
+    new, replay = (play_file(files / name / "reach.npz")[:4] for name in ("new", "replay"))
+    seen: list[list[float]] = []
+    monkeypatch.setattr(Trainer, "run", lambda self: seen.append([e.drawn_for[0] for e in self.source.episodes]))
+    quick = dataclasses.replace(CONFIG, steps=2)
+    for i, readers in enumerate(((mounted_anew, before), (mounted_anew,))):
+        fine_tune(files / "parent", new, replay, [], quick, tmp_path / str(i), *readers)  # type: ignore[arg-type]
+    assert seen == [[0.5] * 4 + [0.0] * 4, [0.5] * 8]
+    with pytest.raises(BadCheckpoint, match="other episodes"):
+        fine_tune(files / "parent", new, replay, [], quick, tmp_path / "0", mounted_anew)  # type: ignore[arg-type]
 
 
 def test_what_costs_old_scenes_too_much_is_tried_again_nearer_to_the_parent(files: Path, tmp_path: Path) -> None:

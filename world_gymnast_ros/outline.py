@@ -10,7 +10,7 @@ radii in the same units. Shapes of the links: `wx250s.urdf.xacro` of Interbotix,
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from world_gymnast_ros.actions import pose_from_state
 from world_gymnast_ros.errors import Unreachable
@@ -45,10 +45,10 @@ def projection(T_base_camera: NDArray[np.float64], focal_px: float, width_px: in
     return tuple(round(float(x), 9) for x in (scale[:, None] * T_camera_base).ravel())
 
 
-def outline(states: NDArray[np.float32], known: NDArray[np.bool_], camera: tuple[float, ...]) -> F32:
+def outline(states: NDArray[np.float32], known: NDArray[np.bool_], camera: ArrayLike) -> F32:
     """Return the capsules float32 (N, 6, 6) of an arm at Bridge states (N, 7); parked where not `known` (N,).
 
-    `camera` as from `projection`. A pose out of reach is parked too.
+    `camera` as from `projection`, one (12,) or one per state (N, 12). A pose out of reach is parked too.
     """
     out = np.full((len(states), CAPSULES, 2, 3), PARKED, np.float32)
     out[..., 2] = 0.0
@@ -62,7 +62,8 @@ def outline(states: NDArray[np.float32], known: NDArray[np.bool_], camera: tuple
         ends.append(_ends(T, elbow_m, float(np.clip(states[i, 6], 0.0, 1.0))))
         reached.append(i)
     if reached:
-        out[reached] = _project(np.stack(ends), np.asarray(camera).reshape(3, 4))
+        cameras = np.broadcast_to(np.asarray(camera, np.float64).reshape(-1, 3, 4), (len(states), 3, 4))
+        out[reached] = _project(np.stack(ends), cameras[reached])
     return out.reshape(len(states), CAPSULES, CAPSULE_DIM)
 
 
@@ -87,9 +88,10 @@ def _ends(T_base_ee: F64, elbow_m: tuple[float, float, float], gripper: float) -
                      (bar + _BAR_HALF_M * across, bar - _BAR_HALF_M * across), *fingers])
 
 
-def _project(ends: F64, camera: F64) -> F32:
-    """Return capsules float32 (N, 6, 2, 3) of axes (N, 6, 2, 3); the part nearer than NEAR_M is cut off."""
-    seen = ends @ camera[:, :3].T + camera[:, 3]
+def _project(ends: F64, cameras: F64) -> F32:
+    """Return capsules float32 (N, 6, 2, 3) of axes (N, 6, 2, 3) seen by cameras (N, 3, 4); the part nearer than NEAR_M
+    is cut off."""
+    seen = (cameras[:, None, None, :, :3] @ ends[..., None])[..., 0] + cameras[:, None, None, :, 3]
     depth = seen[..., 2]
     for near, far in ((0, 1), (1, 0)):  # move an end that is too near along the axis, to the near plane
         low = (depth[..., near] < NEAR_M) & (depth[..., far] > NEAR_M)
@@ -97,7 +99,7 @@ def _project(ends: F64, camera: F64) -> F32:
         seen[..., near, :] += share[..., None] * (seen[..., far, :] - seen[..., near, :])
     behind = (seen[..., 2] < NEAR_M - 1e-9).any(-1)
     w = np.maximum(seen[..., 2], NEAR_M)
-    size = np.sqrt(np.linalg.norm(camera[0, :3]) * np.linalg.norm(camera[1, :3]))
+    size = np.sqrt(np.linalg.norm(cameras[:, :2, :3], axis=-1).prod(-1))[:, None, None]
     out = np.empty(seen.shape, np.float32)
     out[..., :2] = seen[..., :2] / w[..., None]
     out[..., 2] = size * np.asarray(_RADII_M) / w

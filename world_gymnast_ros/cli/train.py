@@ -206,7 +206,7 @@ def _update(args: argparse.Namespace) -> int:
     print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
     replay, old = (play_folder(folder) for folder in folders)
     result = update(parent, Data(new, held, replay, old, hashes), config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge))
+                    slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge), build.load_reader())
     for name in ("new", "old"):
         before, after = result.figures[name]
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in

@@ -66,7 +66,7 @@ def _condition(network: ActionDiT, cut: Cut, t: int, known: bool) -> np.ndarray:
     e, row = cut.episode, min(cut.start + t, cut.episode.steps - 1)  # past its end a shorter stretch is not looked at
     has = known and e.states is not None
     before, after = (e.states[row], e.states[row + 1]) if has and e.states is not None else np.zeros((2, 7), np.float32)
-    return condition_vector(network.config, e.deltas[row], before, after, has)
+    return condition_vector(network.config, e.deltas[row], before, after, has, e.drawn_for)
 
 
 def horizon_errors(stretches: Sequence[Cut], films: Sequence[U8], horizons: Sequence[int] = HORIZONS) -> dict[str, Any]:

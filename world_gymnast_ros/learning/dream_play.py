@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.play_data import PlayEpisode, Things, places_at, play_things, with_things
+from world_gymnast_ros.learning.play_data import PlayEpisode, Things, places_at, play_things, read_by
 from world_gymnast_ros.models.build import load_world_model
 from world_gymnast_ros.models.dream import ActionDiTWorld, FrameSampler, condition_vector, to_uint8
 from world_gymnast_ros.types import F32, U8
@@ -44,7 +44,7 @@ def things_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[Thin
     """Return the things of each episode of play data: as found in the captured frames, where the file holds them."""
     if "captured" in arrays and world.reader is not None:
         reader = world.reader
-        return [with_things(PlayEpisode(frames[:n + 1], deltas[:n], states[:n + 1], "", "", captured=captured),
+        return [read_by(PlayEpisode(frames[:n + 1], deltas[:n], states[:n + 1], "", "", captured=captured),
                             reader).things for frames, deltas, states, captured, n in zip(
                                 arrays["frames"], arrays["deltas"], arrays["states"], arrays["captured"],
                                 arrays["length"].tolist(), strict=True)]

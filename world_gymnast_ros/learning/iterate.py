@@ -392,7 +392,7 @@ class Run:
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
                         method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns(),
-                        build.load_reader(state.second))
+                        build.load_reader(state.second), build.load_reader(self.start().second))
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
         return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -409,8 +409,9 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, state.second)
-        run = update_judge(Path(state.judge), world, method / "training", method / "calibration", self.play("replay"),
-                           folder / "judge", settings)
+        old_world = world.with_reader(build.load_reader(self.start().second))
+        run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
+                           self.play("replay"), folder / "judge", settings)
         candidates = {"alone": (run, build.OFF)}
         lines: list[str] = []
         fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)

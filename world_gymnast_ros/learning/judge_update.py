@@ -70,20 +70,21 @@ class JudgeUpdate:
                             "to 1")
 
 
-def update_judge(start: Path, world: ActionDiTWorld, training: Path, calibration: Path, replay: Path, out: Path,
-                 settings: JudgeUpdate) -> Path:
+def update_judge(start: Path, world: ActionDiTWorld, old_world: ActionDiTWorld, training: Path, calibration: Path,
+                 replay: Path, out: Path, settings: JudgeUpdate) -> Path:
     """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
 
     `training`, `calibration`, `replay`: folders of play data (true episodes with truth). Dreams are written
-    below `out`. The threshold is set for a judge that decides alone.
+    below `out`, of `replay` by `old_world`, the world model with the camera that those scenes were seen by. The
+    threshold is set for a judge that decides alone.
     """
     if (out / CONFIG).is_file():  # written last
         return out
     judge = Reflector.from_pretrained(start)
     tables = []
-    for name, folder in (("new", training), ("earlier", replay)):
+    for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
         for i, path in enumerate(sorted(folder.glob("*.npz"))):
-            dream_file(world, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
+            dream_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
         tables += [read_play(folder), read_play(out / "dreams" / name)]
     samplers = [WindowSampler(table, table.episodes) for table in tables]
     fit(judge, samplers, settings.shares, ReflectorTraining(

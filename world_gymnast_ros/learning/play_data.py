@@ -55,6 +55,8 @@ class PlayEpisode:
     things: Things | None = None
     captured: U8 | None = None
     """The first frame as the camera gave it, uint8 (H, W, 3), where it was kept."""
+    drawn_for: F64 | None = None
+    """The camera (12,) that a dream of it draws the arm for, as its set-up has it (`read_by`); None: the model's."""
 
     @property
     def steps(self) -> int:
@@ -67,7 +69,8 @@ class Batch:
     """Training clips. `previous`, `following` uint8 (B, T, H, W, 3); `first` uint8 (B, 1, H, W, 3), start frames;
     `deltas` float32 (B, T, 7); `states` float32 (B, T + 1, 7), the target before the first and after each action;
     `first_states` float32 (B, 7), at the start frame; `known` bool (B,). `places_m` float32 (B, T + 1, N, 3) of things
-    at the start frame and after each action, NaN where there are none or nothing is known; `cameras` (B, 12)."""
+    at the start frame and after each action, NaN where there are none or nothing is known; `cameras` (B, 12), which see
+    them. `drawn_for` float64 (B, 12), the cameras that the arm is drawn for, NaN for the model's own."""
 
     previous: U8
     following: U8
@@ -78,6 +81,7 @@ class Batch:
     known: np.ndarray
     places_m: F32
     cameras: F32
+    drawn_for: F64
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -133,9 +137,11 @@ def places_at(things: Sequence[Things | None], rows: Sequence[I64]) -> tuple[F32
     return places_m, cameras
 
 
-def with_things(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
-    """Return the episode with the things that `reader` finds in its captured frame, where that and the state are known.
+def read_by(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
+    """Return the episode as a world model with `reader` meets it: the arm drawn for the camera of its set-up, and the
+    things found in its captured frame, where that and the state are known.
     """
+    episode = replace(episode, drawn_for=np.array(reader.projection))
     if episode.captured is None or episode.states is None:
         return episode
     seen = reader.things(episode.captured, episode.states[0])
@@ -269,5 +275,6 @@ class ClipSource:
             targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
             places_m, camera = places_at([e.things if known else None], [np.r_[f, s + 1:s + T + 1]])
             rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
-                         targets[s:s + T + 1], targets[f], known, places_m[0], camera[0]))
+                         targets[s:s + T + 1], targets[f], known, places_m[0], camera[0],
+                         np.full(12, np.nan) if e.drawn_for is None else e.drawn_for))
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

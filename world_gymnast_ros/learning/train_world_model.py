@@ -116,8 +116,9 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     level, noise = level.to(target.device), noise.to(target.device)
     s = level[..., None, None]
     condition = condition_vector(network.config, batch.deltas, batch.states[:, :-1], batch.states[:, 1:],
-                                 batch.known[:, None])
-    at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known)
+                                 batch.known[:, None], batch.drawn_for[:, None])
+    at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known,
+                                batch.drawn_for)
     places = None if tokens is None else tokens.to(target.device)
     first, start, places_m, cameras = (torch.from_numpy(x).to(target.device) for x in (
         batch.first[:, 0], at_start, batch.places_m, batch.cameras))

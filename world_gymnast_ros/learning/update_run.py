@@ -55,14 +55,16 @@ class Updated:
 
 
 def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, figures: Figures, run: Path, store: Path,
-           name: str, created_ns: int, reader: SceneReader | None = None) -> Updated:
+           name: str, created_ns: int, reader: SceneReader | None = None, old_reader: SceneReader | None = None
+           ) -> Updated:
     """Update the world model `parent` in the folder `run` (a stopped one goes on), write `dreams.png` there, and put
     the version into `store` with its decision, promoted or not.
 
     What is better on the new scene and worse on old ones is tried again nearer to `parent` (SHARES); the version is the
-    first that may follow, else the last that was tried.
+    first that may follow, else the last that was tried. `reader` knows the camera of the new episodes, `old_reader`
+    that of `replay` (None: the same).
     """
-    trained = fine_tune(parent, data.new, data.replay, [], config, run, reader)
+    trained = fine_tune(parent, data.new, data.replay, [], config, run, reader, old_reader)
     lines: list[str] = []
     for share in SHARES:
         candidate = trained if share == 1.0 else mixed(parent, trained, share, run / f"share-{share:g}")
