@@ -10,6 +10,7 @@ never does what a filter looks for, --broken breaks its dreams on purpose, and c
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,20 @@ from world_gymnast_ros.evaluate import paired_replay_auc, wilson
 from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely, replay
 from world_gymnast_ros.learning.replay_gate import Recorded, read_play
 from world_gymnast_ros.models import build
+from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.panel import TwoJudges, agree
 from world_gymnast_ros.trust import TrustConfig, filter_group, picture_faults
-from world_gymnast_ros.types import Frame, Judge, Judgement, RolloutGroup, SampledChunks, WorldModel
+from world_gymnast_ros.types import (
+    F32,
+    U8,
+    Dream,
+    Frame,
+    Judge,
+    Judgement,
+    RolloutGroup,
+    SampledChunks,
+    WorldModel,
+)
 
 DECIDERS = ("one judge, who looks", "one judge, who measures", "both must agree")
 NO_FILTER = TrustConfig(moved_m=1e3, sharpness_floor=0.0, colour_shift_levels=1e3, reroll=False)
@@ -33,6 +45,8 @@ FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
            "arm drawn elsewhere, 6 px": replace(NO_FILTER, arm_px=6.0),
            "arm drawn elsewhere, 10 px": replace(NO_FILTER, arm_px=10.0),
            "success not reproduced": replace(NO_FILTER, reroll=True)}
+
+ASTRAY_M = (0.005, 0.01)
 
 
 def start_of(episode: Recorded) -> Start:
@@ -62,11 +76,37 @@ def drifting(frames: np.ndarray) -> np.ndarray:
     return np.clip(frames + rise, 0, 255).astype(np.uint8)
 
 
-def broken(world_model: WorldModel, looking: Judge, episodes: list[Recorded], seed: int) -> list[str]:
+class Loose:
+    """A world model that follows actions loosely: each step of a dream goes astray by chance, in the next dream
+    otherwise."""
+
+    def __init__(self, world: ActionDiTWorld, astray_m: float) -> None:
+        self.world, self.astray_m, self.name = world, astray_m, f"{world.name}, loose"
+        self.frame_size = world.frame_size
+
+    def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> Dream:
+        return _LooseDream(self.world.begin(frame, state, copies, seed), self.astray_m, seed)
+
+    def begin_many(self, frames: U8, states: F32 | None, seed: int, captured: Sequence[U8] | None = None) -> Dream:
+        return _LooseDream(self.world.begin_many(frames, states, seed, captured), self.astray_m, seed)
+
+
+class _LooseDream:
+    def __init__(self, dream: Dream, astray_m: float, seed: int) -> None:
+        self.dream, self.astray_m, self.rng = dream, astray_m, np.random.default_rng(seed)
+
+    def step(self, deltas: F32) -> U8:
+        astray = deltas.copy()
+        astray[:, :3] += self.rng.normal(0.0, self.astray_m, (len(deltas), 3))
+        return self.dream.step(astray)
+
+
+def broken(world_model: ActionDiTWorld, looking: Judge, episodes: list[Recorded], seed: int) -> list[str]:
     """Return the table of dreams broken on purpose: how many are noticed, and what the judge that looks made of
     them."""
     noticed: dict[str, list[bool]] = {}
     claims: dict[str, list[tuple[bool, bool]]] = {}
+    true_claims: dict[str, list[tuple[bool, bool]]] = {}
     for i, episode in enumerate(tqdm(episodes, unit="episode", desc="broken")):
         start = start_of(episode)
         sound = replay(world_model, start, episode.deltas[None], seed + i)
@@ -78,12 +118,26 @@ def broken(world_model: WorldModel, looking: Judge, episodes: list[Recorded], se
             wrong = is_success(verdict) and not episode.success
             noticed.setdefault(name, []).append(bool(fault))
             claims.setdefault(name, []).append((wrong, wrong and not fault))
+        for astray_m in ASTRAY_M:  # which no single picture tells, only a second dream of the same actions
+            loose = Loose(world_model, astray_m)
+            frames = replay(loose, start, episode.deltas[None], seed + i)
+            verdict = judge_safely(looking, frames, episode.instruction, facts)[0]
+            kept, counts = filter_group(loose, looking, start, as_group(episode, frames, verdict, loose.name),
+                                        TrustConfig(), seed + 10_000 + i)
+            name = f"going astray by {1000 * astray_m:g} mm a step"
+            noticed.setdefault(name, []).append(counts.rejected > 0)
+            claims.setdefault(name, []).append((is_success(verdict) and not episode.success,
+                                                is_success(kept.judgements[0]) and not episode.success))
+            true_claims.setdefault(name, []).append((is_success(verdict) and episode.success,
+                                                     is_success(kept.judgements[0]) and episode.success))
     failures = sum(not e.success for e in episodes)
     lines = ["\n| dreams | rejected | failures the judge that looks claims: unfiltered | filtered |",
              "|---|---|---|---|"]
     for name, told in noticed.items():
         before, after = (wilson(sum(c[k] for c in claims[name]), failures) for k in (0, 1))
         lines.append(f"| {name} | {wilson(sum(told), len(told))} | {before} | {after} |")
+    lines += [f"{name}: true claims {sum(c[0] for c in some)}, of which {sum(c[1] for c in some)} stay"
+              for name, some in true_claims.items()]
     return lines
 
 

@@ -19,7 +19,7 @@ from world_gymnast_ros.learning import iterate
 from world_gymnast_ros.learning.adaptation import Parts
 from world_gymnast_ros.learning.imitate import Imitation, cloning_loss, imitate, success_chunks
 from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, once
-from world_gymnast_ros.learning.iterate_report import markdown, write_run_report
+from world_gymnast_ros.learning.iterate_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import play_file
 from world_gymnast_ros.learning.world_model_metrics import dream_all, structural_error
@@ -349,6 +349,18 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
             assert float(learner.anchor.loss(rng)) == pytest.approx(0.3 * whole, rel=1e-4) and whole > 0
     finally:
         learner.end()
+
+
+def test_the_loop_is_compared_with_each_baseline_episode_by_episode() -> None:
+    def rows(*rounds: list[bool]) -> list[dict]:
+        return [{"evaluation": {"outcomes": some}} for some in ([False] * 8, *rounds)]
+
+    won, half, none = [True] * 8, [True, False] * 4, [False] * 8
+    found = ahead({"loop": rows(none, won), "unchanged": rows(won, half), "imitation": rows(half)})
+    assert found["unchanged"].value == 0.5 and 0.0 < found["unchanged"].low < 0.5 < found["unchanged"].high < 1.0
+    assert found["imitation"].value == -0.5, "after the last round that both have"
+    assert not ahead({"loop": rows(won)}) and not ahead({"unchanged": rows(won)})
+    assert "+50.0 points" in ahead_lines({"loop": rows(won), "unchanged": rows(half)})[0]
 
 
 @pytest.mark.slow

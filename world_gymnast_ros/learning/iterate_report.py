@@ -8,7 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from world_gymnast_ros.charts import interval_bar
+from world_gymnast_ros.evaluate import Interval, paired_bootstrap
 from world_gymnast_ros.models.checkpoint import write_text
 from world_gymnast_ros.report import STYLE
 
@@ -55,9 +58,27 @@ def markdown(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows_of(results)])
 
 
+def ahead(results: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Interval]:
+    """Return, per baseline, how far the loop is ahead of it after the last round that both have: difference of true
+    success with its 95 % interval, paired by episode (all methods are evaluated on the same ones)."""
+    found = {}
+    for method, rows in results.items():
+        last = min(len(rows), len(results.get("loop", ()))) - 1
+        if method != "loop" and last > 0:
+            loop, other = (np.array(r[last]["evaluation"]["outcomes"], np.float64) for r in (results["loop"], rows))
+            found[method] = paired_bootstrap(loop - other)
+    return found
+
+
+def ahead_lines(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """Format `ahead`."""
+    return [f"the loop is {100 * v.value:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] from {method}, "
+            "true success after the last round" for method, v in ahead(results).items()]
+
+
 def write_run_report(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Write table.md, table.json and report.html into the run folder; return the table."""
-    table = markdown(results)
+    table = "\n\n".join([markdown(results), *ahead_lines(results)])
     write_text(out / "table.md", f"{scene}: {instruction}\n\n{table}\n")
     write_text(out / "table.json", json.dumps({"scene": scene, "instruction": instruction, "results": results},
                                               indent=1) + "\n")
@@ -70,7 +91,8 @@ def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence
     head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in rows_of(results))
     parts = [_section("Rounds", f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"),
-             _section("True (green) and imagined (grey) success", _bars(results))]
+             _section("True (green) and imagined (grey) success", _bars(results) + "".join(
+                 f"<p>{escape(line.capitalize())}.</p>" for line in ahead_lines(results)))]
     for method, rows in results.items():
         for row in rows[1:]:
             parts.append(_section(f"{method}, round {row['round']}", _round(out, method, row)))

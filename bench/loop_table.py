@@ -1,0 +1,108 @@
+"""One table of several runs of `world-gymnast iterate`: how far the loop is ahead of its baselines in all of them.
+
+    python bench/loop_table.py runs/iterate/lab_* [--rounds]
+
+A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.evaluate import Interval, paired_bootstrap, wilson
+from world_gymnast_ros.learning.iterate import METHODS
+from world_gymnast_ros.learning.iterate_report import COLUMNS, rows_of
+from world_gymnast_ros.twin.scene import load_scene
+
+BASELINES = METHODS[1:]
+
+
+def read(argument: str) -> dict[str, Any]:
+    """Return scene, instruction and results of a run, with methods of other runs where they are named."""
+    first, *others = argument.split(",")
+    table = of_folder(Path(first))
+    for other in others:
+        method, folder = other.split("=", 1)
+        found = of_folder(Path(folder))
+        if found["task"] != table["task"]:
+            raise SystemExit(f"{folder} is a run of {found['task']}, {first} one of {table['task']}; name runs of one "
+                             "scene and instruction")
+        table["results"][method] = found["results"][method]
+    lacking = [m for m in ("loop", *BASELINES) if m not in table["results"]]
+    if lacking:
+        raise SystemExit(f"{first} has no round of {', '.join(lacking)}; run it with --methods {' '.join(lacking)}, or "
+                         f"name a run that has: {first},{lacking[0]}=FOLDER")
+    return table
+
+
+def of_folder(run: Path) -> dict[str, Any]:
+    """Return the task and the rows, round by round, of each method that a run folder holds."""
+    try:
+        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+        start = json.loads((run / "round-0.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"{run} is no run of `world-gymnast iterate` ({error})") from error
+    results: dict[str, list[dict[str, Any]]] = {}
+    for method in METHODS:
+        rounds = sorted(run.glob(f"{method}/round-*/evaluation.json"), key=lambda p: int(p.parent.name.split("-")[1]))
+        rows = [{"round": i, "method": method, **{f.stem: json.loads(f.read_text(encoding="utf-8"))
+                                                  for f in path.parent.glob("*.json")}}
+                for i, path in enumerate(rounds, 1)]
+        if rows:
+            results[method] = [start, *rows]
+    words = config["instruction"] or load_scene(config["scene"]).instructions[0]
+    return {"task": f"`{config['scene']}`: {words}", "results": results}
+
+
+def outcomes(rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return the true outcomes (E,) after the last round."""
+    return np.array(rows[-1]["evaluation"]["outcomes"], np.float64)
+
+
+def points(change: Interval) -> str:
+    return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
+def pooled(differences: list[np.ndarray], seed: int = 0, resamples: int = 4000) -> Interval:
+    """Return the mean over conditions of paired differences (E,), episodes drawn again within each condition."""
+    rng = np.random.default_rng(seed)
+    means = np.mean([d[rng.integers(0, len(d), (resamples, len(d)))].mean(1) for d in differences], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(np.mean([d.mean() for d in differences])), float(low), float(high), 0.95,
+                    sum(map(len, differences)))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("runs", nargs="+", help="folders of runs; see above for baselines from other folders")
+    parser.add_argument("--rounds", action="store_true", help="each run's own table too")
+    args = parser.parse_args()
+    tables = [read(run) for run in args.runs]
+    if args.rounds:
+        for table in tables:
+            print(f"| {table['task']} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
+            print("\n".join(f"| {' | '.join(cells)} |" for cells in rows_of(table["results"])), end="\n\n")
+    print("| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |\n"
+          "|---|---|---|---|---|---|---|")
+    for table in tables:
+        results = table["results"]
+        start = wilson(int(sum(results["loop"][0]["evaluation"]["outcomes"])),
+                       len(results["loop"][0]["evaluation"]["outcomes"]))
+        cells = [f"{start.value:.3f}", *(f"{outcomes(results[m]).mean():.3f}" for m in ("loop", *BASELINES)),
+                 *(points(paired_bootstrap(outcomes(results["loop"]) - outcomes(results[m]))) for m in BASELINES)]
+        print(f"| {table['task']} | {' | '.join(cells)} |")
+    means = [np.mean([outcomes(t["results"][m]).mean() for t in tables]) for m in ("loop", *BASELINES)]
+    starts = np.mean([np.mean(t["results"]["loop"][0]["evaluation"]["outcomes"]) for t in tables])
+    over = [points(pooled([outcomes(t["results"]["loop"]) - outcomes(t["results"][m]) for t in tables]))
+            for m in BASELINES]
+    print(f"| **mean of {len(tables)}** | {starts:.3f} | {' | '.join(f'{m:.3f}' for m in means)} | "
+          f"{' | '.join(over)} |")
+
+
+if __name__ == "__main__":
+    main()
