@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning import iterate
 from world_gymnast_ros.learning.adaptation import Parts
 from world_gymnast_ros.learning.imitate import Imitation, cloning_loss, imitate, success_chunks
-from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, once
+from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, State, compare, once
 from world_gymnast_ros.learning.iterate_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import play_file
@@ -245,6 +245,12 @@ def test_the_arm_has_the_last_word(arm: SimpleNamespace, dreamed: bool, mine: tu
     assert arm.asked[0][0] == told["tried"] == tried and told["used"] is follows
     assert (told["adapter"], tuple(told["record"])) == ((tried, (wins, 8)) if follows else ("before", mine))
     assert "better with a chance of" in arm.said[0]
+
+
+def test_a_clone_that_is_not_clearly_worse_follows_the_base() -> None:
+    base = State("world", "judge", "second", "", (12, 16))
+    assert compare((5, 8), base, False)["used"] and not compare((2, 8), base, False)["used"]
+    assert not compare((5, 8), dataclasses.replace(base, adapter="before"), False)["used"]
 
 
 def test_with_nothing_to_try_the_present_adapter_explores_on_and_a_stopped_trial_leaves_nothing(

@@ -62,8 +62,8 @@ METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
-dream promoted must not be clearly worse; nor must a clone while the present adapter fails more often than not: there is
-little to lose then, and imitation lifts what is weak. After that a clone must be better."""
+dream promoted must not be clearly worse; nor must a clone of the real successes while there is no adapter yet, or one
+that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 LAYOUT = 4
@@ -141,7 +141,7 @@ def compare(record: tuple[int, int], present: State, dreamed: bool) -> dict[str,
     """
     rival = present.record
     chance = round(chance_better(*rival, *record), 6)
-    asked = NOT_WORSE if dreamed or present.weak else BETTER
+    asked = NOT_WORSE if dreamed or present.weak or not present.adapter else BETTER
     name = "what the dream promoted" if dreamed else "a clone of the real successes"
     return {"dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
         f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
