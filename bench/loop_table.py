@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.evaluate import Interval, paired_bootstrap, wilson
+from world_gymnast_ros.evaluate import Interval, paired_bootstrap
 from world_gymnast_ros.learning.iterate import METHODS
 from world_gymnast_ros.learning.iterate_report import COLUMNS, rows_of
 from world_gymnast_ros.twin.scene import load_scene
@@ -26,13 +26,15 @@ def read(argument: str) -> dict[str, Any]:
     first, *others = argument.split(",")
     table = of_folder(Path(first))
     for other in others:
-        method, folder = other.split("=", 1)
+        method, _, folder = other.partition("=")
+        if method not in METHODS or not folder:
+            raise SystemExit(f"'{other}' behind {first}: give METHOD=FOLDER, the method one of {', '.join(METHODS)}")
         found = of_folder(Path(folder))
         if found["task"] != table["task"]:
             raise SystemExit(f"{folder} is a run of {found['task']}, {first} one of {table['task']}; name runs of one "
                              "scene and instruction")
-        table["results"][method] = found["results"][method]
-    lacking = [m for m in ("loop", *BASELINES) if m not in table["results"]]
+        table["results"][method] = found["results"].get(method, [])
+    lacking = [m for m in METHODS if not table["results"].get(m)]
     if lacking:
         raise SystemExit(f"{first} has no round of {', '.join(lacking)}; run it with --methods {' '.join(lacking)}, or "
                          f"name a run that has: {first},{lacking[0]}=FOLDER")
@@ -59,7 +61,7 @@ def of_folder(run: Path) -> dict[str, Any]:
 
 
 def outcomes(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Return the true outcomes (E,) after the last round."""
+    """Return the true outcomes (E,) after the last round of `rows`."""
     return np.array(rows[-1]["evaluation"]["outcomes"], np.float64)
 
 
@@ -79,7 +81,8 @@ def pooled(differences: list[np.ndarray], seed: int = 0, resamples: int = 4000) 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("runs", nargs="+", help="folders of runs; see above for baselines from other folders")
+    parser.add_argument("runs", nargs="+", metavar="RUN[,METHOD=RUN]",
+                        help="a folder of a run; a baseline that was run in another folder is named behind it")
     parser.add_argument("--rounds", action="store_true", help="each run's own table too")
     args = parser.parse_args()
     tables = [read(run) for run in args.runs]
@@ -91,13 +94,11 @@ def main() -> None:
           "|---|---|---|---|---|---|---|")
     for table in tables:
         results = table["results"]
-        start = wilson(int(sum(results["loop"][0]["evaluation"]["outcomes"])),
-                       len(results["loop"][0]["evaluation"]["outcomes"]))
-        cells = [f"{start.value:.3f}", *(f"{outcomes(results[m]).mean():.3f}" for m in ("loop", *BASELINES)),
+        cells = [*(f"{outcomes(rows).mean():.3f}" for rows in (results["loop"][:1], *(results[m] for m in METHODS))),
                  *(points(paired_bootstrap(outcomes(results["loop"]) - outcomes(results[m]))) for m in BASELINES)]
         print(f"| {table['task']} | {' | '.join(cells)} |")
-    means = [np.mean([outcomes(t["results"][m]).mean() for t in tables]) for m in ("loop", *BASELINES)]
-    starts = np.mean([np.mean(t["results"]["loop"][0]["evaluation"]["outcomes"]) for t in tables])
+    means = [np.mean([outcomes(t["results"][m]).mean() for t in tables]) for m in METHODS]
+    starts = np.mean([outcomes(t["results"]["loop"][:1]).mean() for t in tables])
     over = [points(pooled([outcomes(t["results"]["loop"]) - outcomes(t["results"][m]) for t in tables]))
             for m in BASELINES]
     print(f"| **mean of {len(tables)}** | {starts:.3f} | {' | '.join(f'{m:.3f}' for m in means)} | "
