@@ -38,7 +38,7 @@ def read(argument: str) -> dict[str, Any]:
     if lacking:
         raise SystemExit(f"{first} has no round of {', '.join(lacking)}; run it with --methods {' '.join(lacking)}, or "
                          f"name a run that has: {first},{lacking[0]}=FOLDER")
-    return table
+    return {**table, "results": cut(table["results"], first)}
 
 
 def of_folder(run: Path) -> dict[str, Any]:
@@ -58,6 +58,15 @@ def of_folder(run: Path) -> dict[str, Any]:
             results[method] = [start, *rows]
     words = config["instruction"] or load_scene(config["scene"]).instructions[0]
     return {"task": f"`{config['scene']}`: {words}", "results": results}
+
+
+def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the rounds that all methods have; methods must have been evaluated on as many episodes."""
+    counts = {m: len(rows[-1]["evaluation"]["outcomes"]) for m, rows in results.items()}
+    if len(set(counts.values())) > 1:
+        raise SystemExit(f"{run}: evaluated on {counts} episodes; compare runs with the same --evaluation")
+    last = min(map(len, results.values()))
+    return {m: rows[:last] for m, rows in results.items()}
 
 
 def outcomes(rows: list[dict[str, Any]]) -> np.ndarray:

@@ -78,7 +78,7 @@ def drifting(frames: np.ndarray) -> np.ndarray:
 
 class Loose:
     """A world model that follows actions loosely: each step of a dream goes astray by chance, in the next dream
-    otherwise."""
+    otherwise. `astray_m`: standard deviation along each axis."""
 
     def __init__(self, world: ActionDiTWorld, astray_m: float) -> None:
         self.world, self.astray_m, self.name = world, astray_m, f"{world.name}, loose"

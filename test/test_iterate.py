@@ -22,9 +22,10 @@ from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, State,
 from world_gymnast_ros.learning.iterate_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import dream_all, structural_error
+from world_gymnast_ros.learning.world_model_metrics import Replays, dream_all, structural_error
 from world_gymnast_ros.models.build import checkpoint_dir, load_policy, load_reader, load_world_model
 from world_gymnast_ros.models.dream import ActionDiTWorld, load_network
+from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -162,7 +163,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
         start_run(tmp_path / "broken", small(rounds=2), said)
     note = tmp_path / "broken" / "run.json"
     kept = note.read_text()
-    note.write_text(kept.replace('"layout": 4', '"layout": 3'))
+    note.write_text(kept.replace('"layout": 5', '"layout": 4'))
     with pytest.raises(BadConfig, match="another version"):
         start_run(tmp_path / "broken", small(), said)
     note.write_text(kept)
@@ -322,6 +323,52 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     assert errors[1] < 0.6 * errors[0], "the arm is drawn where it is seen"
 
 
+def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locator = Locator.from_pretrained(checkpoint_dir("", "locator"))
+    pose = np.array(locator.config.T_base_camera)
+    pose[3] += 0.08
+    locator.config = dataclasses.replace(locator.config, T_base_camera=tuple(pose.tolist()))
+    locator.save(tmp_path / "moved")
+    moved, shipped = (load_reader(folder).projection for folder in (tmp_path / "moved", ""))
+    assert moved != shipped
+    seen: list[tuple[float, ...]] = []
+    labels: list[str] = []
+    stub = Replays(*np.ones((7, 2)), np.ones(2, bool), np.ones(2, bool), {}, [])
+    monkeypatch.setattr(iterate, "read_real", lambda *_: ([], {}, []))
+    monkeypatch.setattr(iterate, "play_folder", lambda *_: [])
+
+    def update(*args: object) -> SimpleNamespace:
+        seen.extend(reader.projection for reader in args[-2:])  # type: ignore[attr-defined]
+        return SimpleNamespace(version=SimpleNamespace(name="", path=""), figures={},
+                               decision=SimpleNamespace(promote=False, lines=()))
+
+    def update_judge(start: Path, world: ActionDiTWorld, old_world: ActionDiTWorld, *_: object) -> Path:
+        seen.extend(w.config.camera or () for w in (world, old_world))
+        return start
+
+    def put_version(root: Path, path: Path, label: str, *_: object) -> SimpleNamespace:
+        labels.append(label)
+        return SimpleNamespace(path=path)
+    for name, value in (("update", update), ("update_judge", update_judge), ("put_version", put_version),
+                        ("update_pair", lambda second, looks, *_: ({"weights": looks["weights"]}, second, []))):
+        monkeypatch.setattr(iterate, name, value)
+    run = start_run(tmp_path / "run", small(), [])
+    monkeypatch.setattr(run, "figures", lambda *_: stub)
+    monkeypatch.setattr(run, "play", lambda name: tmp_path)
+    monkeypatch.setattr(run, "release", lambda *_: {})
+    try:
+        state = dataclasses.replace(run.start(), second=str(tmp_path / "moved"))
+        run.world_model(run.out / "loop" / "round-1", 1, state)
+        run.judge(run.out / "loop" / "round-1", 1, state)
+        assert seen == [moved, shipped, moved, shipped]
+        assert not any("alone" in label for label in labels), "who measures knows the camera"
+        run.judge(run.out / "loop" / "round-2", 2, run.start())
+        assert seen[4:] == [shipped, shipped] and any("alone" in label for label in labels)
+    finally:
+        run.close()
+
+
 def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is_not(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start_run(tmp_path / "run", small(), [])
@@ -366,7 +413,7 @@ def test_the_loop_is_compared_with_each_baseline_episode_by_episode() -> None:
     assert found["unchanged"].value == 0.5 and 0.0 < found["unchanged"].low < 0.5 < found["unchanged"].high < 1.0
     assert found["imitation"].value == -0.5, "after the last round that both have"
     assert not ahead({"loop": rows(won)}) and not ahead({"unchanged": rows(won)})
-    assert "+50.0 points" in ahead_lines({"loop": rows(won), "unchanged": rows(half)})[0]
+    assert "ahead of unchanged: +50.0 points" in ahead_lines({"loop": rows(won), "unchanged": rows(half)})[0]
 
 
 @pytest.mark.slow

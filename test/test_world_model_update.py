@@ -66,7 +66,6 @@ import sys, torch
 sys.path.insert(0, sys.argv[3])
 torch.set_num_threads(1)
 from pathlib import Path
-from types import SimpleNamespace
 import test_world_model_update as t
 t.tune(Path(sys.argv[1]), Path(sys.argv[2]))
 """

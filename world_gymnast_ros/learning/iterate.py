@@ -66,7 +66,7 @@ dream promoted must not be clearly worse; nor must a clone of the real successes
 that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
-LAYOUT = 4
+LAYOUT = 5
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -196,6 +196,11 @@ class Run:
         episodes = self.config.replay_episodes // (1 if name == "replay" else 4)
         return Path(given) if given else fresh_play(self.out / "play" / name, episodes, first + 10 * self.config.seed,
                                                     self.say)
+
+    def seen_by(self, name: str) -> str:
+        """Return the folder of the judge that knows the camera of `replay` or of `old` scenes: the shipped one for
+        fresh play, else the run's first."""
+        return self.start().second if getattr(self.config, name) else ""
 
     def parts(self, method: str, state: State) -> Parts:
         """Load the models of `state`, the policy with its adapter."""
@@ -350,7 +355,7 @@ class Run:
         """
         key = (world_model, judge, second, which)
         if key not in self._figures:
-            reads = self.start().second if which == "old" else second  # finds things and camera for the world model
+            reads = self.seen_by(which) if which == "old" else second  # finds things and camera for the world model
             same = (world_model, reads, which)
             dreams = self._dreams.get(same)
             self._figures[key] = replay_figures(
@@ -392,7 +397,7 @@ class Run:
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
                         method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns(),
-                        build.load_reader(state.second), build.load_reader(self.start().second))
+                        build.load_reader(state.second), build.load_reader(self.seen_by("replay")))
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
         return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -402,17 +407,19 @@ class Run:
         """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
 
         Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), the pair
-        with new weights in the judge that looks, and that judge alone. Each must pass the check against the present
-        judges; of those that do, the one that is right most often on held-out real episodes is used, of equals the
-        first.
+        with new weights in the judge that looks, and, where no camera was learned, that judge alone. Each must pass the
+        check against the present judges; of those that do, the one that is right most often on held-out real episodes
+        is used, of equals the first.
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, state.second)
-        old_world = world.with_reader(build.load_reader(self.start().second))
+        old_world = world.with_reader(build.load_reader(self.seen_by("replay")))
         run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
                            self.play("replay"), folder / "judge", settings)
-        candidates = {"alone": (run, build.OFF)}
+        # Without the judge that measures nobody would know a camera that was learned.
+        learned = build.load_reader(state.second).projection != build.load_reader().projection
+        candidates = {} if learned else {"alone": (run, build.OFF)}
         lines: list[str] = []
         fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
         if state.second != build.OFF:
@@ -426,7 +433,7 @@ class Run:
 
         def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
             """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
-            usual = second if second == build.OFF else self.start().second
+            usual = second if second == build.OFF else self.seen_by("old")
             return (self.figures(state.world_model, str(judge), second, "held out", held),
                     self.figures(state.world_model, str(judge), second, "all", all_real),
                     self.figures(state.world_model, str(judge), usual, "old", old))

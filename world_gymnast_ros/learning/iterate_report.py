@@ -72,8 +72,8 @@ def ahead(results: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Interval
 
 def ahead_lines(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
     """Format `ahead`."""
-    return [f"the loop is {100 * v.value:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] from {method}, "
-            "true success after the last round" for method, v in ahead(results).items()]
+    return [f"the loop ahead of {method}: {100 * v.value:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] of "
+            "true success after the last round that both have" for method, v in ahead(results).items()]
 
 
 def write_run_report(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
