@@ -121,4 +121,7 @@ def test_ended_while_the_arm_moves_it_holds(ros: tuple[Client, Path], tmp_path: 
     assert time.monotonic() - since < 10.0
     person.process.wait(30)
     assert "Traceback" not in person.text
+    assert "refused" not in person.text and "did not answer" not in person.text, person.text
+    last = max((adapter.parents[1] / "episodes").iterdir(), key=lambda p: p.stat().st_ctime)
+    assert json.loads((last / "outcome.json").read_text())["outcome"] == "unknown", "its recording ended before it did"
     c.until(lambda: c.trigger("disarm").success, "disarm")

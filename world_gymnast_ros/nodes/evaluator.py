@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.evaluate import add_arguments, folder_of, tell
@@ -29,8 +30,8 @@ HOME_S = 30.0
 """Longest walk home."""
 RECORDER_S = 5.0
 """A recorder is looked for this long; without one the trials go on unrecorded."""
-FLUSH_S = 0.3
-"""After Ctrl-C no answer is heard any more; the hold needs that long to leave this process."""
+CONFIRM_S = 5.0
+"""After Ctrl-C the answers of arm and recorder are waited for so long, each."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -95,21 +96,47 @@ class Evaluator(Operator):
             self.trigger("hold")  # again, in case it was not reached
             if recorded:
                 self._end_recording(success, "stopped" if self._interrupted else ended)
-            if self._interrupted:
-                time.sleep(FLUSH_S)
         self._walk_home()
         if self.adapter not in ("", self._in_use):
             raise GraphFault(f"the arm was driven by '{self.adapter}', expected '{self._in_use}': another node offers "
                              "adapters too; end it and go on")
         return success
 
+    def trigger(self, name: str) -> None:
+        """Call the arm node; after Ctrl-C at once, and then until it answers."""
+        super().trigger(name)
+        if self._interrupted:
+            self._confirm(self._triggers[name], convert.Trigger.Request())
+
+    def _confirm(self, client: Any, request: Any) -> None:
+        """Call from a node of its own and wait for the answer: after Ctrl-C this one's executor hears none, and what
+        was only sent may be lost when the process ends. What is not answered is said."""
+        node = rclpy.create_node("operator_confirming", namespace=self.get_namespace())
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            again = node.create_client(client.srv_type, client.srv_name)
+            end = time.monotonic() + CONFIRM_S
+            if again.wait_for_service(CONFIRM_S):
+                future = again.call_async(request)
+                executor.spin_until_future_complete(future, max(0.1, end - time.monotonic()))
+                if future.done():
+                    response: Any = future.result()
+                    if not response.success:
+                        print(f"\n{client.srv_name} refused: {response.message}")
+                    return
+            print(f"\n{client.srv_name} did not answer within {CONFIRM_S:g} s; see to the robot")
+        finally:
+            executor.shutdown()
+            node.destroy_node()
+
     def _end_recording(self, success: bool | None, ended: str) -> None:
-        """End the episode; after Ctrl-C without waiting for the answer."""
+        """End the episode, and wait for the answer."""
         request = convert.StopEpisode.Request(
             outcome={True: "success", False: "failure", None: "unknown"}[success],
             marked_by="" if success is None else "operator", partial_score=-1.0, ended_by=ended)
         if self._interrupted:
-            self._stop.call_async(request)
+            self._confirm(self._stop, request)
         else:
             self.call(self._stop, request, 30.0)
 
