@@ -24,16 +24,17 @@ from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.scene import Scene, known_scenes, load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import Policy
 
 FIRST_SEED = 70_000
 
 
-def explored(scene: Scene, instruction: str, episodes: int, temperature: float, out: Path) -> Path:
-    """Write the base policy's explored episodes to the play-data file `out`; return it."""
+def explored(policy: Policy, scene: Scene, instruction: str, episodes: int, temperature: float, out: Path) -> Path:
+    """Write explored episodes of `policy` to the play-data file `out`; return it."""
     twin = Twin(scene)
     try:
         seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-        write_rows(out, policy_episodes(twin, build.load_policy(), seeds, instruction, temperature, "policy"))
+        write_rows(out, policy_episodes(twin, policy, seeds, instruction, temperature, "policy"))
     finally:
         twin.close()
     return out
@@ -50,13 +51,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    world, judges, probe = build.load_world_model(), build.load_judges(), build.load_judge()
+    policy, world = build.load_policy(), build.load_world_model()
+    judges, probe = build.load_judges(), build.load_judge()
     tasks = [(scene, words) for scene in map(load_scene, args.scenes) for words in scene.instructions]
     lines = ["| scene | base succeeds | imagined | failures called successes | successes missed | outcomes agree "
              "[95 %] | structural error |", "|---|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         for scene, words in tqdm(tasks, unit="task", desc="replaying"):
-            file = explored(scene, words, args.episodes, args.temperature, Path(folder) / "play.npz")
+            file = explored(policy, scene, words, args.episodes, args.temperature, Path(folder) / "play.npz")
             found = replay_figures(world, judges, probe, play_file(file), seed=3)
             row = found.summary()
             agree = wilson(int((found.claimed == found.success).sum()), len(found.success))

@@ -47,6 +47,7 @@ FILTERS = {"static picture": replace(NO_FILTER, moved_m=TrustConfig().moved_m),
            "success not reproduced": replace(NO_FILTER, reroll=True)}
 
 ASTRAY_M = (0.005, 0.01)
+"""How far a step of a loose world model goes astray, standard deviation along each axis."""
 
 
 def start_of(episode: Recorded) -> Start:
