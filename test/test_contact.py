@@ -9,15 +9,15 @@ from world_gymnast_ros.contact import (
     FACE_M,
     HAND_SAG_M,
     THIN_M,
-    THING_RADIUS_M,
+    THING_SIZE_M,
     Handled,
     along_and_aside,
     foreseen,
     handled,
 )
 
-AHEAD_M = THIN_M + THING_RADIUS_M
-ACROSS_M = EDGE_M + THING_RADIUS_M
+AHEAD_M = THIN_M + THING_SIZE_M[0]
+ACROSS_M = EDGE_M + THING_SIZE_M[0]
 
 
 def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_a_hand_that_grazes_drags_nothing_along_however_its_way_is_rounded() -> 
     ends = []
     for slope in (0.0, 1e-12, -1e-12):
         way = hands((0.30, 0, 0.03, 0), (0.31, slope, 0.03, 0))
-        ends.append(pushed(way, np.array([0.305, EDGE_M + THING_RADIUS_M - 0.004]))[-1])
+        ends.append(pushed(way, np.array([0.305, EDGE_M + THING_SIZE_M[0] - 0.004]))[-1])
     assert np.ptp(np.array(ends), axis=0).max() < 1e-6
 
 
@@ -72,7 +72,21 @@ def test_what_the_wide_side_meets_beyond_its_face_slips_off() -> None:
     way = hands(*((0.20 + 0.02 * i, 0, 0.03, 0) for i in range(8)))
     middle, near, far = (pushed(way, np.array([0.25, y])) for y in (0.0, 0.010, 0.028))
     assert middle[-1, 0] == pytest.approx(near[-1, 0], abs=1e-3) and near[-1, 1] == 0.010
-    assert far[-1] == pytest.approx(far[-2]) and far[-1, 0] < 0.31 and far[-1, 1] > THING_RADIUS_M + FACE_M - 1e-3
+    assert far[-1] == pytest.approx(far[-2]) and far[-1, 0] < 0.31 and far[-1, 1] > THING_SIZE_M[0] + FACE_M - 1e-3
+
+
+def test_what_is_wider_is_met_earlier_and_what_is_higher_by_a_higher_hand() -> None:
+    way = hands((0.20, 0, 0.06, 0), (0.25, 0, 0.06, 0), (0.30, 0, 0.06, 0))  # over what is 4 cm high
+    two = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02]]])
+    assert (handled(way, two)[0] == two[:, None]).all()
+    sizes = np.array([[[0.022, 0.07], [0.022, 0.04]]])
+    path = handled(way, two, sizes)[0][0, -1]
+    assert path[0] == pytest.approx((0.30 + AHEAD_M, 0.0, 0.02), abs=1e-3) and path[1] == pytest.approx(two[0, 1])
+    low = way - np.array([0, 0, 0.03, 0, 0, 0, 0])
+    for radius_m in (0.014, 0.034):
+        ahead = handled(low, two, (radius_m, 0.04))[0][0, -1, 0, 0]
+        assert ahead == pytest.approx(0.30 + THIN_M + radius_m, abs=1e-3)
+    assert np.array_equal(foreseen(low, two), foreseen(low, two, np.array([[THING_SIZE_M] * 2])))
 
 
 def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("mujoco")
 
 from world_gymnast_ros.actions import StepLimits
 from world_gymnast_ros.cli import main
+from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import learn_settings
@@ -22,6 +23,7 @@ from world_gymnast_ros.learning.measuring_update import (
     cut_pair,
     fit_approach,
     fit_camera_again,
+    fit_find,
     fit_height,
     update_measuring,
     with_settings,
@@ -33,14 +35,14 @@ from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.reflector import Reflector
 from world_gymnast_ros.panel import TwoJudges
-from world_gymnast_ros.tasks import REACH_RADIUS_M
+from world_gymnast_ros.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import RolloutFacts
 
-STEPS = 16
+STEPS, PUSH_STEPS = 16, 30
 
 
 def shipped() -> MeasuringJudge:
@@ -161,6 +163,78 @@ def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[Rea
     assert "as it was" in fit_approach(judge, [e for e in falling if e.success])
 
 
+def pushes_of(scene: str, words: str, count: int, size_m: tuple[float, float], z_m: float,
+              off_m: tuple[float, ...] = (0.0,)) -> list[RealEpisode]:
+    """Captured frames of the twin, and hands that come down behind the object to `z_m`, every second 3 cm lower, and
+    push it 0 to 9 cm far, in turn `off_m` off its middle; who succeeded is said by contact with an object of this size
+    where it truly is."""
+    twin, out, judge = Twin(load_scene(scene)), [], shipped()
+    try:
+        for i in range(count):
+            twin.reset(80 + i, words)
+            frame, state = capture(twin)
+            thing, unit = twin.object_xyz(twin.task.target), np.array([*DIRECTIONS[twin.task.direction], 0.0])
+            aside = off_m[i % len(off_m)] * np.array([-unit[1], unit[0], 0.0])
+            behind = np.array([*thing[:2], z_m - 0.03 * (i % 2)]) - 0.075 * unit + aside
+            stops = [behind * (1, 1, 0) + (0, 0, 0.14), behind, behind + unit * (0.04 + 0.01 * (7 * i % 10))]
+            at, deltas = state[:3].astype(np.float64), np.zeros((PUSH_STEPS, 7), np.float32)
+            for t in range(PUSH_STEPS):
+                deltas[t, :3] = np.clip(stops[0] - at, -0.02, 0.02)
+                at = at + deltas[t, :3]
+                if len(stops) > 1 and np.abs(stops[0] - at).max() < 1e-6:
+                    stops.pop(0)
+            hand = judge.hands(RolloutFacts([frame.rgb], [state], deltas[None]))
+            path = handled(hand, thing[None, None], size_m)[0][0, :, 0, :2]
+            along, aside = along_and_aside(path, DIRECTIONS[twin.task.direction])
+            won = bool(((along > PUSH_DISTANCE_M) & (aside < PUSH_LATERAL_M)).any())
+            play = PlayEpisode(np.repeat(resize_rgb(frame.rgb, (64, 64))[None], PUSH_STEPS + 1, 0), deltas,
+                               np.repeat(state[None], PUSH_STEPS + 1, 0), "push", f"{scene}/{i}", captured=frame.rgb)
+            out.append(RealEpisode(play, words, won, None, thing[None].astype(np.float32)))
+    finally:
+        twin.close()
+    return out
+
+
+def told(judge: MeasuringJudge, episodes: list[RealEpisode]) -> float:
+    """How many outcomes the judge tells, without a margin; none where it has no verdict."""
+    score, claims = judge_all(with_settings(judge, sure_sigmas=0.0), [e.play.frames for e in episodes], episodes)
+    return float((np.isfinite(score) & (claims == np.array([e.success for e in episodes]))).mean())
+
+
+def test_an_unfamiliar_thing_is_found_and_what_rolls_on_is_pushed_as_a_wider_one() -> None:
+    ball = pushes_of("lab_ball", "push the purple block forward", 24, (0.034, 0.04), 0.035, (0.0, 0.02, -0.025))
+    assert 6 <= sum(e.success for e in ball) <= 18
+    judge = shipped()
+    before = told(judge, ball)
+    line = fit_find(judge, ball)
+    assert judge.config.object_found["purple block"] < 0.4, line
+    assert judge.config.object_sizes_m["purple block"] == pytest.approx([0.034, 0.04], abs=0.005), line
+    assert before < 0.6 and told(judge, ball) > 0.85, (before, told(judge, ball))
+    assert judge.reader.size_m("red block") == THING_SIZE_M and judge.reader.found("red block") == 0.5
+    seen = with_settings(judge).reader.things(ball[0].captured, ball[0].play.states[0])  # type: ignore[arg-type,index]
+    gaps = np.linalg.norm(seen.places_m[:, :2] - ball[0].object_m[0, :2], axis=1)  # type: ignore[union-attr,index]
+    assert seen.sizes_m[gaps.argmin()].tolist() == judge.config.object_sizes_m["purple block"]  # type: ignore[union-attr]
+
+
+def test_a_tall_thing_is_pushed_by_a_hand_that_passes_over_others() -> None:
+    bottle = pushes_of("lab_bottle", "push the red cylinder left", 20, (0.022, 0.09), 0.07)
+    judge = shipped()
+    before = told(judge, bottle)
+    assert "as it was" in fit_find(judge, bottle[:2]) and judge.config.object_found == {}
+    line = fit_height(judge, bottle)
+    radius_m, height_m = judge.config.object_sizes_m["red cylinder"]
+    assert radius_m == THING_SIZE_M[0] and 0.065 <= height_m == 2 * judge.config.object_heights_m["red cylinder"], line
+    assert told(judge, bottle) >= before + 0.15, line
+
+
+def test_what_is_as_it_should_be_is_left_as_it_is() -> None:
+    usual = pushes_of("lab_rubber", "push the purple block forward", 20, THING_SIZE_M, 0.035)
+    judge = shipped()
+    kept = copy.deepcopy(judge.config.to_dict())
+    lines = fit_find(judge, usual), fit_height(judge, usual)
+    assert judge.config.to_dict() == kept and all("as it was" in line for line in lines), lines
+
+
 def test_of_two_that_came_too_low_the_higher_one_made_more_progress() -> None:
     judge = with_settings(shipped(), object_heights_m={"red cylinder": 0.03}, approach_heights_m={"red cylinder": 0.14})
     falling = episodes_of("lab_bottle", 7, falls=True)
@@ -224,7 +298,7 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_pat
     judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
     judge.locator.save(tmp_path / "m")
     again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
-    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 3
+    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 4
     np.testing.assert_allclose(again.reader.prior.T_base_camera, judge.reader.prior.T_base_camera)
 
 

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 torch = pytest.importorskip("torch")
 
-from world_gymnast_ros.contact import foreseen  # noqa: E402
+from world_gymnast_ros.contact import THING_SIZE_M, foreseen  # noqa: E402
 from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by  # noqa: E402
 from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig  # noqa: E402
 from world_gymnast_ros.models.dream import ActionDiTWorld  # noqa: E402
@@ -84,11 +84,14 @@ class Reader:
 
     projection = tuple(CAMERA[0].tolist())
 
+    def __init__(self, size_m: tuple[float, float] = THING_SIZE_M) -> None:
+        self.sizes_m = np.array([size_m])
+
     def things(self, captured: U8, state: F32) -> Seen | None:
-        return Seen(np.array([HERE]), CAMERA[0].numpy()) if captured.shape[0] >= 144 else None
+        return Seen(np.array([HERE]), self.sizes_m, CAMERA[0].numpy()) if captured.shape[0] >= 144 else None
 
 
-def tiny(plate: bool) -> ActionDiTWorld:
+def tiny(plate: bool, reader: Reader | None = None) -> ActionDiTWorld:
     torch.manual_seed(0)
     config = ActionDiTConfig(window_dim=24, dim=16, depth=2, heads=2, temporal_blocks=(1,), plate=plate,
                              camera=tuple(CAMERA[0].tolist()))
@@ -96,7 +99,7 @@ def tiny(plate: bool) -> ActionDiTWorld:
     with torch.no_grad():  # every pixel from the plate: the dream is the plate
         n = config.patch**2
         network.head_out.bias[6 * n:].view(4, -1)[1] = 30.0
-    return ActionDiTWorld(network, dtype=torch.float32, reader=Reader())  # type: ignore[arg-type]
+    return ActionDiTWorld(network, dtype=torch.float32, reader=reader or Reader())  # type: ignore[arg-type]
 
 
 def test_a_dream_moves_what_its_reader_found_as_the_hand_does() -> None:
@@ -114,6 +117,11 @@ def test_a_dream_moves_what_its_reader_found_as_the_hand_does() -> None:
     red = drawn[..., 0].astype(int) - drawn[..., 1]
     there, here = pixel((HERE[0], y, HERE[2])), pixel(HERE)
     assert red[0][there] > 150 > 100 > red[0][here] and red[1][here] > 150 > 100 > red[1][there]
+    wide = tiny(True, Reader((0.034, 0.04))).begin_many(frames, np.stack([state] * 2), 0, [large, large])
+    for _ in range(3):
+        drawn = wide.step(deltas)
+    red = drawn[..., 0].astype(int) - drawn[..., 1]
+    assert red[0][pixel((HERE[0], y + 0.012, HERE[2]))] > 150, "what is wider is pushed further ahead"
     for world, captured in ((tiny(False), [large] * 2), (tiny(True), list(frames)), (tiny(True), None)):
         kept = world.begin_many(frames, np.stack([state] * 2), 0, captured)
         for _ in range(3):
@@ -131,6 +139,8 @@ def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
     episode = PlayEpisode(frames, np.zeros((3, 7), np.float32), states, "push", "x", captured=captured)
     found = read_by(episode, Reader())  # type: ignore[arg-type]
     assert found.things is not None and found.things.path_m[-1, 0, 1] > 0.05
+    wide = read_by(episode, Reader((0.034, 0.04)))  # type: ignore[arg-type]
+    assert wide.things is not None and wide.things.path_m[-1, 0, 1] > found.things.path_m[-1, 0, 1] + 0.008
     for bare in (PlayEpisode(frames, episode.deltas, None, "push", "x", captured=captured),
                  PlayEpisode(frames, episode.deltas, states, "push", "x")):
         seen = read_by(bare, Reader())  # type: ignore[arg-type]

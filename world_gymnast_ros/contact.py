@@ -3,7 +3,7 @@
 A dream of 64x64 pixels smears what is touched, so where an object ends cannot be read from it. Where the hand goes is
 known from the actions, and where the object lay from the captured frame; on a table with friction a push and a grasp
 follow from these two to within a cm. Mass, friction and tipping are not in it: what slides on or falls over is not
-foreseen; other sizes than about 4 cm neither.
+foreseen; other sizes than about 4 cm only where outcomes have taught them (`measuring_update.py`).
 
 The lengths were fitted to play in the twin (docs/benchmarks.md says what else was looked at); on pushes made afterwards
 last places are 2.6 mm off in the median, a tenth of them more than 32 mm (`bench/contact.py`).
@@ -20,14 +20,15 @@ from world_gymnast_ros.types import F64
 THIN_M, EDGE_M, FACE_M = 0.002, 0.018, 0.012
 """Half of what the closed fingers fill along the hand's x axis (forward where its yaw is 0), and across: as far as they
 touch what lies beside them, and as far as they push what lies before them, their edges being round."""
-THING_RADIUS_M = 0.022
-"""What is pushed is a disc of this radius."""
+THING_SIZE_M = (0.022, 0.04)
+"""What is pushed is an upright disc of this radius, and this high, unless others are given: a ball, which rolls on,
+acts as a greater one."""
 TURN_ASIDE, TURN_AHEAD, SLIP = 1.2, 2.0, 1.5
 """Where the fingers meet it off its middle, the disc goes aside: in the direction of the force, whose slope against the
 normal of contact is that of the hand's way over TURN (what turning takes of it; a disc under even pressure would have
 3.25, Goyal et al. 1991), at their thin side or their wide one, and at most SLIP (friction). All three are fitted."""
-PUSH_HEIGHT_M = 0.045
-"""The hand passes over things when it is higher than this."""
+OVER_M = 0.005
+"""The hand passes over things when it is higher than their top by this."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
 GRAZING = 0.05
@@ -47,13 +48,16 @@ def hand_after(before: F64, after: F64, lag: float = HAND_LAG, sag_m: Sequence[f
     return hand
 
 
-def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -> F64:
+def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_],
+           sizes_m: F64 | tuple[float, float] = THING_SIZE_M) -> F64:
     """Return where objects at `places_m` (G, N, 2) are after hands go from `before` to `after` (G, 7).
 
-    `pushing` (G, N): which of them the hand may push at all.
+    `pushing` (G, N): which of them the hand may push at all. `sizes_m` (G, N, 2): their radii and
+    heights, or one pair for all.
     """
     place = np.array(places_m, np.float64)
-    if not (pushing & (np.minimum(before[:, 2], after[:, 2]) < PUSH_HEIGHT_M)[:, None]).any():
+    radii_m, over_m = np.asarray(sizes_m)[..., 0], np.asarray(sizes_m)[..., 1] + OVER_M
+    if not (pushing & (np.minimum(before[:, 2], after[:, 2])[:, None] < over_m)).any():
         return place
     way = (after - before)[:, :2]
     length = np.linalg.norm(way, axis=1)
@@ -65,13 +69,13 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_]) -
         hand = before + (after - before) * s
         normal, distance = _nearest(place - hand[:, None, :2], yaw, across_m)
         normal = np.where((distance > 0)[..., None], normal, ahead)
-        touched = pushing & ((hand[:, 2] < PUSH_HEIGHT_M) & (length > 1e-4))[:, None] & (distance < THING_RADIUS_M)
+        touched = pushing & (hand[:, None, 2] < over_m) & (length > 1e-4)[:, None] & (distance < radii_m)
         into = (normal * ahead).sum(-1)
         aside = ahead - into[..., None] * normal
         across = np.linalg.norm(aside, axis=-1)
         slope = np.minimum(across / np.maximum(into, GRAZING) / turn, SLIP) * (into > GRAZING)
         sideways = aside / np.maximum(across, 1e-9)[..., None]
-        depth = np.where(touched, np.minimum(THING_RADIUS_M - distance, LONGEST_PUSH_M), 0.0)
+        depth = np.where(touched, np.minimum(radii_m - distance, LONGEST_PUSH_M), 0.0)
         place = place + depth[..., None] * (normal + slope[..., None] * sideways)
     return place
 
@@ -93,9 +97,9 @@ class Handled:
     A closed hand pushes; a hand that closes takes what is in it, and opening lets it fall to the height it lay at.
     """
 
-    def __init__(self, places_m: F64) -> None:
-        """Begin with objects at `places_m` (G, N, 3) in base axes; NaN where there is none."""
-        self.places_m = np.array(places_m, np.float64)
+    def __init__(self, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M) -> None:
+        """Begin with objects at `places_m` (G, N, 3) in base axes, NaN where there is none; sizes as of `shoved`."""
+        self.places_m, self.sizes_m = np.array(places_m, np.float64), sizes_m
         self.rest_m = self.places_m[..., 2].copy()
         self.held = np.zeros(self.places_m.shape[:2], np.bool_)
         self._offset = np.zeros_like(self.places_m)
@@ -109,15 +113,16 @@ class Handled:
         self._offset = np.where(taken[..., None], place - after[:, None, :3], self._offset)
         self.held = (self.held | taken) & closed
         place[..., 2] = np.where(self.held, place[..., 2], self.rest_m)
-        place[..., :2] = shoved(place[..., :2], before, after, closed & ~self.held)
+        place[..., :2] = shoved(place[..., :2], before, after, closed & ~self.held, self.sizes_m)
         self.places_m = place
         return place.copy()
 
 
-def handled(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
+def handled(hands: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M
+            ) -> tuple[F64, NDArray[np.bool_]]:
     """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under hands (G, T+1, 7), and at
     which frames they are in the hand (G, T+1, N)."""
-    things = Handled(places_m)
+    things = Handled(places_m, sizes_m)
     path, held = [things.places_m.copy()], [things.held]
     for t in range(hands.shape[1] - 1):
         path.append(things.step(hands[:, t], hands[:, t + 1]))
@@ -125,11 +130,11 @@ def handled(hands: F64, places_m: F64) -> tuple[F64, NDArray[np.bool_]]:
     return np.stack(path, 1), np.stack(held, 1)
 
 
-def foreseen(states: F64, places_m: F64) -> F64:
+def foreseen(states: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M) -> F64:
     """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under target states (G, T+1, 7)."""
     hands = np.array(states, np.float64)
     hands[:, 1:] = hand_after(states[:, :-1], states[:, 1:])
-    return handled(hands, places_m)[0]
+    return handled(hands, places_m, sizes_m)[0]
 
 
 def along_and_aside(path_m: F64, direction: Sequence[float]) -> tuple[F64, F64]:

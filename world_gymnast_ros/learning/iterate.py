@@ -66,7 +66,7 @@ dream promoted must not be clearly worse; nor must a clone of the real successes
 that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
-LAYOUT = 5
+LAYOUT = 6
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""

@@ -3,6 +3,8 @@
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
+    find      how sure it must be that what it sees is the named object, where that looks unfamiliar
+    radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
     margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
               with how much higher than that the hand must come: all are cut as a pair
 
@@ -35,6 +37,11 @@ MIN_SIGHTINGS = 24
 HEIGHTS_M = tuple(float(h) for h in np.arange(0.010, 0.0601, 0.0025).round(4))
 HEIGHT_SIGMA_M = 0.02
 APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
+FINDS = (0.1, 0.2, 0.3, 0.5)
+RADII_M = tuple(float(r) for r in np.arange(0.014, 0.0421, 0.002).round(4))
+RADIUS_SIGMA_M = 0.01
+FIND_GAIN = 3.0
+"""So much more likely, in nats, must outcomes be for another find and radius to be believed."""
 APPROACH_GAIN = 3.0
 """So much more likely (in nats) must outcomes be for a limit of the approach to be believed, where there was none."""
 HIGHER_M = (0.0, 0.01, 0.02, 0.03)
@@ -86,17 +93,36 @@ def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     """Set the named object's height to the most probable one, given outcomes; return a line about it.
 
     Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
+    Where the object is pushed it counts for more, the hand passing over it or not, and must be better by FIND_GAIN.
     """
     name, fault = named(episodes)
     if fault:
         return f"height: as it was; {fault}"
     present = judge.reader.height_m(name)
     heights = sorted({*HEIGHTS_M, present})
-    likely = [likelihood(judge, episodes, object_heights_m={name: height})
-              - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2 for height in heights]
-    best = heights[int(np.argmax(likely))]
-    judge.config.object_heights_m = {**judge.config.object_heights_m, name: best}
+    bare, likely = with_settings(judge, sure_sigmas=0.0), []  # looks at each captured frame once, for all heights
+    for height in heights:
+        set_height(bare, name, height, is_push(episodes))
+        likely.append(log_likelihood(bare, episodes) - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
+    best, gain = heights[int(np.argmax(likely))], max(likely) - likely[heights.index(present)]
+    if is_push(episodes) and gain < FIND_GAIN:
+        return f"height of the {name}: as it was; none explains the outcomes by {FIND_GAIN:g} nats better"
+    set_height(judge, name, best, is_push(episodes))
     return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
+
+
+def set_height(judge: MeasuringJudge, name: str, height_m: float, pushed: bool) -> None:
+    """Let the middle of an object be `height_m` above the table: there it is seen, and where it is `pushed`, the hand
+    passes over it only above twice that. Changes the judge's settings in place."""
+    if pushed:
+        size_m = [judge.reader.size_m(name)[0], round(2.0 * height_m, 4)]
+        judge.config.object_sizes_m = {**judge.config.object_sizes_m, name: size_m}
+    judge.config.object_heights_m = {**judge.config.object_heights_m, name: height_m}
+
+
+def is_push(episodes: Sequence[RealEpisode]) -> bool:
+    """Return whether the episodes, all of one instruction, are of pushing."""
+    return parse_instruction(episodes[0].instruction).family == "push"
 
 
 def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
@@ -108,7 +134,7 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     name, fault = named(episodes)
     if fault or parse_instruction(episodes[0].instruction).family != "reach":
         return f"approach: as it was; {fault or 'learned for reaching alone'}"
-    bare = with_settings(judge)  # measures each captured frame once, for all limits
+    bare = with_settings(judge)  # looks at each captured frame once, for all limits
     likely = []
     for height in (0.0, *APPROACHES_M):
         set_strictness(bare, name, Strictness(height, 0.0))
@@ -120,6 +146,40 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
         return f"approach to the {name}: free; no limit explains the outcomes by {APPROACH_GAIN:g} nats better"
     return (f"approach to the {name}: at least {1000 * limit_m:.0f} mm high, which explains the outcomes by "
             f"{likely[best] - free:.1f} nats better")
+
+
+def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn how sure a find of the named object must be, and where it is pushed, its radius; return a line about it.
+
+    Both at once, the pair that explains the outcomes best: with too few finds nothing can be said of the radius, and
+    with a wrong radius finds explain nothing. An episode without a find counts as a toss of a coin. Only what explains
+    them by FIND_GAIN better than the present pair is believed.
+    """
+    name, fault = named(episodes)
+    if fault:
+        return f"find: as it was; {fault}"
+    usual_m, top_m = judge.reader.size_m(name)
+    present = judge.reader.found(name), usual_m
+    open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
+    known = [e for e in episodes if e.play.states is not None]
+    sure = np.array([open_minded.reader.measure(frame, e.play.states[0], (name,)).sure[0]  # type: ignore[index]
+                     for frame, e in zip(first_frames(known), known, strict=True)])
+    likely = {}
+    for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
+        open_minded.config.object_sizes_m = {**judge.config.object_sizes_m, name: [radius_m, top_m]}
+        p = outcome_chance(open_minded, known)
+        for found in {present[0], *FINDS}:
+            coin = ~(sure > found) | np.isnan(p)
+            likely[found, radius_m] = float(np.log(np.where(coin, 0.5, p)).sum()
+                                            - 0.5 * ((radius_m - usual_m) / RADIUS_SIGMA_M) ** 2)
+    best = max(sorted(likely, reverse=True), key=likely.__getitem__)
+    gain = likely[best] - likely[present]
+    if gain < FIND_GAIN:
+        return f"find of the {name}: as it was; nothing explains the outcomes by {FIND_GAIN:g} nats better"
+    judge.config.object_found = {**judge.config.object_found, name: best[0]}
+    judge.config.object_sizes_m = {**judge.config.object_sizes_m, name: [best[1], top_m]}
+    return (f"find of the {name}: believed from {best[0]:g} on, was {present[0]:g}; pushed as a disc of "
+            f"{1000 * best[1]:.0f} mm, was {1000 * usual_m:.0f}; explains the outcomes by {gain:.1f} nats better")
 
 
 def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
@@ -134,18 +194,17 @@ def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
     return names[0], ""
 
 
-def likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode], **settings: object) -> float:
-    """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames with these settings
-    and without a margin."""
-    return log_likelihood(with_settings(judge, sure_sigmas=0.0, **settings), episodes)
-
-
 def log_likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> float:
-    """Return the same with the judge's own settings."""
-    chance = judge_all(judge, [e.play.frames for e in episodes], episodes)[0]
-    known = np.isfinite(chance)
-    p, won = np.clip(chance[known], 1.0 - SURE, SURE), np.array([e.success for e in episodes])[known]
-    return float(np.log(np.where(won, p, 1.0 - p)).sum())
+    """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames, where it can."""
+    p = outcome_chance(judge, episodes)
+    return float(np.log(p[np.isfinite(p)]).sum())
+
+
+def outcome_chance(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> F64:
+    """Return how likely the judge holds each outcome (E,) on true frames; NaN where it has no verdict."""
+    won = np.array([e.success for e in episodes])
+    p = np.clip(judge_all(judge, [e.play.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
+    return np.asarray(np.where(won, p, 1.0 - p), np.float64)
 
 
 def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
@@ -219,13 +278,14 @@ def claims_by_strictness(judge: MeasuringJudge, films: Sequence[U8], episodes: S
 
 
 def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
-    """Load the judge that measures from `start`, teach it camera, height and approach; return it and a line about each.
+    """Load the judge that measures from `start`, teach it what the module says but the margin; return it and a
+    line about each.
 
     The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).
     """
     judge = MeasuringJudge(Locator.from_pretrained(start))
     lines = [fit_camera_again(judge, episodes)]
     judge = with_settings(judge)
-    lines += [fit_height(judge, episodes), fit_approach(judge, episodes)]
+    lines += [fit_find(judge, episodes), fit_height(judge, episodes), fit_approach(judge, episodes)]
     return with_settings(judge), lines
 

@@ -147,7 +147,7 @@ def read_by(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
     seen = reader.things(episode.captured, episode.states[0])
     if seen is None:
         return replace(episode, things=None)
-    path = foreseen(episode.states[None].astype(np.float64), seen.places_m[None])[0]
+    path = foreseen(episode.states[None].astype(np.float64), seen.places_m[None], seen.sizes_m[None])[0]
     return replace(episode, things=Things(path.astype(np.float32), seen.camera))
 
 

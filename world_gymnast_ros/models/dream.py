@@ -111,12 +111,12 @@ class ActionDiTDream:
     """A single-use batch of imagined continuations, each of its start frame."""
 
     def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32 | None,
-                 places_m: NDArray[Any] | None = None) -> None:
-        """`places_m` (G, N, 3): things that the sampler knows, as the hand will move them (`contact.py`)."""
+                 things: Handled | None = None) -> None:
+        """`things` that the sampler knows, as the hand will move them (`contact.py`)."""
         self._sampler, self._config, self._copies = sampler, config, len(sampler.frame)
         self.state: F32 | None = None if states is None else np.array(states, np.float32)
         self._hand = self.state
-        self._things = None if places_m is None else Handled(places_m)
+        self._things = things
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
 
@@ -209,13 +209,14 @@ class ActionDiTWorld:
         if states is not None and (np.shape(states) != (len(frames), ACTION_DIM) or not np.isfinite(states).all()):
             raise BadAction(f"states must be {(len(frames), ACTION_DIM)} finite numbers or None, got {states!r}")
         first = torch.from_numpy(resize_rgb(frames, self.frame_size)).to(self.device).float().div_(255.0)
-        places_m, cameras = self._things(captured, states)
-        sampler = FrameSampler(self.network, first, self.sampling_steps,
-                               torch.Generator(self.device).manual_seed(seed), places_m, cameras)
-        return ActionDiTDream(sampler, self.config, states, places_m)
+        things, cameras = self._things(captured, states)
+        sampler = FrameSampler(self.network, first, self.sampling_steps, torch.Generator(self.device).manual_seed(seed),
+                               None if things is None else things.places_m, cameras)
+        return ActionDiTDream(sampler, self.config, states, things)
 
-    def _things(self, captured: Sequence[U8] | None, states: F32 | None) -> tuple[F64, F64] | tuple[None, None]:
-        """Return the things in captured frames: places (G, N, 3), NaN where there is none, and cameras (G, 12)."""
+    def _things(self, captured: Sequence[U8] | None, states: F32 | None
+                ) -> tuple[Handled, F64] | tuple[None, None]:
+        """Return the things in captured frames, N at most in each, places NaN where there is none; cameras (G, 12)."""
         if captured is None or states is None or self.reader is None or not self.config.plate:
             return None, None
         found: dict[tuple[int, bytes], Seen | None] = {}  # copies of one start are looked at once
@@ -224,12 +225,14 @@ class ActionDiTWorld:
             if key not in found:
                 found[key] = self.reader.things(rgb, state)
         most = max((len(s.places_m) for s in found.values() if s is not None), default=0)
-        places_m, cameras = np.full((len(keys), most, 3), np.nan), np.zeros((len(keys), 12))
+        places_m, sizes_m = np.full((len(keys), most, 3), np.nan), np.full((len(keys), most, 2), np.nan)
+        cameras = np.zeros((len(keys), 12))
         for i, key in enumerate(keys):
             seen = found[key]
             if seen is not None:
-                places_m[i, :len(seen.places_m)], cameras[i] = seen.places_m, seen.camera
-        return places_m, cameras
+                count = len(seen.places_m)
+                places_m[i, :count], sizes_m[i, :count], cameras[i] = seen.places_m, seen.sizes_m, seen.camera
+        return Handled(places_m, sizes_m), cameras
 
 
 def seen_by(config: ActionDiTConfig, reader: SceneReader | None) -> ActionDiTConfig:

@@ -23,6 +23,8 @@ from world_gymnast_ros.types import F32, U8
 
 STRIDE = 2
 """Pixels per cell of a map."""
+MAX_SIZE_M = 0.3
+"""Nothing wider or higher is pushed."""
 SHUFFLE = 2
 """The network works on maps this much coarser, and splits each of their cells at the end."""
 WINDOW = 3
@@ -37,9 +39,10 @@ class LocatorConfig(PretrainedConfig):
     exactly a part is seen. Arm: where the measured hand is, given its targets: `hand_lag` of the last step behind, and
     `hand_sag_m` below. Objects: `object_height_m`, the height of their middle above the table, `object_heights_m` of
     those by name that are otherwise, `approach_heights_m` how high the hand must be when it first comes near those
-    that fall over where it does not come from above. `sigma_m`: the error of a measured place, one sigma per axis; a
-    limit counts as kept only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: how sure a find
-    must be.
+    that fall over where it does not come from above, `object_sizes_m` radius and height of those that are pushed as
+    if they were wider, narrower, higher or lower than usual (`contact.py`), `object_found` how sure a find of those
+    must be that look unfamiliar. `sigma_m`: the error of a measured place, one sigma per axis; a limit counts as kept
+    only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: how sure a find must be.
     `camera_rms`: parts that fit the camera worse than this are no basis for a verdict.
     """
 
@@ -64,6 +67,8 @@ class LocatorConfig(PretrainedConfig):
     object_height_m: float = 0.02
     object_heights_m: dict[str, float] = field(default_factory=dict)
     approach_heights_m: dict[str, float] = field(default_factory=dict)
+    object_sizes_m: dict[str, list[float]] = field(default_factory=dict)
+    object_found: dict[str, float] = field(default_factory=dict)
     sigma_m: float = 0.004
     sure_sigmas: float = 1.28
     found: float = 0.5
@@ -167,7 +172,12 @@ class Locator:
         directory = Path(path)
         values = read_config(directory, LocatorConfig.model_type)
         try:
-            network = LocatorNetwork(LocatorConfig(**values))
+            config = LocatorConfig(**values)
+            for name, size_m in config.object_sizes_m.items():
+                if len(size_m) != 2 or not all(0.0 < s <= MAX_SIZE_M for s in size_m):
+                    raise ValueError(f"object_sizes_m of the {name} is {size_m}; give radius and height, each up to "
+                                     f"{MAX_SIZE_M} m")
+            network = LocatorNetwork(config)
         except (TypeError, ValueError, KeyError) as error:
             raise BadCheckpoint(f"{directory / 'config.json'} does not describe a locator ({error})") from error
         return cls(network, fill(network, directory), device)

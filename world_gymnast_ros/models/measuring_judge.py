@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
@@ -82,10 +83,18 @@ class MeasuringJudge:
         good = [k for k, m in enumerate(found) if not m.fault]
         for k, m in enumerate(found):
             out[rows[k]] = Judgement(None, detail=m.fault)
-        for k in good:
-            places_m = found[k].places_m
-            out[rows[k]] = (self._reach(hands[k], places_m[0], names[0]) if task.family == "reach"
-                            else self._moved(hands[k], task, places_m))
+        if not good:
+            return out
+        places_m = np.stack([found[k].places_m for k in good])  # (G, Q, 3)
+        if task.family == "reach":
+            judged = [self._reach(hands[k], target_m, names[0]) for k, target_m in zip(good, places_m[:, 0],
+                                                                                       strict=True)]
+        else:
+            paths, held = handled(hands[good], places_m[:, :1], self.reader.size_m(names[0]))
+            judged = [self._moved(path[:, 0, :2], in_hand[:, 0], task, goal_m)
+                      for path, in_hand, goal_m in zip(paths, held, places_m[:, -1], strict=True)]
+        for k, verdict in zip(good, judged, strict=True):
+            out[rows[k]] = verdict
         return out
 
     def _kept(self, value: F64, limit: float, sigma: float) -> F64:
@@ -117,17 +126,16 @@ class MeasuringJudge:
             return math.inf
         return float(height_m[near[0]]) - self.config.approach_heights_m[name]
 
-    def _moved(self, hand: F64, task: Task, places_m: F64) -> Judgement:
-        """Judge a push or a pick-and-place by where hand poses (T+1, 7) take the thing at places (Q, 3)."""
+    def _moved(self, path: F64, held: NDArray[np.bool_], task: Task, goal_m: F64) -> Judgement:
+        """Judge a push or a pick-and-place by the path (T+1, 2) on which the hand takes the thing, when it is `held`
+        (T+1,), and where the goal is (3,), for a pick-and-place."""
         sigma = COARSE * self.config.sigma_m
-        (path,), (held,) = (x[:, :, 0] for x in handled(hand[None], places_m[None, :1]))
-        path = path[:, :2]
         if task.family == "push":
             along, aside = along_and_aside(path, DIRECTIONS[task.direction])
             chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
             progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
         else:
-            gap = np.linalg.norm(path - places_m[1, :2], axis=-1)
+            gap = np.linalg.norm(path - goal_m[:2], axis=-1)
             chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(held, 0.1, 1.0)
             progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))

@@ -7,7 +7,6 @@ things of a task, the world model for everything that a hand could move.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
@@ -17,6 +16,7 @@ import numpy as np
 
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import CameraPrior, FittedCamera, fit_camera
+from world_gymnast_ros.contact import THING_SIZE_M
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.types import F32, F64, U8
 
@@ -31,19 +31,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one captured frame says: places on the table (Q, 3) m of the named things, the camera, or why nothing."""
+    """What one captured frame says: places on the table (Q, 3) m of the named things, how `sure` (Q,) it is of each,
+    the camera, or why nothing."""
 
     places_m: F64
+    sure: F64
     camera: FittedCamera | None
     fault: str = ""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Things that a hand could move: `places_m` float64 (N, 3), base axes; `camera` float32 (12,), the projection that
-    sees them, as from `outline.projection`."""
+    """Things that a hand could move: `places_m` float64 (N, 3), base axes, and `sizes_m` (N, 2), radius and height that
+    they are pushed with; `camera` float32 (12,), the projection that sees them, as from `outline.projection`."""
 
     places_m: F64
+    sizes_m: F64
     camera: F32
 
 
@@ -53,14 +56,15 @@ def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
 
 
 class SceneReader:
-    """Reads captured frames with a `Locator`; what was read of a frame is kept."""
+    """Reads captured frames with a `Locator`. It looks once at each frame; what it makes of that follows the settings
+    as they are (heights, sizes, how sure a find must be), but for the camera's."""
 
     def __init__(self, locator: Locator) -> None:
         self.locator, self.config = locator, locator.config
         pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
         self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
                                  self.config.seen_sigma)
-        self._known: OrderedDict[bytes, object] = OrderedDict()
+        self._looks: OrderedDict[bytes, tuple[FittedCamera, F64, F64]] = OrderedDict()
 
     @property
     def projection(self) -> tuple[float, ...]:
@@ -69,7 +73,17 @@ class SceneReader:
 
     def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
         """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
-        return self._once(captured, state, "|".join(names), lambda: self._measure(captured, state, names))
+        camera, uv, sure = self._look(captured, state, names)
+        nothing = np.zeros((len(names), 3))
+        if camera.rms > self.config.camera_rms:
+            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
+            return Measured(nothing, sure, None, f"the arm in the picture does not agree with its measured pose "
+                            f"({told}); check the camera and the joint states")
+        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.found(n)]
+        if lost:
+            return Measured(nothing, sure, None, f"the {lost[0]} was not found in the captured frame")
+        heights = np.array([self.height_m(n) for n in names])
+        return Measured(camera.on_plane(uv, heights), sure, camera)
 
     def things(self, captured: U8, state: F32) -> Seen | None:
         """Find all things that this locator has words for and a hand could move; None where the camera is not known.
@@ -78,54 +92,46 @@ class SceneReader:
         """
         if captured.shape[0] < self.config.height:
             return None
-        return self._once(captured, state, "*", lambda: self._things(captured, state))
-
-    def height_m(self, name: str) -> float:
-        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
-        usual = FLAT_HEIGHT_M if name.endswith(FLAT_SHAPE) else self.config.object_height_m
-        return self.config.object_heights_m.get(name, usual)
-
-    def _once(self, captured: U8, state: F32, what: str, read: Callable[[], T]) -> T:
-        key = blake2b(captured.tobytes() + np.asarray(state, np.float32).tobytes() + what.encode(),
-                      digest_size=16).digest()
-        if key not in self._known:
-            self._known[key] = read()
-            while len(self._known) > CACHED:
-                self._known.popitem(last=False)
-        return self._known[key]  # type: ignore[return-value]
-
-    def _look(self, captured: U8, state: F32, names: tuple[str, ...]) -> tuple[FittedCamera, F64, F64]:
-        """Return the camera, and where names are seen (Q, 2), u, v, and how sure that is (Q,)."""
-        uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
-        camera = fit_camera(self.prior, part_points(np.asarray(state)[None])[0].astype(np.float64), parts_uv,
-                            np.where(parts_sure > self.config.found, parts_sure, 0.0))
-        return camera, uv, sure
-
-    def _measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
-        camera, uv, sure = self._look(captured, state, names)
-        nothing = np.zeros((len(names), 3))
-        if camera.rms > self.config.camera_rms:
-            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
-            return Measured(nothing, None, f"the arm in the picture does not agree with its measured pose ({told}); "
-                            "check the camera and the joint states")
-        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.config.found]
-        if lost:
-            return Measured(nothing, None, f"the {lost[0]} was not found in the captured frame")
-        heights = np.array([self.height_m(n) for n in names])
-        return Measured(camera.on_plane(uv, heights), camera)
-
-    def _things(self, captured: U8, state: F32) -> Seen | None:
         names = tuple(f"{colour} {shape}" for colour, shape in product(self.config.colours, self.config.shapes)
                       if shape != FLAT_SHAPE)
         camera, uv, sure = self._look(captured, state, names)
         if camera.rms > self.config.camera_rms:
             return None
         places_m = camera.on_plane(uv, np.array([self.height_m(n) for n in names]))
-        kept: list[F64] = []
-        for i in np.argsort(-sure):
-            if not sure[i] > self.config.found:
-                break
-            if all(np.linalg.norm(places_m[i, :2] - other[:2]) > APART_M for other in kept):
-                kept.append(places_m[i])
+        kept: list[int] = []
+        # Whoever has a size of its own is not taken for what it looks like.
+        for i in sorted(range(len(names)), key=lambda n: (names[n] not in self.config.object_sizes_m, -sure[n])):
+            if sure[i] > self.found(names[i]) and all(
+                    np.linalg.norm(places_m[i, :2] - places_m[k, :2]) > APART_M for k in kept):
+                kept.append(i)
         rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
-        return Seen(np.array(kept).reshape(-1, 3), rows.astype(np.float32))
+        sizes_m = np.array([self.size_m(names[k]) for k in kept]).reshape(-1, 2)
+        return Seen(places_m[kept].reshape(-1, 3), sizes_m, rows.astype(np.float32))
+
+    def height_m(self, name: str) -> float:
+        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
+        usual = FLAT_HEIGHT_M if name.endswith(FLAT_SHAPE) else self.config.object_height_m
+        return self.config.object_heights_m.get(name, usual)
+
+    def size_m(self, name: str) -> tuple[float, float]:
+        """Return radius and height of the upright disc as which a named thing is pushed, m."""
+        radius_m, top_m = self.config.object_sizes_m.get(name, THING_SIZE_M)
+        return radius_m, top_m
+
+    def found(self, name: str) -> float:
+        """Return how sure a find of a named thing must be."""
+        return self.config.object_found.get(name, self.config.found)
+
+    def _look(self, captured: U8, state: F32, names: tuple[str, ...]) -> tuple[FittedCamera, F64, F64]:
+        """Return the camera, and where names are seen (Q, 2), u, v, and how sure that is (Q,); looks once at a frame.
+        """
+        state = np.asarray(state, np.float32)
+        key = blake2b(captured.tobytes() + state.tobytes() + "|".join(names).encode(), digest_size=16).digest()
+        if key not in self._looks:
+            uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
+            camera = fit_camera(self.prior, part_points(state[None])[0].astype(np.float64), parts_uv,
+                                np.where(parts_sure > self.config.found, parts_sure, 0.0))
+            self._looks[key] = camera, uv, sure
+            while len(self._looks) > CACHED:
+                self._looks.popitem(last=False)
+        return self._looks[key]
