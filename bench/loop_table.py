@@ -2,12 +2,14 @@
 
     python bench/loop_table.py runs/iterate/lab_* [--rounds]
 
-A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`.
+A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`. Runs of one task with
+several seeds are conditions of their own, and are put together below them.
 """
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ def read(argument: str) -> dict[str, Any]:
         if method not in METHODS or not folder:
             raise SystemExit(f"'{other}' behind {first}: give METHOD=FOLDER, the method one of {', '.join(METHODS)}")
         found = of_folder(Path(folder))
-        if found["task"] != table["task"]:
-            raise SystemExit(f"{folder} is a run of {found['task']}, {first} one of {table['task']}; name runs of one "
-                             "scene and instruction")
+        if (found["task"], found["seed"]) != (table["task"], table["seed"]):
+            raise SystemExit(f"{folder} is a run of {found['task']}, seed {found['seed']}, {first} one of "
+                             f"{table['task']}, seed {table['seed']}; name runs of one scene, instruction and seed")
         table["results"][method] = found["results"].get(method, [])
     lacking = [m for m in METHODS if not table["results"].get(m)]
     if lacking:
@@ -42,7 +44,7 @@ def read(argument: str) -> dict[str, Any]:
 
 
 def of_folder(run: Path) -> dict[str, Any]:
-    """Return the task and the rows, round by round, of each method that a run folder holds."""
+    """Return task, seed and the rows, round by round, of each method that a run folder holds."""
     try:
         config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
         start = json.loads((run / "round-0.json").read_text(encoding="utf-8"))
@@ -57,7 +59,7 @@ def of_folder(run: Path) -> dict[str, Any]:
         if rows:
             results[method] = [start, *rows]
     words = config["instruction"] or load_scene(config["scene"]).instructions[0]
-    return {"task": f"`{config['scene']}`: {words}", "results": results}
+    return {"task": f"`{config['scene']}`: {words}", "seed": config["seed"], "results": results}
 
 
 def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[dict[str, Any]]]:
@@ -79,9 +81,13 @@ def points(change: Interval) -> str:
 
 
 def pooled(differences: list[np.ndarray], seed: int = 0, resamples: int = 4000) -> Interval:
-    """Return the mean over conditions of paired differences (E,), episodes drawn again within each condition."""
+    """Return the mean over runs of paired differences (E,), runs drawn again and episodes within each: two runs of one
+    method differ by more than their episodes say."""
     rng = np.random.default_rng(seed)
-    means = np.mean([d[rng.integers(0, len(d), (resamples, len(d)))].mean(1) for d in differences], axis=0)
+    means = []
+    for _ in range(resamples):
+        some = [differences[k] for k in rng.integers(0, len(differences), len(differences))]
+        means.append(np.mean([d[rng.integers(0, len(d), len(d))].mean() for d in some]))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(np.mean([d.mean() for d in differences])), float(low), float(high), 0.95,
                     sum(map(len, differences)))
@@ -95,23 +101,34 @@ def main() -> None:
     parser.add_argument("--rounds", action="store_true", help="each run's own table too")
     args = parser.parse_args()
     tables = [read(run) for run in args.runs]
+    seeds = Counter(t["task"] for t in tables)
+    for table in tables:
+        table["name"] = f"{table['task']}, seed {table['seed']}" if max(seeds.values()) > 1 else table["task"]
     if args.rounds:
         for table in tables:
-            print(f"| {table['task']} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
+            print(f"| {table['name']} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
             print("\n".join(f"| {' | '.join(cells)} |" for cells in rows_of(table["results"])), end="\n\n")
     print("| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |\n"
           "|---|---|---|---|---|---|---|")
     for table in tables:
-        results = table["results"]
-        cells = [*(f"{outcomes(rows).mean():.3f}" for rows in (results["loop"][:1], *(results[m] for m in METHODS))),
-                 *(points(paired_bootstrap(outcomes(results["loop"]) - outcomes(results[m]))) for m in BASELINES)]
-        print(f"| {table['task']} | {' | '.join(cells)} |")
-    means = [np.mean([outcomes(t["results"][m]).mean() for t in tables]) for m in METHODS]
-    starts = np.mean([outcomes(t["results"]["loop"][:1]).mean() for t in tables])
-    over = [points(pooled([outcomes(t["results"]["loop"]) - outcomes(t["results"][m]) for t in tables]))
-            for m in BASELINES]
-    print(f"| **mean of {len(tables)}** | {starts:.3f} | {' | '.join(f'{m:.3f}' for m in means)} | "
-          f"{' | '.join(over)} |")
+        print(row(table["name"], [table]))
+    for task, count in seeds.items():
+        if count > 1:
+            print(row(f"{task}: mean of {count}", [t for t in tables if t["task"] == task]))
+    print(row(f"**mean of all {len(tables)}**", tables))
+
+
+def row(name: str, tables: list[dict[str, Any]]) -> str:
+    """Return a line of the table: true success, the mean of `tables`, and how far the loop is ahead."""
+    def mean(results: list[list[dict[str, Any]]]) -> str:
+        return f"{np.mean([outcomes(rows).mean() for rows in results]):.3f}"
+
+    def over(method: str) -> str:
+        apart = [outcomes(t["results"]["loop"]) - outcomes(t["results"][method]) for t in tables]
+        return points(pooled(apart) if len(apart) > 1 else paired_bootstrap(apart[0]))
+    cells = [mean([t["results"]["loop"][:1] for t in tables]), *(mean([t["results"][m] for t in tables])
+                                                                for m in METHODS), *(over(m) for m in BASELINES)]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
