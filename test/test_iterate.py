@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.learning import iterate
 from world_gymnast_ros.learning.adaptation import Parts
 from world_gymnast_ros.learning.imitate import Imitation, cloning_loss, imitate, success_chunks
-from world_gymnast_ros.learning.iterate import PARTS, IterateConfig, Run, State, compare, once
+from world_gymnast_ros.learning.iterate import LAYOUT, PARTS, IterateConfig, Run, State, compare, once
 from world_gymnast_ros.learning.iterate_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import play_file
@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
         start_run(tmp_path / "broken", small(rounds=2), said)
     note = tmp_path / "broken" / "run.json"
     kept = note.read_text()
-    note.write_text(kept.replace('"layout": 5', '"layout": 4'))
+    note.write_text(kept.replace(f'"layout": {LAYOUT}', f'"layout": {LAYOUT - 1}'))
     with pytest.raises(BadConfig, match="another version"):
         start_run(tmp_path / "broken", small(), said)
     note.write_text(kept)
