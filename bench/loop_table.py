@@ -105,9 +105,13 @@ def main() -> None:
     for table in tables:
         table["name"] = f"{table['task']}, seed {table['seed']}" if max(seeds.values()) > 1 else table["task"]
     if args.rounds:
-        for table in tables:
-            print(f"| {table['name']} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
-            print("\n".join(f"| {' | '.join(cells)} |" for cells in rows_of(table["results"])), end="\n\n")
+        for task, count in seeds.items():
+            print(f"| {task} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
+            for table in (t for t in tables if t["task"] == task):
+                which = f", seed {table['seed']}" if count > 1 else ""
+                for method, *cells in rows_of(table["results"]):
+                    print(f"| {method}{which} | {' | '.join(cells)} |")
+            print()
     print("| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |\n"
           "|---|---|---|---|---|---|---|")
     for table in tables:
