@@ -1,6 +1,8 @@
 """The judge that measures: camera from the arm, places on the table, and two judges who must agree."""
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -190,3 +192,19 @@ def test_a_broken_checkpoint_is_refused(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(BadCheckpoint):
         Locator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("object_sizes_m", {"red block": [0.02, -0.04]}), ("object_sizes_m", {"red block": [0.02, 4.0]}),
+    ("object_sizes_m", {"red block": [0.02, float("nan")]}), ("object_sizes_m", {"red block": [0.02]}),
+    ("object_sizes_m", ["red block"]), ("object_found", {"red block": 1.5}), ("object_found", {"red block": "sure"})])
+def test_sizes_and_finds_that_cannot_be_are_refused(tmp_path, key: str, value: object) -> None:
+    checkpoint = tmp_path / "judge"
+    shutil.copytree(checkpoint_dir("", "locator"), checkpoint)
+    file = checkpoint / "config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, key: {"red block": [0.03, 0.07]} if key == "object_sizes_m" else {}}))
+    Locator.from_pretrained(checkpoint)
+    file.write_text(json.dumps({**values, key: value}))
+    with pytest.raises(BadCheckpoint, match=key):
+        Locator.from_pretrained(checkpoint)

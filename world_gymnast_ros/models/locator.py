@@ -157,6 +157,20 @@ def places(logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.stack([u, v], -1), total
 
 
+def check_objects(config: LocatorConfig) -> None:
+    """Raise ValueError where what a lab taught about objects by name cannot be."""
+    def number(value: object, most: float) -> bool:
+        return isinstance(value, int | float) and 0.0 < value <= most
+    sizes_m, found = config.object_sizes_m, config.object_found
+    if not (isinstance(sizes_m, dict) and all(isinstance(size_m, list) and len(size_m) == 2
+                                              and all(number(s, MAX_SIZE_M) for s in size_m)
+                                              for size_m in sizes_m.values())):
+        raise ValueError(f"object_sizes_m is {sizes_m}; give radius and height by name, each above 0, up to "
+                         f"{MAX_SIZE_M} m")
+    if not (isinstance(found, dict) and all(number(sure, 1.0) for sure in found.values())):
+        raise ValueError(f"object_found is {found}; give how sure a find must be by name, above 0, up to 1")
+
+
 class Locator:
     """Asks the network about pictures."""
 
@@ -173,10 +187,7 @@ class Locator:
         values = read_config(directory, LocatorConfig.model_type)
         try:
             config = LocatorConfig(**values)
-            for name, size_m in config.object_sizes_m.items():
-                if len(size_m) != 2 or not all(0.0 < s <= MAX_SIZE_M for s in size_m):
-                    raise ValueError(f"object_sizes_m of the {name} is {size_m}; give radius and height, each up to "
-                                     f"{MAX_SIZE_M} m")
+            check_objects(config)
             network = LocatorNetwork(config)
         except (TypeError, ValueError, KeyError) as error:
             raise BadCheckpoint(f"{directory / 'config.json'} does not describe a locator ({error})") from error

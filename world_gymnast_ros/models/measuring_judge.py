@@ -87,8 +87,8 @@ class MeasuringJudge:
             return out
         places_m = np.stack([found[k].places_m for k in good])  # (G, Q, 3)
         if task.family == "reach":
-            judged = [self._reach(hands[k], target_m, names[0]) for k, target_m in zip(good, places_m[:, 0],
-                                                                                       strict=True)]
+            judged = [self._reach(hand, target_m, names[0])
+                      for hand, target_m in zip(hands[good], places_m[:, 0], strict=True)]
         else:
             paths, held = handled(hands[good], places_m[:, :1], self.reader.size_m(names[0]))
             judged = [self._moved(path[:, 0, :2], in_hand[:, 0], task, goal_m)

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
-from typing import TypeVar
 
 import numpy as np
 
@@ -26,7 +25,6 @@ FLAT_SHAPE = "plate"
 FLAT_HEIGHT_M = 0.006
 APART_M = 0.025
 """Two finds nearer than this are one thing under two names."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class SceneReader:
         nothing = np.zeros((len(names), 3))
         if camera.rms > self.config.camera_rms:
             told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
-            return Measured(nothing, sure, None, f"the arm in the picture does not agree with its measured pose "
+            return Measured(nothing, sure, None, "the arm in the picture does not agree with its measured pose "
                             f"({told}); check the camera and the joint states")
         lost = [n for n, s in zip(names, sure, strict=True) if not s > self.found(n)]
         if lost:
