@@ -20,8 +20,10 @@ from world_gymnast_ros.jitter import jitter_start
 from world_gymnast_ros.models.build import checkpoint_dir
 from world_gymnast_ros.models.locator import Locator, LocatorConfig, LocatorNetwork, places
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.models.scene_reader import SceneReader
 from world_gymnast_ros.panel import TwoJudges, agree
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
+from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
@@ -67,6 +69,44 @@ def test_one_mistaken_part_costs_little() -> None:
     spot = np.array([0.30, 0.05, 0.02])
     fitted = fit_camera(p, POINTS, seen, np.ones(len(POINTS)))
     assert np.linalg.norm(fitted.on_plane(project(true, p, spot), 0.02) - spot) < 0.012
+
+
+def test_a_part_beyond_the_edge_of_the_picture_was_mistaken_for_another() -> None:
+    p = prior()
+    beyond = moved(p, np.zeros(6))
+    beyond = (beyond @ np.array([0.7 * 1.1 / p.focal_u, 0.0, 0.7, 1.0]))[:3]  # 0.7 m away, a tenth beyond the edge
+    points = np.concatenate([POINTS, beyond[None]])
+    seen = project(p.T_base_camera, p, points)
+    inside = np.abs(seen).max(-1) <= 1.0
+    assert inside.sum() >= 3 and not inside[-1]
+    first = int(np.flatnonzero(inside)[0])
+    seen[-1] = seen[first] + 0.02  # found at another part's place
+    weights = np.where(inside, 1.0, 0.0)
+    alone = fit_camera(p, points, seen, weights)
+    weights[-1] = 0.6
+    fitted = fit_camera(p, points, seen, weights)
+    np.testing.assert_array_equal(fitted.T_base_camera, alone.T_base_camera)
+    assert fitted.rms == alone.rms < 1e-6
+    seen[first] += 0.5  # what should be in the picture, and is seen elsewhere, still speaks against the camera
+    assert fit_camera(p, points, seen, weights).rms > 0.05
+
+
+def test_an_arm_half_out_of_the_picture_is_no_fault() -> None:
+    """From these starts a finger that had just left the picture was found on the other one."""
+    scene = load_scene("lab_camera")
+    locator = Locator.from_pretrained(checkpoint_dir("", "locator"))
+    locator.config.T_base_camera = camera_pose(scene).ravel().tolist()
+    locator.config.shift_sigma_m, locator.config.rotation_sigma_rad = 0.005, 0.006
+    reader, twin = SceneReader(locator), Twin(scene)
+    try:
+        for seed in (36, 47, 50):
+            twin.reset(seed, scene.instructions[0])
+            frame, state = capture(twin)
+            found = reader.measure(frame.rgb, state, ("blue block",))
+            assert not found.fault and reader.things(frame.rgb, state) is not None
+            np.testing.assert_allclose(found.places_m[0], twin.object_xyz("blue block"), atol=0.012)
+    finally:
+        twin.close()
 
 
 def test_places_are_between_cells_and_absence_is_told() -> None:

@@ -70,13 +70,28 @@ def moved(prior: CameraPrior, x: F64) -> F64:
 def fit_camera(prior: CameraPrior, points: F64, seen: F64, weights: F64) -> FittedCamera:
     """Fit the camera to parts `points` (N, 3) m seen at (N, 2) with `weights` (N,), 0 where not seen.
 
-    A part that fits badly counts less (Cauchy weights at 2.5 sigma), so that one mistaken part costs little. With no
-    part seen the answer is the nominal camera, rms infinite.
+    A part that fits badly counts less (Cauchy weights at 2.5 sigma), so that one mistaken part costs little; one that
+    turns out to lie beyond the picture's edge was mistaken for another, and counts for nothing. With no part seen the
+    answer is the nominal camera, rms infinite.
     """
+    base = np.where(np.asarray(weights, np.float64) > 0, weights, 0.0)
+    pose = _fitted(prior, points, seen, base)
+    inside = np.abs(project(pose, prior, points)).max(-1) <= 1.0
+    if (base[~inside] > 0).any():
+        base = np.where(inside, base, 0.0)
+        pose = _fitted(prior, points, seen, base)
+    use = base > 0
+    rms = float(np.sqrt(np.average(np.square(project(pose, prior, points[use]) - seen[use]).sum(-1), weights=base[use]))
+                ) if use.any() else float("inf")
+    return FittedCamera(pose, prior.focal_u, prior.focal_v, rms)
+
+
+def _fitted(prior: CameraPrior, points: F64, seen: F64, weights: F64) -> F64:
+    """Return the camera's pose (4, 4) by the parts with a weight."""
     x = np.zeros(6)
     spread = np.array([prior.shift_sigma_m] * 3 + [prior.rotation_sigma_rad] * 3)
-    use = np.asarray(weights, np.float64) > 0
-    points, seen, base = points[use], seen[use], np.asarray(weights, np.float64)[use]
+    use = weights > 0
+    points, seen, base = points[use], seen[use], weights[use]
     for _ in range(ITERATIONS if use.any() else 0):
         off = project(moved(prior, x), prior, points) - seen
         size = np.linalg.norm(off, axis=-1) / prior.seen_sigma
@@ -89,7 +104,4 @@ def fit_camera(prior: CameraPrior, points: F64, seen: F64, weights: F64) -> Fitt
         jacobian = np.concatenate([np.stack(columns, -1), np.diag(1.0 / spread)])
         residual = np.concatenate([(off * w).ravel(), x / spread])
         x = x - np.linalg.lstsq(jacobian, residual, rcond=None)[0]
-    pose = moved(prior, x)
-    rms = float(np.sqrt(np.average(np.square(project(pose, prior, points) - seen).sum(-1), weights=base))
-                ) if use.any() else float("inf")
-    return FittedCamera(pose, prior.focal_u, prior.focal_v, rms)
+    return moved(prior, x)
