@@ -351,7 +351,7 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
         labels.append(label)
         return SimpleNamespace(path=path)
     for name, value in (("update", update), ("update_judge", update_judge), ("put_version", put_version),
-                        ("update_pair", lambda second, looks, *_: ({"weights": (looks["weights"], second)}, []))):
+                        ("update_pair", lambda second, looks, *_: ({"weights": looks["weights"]}, second, []))):
         monkeypatch.setattr(iterate, name, value)
     run = start_run(tmp_path / "run", small(), [])
     monkeypatch.setattr(run, "figures", lambda *_: stub)

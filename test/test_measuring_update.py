@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from world_gymnast_ros.cli import main
 from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.learning.judge_update import JudgeUpdate, learn_settings, update_pair
+from world_gymnast_ros.learning.judge_update import learn_settings
 from world_gymnast_ros.learning.measuring_update import (
     Strictness,
     claims_by_strictness,
@@ -319,20 +318,6 @@ def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(move
     assert not again.promote, "nothing is left to learn"
     with pytest.raises(EpisodeError, match=r"successes and .* failures among"):
         learn_settings(judge, second, world, moved_camera[:8], 0.5, tmp_path / "few", 0.1, 0)
-
-
-def test_what_was_measured_may_be_used_without_a_new_cut(bottle: list[RealEpisode], tmp_path: Path) -> None:
-    judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
-    pairs, _ = update_pair(second, {"threshold": judge}, world, bottle, bottle[:8], tmp_path, JudgeUpdate())
-    look, measure = pairs["numbers"]
-    before, numbers, cut = (Locator.from_pretrained(path).config for path in (second, measure, pairs["threshold"][1]))
-    assert look == judge and "red cylinder" not in before.object_heights_m
-    assert numbers.object_heights_m["red cylinder"] > before.object_height_m
-    assert numbers.sure_sigmas == before.sure_sigmas
-    assert numbers.object_heights_m == cut.object_heights_m
-    blind = [dataclasses.replace(e, play=dataclasses.replace(e.play, states=None)) for e in bottle if e.success]
-    again, _ = update_pair(measure, {"threshold": judge}, world, blind, [], tmp_path / "again", JudgeUpdate())
-    assert not again, "nothing new was learned"
 
 
 def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[RealEpisode], tmp_path: Path,

@@ -225,22 +225,6 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
         assert not decide_judge((few, few), (old, old), 0, (fooled, less)).promote, "of few, to claim nothing is cheap"
 
 
-def test_where_most_fail_a_pair_that_claims_next_to_nothing_is_not_promoted_for_being_right() -> None:
-    """As in a scene where 11 of 40 succeeded: agreement rose from 0.70 to 0.72 as every claim ended."""
-    success, old = [True] * 11 + [False] * 29, replays(HONEST, SUCCESS)
-    present = replays([True] * 6 + [False] * 5 + [True] * 7 + [False] * 22, success)
-    silent, one, three = (replays([True] * n + [False] * (40 - n), success) for n in (0, 1, 3))
-    few = replays(success[8:18], success[8:18])
-    for seen in (False, True):
-        held = (replays([False] * 2 + [True] * 2 + [False] * 6, success[9:19]), few) if seen else (few, few)
-        for mute in (silent, one):
-            refused = decide_judge(held, (old, old), 0, (present, mute), seen)
-            assert not refused.promote and "FAILS: new scene, of the successes 0.545" in refused.lines[-3], refused
-            assert sum("FAILS" in line for line in refused.lines) == 1, refused
-        assert decide_judge(held, (old, old), 0, (present, three), seen).promote
-    assert decide_judge((few, few), (old, old), 0, (silent, one)).promote, "more than nothing may follow nothing"
-
-
 def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it() -> None:
     good, bad, old = replays(HONEST, SUCCESS), replays(FOOLED, SUCCESS), replays(HONEST, SUCCESS)
     few = tuple(replays(HONEST[5:15], SUCCESS[5:15]) for _ in range(2))

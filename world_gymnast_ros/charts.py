@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 40, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
 COLOURS = {"mean reward": "#9a6700", "imagined success, training": "#7a8fa6", "imagined success, held-out": "#0b6e4f"}
 
 

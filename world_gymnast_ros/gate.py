@@ -44,7 +44,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds."""
+    """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds, each with its 95 %
+    Wilson interval; `difference` has the gate's own confidence."""
 
     promote: bool
     reason: str
@@ -116,7 +117,7 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     paired = newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()),
                              two_sided)
     lower = min(bootstrap.low, paired.low)
-    before, after = wilson(int(a.sum()), a.size, two_sided), wilson(int(b.sum()), b.size, two_sided)
+    before, after = wilson(int(a.sum()), a.size), wilson(int(b.sum()), b.size)
     gain = after.value - before.value
     promote = lower > margin
     sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
@@ -139,7 +140,6 @@ def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.boo
     names = list(dict.fromkeys(words))
     if len(names) < 2:
         return whole
-    two_sided = 2 * confidence - 1
     each, lost = [], []
     for name in names:
         mine = known & (np.array(words) == name)[:, None]
@@ -148,7 +148,7 @@ def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.boo
             lost.append(f"no verdict on '{name}'")
             continue
         a, b = int(success_before[mine].sum()), int(success_after[mine].sum())
-        each.append((name, wilson(a, n, two_sided), wilson(b, n, two_sided)))
+        each.append((name, wilson(a, n), wilson(b, n)))
         if (b - a) / n < -margin:
             lost.append(f"'{name}' fell from {a} to {b} of {n}")
     if whole.promote and lost:

@@ -112,7 +112,6 @@ def run_veto(args: argparse.Namespace) -> int:
 
 def run_learn(args: argparse.Namespace) -> int:
     """Learn settings of both judges, decide, and write them where they are better."""
-    import shutil
     import tempfile
 
     import torch
@@ -138,7 +137,7 @@ def run_learn(args: argparse.Namespace) -> int:
         print("\n".join(found.lines))
         if found.promote:
             for name, folder in (("looking", found.looking), ("measuring", found.measuring)):
-                shutil.copytree(folder, args.out / name)  # the judge that looks may be the given one
+                folder.rename(args.out / name)
             print(f"judges: {args.out}/looking and {args.out}/measuring; measure them with the world model before a "
                   "session: world-gymnast bench replay --write")
     return 0 if found.promote else 1

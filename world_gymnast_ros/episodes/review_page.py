@@ -1,7 +1,8 @@
 """The page of `world-gymnast episodes review`, in one piece: nothing is fetched but what review.py serves."""
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Episodes</title><style>
 :root{--ink:#1d2329;--quiet:#5c6670;--line:#dfe3e7;--paper:#fff;--wash:#f5f7f8;--good:#0b6e4f;--bad:#a4262c;--dim:#5c6670}
 *{box-sizing:border-box}body{margin:0;background:var(--wash);color:var(--ink);

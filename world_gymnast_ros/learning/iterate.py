@@ -34,7 +34,6 @@ from world_gymnast_ros.learning.adaptation import Parts, load_parts, lora_config
 from world_gymnast_ros.learning.imitate import Imitation, imitate
 from world_gymnast_ros.learning.judge_update import (
     JUDGE,
-    NUMBERS,
     SETTINGS,
     JudgeUpdate,
     decide_judge,
@@ -65,8 +64,9 @@ NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
 dream promoted must not be clearly worse; nor must a clone of the real successes while there is no adapter yet, or one
 that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
-LIKELY = 0.8
-"""How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
+LIKELY = 0.5001
+"""How sure the dream must be that what it promotes in the loop is better at all: more likely than not, for the arm tries
+it before it follows."""
 LAYOUT = 7
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -407,11 +407,10 @@ class Run:
     def judge(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
 
-        Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), or with
-        those that were learned about the camera and the object alone, the pair with new weights in the judge that
-        looks, and, where no camera was learned, that judge alone. Each must pass the check against the present judges;
-        of those that do, the one that is right most often on held-out real episodes is used; of equals one without new
-        weights, that which is right most often on all, else the first.
+        Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), the pair
+        with new weights in the judge that looks, and, where no camera was learned, that judge alone. Each must pass the
+        check against the present judges; of those that do, the one that is right most often on held-out real episodes
+        is used, of equals the first.
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
@@ -425,11 +424,11 @@ class Run:
         lines: list[str] = []
         fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
         if state.second != build.OFF:
-            pairs, lines = update_pair(
+            looks, measures, lines = update_pair(
                 build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
                                                              "weights": run}, world,
                 play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
-            candidates = {**{name: (look, str(measure)) for name, (look, measure) in pairs.items()}, **candidates}
+            candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
         held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
         all_real = [e for part in dict.fromkeys(PARTS) for e in play_folder(method / part)]
 
@@ -440,12 +439,12 @@ class Run:
                     self.figures(state.world_model, str(judge), second, "all", all_real),
                     self.figures(state.world_model, str(judge), usual, "old", old))
         before = judged(state.judge, state.second)
-        chosen, right, after = "", (-1.0, 0.0), {}
+        chosen, right, after = "", -1.0, {}
         for name, pair in candidates.items():
             after[name] = some = judged(*pair)
-            seen = name not in (SETTINGS, NUMBERS)
-            decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed, (before[1], some[1]), seen)
-            agree = some[0].agreement, 0.0 if seen else some[1].agreement
+            decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
+                                    (before[1], some[1]) if name == SETTINGS else None)
+            agree = float((some[0].claimed == some[0].success).mean())
             lines += [f"{name}: {line}" for line in decision.lines]
             if decision.promote and agree > right:
                 chosen, right = name, agree

@@ -99,7 +99,7 @@ def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence
     return ("<!doctype html><html lang='en'><head><meta charset='utf-8'>"
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"
             f"<title>{escape(scene)}: the loop</title><style>{STYLE}td{{white-space:nowrap}}"
-            "main svg.interval{display:block}</style></head><body><main>"
+            "td:last-child{white-space:normal;min-width:9rem}main table{font-size:.8rem}main svg.interval{display:block}</style></head><body><main>"
             f"<h1>{escape(scene)}: {escape(instruction)}</h1>"
             "<p class='quiet'>Real episodes improve the dream, the dream improves the policy. True success is read "
             "from physics; imagined success is the policy in the dream from the same first frames; false successes are "

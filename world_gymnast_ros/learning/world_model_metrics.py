@@ -67,11 +67,6 @@ class Replays:
     horizon_psnr_db: dict[int, float]
     dreams: list[U8]
 
-    @property
-    def agreement(self) -> float:
-        """Return the share of the outcomes that were told."""
-        return float((self.claimed == self.success).mean())
-
     def summary(self) -> dict[str, Any]:
         """Return plain figures; false success rate first."""
         failed, won = ~self.success, self.success
