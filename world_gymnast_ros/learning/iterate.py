@@ -64,9 +64,8 @@ NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
 dream promoted must not be clearly worse; nor must a clone of the real successes while there is no adapter yet, or one
 that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
-LIKELY = 0.5001
-"""How sure the dream must be that what it promotes in the loop is better at all: more likely than not, for the arm tries
-it before it follows."""
+LIKELY = 0.8
+"""How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 LAYOUT = 7
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
