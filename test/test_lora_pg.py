@@ -29,7 +29,7 @@ def sampled_group(policy, copies, chunks, valid, seed=0, words=WORDS, temperatur
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (copies, chunks * 4 + 1, 32, 32, 3), dtype=np.uint8)
     samples = tuple(policy.sample(frames[:, 4 * n], words, temperature, seed * 100 + n) for n in range(chunks))
-    return RolloutGroup(frames, samples, tuple(4 * n for n in range(chunks)), (Judgement(0.5),) * copies,
+    return RolloutGroup(frames, samples, frames[:, [4 * n for n in range(chunks)]], (Judgement(0.5),) * copies,
                         np.array(valid, bool), words, "base", "none")
 
 
@@ -38,8 +38,8 @@ def tiny_group(logprobs, tokens, valid, words="a"):
     copies, chunks = logprobs.shape[:2]
     samples = tuple(SampledChunks(np.zeros((copies, 1, 7), np.float32), tokens[:, n, None], logprobs[:, n, None])
                     for n in range(chunks))
-    return RolloutGroup(np.zeros((copies, chunks + 1, 2, 2, 3), np.uint8), samples, tuple(range(chunks)),
-                        (Judgement(0.5),) * copies, valid, words, "base", "none")
+    frames = np.zeros((copies, chunks + 1, 2, 2, 3), np.uint8)
+    return RolloutGroup(frames, samples, frames[:, :chunks], (Judgement(0.5),) * copies, valid, words, "base", "none")
 
 
 def test_loss_is_the_written_out_one():

@@ -115,13 +115,13 @@ def captured_starts(twin: Twin, instruction: str, seeds: Sequence[int]) -> list[
     return out
 
 
-def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool | None]:
+def imagined_from(parts: Parts, starts: Sequence[Start], seed: int, sharpness: float) -> list[bool | None]:
     """Imagine one greedy rollout of the policy as it stands from each start; return who succeeded, None: no verdict."""
     steps = parse_instruction(starts[0].instruction).horizon_steps
     out: list[bool | None] = []
     for i in range(0, len(starts), MATCHED_BATCH):
         group = imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + MATCHED_BATCH], 1, steps, 0.05,
-                        derive_seed(seed, 77, i), judge_every_chunks=0)
+                        derive_seed(seed, 77, i), judge_every_chunks=0, sharpness=sharpness)
         out += [None if j.score is None else is_success(j) for j in group.judgements]
     return out
 
@@ -167,7 +167,7 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
         after = [e.success for e in played] or first
         if arm == "dream":
             begun = captured_starts(twin, instruction, seeds)
-            extra["matched"] = imagined_from(parts, begun, seed)
+            extra["matched"] = imagined_from(parts, begun, seed, config.jitter_sharpness)
             extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
