@@ -91,6 +91,21 @@ def test_luck_is_not_promoted():
     assert all("present policy kept" in r.message for r in outcomes)
 
 
+def test_practice_and_gate_see_dreams_sharpened_where_that_is_asked_for(monkeypatch):
+    sizes = []
+
+    def sharpen(frames, amounts):
+        sizes.append(len(frames))
+        assert amounts.max() <= 2.0
+        return frames.copy()
+    monkeypatch.setattr("world_gymnast_ros.imagine.sharpen_rgb", sharpen)
+    run()
+    assert not sizes
+    run(replace(CONFIG, jitter_sharpness=2.0))
+    assert {CONFIG.copies, CONFIG.select_dreams * CONFIG.held_out_copies,
+            CONFIG.gate_dreams * CONFIG.held_out_copies} == set(sizes)
+
+
 def test_the_gate_needs_margin_confidence_and_verdicts():
     rng = np.random.default_rng(0)
     before = rng.random((12, 4)) < 0.2
@@ -100,6 +115,9 @@ def test_the_gate_needs_margin_confidence_and_verdicts():
     assert not decide(before, better, known, 0.9, 0.95, 0).promote
     assert not decide(before, before, known, 0.0, 0.95, 0).promote
     assert not decide(better, before, known, 0.05, 0.95, 0).promote
+    unsure = decide(before, better, known, 0.0, 0.8, 0)  # rates are told with 95 %, whatever the gate asks for
+    assert unsure.before.confidence == unsure.after.confidence == 0.95
+    assert unsure.difference.confidence == pytest.approx(0.6)
     few = known.copy()
     few[3:] = False
     refused = decide(before, better, few, 0.05, 0.95, 0)

@@ -189,7 +189,7 @@ def test_jitter_moves_by_whole_pixels_and_keeps_edges_sharp():
 
 
 def test_the_policy_sees_half_of_the_dreams_sharper_and_the_judge_as_they_are():
-    softened = driven(4)
+    policy = driven(4)
     judged = []
 
     class Looking(FakeJudge):
@@ -197,12 +197,12 @@ def test_the_policy_sees_half_of_the_dreams_sharper_and_the_judge_as_they_are():
             judged.append(frames)
             return super().score(frames, instruction, facts)
     start = Start(start_frame(6), None, "go right")
-    plain = imagine(softened, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0)
-    group = imagine(softened, FakeWorldModel(noise_px=0.0), Looking(), start, 16, 10, 1.0, 0, sharpness=2.0)
+    plain = imagine(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0)
+    group = imagine(policy, FakeWorldModel(noise_px=0.0), Looking(), start, 16, 10, 1.0, 0, sharpness=2.0)
     np.testing.assert_array_equal(group.frames, plain.frames)  # its actions do not hang on the picture
     np.testing.assert_array_equal(judged[-1], group.frames[:, :judged[-1].shape[1]])
     np.testing.assert_array_equal(group.views[:, 0], group.frames[:, 0])  # a captured frame is no dream
     other = (group.views[:, 1:] != group.frames[:, [4, 8]]).any((1, 2, 3, 4))
     assert 3 <= other.sum() <= 13
-    again = imagine(softened, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0, sharpness=2.0)
+    again = imagine(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0, sharpness=2.0)
     np.testing.assert_array_equal(again.views, group.views)

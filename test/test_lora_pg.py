@@ -1,5 +1,6 @@
 """The policy gradient: the loss against a written-out numpy case, and that LoRA on the real network learns."""
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,3 +236,10 @@ def test_senseless_settings_are_refused():
         LoraConfig(rank=0)
     with pytest.raises(BadConfig, match="begin"):
         LoraLearner(toy_policy()).update([], 1.0, 0)
+
+
+def test_the_learner_is_taught_by_what_the_policy_saw():
+    group = sampled_group(toy_policy(), 2, 2, [[True, True], [True, False]])
+    seen = 255 - group.frames[:, [0, 4]]
+    data = flatten([(replace(group, views=seen), group_advantages([1.0, 0.0]))])
+    np.testing.assert_array_equal(data.frames, np.stack([seen[0, 0], seen[0, 1], seen[1, 0]]))
