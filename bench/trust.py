@@ -146,7 +146,7 @@ def as_group(episode: Recorded, frames: np.ndarray, verdict: Judgement, world_mo
     """Return one replayed episode as a group of one rollout."""
     T = len(episode.deltas)
     chunk = SampledChunks(episode.deltas[None], np.zeros((1, T, 7), np.int64), np.zeros((1, T, 7), np.float32))
-    return RolloutGroup(frames, (chunk,), frames[:, :1], (verdict,), np.ones((1, 1), np.bool_), episode.instruction, "",
+    return RolloutGroup(frames, (chunk,), (0,), (verdict,), np.ones((1, 1), np.bool_), episode.instruction, "",
                         world_model)
 
 

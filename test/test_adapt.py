@@ -91,21 +91,6 @@ def test_luck_is_not_promoted():
     assert all("present policy kept" in r.message for r in outcomes)
 
 
-def test_practice_and_gate_see_dreams_sharpened_where_that_is_asked_for(monkeypatch):
-    sizes = []
-
-    def sharpen(frames, amounts):
-        sizes.append(len(frames))
-        assert amounts.max() <= 2.0
-        return frames.copy()
-    monkeypatch.setattr("world_gymnast_ros.imagine.sharpen_rgb", sharpen)
-    run()
-    assert not sizes
-    run(replace(CONFIG, jitter_sharpness=2.0))
-    assert {CONFIG.copies, CONFIG.select_dreams * CONFIG.held_out_copies,
-            CONFIG.gate_dreams * CONFIG.held_out_copies} == set(sizes)
-
-
 def test_the_gate_needs_margin_confidence_and_verdicts():
     rng = np.random.default_rng(0)
     before = rng.random((12, 4)) < 0.2

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("mujoco")
+from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.imagine import Start, imagine
 from world_gymnast_ros.learning import adaptation_bench as bench
@@ -71,6 +72,27 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
         again)
     assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
     assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
+
+
+def test_the_gate_is_held_to_the_policy_that_a_session_left_scene_by_scene() -> None:
+    rows = [dataclasses.replace(ROW, scene=s, after=a, outcome=o, imagined_before=b, imagined_after=i)
+            for s, a, o, b, i in (("a", [True, True], "promoted", 0.0, 1.0), ("b", [False, True], "promoted", 0.2, 0.5),
+                                  ("c", [False, False], "kept", 0.0, 1.0), ("d", [True, True], "kept", None, None))]
+    assert [r.claimed for r in rows] == [1.0, 0.5, 0.0, None]
+    text = markdown(rows)
+    assert "the policy that a session left against true success, over 3 scenes: r = 1.00" in text
+    assert "over 3 sessions: r = 1.00" in text
+
+
+def test_what_was_measured_elsewhere_is_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    append_row(tmp_path / "one", ROW)
+    (tmp_path / "kept.jsonl").write_text((tmp_path / "one" / bench.ROWS).read_text())
+    assert main(["bench", "adaptation", "--rows", str(tmp_path / "one")]) == 0
+    told = capsys.readouterr().out
+    assert main(["bench", "adaptation", "--rows", str(tmp_path / "kept.jsonl")]) == 0
+    assert capsys.readouterr().out == told == markdown([ROW]) + "\n"
+    assert main(["bench", "adaptation", "--rows", str(tmp_path / "one"), str(tmp_path / "none")]) == 2
+    assert f"--rows {tmp_path / 'none'}: nothing was measured there" in capsys.readouterr().err
 
 
 class Straight:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.errors import BadFrame
-from world_gymnast_ros.images import check_rgb, resize_rgb, sharpen_rgb
+from world_gymnast_ros.images import check_rgb, resize_rgb
 
 
 def test_shrinking_averages_the_area() -> None:
@@ -56,18 +56,3 @@ def test_refuses_other_things(bad: object) -> None:
 def test_refuses_an_empty_size() -> None:
     with pytest.raises(BadFrame, match="size"):
         resize_rgb(np.zeros((4, 4, 3), np.uint8), (0, 4))
-
-
-def test_sharpening_adds_what_a_blur_takes_away_and_nothing_where_it_is_zero() -> None:
-    edge = np.zeros((3, 9, 9, 3), np.uint8)
-    edge[:, :, 4:] = 120
-    edge[:, :, 3] = 60  # a soft edge
-    out = sharpen_rgb(edge, np.array([0.0, 1.0, 2.0], np.float32)).astype(int)
-    np.testing.assert_array_equal(out[0], edge[0])
-    rise = np.abs(np.diff(out[:, 4, :, 0], axis=1)).max(1)
-    assert rise[0] < rise[1] < rise[2]
-    assert out.max() <= 255 and out.min() >= 0 and sharpen_rgb(edge, np.ones(3)).dtype == np.uint8
-    flat = np.full((1, 5, 5, 3), 77, np.uint8)
-    np.testing.assert_array_equal(sharpen_rgb(flat, np.array([5.0])), flat)
-    with pytest.raises(BadFrame):
-        sharpen_rgb(edge.astype(np.float32), np.ones(3))

@@ -34,8 +34,7 @@ def test_rollout_shapes_and_timing():
     group = imagine(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), Start(start_frame(6), None, "go right"), 3, 10,
                     1.0, 0)
     assert group.frames.shape == (3, 13, 32, 32, 3)  # 10 steps are rounded up to 3 chunks of 4
-    assert len(group.chunks) == 3
-    np.testing.assert_array_equal(group.views, group.frames[:, [0, 4, 8]])
+    assert group.query_frames == (0, 4, 8) and len(group.chunks) == 3
     deltas = group_deltas(group)
     assert deltas.shape == (3, 12, 7)
     # row t of the actions is what happened between frame t and frame t + 1
@@ -186,23 +185,3 @@ def test_jitter_moves_by_whole_pixels_and_keeps_edges_sharp():
     brighter = [jitter_rgb(rgb, s, 0.0, 0.05).mean() / rgb.mean() for s in range(20)]
     assert 0.9 < min(brighter) < 0.99 and 1.01 < max(brighter) < 1.1
     assert jitter_start(START, 1, 0.1, 0.1).instruction == "go right"
-
-
-def test_the_policy_sees_half_of_the_dreams_sharper_and_the_judge_as_they_are():
-    policy = driven(4)
-    judged = []
-
-    class Looking(FakeJudge):
-        def score(self, frames, instruction, facts=None):
-            judged.append(frames)
-            return super().score(frames, instruction, facts)
-    start = Start(start_frame(6), None, "go right")
-    plain = imagine(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0)
-    group = imagine(policy, FakeWorldModel(noise_px=0.0), Looking(), start, 16, 10, 1.0, 0, sharpness=2.0)
-    np.testing.assert_array_equal(group.frames, plain.frames)  # its actions do not hang on the picture
-    np.testing.assert_array_equal(judged[-1], group.frames[:, :judged[-1].shape[1]])
-    np.testing.assert_array_equal(group.views[:, 0], group.frames[:, 0])  # a captured frame is no dream
-    other = (group.views[:, 1:] != group.frames[:, [4, 8]]).any((1, 2, 3, 4))
-    assert 3 <= other.sum() <= 13
-    again = imagine(policy, FakeWorldModel(noise_px=0.0), FakeJudge(), start, 16, 10, 1.0, 0, sharpness=2.0)
-    np.testing.assert_array_equal(again.views, group.views)

@@ -86,7 +86,7 @@ class _Session:
         with self.watch.stage("imagine and judge"):
             group = imagine(self.policy, self.world_model, self.judge, start, c.copies, c.horizon_steps, c.temperature,
                             derive_seed(self.seed, 1, update, g, 1), judge_every_chunks=c.judge_every_chunks,
-                            sharpness=c.jitter_sharpness, cancelled=self.cancelled)
+                            cancelled=self.cancelled)
         with self.watch.stage("distrust"):
             group, counts = filter_group(self.world_model, self.judge, start, group, c.trust,
                                          derive_seed(self.seed, 1, update, g, 2), self.cancelled)
@@ -107,8 +107,7 @@ class _Session:
                               copies=c.held_out_copies, horizon_steps=c.horizon_steps,
                               temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
-                              judge_every_chunks=c.judge_every_chunks, sharpness=c.jitter_sharpness,
-                              cancelled=self.cancelled)
+                              judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
         self.held_out_s = (self.watch.elapsed_s - began_s) / dreams
         self.count(result.counts, c.horizon_steps)
         if branch == 2:

@@ -30,7 +30,6 @@ class AdaptConfig:
     judge_every_chunks: int = number(0, 0, 2000, "judge so often, to end a dream when all copies are done; 0: once")
     jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start picture, as a part of its width")
     jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start picture's colours, as a part")
-    jitter_sharpness: float = number(0.0, 0.0, 10.0, "largest sharpening of dreamed pictures that the policy sees")
     evaluate_every: int = number(2, 1, 1e6, "updates between held-out evaluations")
     select_dreams: int = number(8, 1, 1024, "held-out dreams that choose the checkpoint")
     gate_dreams: int = number(24, 4, 1024, "other held-out dreams that decide on promotion")

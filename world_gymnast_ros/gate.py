@@ -60,7 +60,7 @@ class GateDecision:
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
              copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
-             seed: int, max_batch: int = 64, judge_every_chunks: int = 0, sharpness: float = 0.0,
+             seed: int, max_batch: int = 64, judge_every_chunks: int = 0,
              cancelled: Callable[[], bool] = never) -> HeldOut:
     """Evaluate the policy as it stands on `dreams` jittered starts; everything random comes from `seed`.
 
@@ -75,8 +75,7 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
         group = imagine(policy, world_model, judge, batch, copies, horizon_steps, temperature,
-                        derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, sharpness=sharpness,
-                        cancelled=cancelled)
+                        derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, cancelled=cancelled)
         known[rows] = np.array([j.score is not None for j in group.judgements]).reshape(-1, copies)
         scores[rows] = np.array([np.nan if j.score is None else j.score for j in group.judgements]).reshape(-1, copies)
         group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)

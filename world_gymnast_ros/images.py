@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from world_gymnast_ros.errors import BadFrame
-from world_gymnast_ros.types import F32, U8
+from world_gymnast_ros.types import U8
 
 
 def check_rgb(rgb: Any, name: str = "rgb") -> U8:
@@ -19,16 +18,6 @@ def check_rgb(rgb: Any, name: str = "rgb") -> U8:
     if rgb.ndim < 3 or rgb.shape[-1] != 3 or 0 in rgb.shape[-3:]:
         raise BadFrame(f"{name} must have shape (..., H, W, 3), got {rgb.shape}: drop alpha, put channels last")
     return rgb
-
-
-def sharpen_rgb(rgb: U8, amounts: F32) -> U8:
-    """Return pictures uint8 (G, H, W, 3), each sharpened by its own of `amounts` (G,): so many times what a blur of one
-    pixel takes away is added (unsharp mask); 0 leaves a picture as it is."""
-    picture = check_rgb(rgb).astype(np.float32)
-    soft = gaussian_filter(picture, (0.0, 1.0, 1.0, 0.0))
-    sharp = picture + np.asarray(amounts, np.float32)[:, None, None, None] * (picture - soft)
-    out: U8 = np.clip(sharp + 0.5, 0, 255).astype(np.uint8)
-    return out
 
 
 def resize_rgb(rgb: U8, size: tuple[int, int]) -> U8:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
-from world_gymnast_ros.images import resize_rgb, sharpen_rgb
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
@@ -147,15 +147,13 @@ def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | Non
 
 
 def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], copies: int,
-            horizon_steps: int, temperature: float, seed: int, *, judge_every_chunks: int = 1, sharpness: float = 0.0,
+            horizon_steps: int, temperature: float, seed: int, *, judge_every_chunks: int = 1,
             cancelled: Callable[[], bool] = never) -> RolloutGroup:
     """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
 
     Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
     successful is finished: its later chunks are masked in `valid` and its picture stands still. `judge_every_chunks`
     0 judges once, at the end; otherwise the dream ends as soon as every copy is finished, with its last frame repeated.
-    The policy sees dreamed pictures of half of the copies sharpened, each copy by its own amount up to `sharpness`: a
-    dream is softer than a camera, and what is learned must not hang on that. Judges see them as they are.
     Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """
     if copies < 1 or horizon_steps < 1:
@@ -171,17 +169,14 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
     dream = begin_dreams(world_model, firsts, [s.state for s in starts for _ in range(copies)], derive_seed(seed, 0),
                          [s.captured.rgb for s in starts for _ in range(copies)])
-    amounts = _amounts(G, sharpness, derive_seed(seed, 2))
     chunks: list[SampledChunks] = []
-    views: list[U8] = []
     judgements = [Judgement(None, detail="not judged")] * G
     last_chunk = np.full(G, N - 1)
     active = np.ones(G, np.bool_)
     for n in range(N):
         if cancelled():
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
-        views.append(sharpen_rgb(frames[:, n * K], amounts) if n and amounts.any() else frames[:, n * K].copy())
-        chunk = policy.sample(views[n], words, temperature, derive_seed(seed, 1, n))
+        chunk = policy.sample(frames[:, n * K], words, temperature, derive_seed(seed, 1, n))
         _check_chunk(chunk, G, K)
         chunks.append(chunk)
         for k in range(K):
@@ -206,14 +201,8 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
             rollout[end + 1:] = rollout[end]
     valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
-    return RolloutGroup(frames, tuple(chunks), np.stack(views, 1), tuple(judgements), valid, words, chunks[0].adapter,
-                        world_model.name)
-
-
-def _amounts(copies: int, most: float, seed: int) -> F32:
-    """Draw by how much each copy's pictures are sharpened before the policy sees them, float32 (copies,)."""
-    rng = np.random.default_rng(seed)
-    return np.where(rng.random(copies) < 0.5, 0.0, rng.uniform(0.0, most, copies)).astype(np.float32)
+    return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
+                        words, chunks[0].adapter, world_model.name)
 
 
 def replay(world_model: WorldModel, start: Start, deltas: F32, seed: int,

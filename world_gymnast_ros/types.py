@@ -162,13 +162,13 @@ class RolloutGroup:
     """G imagined rollouts from one start frame.
 
     `frames` uint8 (G, T+1, H, W, 3); `chunks` one SampledChunks per policy query (N of them, T = N K);
-    `views` uint8 (G, N, H, W, 3) the picture that each chunk was chosen at, as the policy saw it; `judgements` G;
+    `query_frames` indices (N,) of the frame each chunk was chosen at; `judgements` G of them;
     `valid` bool (G, N): False for chunks after the first success, and for rejected rollouts.
     """
 
     frames: U8
     chunks: tuple[SampledChunks, ...]
-    views: U8
+    query_frames: tuple[int, ...]
     judgements: tuple[Judgement, ...]
     valid: NDArray[np.bool_]
     instruction: str

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                             help="settings of adapt.yaml to change")
     adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
+    adaptation.add_argument("--rows", type=Path, nargs="+", metavar="PATH", help="measure nothing: print the table of "
+                            "what was measured into these folders or files (*.jsonl)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adaptation(args: argparse.Namespace) -> int:
+    if args.rows:
+        return _table(args.rows)
     import torch
     from tqdm import tqdm
 
@@ -92,6 +96,19 @@ def _adaptation(args: argparse.Namespace) -> int:
     table = adaptation_bench.markdown(rows)
     (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
+    return 0
+
+
+def _table(paths: list[Path]) -> int:
+    """Print what was measured into folders or files."""
+    from world_gymnast_ros.learning import adaptation_bench
+
+    found = [(path, adaptation_bench.read_rows(path)) for path in paths]
+    empty = [str(path) for path, rows in found if not rows]
+    if empty:
+        raise EpisodeError(f"--rows {', '.join(empty)}: nothing was measured there; name folders that `bench "
+                           "adaptation --out` wrote, or files of rows (*.jsonl)")
+    print(adaptation_bench.markdown([row for _, rows in found for row in rows]))
     return 0
 
 

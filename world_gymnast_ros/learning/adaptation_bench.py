@@ -81,10 +81,15 @@ class Row:
     def key(self) -> tuple[str, str, str, int]:
         return self.scene, self.instruction, self.arm, self.seed
 
+    @property
+    def claimed(self) -> float | None:
+        """What the gate said of the policy that the session left; None where it was not reached."""
+        return self.imagined_after if self.outcome == "promoted" else self.imagined_before
 
-def read_rows(folder: Path) -> list[Row]:
-    """Read what was measured into `folder` so far; a torn last line is left out."""
-    file = folder / ROWS
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what was measured into a folder so far, or into a file of rows; a torn last line is left out."""
+    file = path / ROWS if path.suffix != ".jsonl" else path
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8").split("\n")
@@ -115,13 +120,13 @@ def captured_starts(twin: Twin, instruction: str, seeds: Sequence[int]) -> list[
     return out
 
 
-def imagined_from(parts: Parts, starts: Sequence[Start], seed: int, sharpness: float) -> list[bool | None]:
+def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool | None]:
     """Imagine one greedy rollout of the policy as it stands from each start; return who succeeded, None: no verdict."""
     steps = parse_instruction(starts[0].instruction).horizon_steps
     out: list[bool | None] = []
     for i in range(0, len(starts), MATCHED_BATCH):
         group = imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + MATCHED_BATCH], 1, steps, 0.05,
-                        derive_seed(seed, 77, i), judge_every_chunks=0, sharpness=sharpness)
+                        derive_seed(seed, 77, i), judge_every_chunks=0)
         out += [None if j.score is None else is_success(j) for j in group.judgements]
     return out
 
@@ -167,7 +172,7 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
         after = [e.success for e in played] or first
         if arm == "dream":
             begun = captured_starts(twin, instruction, seeds)
-            extra["matched"] = imagined_from(parts, begun, seed, config.jitter_sharpness)
+            extra["matched"] = imagined_from(parts, begun, seed)
             extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
@@ -291,8 +296,11 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
     if not scenes:
         return []
     pairs, replays = (_by_scene(list(scenes.values()), name) for name in ("matched", "replayed"))
-    gate = [(r.imagined_after, float(np.mean(r.after))) for r in rows if r.imagined_after is not None]
+    gate = [(r.claimed, float(np.mean(r.after))) for r in rows if r.claimed is not None]
     both = [(r.imagined_before, float(np.mean(r.before))) for r in rows if r.imagined_before is not None] + gate
+    reported = [[r for r in mine if r.claimed is not None] for mine in scenes.values()]
+    by_scene = [(float(np.mean([r.claimed for r in mine if r.claimed is not None])),
+                 float(np.mean([np.mean(r.after) for r in mine]))) for mine in reported if mine]
     failed = [m for r in rows for m, a in zip(r.matched, r.after, strict=False) if m is not None and not a]
     again = [m for r in rows for m, a in zip(r.replayed, r.after, strict=False) if m is not None and not a]
     r_matched, r_gate, r_both = correlation(pairs), correlation(gate), correlation(both)
@@ -306,7 +314,10 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
     if not math.isnan(correlation(replays)):
         out.append(f"- success of those same actions in the dream against true success, over {len(replays)} scenes: "
                    f"r = {correlation(replays):.2f}")
+    if not math.isnan(correlation(by_scene)):
+        out.append(f"- the gate's imagined success of the policy that a session left against true success, over "
+                   f"{len(by_scene)} scenes: r = {correlation(by_scene):.2f}")
     if not math.isnan(r_gate):
-        out.append(f"- the gate's imagined success against true success, over {len(gate)} sessions: r = {r_gate:.2f}; "
-                   f"before and after together: r = {r_both:.2f}")
+        out.append(f"- the same over {len(gate)} sessions: r = {r_gate:.2f}; before and after together: r = "
+                   f"{r_both:.2f}")
     return out

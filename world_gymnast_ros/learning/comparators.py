@@ -53,8 +53,7 @@ def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNod
         starts = [world.captured(1_000_000 + 1000 * seed + i) for i in range(STARTS)]
         mine = dataclasses.replace(parts, world_model=world, judge=world, release={})
         config = dataclasses.replace(config, min_release_auc=0.0, reroll=False, copies=8, groups_per_update=4,
-                                     jitter_shift=0.0, jitter_colour=0.0, jitter_sharpness=0.0, held_out_copies=1,
-                                     max_batch=16)
+                                     jitter_shift=0.0, jitter_colour=0.0, held_out_copies=1, max_batch=16)
         report = run_session(mine, starts, config, seed, time.time_ns(), progress=progress).report
     finally:
         world.close()

@@ -234,8 +234,7 @@ class Run:
             starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
                       for r in rows[i:i + 32]]
             group = imagine(parts.policy, parts.world_model, parts.judge, starts, 1, steps,
-                            self.adapt.held_out_temperature, derive_seed(seed, i), judge_every_chunks=0,
-                            sharpness=self.adapt.jitter_sharpness)
+                            self.adapt.held_out_temperature, derive_seed(seed, i), judge_every_chunks=0)
             claims += [is_success(j) for j in group.judgements]
         replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
         summary = replays.summary()

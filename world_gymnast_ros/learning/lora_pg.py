@@ -81,7 +81,7 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
             chunks = np.flatnonzero(group.valid[i])
             for n in chunks:
                 sampled = group.chunks[n]
-                rows.append((group.views[i, n], sampled.tokens[i], sampled.logprobs[i],
+                rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
         return ChunkBatch(*(np.empty(0) for _ in range(5)), [])
