@@ -70,6 +70,12 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
     again = markdown([dataclasses.replace(ROW, after=[False, False, False], replayed=[True, None, False])])
     assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.50" in (
         again)
+    assert "truly run" not in text and "run once more" not in text
+    twice = markdown([dataclasses.replace(r, repeated=m) for r, m in zip(
+        rows, ([True, True], [True, True], [False, True]), strict=True)])
+    assert "of 3 true failures after adaptation, a success when the same episode was truly run once more, sampled as " \
+           "in the dream: 0.667" in twice
+    assert "those episodes run once more against true success, over 3 scenes: r = 0.87" in twice
     assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
     assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
 

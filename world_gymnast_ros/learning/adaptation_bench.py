@@ -36,6 +36,7 @@ from world_gymnast_ros.learning import comparators
 from world_gymnast_ros.learning.adaptation import Parts, run_session
 from world_gymnast_ros.session import Progress
 from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import TrueEpisode, capture, run_episode, success_rate
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -46,6 +47,8 @@ FIRST_EPISODE_SEED = 40_000
 ROWS = "rows.jsonl"
 ARMS = ("dream", *comparators.ARMS)
 MATCHED_BATCH = 40
+SAMPLED_AT = 0.05
+"""Temperature at which the adapted policy acts in the dream, and once more in truth."""
 ELSEWHERE = "train_oak"
 """Where forgetting is measured: a scene of the policy's own demonstrations, with the same kind of task."""
 
@@ -56,7 +59,8 @@ class Row:
 
     `imagined_before`, `imagined_after`: the gate's, None where it was not reached. `matched`: the adapted policy
     imagined from the first frames of the very episodes of `after`, None where there was no verdict. `replayed`: the
-    actions of those episodes dreamed again, so that only dream and judges can be wrong; None: no verdict.
+    actions of those episodes dreamed again, so that only dream and judges can be wrong; None: no verdict. `repeated`:
+    true outcomes of those episodes run once more, sampled as `matched` is: what a dream without fault would say there.
     `elsewhere_before`, `elsewhere_after`: true outcomes in `ELSEWHERE`.
     """
 
@@ -76,6 +80,7 @@ class Row:
     elsewhere_before: list[bool] = field(default_factory=list)
     elsewhere_after: list[bool] = field(default_factory=list)
     replayed: list[bool | None] = field(default_factory=list)
+    repeated: list[bool] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -125,7 +130,7 @@ def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool
     steps = parse_instruction(starts[0].instruction).horizon_steps
     out: list[bool | None] = []
     for i in range(0, len(starts), MATCHED_BATCH):
-        group = imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + MATCHED_BATCH], 1, steps, 0.05,
+        group = imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + MATCHED_BATCH], 1, steps, SAMPLED_AT,
                         derive_seed(seed, 77, i), judge_every_chunks=0)
         out += [None if j.score is None else is_success(j) for j in group.judgements]
     return out
@@ -174,6 +179,8 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
             begun = captured_starts(twin, instruction, seeds)
             extra["matched"] = imagined_from(parts, begun, seed)
             extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
+            again = policy_episodes(twin, policy, seeds, instruction, SAMPLED_AT, "policy")
+            extra["repeated"] = [bool(r["success"][-1]) for r in again]
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
     finally:
@@ -295,7 +302,7 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
         scenes.setdefault(f"{r.scene} {r.instruction}", []).append(r)
     if not scenes:
         return []
-    pairs, replays = (_by_scene(list(scenes.values()), name) for name in ("matched", "replayed"))
+    pairs, replays, repeats = (_by_scene(list(scenes.values()), k) for k in ("matched", "replayed", "repeated"))
     gate = [(r.claimed, float(np.mean(r.after))) for r in rows if r.claimed is not None]
     both = [(r.imagined_before, float(np.mean(r.before))) for r in rows if r.imagined_before is not None] + gate
     reported = [[r for r in mine if r.claimed is not None] for mine in scenes.values()]
@@ -308,12 +315,19 @@ def _imagination(rows: Sequence[Row]) -> list[str]:
            f"r = {r_matched:.2f}" if not math.isnan(r_matched) else "- too few scenes for a correlation",
            f"- of {len(failed)} true failures after adaptation, imagined a success from the same first frame: "
            f"{_rate(failed)}" if failed else "- no true failure after adaptation"]
+    twice = [m for r in rows for m, a in zip(r.repeated, r.after, strict=False) if not a]
+    if twice:
+        out.append(f"- of {len(twice)} true failures after adaptation, a success when the same episode was truly run "
+                   f"once more, sampled as in the dream: {_rate(twice)}")
     if again:
         out.append(f"- of {len(again)} true failures after adaptation, called a success when their own actions were "
                    f"dreamed again: {_rate(again)}")
     if not math.isnan(correlation(replays)):
         out.append(f"- success of those same actions in the dream against true success, over {len(replays)} scenes: "
                    f"r = {correlation(replays):.2f}")
+    if not math.isnan(correlation(repeats)):
+        out.append(f"- true success of those episodes run once more against true success, over {len(repeats)} scenes: "
+                   f"r = {correlation(repeats):.2f}")
     if not math.isnan(correlation(by_scene)):
         out.append(f"- the gate's imagined success of the policy that a session left against true success, over "
                    f"{len(by_scene)} scenes: r = {correlation(by_scene):.2f}")
