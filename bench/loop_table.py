@@ -1,9 +1,10 @@
 """One table of several runs of `world-gymnast iterate`: how far the loop is ahead of its baselines in all of them.
 
-    python bench/loop_table.py runs/iterate/lab_* [--rounds]
+    python bench/loop_table.py runs/iterate/lab_* [--rounds] [--more 160]
 
 A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`. Runs of one task with
-several seeds are conditions of their own, and are put together below them.
+several seeds are conditions of their own, and are put together below them. With --more every method's last adapter is
+run in more true episodes, none of which the run has seen, and counts by all of its episodes; kept beside the run.
 """
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.evaluate import Interval, paired_bootstrap
-from world_gymnast_ros.learning.iterate import METHODS
+from world_gymnast_ros.learning.iterate import EVALUATION_SEED, METHODS, once
 from world_gymnast_ros.learning.iterate_report import COLUMNS, rows_of
 from world_gymnast_ros.twin.scene import load_scene
 
 BASELINES = METHODS[1:]
+MORE_SEED = EVALUATION_SEED + 1000
 
 
 def read(argument: str) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def read(argument: str) -> dict[str, Any]:
         if (found["task"], found["seed"]) != (table["task"], table["seed"]):
             raise SystemExit(f"{folder} is a run of {found['task']}, seed {found['seed']}, {first} one of "
                              f"{table['task']}, seed {table['seed']}; name runs of one scene, instruction and seed")
-        table["results"][method] = found["results"].get(method, [])
+        table["results"][method], table["folders"][method] = found["results"].get(method, []), Path(folder)
     lacking = [m for m in METHODS if not table["results"].get(m)]
     if lacking:
         raise SystemExit(f"{first} has no round of {', '.join(lacking)}; run it with --methods {' '.join(lacking)}, or "
@@ -59,7 +61,8 @@ def of_folder(run: Path) -> dict[str, Any]:
         if rows:
             results[method] = [start, *rows]
     words = config["instruction"] or load_scene(config["scene"]).instructions[0]
-    return {"task": f"`{config['scene']}`: {words}", "seed": config["seed"], "results": results}
+    return {"task": f"`{config['scene']}`: {words}", "seed": config["seed"], "results": results,
+            "scene": config["scene"], "instruction": words, "folders": dict.fromkeys(METHODS, run)}
 
 
 def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[dict[str, Any]]]:
@@ -72,8 +75,40 @@ def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[di
 
 
 def outcomes(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Return the true outcomes (E,) after the last round of `rows`."""
-    return np.array(rows[-1]["evaluation"]["outcomes"], np.float64)
+    """Return the true outcomes (E,) after the last round of `rows`, those of --more behind."""
+    return np.array(rows[-1]["evaluation"]["outcomes"] + rows[-1].get("more", []), np.float64)
+
+
+def last_adapter(rows: list[dict[str, Any]]) -> str:
+    """Return the name of the adapter that the last round of `rows` left, '' for the base."""
+    names = [r["trial"]["adapter"] if "trial" in r else r["learning"]["adapter"] for r in rows[1:]]
+    return names[-1] if "trial" in rows[-1] else next((n for n in reversed(names) if n), "")
+
+
+def run_more(table: dict[str, Any], count: int) -> None:
+    """Put `count` more true outcomes of each method's last adapter into the last rows of `table`."""
+    from tqdm import tqdm
+
+    from world_gymnast_ros.models.build import load_policy
+    from world_gymnast_ros.store import Store
+    from world_gymnast_ros.twin.policy_play import policy_episodes
+    from world_gymnast_ros.twin.sim import Twin
+
+    def measure(folder: Path, adapter: str) -> dict[str, Any]:
+        policy, twin = load_policy(), Twin(load_scene(table["scene"]))
+        try:
+            policy.load_adapter(Store(folder / "adapters").get(adapter) if adapter else None)
+            with tqdm(total=count, unit="episode", desc=f"{table['name']}, {adapter or 'base'}") as bar:
+                rows = policy_episodes(twin, policy, range(MORE_SEED, MORE_SEED + count), table["instruction"], 0.0,
+                                       "evaluation", bar.update)
+            return {"adapter": adapter, "outcomes": [bool(r["success"][-1]) for r in rows]}
+        finally:
+            twin.close()
+
+    for method, rows in table["results"].items():
+        folder, adapter = table["folders"][method] / method, last_adapter(rows)
+        file = folder / f"more-{count}-after-{len(rows) - 1}.json"
+        rows[-1]["more"] = once(file, lambda f=folder, a=adapter: measure(f, a))["outcomes"]  # type: ignore[misc]
 
 
 def points(change: Interval) -> str:
@@ -99,11 +134,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN[,METHOD=RUN]",
                         help="a folder of a run; a baseline that was run in another folder is named behind it")
     parser.add_argument("--rounds", action="store_true", help="each run's own table too")
+    parser.add_argument("--more", type=int, default=0, metavar="N", help="run each method's last adapter in N more "
+                        "true episodes, and count by all of them")
     args = parser.parse_args()
     tables = [read(run) for run in args.runs]
     seeds = Counter(t["task"] for t in tables)
     for table in tables:
         table["name"] = f"{table['task']}, seed {table['seed']}" if max(seeds.values()) > 1 else table["task"]
+    for table in tables if args.more else ():
+        run_more(table, args.more)
     if args.rounds:
         for task, count in seeds.items():
             print(f"| {task} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
