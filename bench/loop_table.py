@@ -108,7 +108,10 @@ def run_more(table: dict[str, Any], count: int) -> None:
     for method, rows in table["results"].items():
         folder, adapter = table["folders"][method] / method, last_adapter(rows)
         file = folder / f"more-{count}-after-{len(rows) - 1}.json"
-        rows[-1]["more"] = once(file, lambda f=folder, a=adapter: measure(f, a))["outcomes"]  # type: ignore[misc]
+        found = once(file, lambda f=folder, a=adapter: measure(f, a))  # type: ignore[misc]
+        if found["adapter"] != adapter:
+            raise SystemExit(f"{file} is of '{found['adapter']}', the run ends with '{adapter}'; remove the file")
+        rows[-1]["more"] = found["outcomes"]
 
 
 def points(change: Interval) -> str:

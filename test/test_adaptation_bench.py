@@ -99,6 +99,8 @@ def test_what_was_measured_elsewhere_is_tabulated(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == told == markdown([ROW]) + "\n"
     assert main(["bench", "adaptation", "--rows", str(tmp_path / "one"), str(tmp_path / "none")]) == 2
     assert f"--rows {tmp_path / 'none'}: nothing was measured there" in capsys.readouterr().err
+    assert main(["bench", "adaptation", "--rows", str(tmp_path / "one"), str(tmp_path / "kept.jsonl")]) == 2
+    assert "'reach the purple block' in novel_evening, dream, seed 0 is there more than once" in capsys.readouterr().err
 
 
 class Straight:

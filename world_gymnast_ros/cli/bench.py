@@ -108,7 +108,13 @@ def _table(paths: list[Path]) -> int:
     if empty:
         raise EpisodeError(f"--rows {', '.join(empty)}: nothing was measured there; name folders that `bench "
                            "adaptation --out` wrote, or files of rows (*.jsonl)")
-    print(adaptation_bench.markdown([row for _, rows in found for row in rows]))
+    rows = [row for _, some in found for row in some]
+    twice = sorted({row.key for i, row in enumerate(rows) if row.key in {r.key for r in rows[:i]}})
+    if twice:
+        scene, words, arm, seed = twice[0]
+        raise EpisodeError(f"--rows: '{words}' in {scene}, {arm}, seed {seed} is there more than once and would count "
+                           "so; name each session once")
+    print(adaptation_bench.markdown(rows))
     return 0
 
 

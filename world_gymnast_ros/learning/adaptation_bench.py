@@ -36,7 +36,6 @@ from world_gymnast_ros.learning import comparators
 from world_gymnast_ros.learning.adaptation import Parts, run_session
 from world_gymnast_ros.session import Progress
 from world_gymnast_ros.tasks import parse_instruction
-from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import TrueEpisode, capture, run_episode, success_rate
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -179,8 +178,7 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
             begun = captured_starts(twin, instruction, seeds)
             extra["matched"] = imagined_from(parts, begun, seed)
             extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
-            again = policy_episodes(twin, policy, seeds, instruction, SAMPLED_AT, "policy")
-            extra["repeated"] = [bool(r["success"][-1]) for r in again]
+            extra["repeated"] = success_rate(twin, policy, instruction, seeds, SAMPLED_AT)
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
     finally:
