@@ -4,7 +4,7 @@ examples:
   world-gymnast adapt "reach the red block" --frame scene.png            a picture from your camera
   world-gymnast adapt "reach the red block" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
   world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
-  world-gymnast adapt "reach the red block" --frame a.png --episodes runs/episodes     held to what came of them on the arm
+  world-gymnast adapt "reach the red block" --frame a.png --episodes runs/episodes     held to what really came of them
   world-gymnast adapt "wipe the table" --frame a.png --set min_release_auc=0 copies=16
 
 exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
