@@ -1,10 +1,12 @@
 """One table of several runs of `world-gymnast iterate`: how far the loop is ahead of its baselines in all of them.
 
-    python bench/loop_table.py runs/iterate/lab_* [--rounds] [--more 160]
+    python bench/loop_table.py runs/iterate/lab_* [--rounds] [--more 160] [--keep FILE]
+    python bench/loop_table.py --measured docs/measured/loops.jsonl      # the published table again, from its outcomes
 
 A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`. Runs of one task with
 several seeds are conditions of their own, and are put together below them. With --more every method's last adapter is
 run in more true episodes, none of which the run has seen, and counts by all of its episodes; kept beside the run.
+--keep writes every true outcome, one line per run and method.
 """
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ import numpy as np
 from world_gymnast_ros.evaluate import Interval, paired_bootstrap
 from world_gymnast_ros.learning.iterate import EVALUATION_SEED, METHODS, once
 from world_gymnast_ros.learning.iterate_report import COLUMNS, rows_of
+from world_gymnast_ros.models.checkpoint import write_text
 from world_gymnast_ros.twin.scene import load_scene
 
 BASELINES = METHODS[1:]
@@ -114,6 +117,39 @@ def run_more(table: dict[str, Any], count: int) -> None:
         rows[-1]["more"] = found["outcomes"]
 
 
+def lines(tables: list[dict[str, Any]]) -> str:
+    """Return every true outcome, one JSON object per run and method."""
+    out = ""
+    for t in sorted(tables, key=lambda t: (t["scene"], t["instruction"], t["seed"])):
+        for method, rows in sorted(t["results"].items()):
+            each = [[bool(o) for o in row["evaluation"]["outcomes"]] for row in rows]
+            out += json.dumps({"scene": t["scene"], "instruction": t["instruction"], "method": method,
+                               "seed": t["seed"], "start": each[0], "rounds": each[1:],
+                               "more": rows[-1].get("more", [])}) + "\n"
+    return out
+
+
+def measured(file: Path) -> list[dict[str, Any]]:
+    """Return the tables of outcomes that `lines` wrote."""
+    tables: dict[tuple[str, str, int], dict[str, Any]] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            r = json.loads(line)
+            table = tables.setdefault((r["scene"], r["instruction"], r["seed"]), {
+                "task": f"`{r['scene']}`: {r['instruction']}", "seed": r["seed"], "scene": r["scene"],
+                "instruction": r["instruction"], "results": {}})
+            rows = [{"evaluation": {"outcomes": some}} for some in (r["start"], *r["rounds"])]
+            rows[-1]["more"] = r["more"]
+            table["results"][r["method"]] = rows
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{file} does not hold outcomes as --keep writes them ({error!r})") from error
+    for table in tables.values():
+        if lacking := [m for m in METHODS if m not in table["results"]]:
+            raise SystemExit(f"{file} has no outcomes of {', '.join(lacking)} for {table['task']}, seed "
+                             f"{table['seed']}; every run needs all of {', '.join(METHODS)}")
+    return list(tables.values())
+
+
 def points(change: Interval) -> str:
     return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
@@ -134,18 +170,24 @@ def pooled(differences: list[np.ndarray], seed: int = 0, resamples: int = 4000) 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN[,METHOD=RUN]",
+    parser.add_argument("runs", nargs="*", metavar="RUN[,METHOD=RUN]",
                         help="a folder of a run; a baseline that was run in another folder is named behind it")
     parser.add_argument("--rounds", action="store_true", help="each run's own table too")
     parser.add_argument("--more", type=int, default=0, metavar="N", help="run each method's last adapter in N more "
                         "true episodes, and count by all of them")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write all true outcomes there, as JSON lines")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="read such a file in the place of run folders")
     args = parser.parse_args()
-    tables = [read(run) for run in args.runs]
+    if bool(args.runs) == bool(args.measured) or (args.measured and (args.rounds or args.more or args.keep)):
+        parser.error("name run folders, or --measured FILE alone")
+    tables = [read(run) for run in args.runs] or measured(args.measured)
     seeds = Counter(t["task"] for t in tables)
     for table in tables:
         table["name"] = f"{table['task']}, seed {table['seed']}" if max(seeds.values()) > 1 else table["task"]
     for table in tables if args.more else ():
         run_more(table, args.more)
+    if args.keep:
+        write_text(args.keep, lines(tables))
     if args.rounds:
         for task, count in seeds.items():
             print(f"| {task} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -434,3 +436,21 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()
+
+
+def test_the_published_table_comes_from_the_outcomes_beside_it(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("loop_table", folder / "bench" / "loop_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    tables = table.measured(folder / "docs" / "measured" / "loops.jsonl")
+    line = table.row(f"**mean of all {len(tables)}**", tables)
+    points = re.escape("|".join(line.split("|")[:6]))  # the intervals depend on the order of the runs
+    assert re.search(points, (folder / "docs" / "benchmarks.md").read_text(encoding="utf-8")), line
+    again = tmp_path / "again.jsonl"
+    again.write_text(table.lines(tables))
+    assert table.measured(again) == tables
+    again.write_text(table.lines(tables[:1]).split("\n", 1)[0])
+    with pytest.raises(SystemExit, match="no outcomes of loop, unchanged for"):
+        table.measured(again)
