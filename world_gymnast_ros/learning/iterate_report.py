@@ -112,7 +112,8 @@ def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence
             f"<h1>{escape(scene)}: {escape(instruction)}</h1>"
             "<p class='quiet'>Real episodes improve the dream, the dream improves the policy. True success is read "
             "from physics; imagined success is the policy in the dream from the same first frames; false successes are "
-            "true failures whose actions, replayed in the dream, pass for successes. 95 % Wilson intervals.</p>"
+            "true failures whose actions, replayed in the dream, pass for successes. 95 % intervals: Wilson's, of the "
+            "gap Newcombe's.</p>"
             f"{''.join(parts)}</main></body></html>")
 
 
