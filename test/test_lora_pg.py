@@ -9,7 +9,7 @@ from episode_maker import record
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.advantage import Advantages, group_advantages
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.learning.adaptation import real_outcomes
+from world_gymnast_ros.learning.adaptation import real_successes
 from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
 from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
@@ -203,14 +203,13 @@ def test_a_session_is_held_to_the_recordings_that_succeeded(tmp_path):
     root.mkdir()
     config = AdaptNodeConfig(episodes=str(root), directory=str(tmp_path / "runs"), anchor=20.0)
     with pytest.raises(EpisodeError, match="no play data"):
-        real_outcomes(policy, config)
+        real_successes(policy, config)
     record(root, "failed", outcome="failure", seed=1)
-    assert real_outcomes(policy, config) is None and real_outcomes(policy, AdaptNodeConfig()) is None
+    assert real_successes(policy, config) is None and real_successes(policy, AdaptNodeConfig()) is None
     record(root, "won", outcome="success")
     record(root, "unmarked", seed=2)
-    anchor = real_outcomes(policy, config)
-    assert anchor.told.startswith(f"1 real successes and 1 failures of {root} (1 recordings left out, such as "
-                                  "unmarked: ")
+    anchor = real_successes(policy, config)
+    assert anchor.told.startswith(f"1 real successes of {root} (1 recordings left out, such as unmarked: ")
     learner = LoraLearner(policy, LoraConfig(learning_rate=0.05), anchor=anchor)
     group = sampled_group(policy, 4, 1, np.ones((4, 1)))
     before = float(anchor.loss(np.random.default_rng(0)).detach())

@@ -4,7 +4,7 @@ examples:
   world-gymnast adapt "reach the red block" --frame scene.png            a picture from your camera
   world-gymnast adapt "reach the red block" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
   world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
-  world-gymnast adapt "reach the red block" --frame a.png --episodes runs/episodes     held to what really came of them
+  world-gymnast adapt "reach the red block" --frame a.png --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt "wipe the table" --frame a.png --set min_release_auc=0 copies=16
 
 exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
     whole(parser, "--seed", 0, default=0)
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
-    parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to what "
-                        "came of them (default: as in the settings)")
+    parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to those "
+                        "that succeeded (default: as in the settings)")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")

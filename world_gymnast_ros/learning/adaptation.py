@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from world_gymnast_ros.adapt import Learner, adapt
 from world_gymnast_ros.adapt_config import AdaptNodeConfig
 from world_gymnast_ros.errors import NotTrusted
@@ -20,7 +17,6 @@ from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.learning.imitate import Imitation, cloning_loss
 from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner
 from world_gymnast_ros.learning.real_episodes import read_real
-from world_gymnast_ros.learning.real_outcomes import OutcomeGradient
 from world_gymnast_ros.models import build
 from world_gymnast_ros.models.openvla import OpenVLA
 from world_gymnast_ros.report import write_report
@@ -61,9 +57,8 @@ def lora_config(config: AdaptNodeConfig) -> LoraConfig:
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
 
 
-def real_outcomes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
-    """Return the loss that holds a session to what really came of the recordings that are in `config.episodes` now:
-    what succeeded is cloned, and all outcomes are rewards.
+def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
+    """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
 
     None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
     """
@@ -71,19 +66,13 @@ def real_outcomes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
         return None
     episodes, _, left_out = read_real([Path(config.episodes)], policy.config.image_size,
                                       Path(config.directory) / "decoded")
-    cloning = cloning_loss(policy, episodes, Imitation())
-    if cloning is None:
+    loss = cloning_loss(policy, episodes, Imitation())
+    if loss is None:
         return None
-    outcomes = OutcomeGradient(policy, episodes, lora_config(config), config.temperature)
-    successes = sum(e.success for e in episodes)
-    told = f"{successes} real successes and {len(episodes) - successes} failures of {config.episodes}"
+    told = f"{sum(e.success for e in episodes)} real successes of {config.episodes}"
     if left_out:
         told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
-
-    def loss(rng: np.random.Generator) -> Tensor:
-        whole = config.anchor * cloning(rng)
-        return whole + config.outcome_weight * outcomes.loss(rng) if outcomes.chunks else whole
-    return Anchor(loss, told)
+    return Anchor(lambda rng: config.anchor * loss(rng), told)
 
 
 def load_parts(config: AdaptNodeConfig) -> Parts:
@@ -91,7 +80,7 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     policy = build.load_policy(config.policy)
 
     def learner(parent: AdapterRef | None) -> LoraLearner:
-        return LoraLearner(policy, lora_config(config), parent, real_outcomes(policy, config))
+        return LoraLearner(policy, lora_config(config), parent, real_successes(policy, config))
     return Parts(policy, build.load_world_model(config.world_model, config.second_judge),
                  build.load_judges(config.judge, config.second_judge),
                  build.release_table(config.world_model, config.judge, config.second_judge), learner)

@@ -3,7 +3,7 @@
     a round   two thirds of the real episodes, explored with the present adapter -> the camera is found again, for
               world model and judge -> both learn from the episodes, each promoted only if its release check says so
               -> the real successes so far are cloned ->
-              adaptation in the dream, held to all that really came; it starts from the clone where the present adapter
+              adaptation in the dream, held to those successes; it starts from the clone where the present adapter
               fails more often than not -> the last third of the real episodes: what the dream promoted, else the
               clone, is tried on the arm, and dropped where it did not do well enough there -> true evaluation
 
@@ -66,7 +66,7 @@ dream promoted must not be clearly worse; nor must a clone of the real successes
 that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
-LAYOUT = 8
+LAYOUT = 7
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -498,7 +498,7 @@ class Run:
 
     def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
         """Adapt in the dream from captured frames of the scene, going on from the adapter of `state`; the loop is held
-        to all that really came."""
+        to the real successes."""
         config = self.session_config(method, state)
         if method == "loop":
             config = dataclasses.replace(config, episodes=str(self.all_real(method)), margin=0.0, confidence=LIKELY)
