@@ -1,7 +1,7 @@
 """One table of several runs of `world-gymnast iterate`: how far the loop is ahead of its baselines in all of them.
 
     python bench/loop_table.py runs/iterate/lab_* [--rounds] [--more 160] [--keep FILE]
-    python bench/loop_table.py --measured docs/measured/loops.jsonl      # the published table again, from its outcomes
+    python bench/loop_table.py --rows docs/measured/loops.jsonl          # the published table again, from its outcomes
 
 A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`. Runs of one task with
 several seeds are conditions of their own, and are put together below them. With --more every method's last adapter is
@@ -70,7 +70,7 @@ def of_folder(run: Path) -> dict[str, Any]:
 
 def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[dict[str, Any]]]:
     """Return the rounds that all methods have; methods must have been evaluated on as many episodes."""
-    counts = {m: len(rows[-1]["evaluation"]["outcomes"]) for m, rows in results.items()}
+    counts = {m: len(outcomes(rows)) for m, rows in results.items()}
     if len(set(counts.values())) > 1:
         raise SystemExit(f"{run}: evaluated on {counts} episodes; compare runs with the same --evaluation")
     last = min(map(len, results.values()))
@@ -101,7 +101,8 @@ def run_more(table: dict[str, Any], count: int) -> None:
         policy, twin = load_policy(), Twin(load_scene(table["scene"]))
         try:
             policy.load_adapter(Store(folder / "adapters").get(adapter) if adapter else None)
-            with tqdm(total=count, unit="episode", desc=f"{table['name']}, {adapter or 'base'}") as bar:
+            told = f"{table['task']}, seed {table['seed']}, {adapter or 'base'}"
+            with tqdm(total=count, unit="episode", desc=told) as bar:
                 rows = policy_episodes(twin, policy, range(MORE_SEED, MORE_SEED + count), table["instruction"], 0.0,
                                        "evaluation", bar.update)
             return {"adapter": adapter, "outcomes": [bool(r["success"][-1]) for r in rows]}
@@ -147,6 +148,7 @@ def measured(file: Path) -> list[dict[str, Any]]:
         if lacking := [m for m in METHODS if m not in table["results"]]:
             raise SystemExit(f"{file} has no outcomes of {', '.join(lacking)} for {table['task']}, seed "
                              f"{table['seed']}; every run needs all of {', '.join(METHODS)}")
+        table["results"] = cut(table["results"], f"{file}, {table['task']}, seed {table['seed']}")
     return list(tables.values())
 
 
@@ -176,34 +178,37 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=0, metavar="N", help="run each method's last adapter in N more "
                         "true episodes, and count by all of them")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="write all true outcomes there, as JSON lines")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="read such a file in the place of run folders")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="read such a file in the place of run folders")
     args = parser.parse_args()
-    if bool(args.runs) == bool(args.measured) or (args.measured and (args.rounds or args.more or args.keep)):
-        parser.error("name run folders, or --measured FILE alone")
-    tables = [read(run) for run in args.runs] or measured(args.measured)
-    seeds = Counter(t["task"] for t in tables)
-    for table in tables:
-        table["name"] = f"{table['task']}, seed {table['seed']}" if max(seeds.values()) > 1 else table["task"]
+    if bool(args.runs) == bool(args.rows) or (args.rows and (args.rounds or args.more or args.keep)):
+        parser.error("name run folders, or --rows FILE alone")
+    tables = [read(run) for run in args.runs] or measured(args.rows)
     for table in tables if args.more else ():
         run_more(table, args.more)
     if args.keep:
         write_text(args.keep, lines(tables))
     if args.rounds:
-        for task, count in seeds.items():
+        for task, count in Counter(t["task"] for t in tables).items():
             print(f"| {task} | {' | '.join(COLUMNS[1:])} |\n" + "|---" * len(COLUMNS) + "|")
             for table in (t for t in tables if t["task"] == task):
                 which = f", seed {table['seed']}" if count > 1 else ""
                 for method, *cells in rows_of(table["results"]):
                     print(f"| {method}{which} | {' | '.join(cells)} |")
             print()
-    print("| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |\n"
-          "|---|---|---|---|---|---|---|")
-    for table in tables:
-        print(row(table["name"], [table]))
-    for task, count in seeds.items():
-        if count > 1:
-            print(row(f"{task}: mean of {count}", [t for t in tables if t["task"] == task]))
-    print(row(f"**mean of all {len(tables)}**", tables))
+    print(comparison(tables))
+
+
+def comparison(tables: list[dict[str, Any]]) -> str:
+    """Return the table of all runs: each, the seeds of a task together, and all."""
+    seeds = Counter(t["task"] for t in tables)
+    several = max(seeds.values()) > 1
+    rows = ["| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |",
+            "|---|---|---|---|---|---|---|",
+            *(row(f"{t['task']}, seed {t['seed']}" if several else t["task"], [t]) for t in tables),
+            *(row(f"{task}: mean of {count}", [t for t in tables if t["task"] == task])
+              for task, count in seeds.items() if count > 1),
+            row(f"**mean of all {len(tables)}**", tables)]
+    return "\n".join(rows)
 
 
 def row(name: str, tables: list[dict[str, Any]]) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("mujoco")
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.imagine import Start, imagine

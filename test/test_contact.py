@@ -133,7 +133,6 @@ def test_along_and_aside() -> None:
 
 
 def test_it_says_where_the_twins_physics_takes_things() -> None:
-    pytest.importorskip("mujoco")
     from world_gymnast_ros.twin.play import record_episode
     from world_gymnast_ros.twin.scene import load_scene
 

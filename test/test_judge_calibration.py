@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
 from toy_play import write_toy_play
 
 from world_gymnast_ros import cli

@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("mujoco")
 import torch
 
 from world_gymnast_ros.arm_parts import part_points

@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("mujoco")
-
 from world_gymnast_ros.actions import StepLimits
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled

@@ -5,18 +5,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-torch = pytest.importorskip("torch")
+import torch
 
-from world_gymnast_ros.contact import THING_SIZE_M, foreseen  # noqa: E402
-from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by  # noqa: E402
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig  # noqa: E402
-from world_gymnast_ros.models.dream import ActionDiTWorld  # noqa: E402
-from world_gymnast_ros.models.plate import Plate, fill, project  # noqa: E402
-from world_gymnast_ros.models.scene_reader import Seen  # noqa: E402
-from world_gymnast_ros.types import F32, U8  # noqa: E402
+from world_gymnast_ros.contact import THING_SIZE_M, foreseen
+from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by
+from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.plate import Plate, fill, project
+from world_gymnast_ros.models.scene_reader import Seen
+from world_gymnast_ros.types import F32, U8
 
 CAMERA = torch.tensor([[0.943, -1.705, 0.0, -0.273, -1.566, -0.866, -1.884, 0.540, 0.635, 0.351, -0.689, 0.304]])
 """The twin's nominal camera, base m to u w, v w, w."""
@@ -157,7 +156,6 @@ def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -
 
 
 def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None:
-    pytest.importorskip("mujoco")
     from world_gymnast_ros.models.build import load_reader
     from world_gymnast_ros.twin.rollout import capture
     from world_gymnast_ros.twin.scene import load_scene
@@ -179,7 +177,6 @@ def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None
 
 def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Path) -> None:
     """In new scenes: its colour arrives at the true last place, and less of it without the captured frame."""
-    pytest.importorskip("mujoco")
     from moved_things import find_moved
 
     from world_gymnast_ros.imagine import replay_from

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
 from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
 from world_gymnast_ros.learning.adaptation import check_released
 from world_gymnast_ros.models.build import release_table

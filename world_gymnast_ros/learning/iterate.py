@@ -239,7 +239,7 @@ class Run:
         replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
         summary = replays.summary()
         imagined = wilson(sum(claims), len(claims))
-        return {"true": asdict(true), "imagined": asdict(imagined), "gap": imagined.value - true.value,
+        return {"true": asdict(true), "imagined": asdict(imagined),
                 "false_success": [summary["false_success"], summary["false_success_low"],
                                   summary["false_success_high"], summary["failures"]],
                 "replay": summary, "outcomes": success}
