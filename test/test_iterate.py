@@ -280,25 +280,60 @@ def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace
             assert parts == set(PARTS), (first, second)
 
 
-@pytest.mark.parametrize("weak", [True, False])
-def test_adaptation_begins_at_the_clone_of_what_is_weak_and_is_held_to_the_real_successes(
-        arm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
+@pytest.mark.parametrize("preferred", [True, False])
+def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_more_often_need_only_not_be_worse(
+        arm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, preferred: bool) -> None:
     run = arm.run
     begun: list[str] = []
-    arm.wins = [3 if weak else 13, 4]
+    arm.wins = [13, 6]
+    where = "the-clone" if preferred else "before"
     same = {"decision": [], "promoted": False, "use": run.start().world_model, "second": run.start().second}
     monkeypatch.setattr(run, "world_model", lambda *_: same)
     monkeypatch.setattr(run, "judge", lambda *_: {**same, "use": run.start().judge})
     monkeypatch.setattr(run, "camera", lambda *_: {"second": run.start().second})
     monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
+    monkeypatch.setattr(run, "begin", lambda number, state, clone: {"adapter": where, "preferred": preferred})
     monkeypatch.setattr(run, "adaptation", lambda method, number, state: begun.append(state.adapter) or {
         "adapter": "", "outcome": "kept"})
     monkeypatch.setattr(run, "evaluate", lambda *_: {"true": {"value": 0.5}})
     row = run.round("loop", 1, dataclasses.replace(run.start(), adapter="before"))
-    assert begun == ["the-clone" if weak else "before"]
+    assert begun == [where]
     assert arm.asked[-1][0] == "the-clone", "where the dream promoted nothing the clone is tried"
-    assert row["state"]["adapter"] == ("the-clone" if weak else "before")  # 4 of 8 for 3 of 16, or for 13
-    assert tuple(row["state"]["record"]) == ((4, 8) if weak else (13, 16))
+    assert row["state"]["adapter"] == where  # 6 of 8 for 13 of 16: not clearly worse, not surely better
+    assert tuple(row["state"]["record"]) == ((6, 8) if preferred else (13, 16))
+
+
+def test_the_dream_tells_a_spoiled_clone_from_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iterate, "DREAMS", 8)
+    said: list[str] = []
+    run = start_run(tmp_path / "run", dataclasses.replace(
+        small(), scene="lab_bar", instruction="push the purple block left", captures=8), said)
+    policy = load_policy()
+    learner = LoraLearner(policy, LoraConfig(), None)
+    learner.begin()
+    store = Store(run.out / "loop" / "adapters")
+    neutral, weights = store.put("neutral", learner.save, parent="base", base_policy=policy.name, scores={},
+                                 created_ns=1).name, learner.snapshot()
+    noise = torch.Generator().manual_seed(0)
+    learner.restore({k: v + 0.1 * torch.randn(v.shape, generator=noise) for k, v in weights.items()})
+    spoiled = store.put("spoiled", learner.save, parent="base", base_policy=policy.name, scores={},
+                        created_ns=1).name
+    state = dataclasses.replace(run.start(), record=(13, 16))
+    try:
+        as_good = run.begin(1, state, neutral)
+        assert as_good["clone"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
+        assert as_good["adapter"] == "" and not as_good["preferred"], "a tie is no reason"
+        worse = run.begin(1, state, spoiled)
+        assert worse["adapter"] == "" and worse["clone"] < worse["present"] == as_good["present"], worse
+        better = run.begin(1, dataclasses.replace(state, adapter=spoiled), neutral)
+        assert better["adapter"] == neutral and better["preferred"] and better["clone"] == as_good["present"]
+        assert "of its 8 dreams succeed" in said[-1] and "begins at the clone" in said[-1]
+        weak = dataclasses.replace(state, record=(3, 16))
+        assert run.begin(1, weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
+        assert run.begin(1, weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
+        assert len(said) == 3, "nothing was dreamed for these"
+    finally:
+        run.close()
 
 
 def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike(tmp_path: Path) -> None:
@@ -431,7 +466,7 @@ def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
     rows = loop.method("loop")
     loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["outcome"]
+    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]
     assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})

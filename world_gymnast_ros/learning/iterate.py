@@ -2,10 +2,10 @@
 
     a round   two thirds of the real episodes, explored with the present adapter -> the camera is found again, for
               world model and judge -> both learn from the episodes, each promoted only if its release check says so
-              -> the real successes so far are cloned ->
-              adaptation in the dream, held to those successes; it starts from the clone where the present adapter
-              fails more often than not -> the last third of the real episodes: what the dream promoted, else the
-              clone, is tried on the arm, and dropped where it did not do well enough there -> true evaluation
+              -> the real successes so far are cloned -> adaptation in the dream, held to those successes; it starts
+              from the clone where the present adapter fails more often than not, or where more of the clone's dreams
+              succeed -> the last third of the real episodes: what the dream promoted, else the clone, is tried on the
+              arm, and dropped where it did not do well enough there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -62,11 +62,14 @@ METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
-dream promoted must not be clearly worse; nor must a clone of the real successes while there is no adapter yet, or one
-that fails more often than not: imitation lifts what has not learned this scene. After that a clone must be better."""
+dream promoted must not be clearly worse; nor must a clone of the real successes where more of its dreams succeed, or
+while there is no adapter yet, or one that fails more often than not: imitation lifts what has not learned this scene.
+Any other clone must be better."""
 LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
-LAYOUT = 7
+DREAMS = 48
+"""About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
+LAYOUT = 8
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -134,14 +137,14 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def compare(record: tuple[int, int], present: State, dreamed: bool) -> dict[str, Any]:
+def compare(record: tuple[int, int], present: State, dreamed: bool, preferred: bool = False) -> dict[str, Any]:
     """Say whether a candidate follows `present`, by its own successes and trials on the arm (`record`).
 
-    `dreamed`: the dream promoted it; else it is a clone.
+    `dreamed`: the dream promoted it; else it is a clone, `preferred` where more of its dreams succeed.
     """
     rival = present.record
     chance = round(chance_better(*rival, *record), 6)
-    asked = NOT_WORSE if dreamed or present.weak or not present.adapter else BETTER
+    asked = NOT_WORSE if dreamed or preferred or present.weak or not present.adapter else BETTER
     name = "what the dream promoted" if dreamed else "a clone of the real successes"
     return {"dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
         f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
@@ -276,13 +279,13 @@ class Run:
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
             state = dataclasses.replace(state, judge=row["judge"]["use"], second=row["judge"]["second"])
-            row["clone"] = once(folder / "clone.json", lambda: {**self.imitation(method, number, state),
-                                                                "begun": state.weak})
+            row["clone"] = once(folder / "clone.json", lambda: self.imitation(method, number, state))
             clone = row["clone"]["adapter"]
-            begin = dataclasses.replace(state, adapter=clone if clone and state.weak else state.adapter)
+            row["begin"] = once(folder / "begin.json", lambda: self.begin(number, state, clone))
+            begin = dataclasses.replace(state, adapter=row["begin"]["adapter"])
             row["learning"] = once(folder / "learning.json", lambda: self.adaptation(method, number, begin))
             row["trial"] = once(folder / "trial.json", lambda: self.trial(
-                number, state, row["learning"]["adapter"], clone))
+                number, state, row["learning"]["adapter"], clone, row["begin"]["preferred"]))
             state = dataclasses.replace(state, adapter=row["trial"]["adapter"], record=tuple(row["trial"]["record"]))
         else:
             learn = self.imitation if method == "imitation" else self.adaptation
@@ -306,7 +309,34 @@ class Run:
         self.say(f"{method}, round {number}: {wins} of {count} explored real episodes succeeded")
         return {"episodes": count, "successes": wins, "first_seed": first}
 
-    def trial(self, number: int, state: State, dreamed: str, clone: str) -> dict[str, Any]:
+    def begin(self, number: int, state: State, clone: str) -> dict[str, Any]:
+        """Say whether adaptation begins at the present adapter of `state` or at a clone of the real successes ('' for
+        none): at that of an adapter which fails more often than not; else where more dreams of the clone succeed.
+
+        Both are imagined from the same captured frames, under the same noise. A clone has never seen the dream, the
+        present adapter may have learned in it, so a dream that flatters does not flatter the clone.
+        """
+        if not clone or state.weak:
+            message = "of an adapter that fails more often than not, not asked" if clone else "no success to imitate"
+            return {"adapter": clone or state.adapter, "preferred": False, "message": message}
+        parts, starts = self.parts("loop", state), self.captured(number)
+        starts = starts * -(-DREAMS // len(starts))
+        wins = []
+        for adapter in (state.adapter, clone):
+            parts.policy.load_adapter(self.adapter("loop", dataclasses.replace(state, adapter=adapter)))
+            groups = [imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + 16], 1,
+                              self.twin.task.horizon_steps, self.adapt.held_out_temperature,
+                              derive_seed(self.config.seed, number, 6, i // 16), judge_every_chunks=0)
+                      for i in range(0, len(starts), 16)]
+            wins.append(sum(is_success(j) for group in groups for j in group.judgements))
+        preferred = wins[1] > wins[0]
+        message = f"{wins[1]} of its {len(starts)} dreams succeed, of the present adapter's {wins[0]}"
+        self.say(f"loop, round {number}: clone: {message}; adaptation begins at the "
+                 f"{'clone' if preferred else 'present adapter'}")
+        return {"adapter": clone if preferred else state.adapter, "preferred": preferred, "message": message,
+                "dreams": len(starts), "present": wins[0], "clone": wins[1]}
+
+    def trial(self, number: int, state: State, dreamed: str, clone: str, preferred: bool = False) -> dict[str, Any]:
         """Try on the arm, explored as the present adapter of `state` was, what the dream promoted (`dreamed`), or else
         the clone that nothing in the dream was better than; where there is neither, explore more with the present one.
 
@@ -319,7 +349,7 @@ class Run:
         told: dict[str, Any] = {"episodes": count, "successes": wins, "tried": tried}
         if not tried:
             return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count)}
-        told |= compare((wins, count), state, bool(dreamed))
+        told |= compare((wins, count), state, bool(dreamed), preferred)
         self.say(f"loop, round {number}: {told['message']}")
         return told | ({"adapter": tried, "record": (wins, count)} if told["used"] else
                        {"adapter": state.adapter, "record": state.record})

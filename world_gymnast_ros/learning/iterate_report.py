@@ -146,8 +146,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
                          f"and found</summary><ul class='quiet'>{rules}</ul></details>")
     if "clone" in row:
-        begun = "where adaptation began" if row["clone"].get("begun") else "kept beside it"
-        told = begun if row["clone"]["adapter"] else row["clone"]["message"]
+        clone, begin = row["clone"]["adapter"], row["begin"]
+        begun = "where adaptation began" if begin["adapter"] == clone else "kept beside it"
+        told = f"{begun}; {begin['message']}" if clone else begin["message"]
         parts.append(f"<p><b>Clone of the real successes</b>: {escape(told)}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     if row.get("trial", {}).get("tried"):
