@@ -223,6 +223,16 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
     strict = replays([False] * 6 + [True] * 14 + [False] * 10, success)
     for less in (strict, silent):
         assert not decide_judge((few, few), (old, old), 0, (fooled, less)).promote, "of few, to claim nothing is cheap"
+    failures = [True] * 6 + [False] * 24  # most fail, and of those held out nearly all: who claims nothing agrees more
+    held = replays([False] * 9 + [True], failures[5:15]), replays([False] * 10, failures[5:15])
+    guess, shut, keen = (replays(claims, failures) for claims in (
+        [True] * 4 + [False] * 2 + [True] * 7 + [False] * 17, [False] * 30, [True] * 2 + [False] * 28))
+    for weights in (False, True):
+        decision = decide_judge(held, (old, old), 0, (guess, shut), weights)
+        assert not decision.promote and "successes told 0.667 to 0.000" in " ".join(
+            line for line in decision.lines if line.startswith("FAILS")), decision.lines
+        assert decide_judge(held, (old, old), 0, (guess, keen), weights).promote, "half as many are told"
+    assert decide_judge(held, (old, old), 0, (shut, keen), weights=True).promote, "from nothing it can but rise"
 
 
 def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it() -> None:

@@ -472,7 +472,7 @@ class Run:
         for name, pair in candidates.items():
             after[name] = some = judged(*pair)
             decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
-                                    (before[1], some[1]) if name == SETTINGS else None)
+                                    (before[1], some[1]), weights=name != SETTINGS)
             agree = float((some[0].claimed == some[0].success).mean())
             lines += [f"{name}: {line}" for line in decision.lines]
             if decision.promote and agree > right:

@@ -216,13 +216,15 @@ def cut_at(judge: Reflector, cut: float) -> None:
 
 
 def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,
-                 everything: tuple[Replays, Replays] | None = None) -> Decision:
+                 everything: tuple[Replays, Replays] | None = None, weights: bool = False) -> Decision:
     """Decide from the same dreams judged by (the present, the new) judges: on held-out episodes of the new scene, and
     on old scenes (None: the judges are for this scene alone).
 
-    `everything`: on all real episodes, for a candidate that has learned nothing from them but a few settings. Held-out
-    episodes are few, so then the agreement must rise on all, and on those held out it must not fall. Where false
-    successes fall by 10 points, agreement on held-out episodes may fall by as many: who claims nothing is no judge.
+    `everything`: on all real episodes. Held-out episodes are few, so agreement must rise on all for a candidate that
+    has learned nothing from them but a few settings, and on those held out it must not fall; for one that has learned
+    `weights` from them those held out decide. Where false successes fall by 10 points, agreement on held-out episodes
+    may fall by as many. Who claims nothing is no judge, however many failures there are to be right about: of all
+    successes half as many as before must be told.
     """
     if len(new[0].success) < MIN_HELD_OUT:
         return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
@@ -236,14 +238,17 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | No
     def false(r: Replays) -> float:
         return float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0
 
+    def told(r: Replays) -> float:
+        return float(r.claimed[r.success].mean()) if r.success.any() else 0.0
+
     def agreement(pair: tuple[Replays, Replays]) -> Interval:
         before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
         return paired_bootstrap(after - before, seed=seed)
 
     change = agreement(new)
-    most = everything or new
+    most = new if weights else everything or new
     stricter = false(most[1]) < false(most[0]) - EXCHANGE and change.value >= -EXCHANGE - 1e-9
-    if everything is None:
+    if everything is None or weights:
         good = rule(change.value > 0 or stricter,
                     f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by "
                     f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f}) and agreement by at most as many")
@@ -253,10 +258,13 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | No
                     f"{len(everything[0].success)} real episodes and by {change} over those held out; it must rise, "
                     "and not fall, or by no more than 10 points where false successes fall by as many (over all "
                     f"{false(most[0]):.3f} to {false(most[1]):.3f})")
-    for where, pair in (("held out", new), ("all", everything)):
+    for where, pair in (("held out", new), ("all", None if weights else everything)):
         if pair is not None:
             good &= rule(false(pair[1]) <= false(pair[0]) + 0.05, f"new scene, {where}, false successes "
                          f"{false(pair[0]):.3f} to {false(pair[1]):.3f}; at most 5 points more")
+    first, last = (told(r) for r in everything or new)
+    good &= rule(last >= first / 2, f"new scene, {'all' if everything else 'held out'}, successes told {first:.3f} to "
+                 f"{last:.3f}; at least half as many")
     if old is not None and len(old[0].success) >= MIN_HELD_OUT:
         ranks = [auc(r.score[known], r.success[known]) for r in old for known in (np.isfinite(r.score),)]
         good &= rule(not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
