@@ -199,14 +199,17 @@ def main() -> None:
 
 
 def comparison(tables: list[dict[str, Any]]) -> str:
-    """Return the table of all runs: each, the seeds of a task together, and all."""
+    """Return the table of all runs: each, the seeds of a task together, the tasks of a seed together, and all."""
     seeds = Counter(t["task"] for t in tables)
     several = max(seeds.values()) > 1
+    tasks = Counter(t["seed"] for t in tables) if several else Counter[int]()
     rows = ["| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |",
             "|---|---|---|---|---|---|---|",
             *(row(f"{t['task']}, seed {t['seed']}" if several else t["task"], [t]) for t in tables),
             *(row(f"{task}: mean of {count}", [t for t in tables if t["task"] == task])
               for task, count in seeds.items() if count > 1),
+            *(row(f"seed {seed}: mean of {count}", [t for t in tables if t["seed"] == seed])
+              for seed, count in sorted(tasks.items())),
             row(f"**mean of all {len(tables)}**", tables)]
     return "\n".join(rows)
 

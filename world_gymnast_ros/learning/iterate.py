@@ -317,7 +317,7 @@ class Run:
         present adapter may have learned in it, so a dream that flatters does not flatter the clone.
         """
         if not clone or state.weak:
-            message = "of an adapter that fails more often than not, not asked" if clone else "no success to imitate"
+            message = "the present adapter fails more often than not" if clone else "no success to imitate"
             return {"adapter": clone or state.adapter, "preferred": False, "message": message}
         parts, starts = self.parts("loop", state), self.captured(number)
         starts = starts * -(-DREAMS // len(starts))
