@@ -69,7 +69,7 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
-LAYOUT = 8
+LAYOUT = 9
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -231,14 +231,9 @@ class Run:
         true = wilson(sum(success), len(success))
         if not dream:
             return {"true": asdict(true), "outcomes": success}
-        steps = self.twin.task.horizon_steps
-        claims: list[bool] = []
-        for i in range(0, len(rows), 32):
-            starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
-                      for r in rows[i:i + 32]]
-            group = imagine(parts.policy, parts.world_model, parts.judge, starts, 1, steps,
-                            self.adapt.held_out_temperature, derive_seed(seed, i), judge_every_chunks=0)
-            claims += [is_success(j) for j in group.judgements]
+        starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
+                  for r in rows]
+        claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
         replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
         summary = replays.summary()
         imagined = wilson(sum(claims), len(claims))
@@ -246,6 +241,14 @@ class Run:
                 "false_success": [summary["false_success"], summary["false_success_low"],
                                   summary["false_success_high"], summary["failures"]],
                 "replay": summary, "outcomes": success}
+
+    def imagined(self, parts: Parts, starts: Sequence[Start], batch: int, seed_of: Callable[[int], int]) -> list[bool]:
+        """Imagine the policy as it stands once from each start, `batch` at a time, the noise of the batch that begins
+        at start i from `seed_of(i)`; return which of them the judges call a success."""
+        groups = [imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + batch], 1,
+                          self.twin.task.horizon_steps, self.adapt.held_out_temperature, seed_of(i),
+                          judge_every_chunks=0) for i in range(0, len(starts), batch)]
+        return [is_success(j) for group in groups for j in group.judgements]
 
     # ---- rounds -------------------------------------------------------------------------------------------------
 
@@ -324,11 +327,8 @@ class Run:
         wins = []
         for adapter in (state.adapter, clone):
             parts.policy.load_adapter(self.adapter("loop", dataclasses.replace(state, adapter=adapter)))
-            groups = [imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + 16], 1,
-                              self.twin.task.horizon_steps, self.adapt.held_out_temperature,
-                              derive_seed(self.config.seed, number, 6, i // 16), judge_every_chunks=0)
-                      for i in range(0, len(starts), 16)]
-            wins.append(sum(is_success(j) for group in groups for j in group.judgements))
+            wins.append(sum(self.imagined(parts, starts, 16,
+                                          lambda i: derive_seed(self.config.seed, number, 6, i // 16))))
         preferred = wins[1] > wins[0]
         message = f"{wins[1]} of its {len(starts)} dreams succeed, of the present adapter's {wins[0]}"
         self.say(f"loop, round {number}: clone: {message}; adaptation begins at the "
