@@ -226,8 +226,8 @@ def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNa
     told = run.real("loop", 1, state)
     assert (told["successes"], told["episodes"]) == (3, 16) and "3 of 16" in arm.said[0]
     run.trial(1, dataclasses.replace(state, record=(3, 16)), "", "")
-    (_, first, hot), (_, last, warm) = arm.asked
-    assert (len(first), last.start, len(last), hot, warm) == (16, first.stop, 8, 1.2, 1.2), "tried as it was explored"
+    (_, first, hot), (_, last, cold) = arm.asked
+    assert (len(first), last.start, len(last), hot, cold) == (16, first.stop, 8, 1.2, 0.0), "tried as it is deployed"
     counts = parts_of(run, "loop")
     assert sum(counts.values()) == 24 and counts["held_out"] >= 4, "so many are needed to compare judges"
     run.real("imitation", 1, state)
@@ -241,13 +241,22 @@ def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNa
 def test_the_arm_has_the_last_word(arm: SimpleNamespace, dreamed: bool, mine: tuple[int, int], wins: int,
                                    follows: bool) -> None:
     run = arm.run
-    state = dataclasses.replace(run.start(), adapter="before", record=mine)
+    state = dataclasses.replace(run.start(), adapter="before", record=mine, tried=mine)
     arm.wins = [wins]
     told = run.trial(1, state, "dreamed" if dreamed else "", "a-clone")
     tried = "dreamed" if dreamed else "a-clone"
     assert arm.asked[0][0] == told["tried"] == tried and told["used"] is follows
-    assert (told["adapter"], tuple(told["record"])) == ((tried, (wins, 8)) if follows else ("before", mine))
+    after = (told["adapter"], tuple(told["record"]), tuple(told["without_chance"]))
+    assert after == ((tried, (wins, 8), (wins, 8)) if follows else ("before", mine, mine))
     assert "better with a chance of" in arm.said[0]
+
+
+def test_what_is_tried_without_chance_is_compared_with_what_acted_so() -> None:
+    explored_well = State("world", "judge", "second", "before", record=(17, 24), tried=(1, 8))
+    told = compare((3, 8), explored_well, True)
+    assert told["used"] and "in 1 of 8" in told["message"]
+    acted_well = State("world", "judge", "second", "before", record=(9, 24), tried=(8, 8))
+    assert not compare((4, 8), acted_well, True)["used"] and acted_well.weak
 
 
 def test_a_clone_that_is_not_clearly_worse_follows_the_base() -> None:
@@ -256,14 +265,15 @@ def test_a_clone_that_is_not_clearly_worse_follows_the_base() -> None:
     assert not compare((5, 8), dataclasses.replace(base, adapter="before"), False)["used"]
 
 
-def test_with_nothing_to_try_the_present_adapter_explores_on_and_a_stopped_trial_leaves_nothing(
+def test_with_nothing_to_try_the_present_adapter_is_tried_again_and_a_stopped_trial_leaves_nothing(
         arm: SimpleNamespace) -> None:
     run = arm.run
-    state = dataclasses.replace(run.start(), adapter="before", record=(5, 16))
+    state = dataclasses.replace(run.start(), adapter="before", record=(5, 16), tried=(2, 8))
     arm.wins = [8, 3]
     for wins in (8, 3):  # the first was stopped before it was written down
         told = run.trial(1, state, "", "")
         assert told["adapter"] == arm.asked[-1][0] == "before" and told["record"] == (5 + wins, 24)
+        assert told["without_chance"] == (2 + wins, 16)
     assert sum(parts_of(run, "loop").values()) == 8
     found = [bool(s[-1]) for f in run.out.glob("loop/*/round-1-trial.npz") for s in np.load(f)["success"]]
     assert sum(found) == 3, "of the attempt that was finished"
@@ -275,7 +285,7 @@ def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace
         for second in range(5):
             arm.wins = [first, second]
             for i, count in enumerate((8, 4)):
-                run.explore(f"{first}-{second}", state, range(count), f"round-1-{i}")
+                run.on_arm(f"{first}-{second}", state, range(count), f"round-1-{i}", 1.2)
             parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1-*.npz")}
             assert parts == set(PARTS), (first, second)
 

@@ -5,7 +5,8 @@
               -> the real successes so far are cloned -> adaptation in the dream, held to those successes; it starts
               from the clone where the present adapter fails more often than not, or where more of the clone's dreams
               succeed -> the last third of the real episodes: what the dream promoted, else the clone, is tried on the
-              arm, and dropped where it did not do well enough there -> true evaluation
+              arm as it will be deployed, without chance, and dropped where it did not do well enough there -> true
+              evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -69,7 +70,7 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
-LAYOUT = 9
+LAYOUT = 10
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -113,13 +114,15 @@ class IterateConfig:
 @dataclass(frozen=True)
 class State:
     """Where a method stands: folders of world model and judges (`second` may be "off"), name of the adapter ('' for
-    the base), and `record`: its successes and trials on the arm, explored."""
+    the base), and successes and episodes of that adapter on the arm: `record` of all, `tried` of those without chance.
+    """
 
     world_model: str
     judge: str
     second: str
     adapter: str
     record: tuple[int, int] = (0, 0)
+    tried: tuple[int, int] = (0, 0)
 
     @property
     def weak(self) -> bool:
@@ -140,9 +143,10 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def compare(record: tuple[int, int], present: State, dreamed: bool, preferred: bool = False) -> dict[str, Any]:
     """Say whether a candidate follows `present`, by its own successes and trials on the arm (`record`).
 
-    `dreamed`: the dream promoted it; else it is a clone, `preferred` where more of its dreams succeed.
+    Both are compared as they acted without chance; a base that only explored so far, by what it did then. `dreamed`:
+    the dream promoted the candidate; else it is a clone, `preferred` where more of its dreams succeed.
     """
-    rival = present.record
+    rival = present.tried if present.tried[1] else present.record
     chance = round(chance_better(*rival, *record), 6)
     asked = NOT_WORSE if dreamed or preferred or present.weak or not present.adapter else BETTER
     name = "what the dream promoted" if dreamed else "a clone of the real successes"
@@ -289,11 +293,13 @@ class Run:
             row["learning"] = once(folder / "learning.json", lambda: self.adaptation(method, number, begin))
             row["trial"] = once(folder / "trial.json", lambda: self.trial(
                 number, state, row["learning"]["adapter"], clone, row["begin"]["preferred"]))
-            state = dataclasses.replace(state, adapter=row["trial"]["adapter"], record=tuple(row["trial"]["record"]))
+            state = dataclasses.replace(state, adapter=row["trial"]["adapter"], record=tuple(row["trial"]["record"]),
+                                        tried=tuple(row["trial"]["without_chance"]))
         else:
             learn = self.imitation if method == "imitation" else self.adaptation
             row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
-            state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter, record=(0, 0))
+            state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter, record=(0, 0),
+                                        tried=(0, 0))
         row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
             self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
             method != "imitation"))
@@ -308,7 +314,7 @@ class Run:
         """Explore with the present adapter. The loop keeps a third of the round's episodes for `trial`."""
         first, count = self.first_seed(number), self.config.episodes
         count -= count // 3 if method == "loop" else 0
-        wins = self.explore(method, state, range(first, first + count), f"round-{number}")
+        wins = self.on_arm(method, state, range(first, first + count), f"round-{number}", self.config.temperature)
         self.say(f"{method}, round {number}: {wins} of {count} explored real episodes succeeded")
         return {"episodes": count, "successes": wins, "first_seed": first}
 
@@ -337,31 +343,34 @@ class Run:
                 "dreams": len(starts), "present": wins[0], "clone": wins[1]}
 
     def trial(self, number: int, state: State, dreamed: str, clone: str, preferred: bool = False) -> dict[str, Any]:
-        """Try on the arm, explored as the present adapter of `state` was, what the dream promoted (`dreamed`), or else
-        the clone that nothing in the dream was better than; where there is neither, explore more with the present one.
+        """Try on the arm, without chance as it will be deployed, what the dream promoted (`dreamed`), or else the clone
+        that nothing in the dream was better than; where there is neither, the present adapter of `state`.
 
-        Returns which adapter follows and its record on the arm.
+        So the recordings hold how such a policy fails, which is not how an exploring one does. Returns which adapter
+        follows and its records on the arm.
         """
         last = self.first_seed(number) + self.config.episodes
         count, tried = self.config.episodes // 3, dreamed or clone
-        wins = self.explore("loop", dataclasses.replace(state, adapter=tried or state.adapter),
-                            range(last - count, last), f"round-{number}-trial")
+        wins = self.on_arm("loop", dataclasses.replace(state, adapter=tried or state.adapter),
+                           range(last - count, last), f"round-{number}-trial", 0.0)
         told: dict[str, Any] = {"episodes": count, "successes": wins, "tried": tried}
         if not tried:
-            return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count)}
+            return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count),
+                           "without_chance": (state.tried[0] + wins, state.tried[1] + count)}
         told |= compare((wins, count), state, bool(dreamed), preferred)
         self.say(f"loop, round {number}: {told['message']}")
-        return told | ({"adapter": tried, "record": (wins, count)} if told["used"] else
-                       {"adapter": state.adapter, "record": state.record})
+        return told | ({"adapter": tried, "record": (wins, count), "without_chance": (wins, count)} if told["used"] else
+                       {"adapter": state.adapter, "record": state.record, "without_chance": state.tried})
 
     def first_seed(self, number: int) -> int:
         """Return the seed of a round's first real episode."""
         return REAL_SEED + 10_000 * self.config.seed + 1000 * number
 
-    def explore(self, method: str, state: State, seeds: range, name: str) -> int:
-        """Explore with the adapter of `state`; store the real episodes split as PARTS says; return successes."""
-        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction,
-                               self.config.temperature, "policy")
+    def on_arm(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
+        """Run real episodes with the adapter of `state`, greedy at temperature 0; store them split as PARTS says;
+        return successes."""
+        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
+                               "policy")
         for part in set(PARTS):  # of an attempt that was stopped
             (self.out / method / part / f"{name}.npz").unlink(missing_ok=True)
         split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
