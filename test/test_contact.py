@@ -12,8 +12,10 @@ from world_gymnast_ros.contact import (
     THING_SIZE_M,
     Handled,
     along_and_aside,
+    behind,
     foreseen,
     handled,
+    where_stopped,
 )
 
 AHEAD_M = THIN_M + THING_SIZE_M[0]
@@ -87,6 +89,40 @@ def test_what_is_wider_is_met_earlier_and_what_is_higher_by_a_higher_hand() -> N
         ahead = handled(low, two, (radius_m, 0.04))[0][0, -1, 0, 0]
         assert ahead == pytest.approx(0.30 + THIN_M + radius_m, abs=1e-3)
     assert np.array_equal(foreseen(low, two), foreseen(low, two, np.array([[THING_SIZE_M] * 2])))
+
+
+def test_what_does_not_slide_stops_the_arm_until_that_lifts_turns_back_or_opens() -> None:
+    thing, lift_m = np.array([[[0.27, 0.0, 0.02]]]), 0.004
+    level = hands((0.20, 0, 0.03, 0), (0.23, 0, 0.03, 0), (0.26, 0, 0.03, 0), (0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0))
+    lag = behind(level, thing, lifts_m=lift_m)[0]
+    touching = 0.27 - AHEAD_M
+    assert (lag[:2] == 0).all() and lag[2, 0] < -0.01, "free until it touches"
+    hand = level[0, :, :3] + lag
+    assert touching - 0.002 < hand[2, 0] < hand[3, 0] < touching + 0.01, "and hardly further"
+    assert hand[3, 2] > 0.03 and (hand[4] == pytest.approx(hand[3])), "lifted, and there it stays"
+    assert handled(level, thing, lifts_m=lift_m)[0][0, -1, 0, 0] < 0.28 < handled(level, thing)[0][0, -1, 0, 0]
+    higher = level.copy()
+    higher[0, -1, 2] = hand[3, 2] + lift_m + 0.001
+    assert (behind(higher, thing, lifts_m=lift_m)[0, -1] == 0).all()
+    assert handled(higher, thing, lifts_m=lift_m)[0][0, -1, 0, 0] == pytest.approx(0.29 + AHEAD_M, abs=2e-3)
+    for way_out in ((0.20, 0, 0.03, 0), (0.29, 0, 0.03, 1)):
+        free = level.copy()
+        free[0, -1, [0, 1, 2, 6]] = way_out
+        assert (behind(free, thing, lifts_m=lift_m)[0, -1] == 0).all()
+    pressing = level.copy()
+    pressing[0, 2:, 2] = 0.0
+    assert (behind(level, thing, lifts_m=-0.01) == 0).all(), "gives way to a hand that does not press"
+    assert behind(pressing, thing, lifts_m=-0.01)[0, -1, 0] < -0.01
+    two = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02]]])
+    assert (behind(level, two, lifts_m=np.array([[np.nan, lift_m]])) == 0).all(), "the other one stops it"
+
+
+def test_an_arm_that_is_stopped_is_seen_where_it_stands_and_tilted_the_way_it_aims() -> None:
+    aim = hands((0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0))[0]
+    seen = where_stopped(aim, np.array([[0, 0, 0], [-0.04, 0, 0.006], [0, -0.04, 0.006]]))
+    assert np.array_equal(seen[0], aim[0].astype(np.float32))
+    assert seen[1, :3] == pytest.approx((0.25, 0, 0.036)) and 0.1 < seen[1, 4] < 0.4 and abs(seen[1, 3]) < 1e-6
+    assert seen[2, :3] == pytest.approx((0.29, -0.04, 0.036)) and -0.4 < seen[2, 3] < -0.1 and abs(seen[2, 4]) < 1e-6
 
 
 def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:

@@ -300,7 +300,7 @@ def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_mor
     same = {"decision": [], "promoted": False, "use": run.start().world_model, "second": run.start().second}
     monkeypatch.setattr(run, "world_model", lambda *_: same)
     monkeypatch.setattr(run, "judge", lambda *_: {**same, "use": run.start().judge})
-    monkeypatch.setattr(run, "camera", lambda *_: {"second": run.start().second})
+    monkeypatch.setattr(run, "setup", lambda *_: {"second": run.start().second})
     monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
     monkeypatch.setattr(run, "begin", lambda number, state, clone: {"adapter": where, "preferred": preferred})
     monkeypatch.setattr(run, "adaptation", lambda method, number, state: begun.append(state.adapter) or {
@@ -352,7 +352,7 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
         rows = policy_episodes(run.twin, load_policy(), range(12), run.instruction, 1.2, "policy")
         write_rows(run.out / "loop" / "training" / "round-1.npz", rows[:6])
         write_rows(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
-        told = run.camera(run.out / "loop" / "round-1", 1, run.start())
+        told = run.setup(run.out / "loop" / "round-1", 1, run.start())
     finally:
         run.close()
     assert "from where it was thought to be" in told["message"]

@@ -234,7 +234,9 @@ def test_a_broken_checkpoint_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(("key", "value"), [
     ("object_sizes_m", {"red block": [0.02, -0.04]}), ("object_sizes_m", {"red block": [0.02, 4.0]}),
     ("object_sizes_m", {"red block": [0.02, float("nan")]}), ("object_sizes_m", {"red block": [0.02]}),
-    ("object_sizes_m", ["red block"]), ("object_found", {"red block": 1.5}), ("object_found", {"red block": "sure"})])
+    ("object_lifts_m", {"red block": 4.0}), ("object_lifts_m", {"red block": float("nan")}),
+    ("object_lifts_m", {"red block": "heavy"}), ("object_sizes_m", ["red block"]),
+    ("object_found", {"red block": 1.5}), ("object_found", {"red block": "sure"})])
 def test_sizes_and_finds_that_cannot_be_are_refused(tmp_path, key: str, value: object) -> None:
     checkpoint = tmp_path / "judge"
     shutil.copytree(checkpoint_dir("", "locator"), checkpoint)

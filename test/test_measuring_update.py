@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from world_gymnast_ros.actions import StepLimits
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled
+from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, behind, handled
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import learn_settings
@@ -22,18 +23,22 @@ from world_gymnast_ros.learning.measuring_update import (
     fit_camera_again,
     fit_find,
     fit_height,
+    fit_lift,
     update_measuring,
     with_settings,
 )
-from world_gymnast_ros.learning.play_data import PlayEpisode
+from world_gymnast_ros.learning.play_data import PlayEpisode, read_by
+from world_gymnast_ros.learning.real_episodes import play_file
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, dream_all, judge_all
-from world_gymnast_ros.models.build import checkpoint_dir, load_judges, load_world_model
+from world_gymnast_ros.models.build import checkpoint_dir, load_judges, load_policy, load_world_model
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.models.reflector import Reflector
 from world_gymnast_ros.panel import TwoJudges
 from world_gymnast_ros.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
 from world_gymnast_ros.twin.model import camera_pose
+from world_gymnast_ros.twin.play import write_rows
+from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -224,6 +229,40 @@ def test_a_tall_thing_is_pushed_by_a_hand_that_passes_over_others() -> None:
     assert told(judge, bottle) >= before + 0.15, line
 
 
+def test_what_stops_the_arm_is_told_by_where_the_hand_was(tmp_path: Path) -> None:
+    """True physics: a rubber block on rubber stops the arm, a ball rolls away before it. No outcome is looked at."""
+    words, policy = "push the purple block forward", load_policy()
+    episodes = {}
+    for scene in ("lab_rubber", "lab_ball"):
+        twin = Twin(load_scene(scene))
+        write_rows(tmp_path / f"{scene}.npz", policy_episodes(twin, policy, range(300, 308), words, 1.2, "policy"))
+        twin.close()
+        found = play_file(tmp_path / f"{scene}.npz")
+        episodes[scene] = [dataclasses.replace(e, success=False, done_step=None) for e in found]
+    judge = with_settings(shipped(), object_found={"purple block": 0.1})  # which sees a ball for one, too
+    kept = copy.deepcopy(judge.config.to_dict())
+    assert "as it was" in fit_lift(judge, episodes["lab_ball"]) and judge.config.to_dict() == kept
+    line = fit_lift(judge, episodes["lab_rubber"])
+    lift_m = judge.config.object_lifts_m["purple block"]
+    assert 0.0 <= lift_m <= 0.006 and "stops the arm" in line, line
+    assert "as it was" in fit_lift(judge, episodes["lab_rubber"]), "the second time it is known"
+
+    def off_m(learned: MeasuringJudge) -> float:
+        out = []
+        for e in episodes["lab_rubber"]:
+            seen = learned.reader.measure(e.captured, e.play.states[0], ("purple block",))  # type: ignore[arg-type,index]
+            hand = learned.hands(RolloutFacts([e.captured], [e.play.states[0]], e.play.deltas[None]))  # type: ignore
+            at_m = hand[0, :, :3] + behind(hand, seen.places_m[None], lifts_m=learned.reader.lift_m("purple block"))[0]
+            out.append(np.linalg.norm((at_m - e.tip_m)[:, :2], axis=1).mean())
+        return float(np.mean(out))
+    assert off_m(judge) < 0.7 * off_m(shipped())
+    seen = read_by(episodes["lab_rubber"][0].play, judge.reader)
+    targets = episodes["lab_rubber"][0].play.states
+    assert seen.states is not None and targets is not None and np.abs(seen.states - targets).max() > 0.01
+    line = fit_lift(judge, episodes["lab_ball"])  # what was learned wrongly is given up
+    assert "never stops" in line and judge.config.object_lifts_m == {}
+
+
 def test_what_is_as_it_should_be_is_left_as_it_is() -> None:
     usual = pushes_of("lab_rubber", "push the purple block forward", 20, THING_SIZE_M, 0.035)
     judge = shipped()
@@ -295,7 +334,7 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_pat
     judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
     judge.locator.save(tmp_path / "m")
     again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
-    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 4
+    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 5
     np.testing.assert_allclose(again.reader.prior.T_base_camera, judge.reader.prior.T_base_camera)
 
 

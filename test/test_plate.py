@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import torch
 
 from world_gymnast_ros.contact import THING_SIZE_M, foreseen
 from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by
+from world_gymnast_ros.models import dream as dream_module
 from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.dream import ActionDiTWorld
 from world_gymnast_ros.models.plate import Plate, fill, project
@@ -83,11 +85,13 @@ class Reader:
 
     projection = tuple(CAMERA[0].tolist())
 
-    def __init__(self, size_m: tuple[float, float] = THING_SIZE_M) -> None:
-        self.sizes_m = np.array([size_m])
+    def __init__(self, size_m: tuple[float, float] = THING_SIZE_M, lift_m: float = np.nan) -> None:
+        self.sizes_m, self.lifts_m = np.array([size_m]), np.array([lift_m])
 
     def things(self, captured: U8, state: F32) -> Seen | None:
-        return Seen(np.array([HERE]), self.sizes_m, CAMERA[0].numpy()) if captured.shape[0] >= 144 else None
+        if captured.shape[0] < 144:
+            return None
+        return Seen(np.array([HERE]), self.sizes_m, self.lifts_m, CAMERA[0].numpy())
 
 
 def tiny(plate: bool, reader: Reader | None = None) -> ActionDiTWorld:
@@ -101,7 +105,7 @@ def tiny(plate: bool, reader: Reader | None = None) -> ActionDiTWorld:
     return ActionDiTWorld(network, dtype=torch.float32, reader=reader or Reader())  # type: ignore[arg-type]
 
 
-def test_a_dream_moves_what_its_reader_found_as_the_hand_does() -> None:
+def test_a_dream_moves_what_its_reader_found_as_the_hand_does(monkeypatch: pytest.MonkeyPatch) -> None:
     state = np.array([0.30, -0.085, 0.03, 0, 0, 0, 0], np.float32)  # beside the thing, low and closed
     deltas = np.zeros((2, 7), np.float32)
     deltas[0, 1] = 0.045  # one copy pushes it
@@ -121,6 +125,18 @@ def test_a_dream_moves_what_its_reader_found_as_the_hand_does() -> None:
         drawn = wide.step(deltas)
     red = drawn[..., 0].astype(int) - drawn[..., 1]
     assert red[0][pixel((HERE[0], y + 0.012, HERE[2]))] > 150, "what is wider is pushed further ahead"
+    heavy = tiny(True, Reader(lift_m=0.002)).begin_many(frames, np.stack([state] * 2), 0, [large, large])
+    asked: list[np.ndarray] = []
+    kept_vector = dream_module.condition_vector
+    monkeypatch.setattr(dream_module, "condition_vector",
+                        lambda config, d, before, after, known: asked.append(after) or kept_vector(
+                            config, d, before, after, known))
+    for _ in range(3):
+        drawn = heavy.step(deltas)
+    red = drawn[..., 0].astype(int) - drawn[..., 1]
+    assert red[0][pixel((HERE[0], y, HERE[2]))] < 100 < 150 < red[0][here], "what stops the arm stays"
+    assert asked[-1][0, 1] < HERE[1] - 0.025 < 0.04 < heavy.state[0, 1], "the arm is drawn where it stands"
+    assert asked[-1][0, 3] < -0.1, "and tilted, for its wrist goes on"
     for world, captured in ((tiny(False), [large] * 2), (tiny(True), list(frames)), (tiny(True), None)):
         kept = world.begin_many(frames, np.stack([state] * 2), 0, captured)
         for _ in range(3):

@@ -1,12 +1,12 @@
 """`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
 
-    a round   two thirds of the real episodes, explored with the present adapter -> the camera is found again, for
-              world model and judge -> both learn from the episodes, each promoted only if its release check says so
-              -> the real successes so far are cloned -> adaptation in the dream, held to those successes; it starts
-              from the clone where the present adapter fails more often than not, or where more of the clone's dreams
-              succeed -> the last third of the real episodes: what the dream promoted, else the clone, is tried on the
-              arm as it will be deployed, without chance, and dropped where it did not do well enough there -> true
-              evaluation
+    a round   two thirds of the real episodes, explored with the present adapter -> what the measured joints tell of
+              the set-up is learned (camera, what stops the arm), for world model and judge -> both learn from the
+              episodes, each promoted only if its release check says so -> the real successes so far are cloned ->
+              adaptation in the dream, held to those successes; it starts from the clone where the present adapter
+              fails more often than not, or where more of the clone's dreams succeed -> the last third of the real
+              episodes: what the dream promoted, else the clone, is tried on the arm as it will be deployed, without
+              chance, and dropped where it did not do well enough there -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
@@ -41,7 +41,7 @@ from world_gymnast_ros.learning.judge_update import (
     update_judge,
     update_pair,
 )
-from world_gymnast_ros.learning.measuring_update import fit_camera_again
+from world_gymnast_ros.learning.measuring_update import fit_camera_again, fit_lift, with_settings
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
 from world_gymnast_ros.learning.update_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
@@ -280,8 +280,8 @@ class Run:
             wins, count = state.record
             state = dataclasses.replace(state, record=(wins + real["successes"], count + real["episodes"]))
         if method == "loop":
-            row["camera"] = once(folder / "camera.json", lambda: self.camera(folder, number, state))
-            state = dataclasses.replace(state, second=row["camera"]["second"])
+            row["setup"] = once(folder / "setup.json", lambda: self.setup(folder, number, state))
+            state = dataclasses.replace(state, second=row["setup"]["second"])
             row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
             state = dataclasses.replace(state, world_model=row["world_model"]["use"])
             row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
@@ -403,22 +403,25 @@ class Run:
             self._dreams[same] = self._figures[key].dreams
         return self._figures[key]
 
-    def camera(self, folder: Path, number: int, state: State) -> dict[str, Any]:
-        """Learn where the camera stands from where the arm is seen, before anything is drawn for it: the judge that
-        measures and the world model share it."""
+    def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
+        seen, and whether the named object stops the arm, from where the measured hand was. The judge that measures
+        and the world model share both."""
         if state.second == build.OFF:
             return {"second": build.OFF, "message": "nobody measures"}
         method = folder.parent
         start = build.checkpoint_dir(state.second, "locator")
         judge = MeasuringJudge(Locator.from_pretrained(start))
-        before = list(judge.config.T_base_camera)
+        before = judge.config.to_dict()
         episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
         message = fit_camera_again(judge, episodes)
+        judge = with_settings(judge)  # which looks again, where the camera stands now
+        message += f"; {fit_lift(judge, episodes)}"
         self.say(f"loop, round {number}: {message}")
-        if list(judge.config.T_base_camera) == before:
+        if judge.config.to_dict() == before:
             return {"second": state.second, "message": message}
-        judge.locator.save(folder / "camera")
-        ref = put_version(method / "second_judges", folder / "camera", f"round-{number}-camera-{self.scene.name}",
+        judge.locator.save(folder / "setup")
+        ref = put_version(method / "second_judges", folder / "setup", f"round-{number}-setup-{self.scene.name}",
                           parent_name(start), {"learned": message}, self.now_ns(), JUDGE)
         return {"second": str(ref.path), "message": message}
 

@@ -3,6 +3,8 @@
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
+    lift      how much higher than where it is the hand must be drawn for what stops the arm to give way: from where the
+              measured hand fell behind in pushes; no outcome is needed
     find      how sure it must be that what it sees is the named object, where that looks unfamiliar
     radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
     margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
@@ -22,11 +24,12 @@ import numpy as np
 
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import fit_camera, project
+from world_gymnast_ros.contact import behind
 from world_gymnast_ros.learning.world_model_metrics import RealEpisode, judge_all
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.tasks import parse_instruction
-from world_gymnast_ros.types import F64, U8
+from world_gymnast_ros.types import F32, F64, U8, RolloutFacts
 
 MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
 """How far a camera may have been moved since the judge was made."""
@@ -40,6 +43,11 @@ APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
 FINDS = (0.1, 0.2, 0.3, 0.5)
 RADII_M = tuple(float(r) for r in np.arange(0.014, 0.0421, 0.002).round(4))
 RADIUS_SIGMA_M = 0.01
+LIFTS_M = (-0.02, -0.01, -0.005, -0.002, 0.0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008)
+BEHIND_SIGMA_M = 0.01
+LIFT_GAIN = 3.0
+"""So much more likely, in nats, must an episode's measured hands be, in the mean of its frames, for something to be
+believed to stop the arm; BEHIND_SIGMA_M, how far they are usually from where they are expected."""
 FIND_GAIN = 3.0
 """So much more likely, in nats, must outcomes be for another find and radius to be believed."""
 APPROACH_GAIN = 3.0
@@ -146,6 +154,45 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
         return f"approach to the {name}: free; no limit explains the outcomes by {APPROACH_GAIN:g} nats better"
     return (f"approach to the {name}: at least {1000 * limit_m:.0f} mm high, which explains the outcomes by "
             f"{likely[best] - free:.1f} nats better")
+
+
+def fit_lift(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn whether the named object stops the arm where it is pushed, and what it takes for it to give way; return a
+    line about it.
+
+    Where the arm is compliant and a thing heavy or rough, the hand stays behind its targets, which the joints measure
+    (`RealEpisode.tip_m`). Sets the lift that explains the measured hands best, by LIFT_GAIN better than the present one
+    (Laplace, BEHIND_SIGMA_M).
+    """
+    names = sorted({parse_instruction(e.instruction).target for e in episodes})
+    if len(names) != 1 or not is_push(episodes):
+        return "lift: as it was; learned for pushing one object alone"
+    name = names[0]
+    known = [e for e in episodes if e.play.states is not None and e.tip_m is not None]
+    present = judge.reader.lift_m(name)
+    lifts = [float("nan"), *sorted({*LIFTS_M, *([present] if np.isfinite(present) else [])})]
+    likely, used = np.zeros(len(lifts)), 0
+    for e, frame in zip(known, first_frames(known), strict=True):
+        state: F32 = e.play.states[0]  # type: ignore[index]
+        place = judge.reader.measure(frame, state, (name,))
+        if place.fault:
+            continue
+        hand = np.repeat(judge.hands(RolloutFacts([frame], [state], e.play.deltas[None])), len(lifts), 0)
+        behind_m = behind(hand, np.repeat(place.places_m[None], len(lifts), 0), judge.reader.size_m(name),
+                          np.array(lifts)[:, None])
+        off_m = np.linalg.norm((hand[..., :3] + behind_m - e.tip_m)[..., :2], axis=-1)
+        likely -= off_m.mean(1) / BEHIND_SIGMA_M
+        used += 1
+    best = int(np.argmax(likely))
+    gain = likely[best] - likely[lifts.index(present) if np.isfinite(present) else 0]
+    if gain < LIFT_GAIN:
+        return (f"lift of the {name}: as it was; none explains where the hand was in {used} episodes by {LIFT_GAIN:g} "
+                "nats better")
+    others = {k: v for k, v in judge.config.object_lifts_m.items() if k != name}
+    judge.config.object_lifts_m = {**others, name: lifts[best]} if best else others
+    told = (f"it stops the arm, and gives way where that would go {1000 * lifts[best]:.0f} mm higher than its hand is"
+            if best else "it never stops the arm")
+    return f"lift of the {name}: {told}; explains where the hand was in {used} episodes by {gain:.1f} nats better"
 
 
 def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
@@ -286,6 +333,6 @@ def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[Meas
     judge = MeasuringJudge(Locator.from_pretrained(start))
     lines = [fit_camera_again(judge, episodes)]
     judge = with_settings(judge)
-    lines += [fit_find(judge, episodes), fit_height(judge, episodes), fit_approach(judge, episodes)]
+    lines += [fit(judge, episodes) for fit in (fit_lift, fit_find, fit_height, fit_approach)]
     return with_settings(judge), lines
 

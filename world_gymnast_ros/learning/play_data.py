@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from world_gymnast_ros.contact import foreseen
+from world_gymnast_ros.contact import behind, foreseen, hands_of, where_stopped
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.export.lerobot_reader import is_lerobot, read_lerobot
 from world_gymnast_ros.images import resize_rgb
@@ -147,7 +147,10 @@ def read_by(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
     seen = reader.things(episode.captured, episode.states[0])
     if seen is None:
         return replace(episode, things=None)
-    path = foreseen(episode.states[None].astype(np.float64), seen.places_m[None], seen.sizes_m[None])[0]
+    targets, things = episode.states[None].astype(np.float64), (seen.places_m[None], seen.sizes_m[None], seen.lifts_m)
+    path = foreseen(targets, *things)[0]
+    if np.isfinite(seen.lifts_m).any():  # where something stops the arm, that is where it is seen
+        episode = replace(episode, states=where_stopped(targets, behind(hands_of(targets), *things))[0])
     return replace(episode, things=Things(path.astype(np.float32), seen.camera))
 
 

@@ -100,11 +100,11 @@ def recording(folder: Path, size_px: int, cache: Path | None) -> RealEpisode:
     """Return one finished recording that somebody marked; EpisodeError says why another is not usable."""
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise EpisodeError("never finished; run `world-gymnast episodes repair`")
-    held = cache / f"{recording_hash(folder)[:16]}-{size_px}-captured.npz" if cache is not None else None
+    held = cache / f"{recording_hash(folder)[:16]}-{size_px}-measured.npz" if cache is not None else None
     if held is not None and held.is_file():
         with np.load(held, allow_pickle=False) as data:
             return _episode(folder.name, data["frames"], data["deltas"], data["states"], str(data["instruction"]),
-                            bool(data["success"]), data["captured"])
+                            bool(data["success"]), data["captured"], data["tip_m"])
     episode = read_episode(folder, (size_px, size_px))
     if episode.outcome.outcome == "unknown":
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
@@ -112,19 +112,19 @@ def recording(folder: Path, size_px: int, cache: Path | None) -> RealEpisode:
     targets = bridge_state(steps.T_base_target, steps.gripper_command)
     states = np.concatenate([episode.states[:1], targets]).astype(np.float32)  # arming seeds the target as measured
     success = episode.outcome.outcome == "success"
-    captured = first_picture(episode)
+    captured, tip_m = first_picture(episode), episode.states[:, :3]
     if held is not None:
         held.parent.mkdir(parents=True, exist_ok=True)
         partial = held.with_suffix(".partial")
         with partial.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=states, success=success,
-                     instruction=np.array(episode.instruction), captured=captured)
+                     instruction=np.array(episode.instruction), captured=captured, tip_m=tip_m)
         os.replace(partial, held)
-    return _episode(folder.name, episode.frames, episode.actions, states, episode.instruction, success, captured)
+    return _episode(folder.name, episode.frames, episode.actions, states, episode.instruction, success, captured,
+                    tip_m)
 
 
 def _episode(name: str, frames: np.ndarray, deltas: np.ndarray, states: np.ndarray, words: str, success: bool,
-             captured: np.ndarray) -> RealEpisode:
-    tip = states[:, :3]  # the target: the arm follows it within millimetres
+             captured: np.ndarray, tip_m: np.ndarray) -> RealEpisode:
     play = PlayEpisode(frames, deltas, states, family_of(words), name, captured=captured)
-    return RealEpisode(play, words, success, tip)
+    return RealEpisode(play, words, success, tip_m)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
-from world_gymnast_ros.contact import Handled, hand_after
+from world_gymnast_ros.contact import Handled, hand_after, where_stopped
 from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig, BadFrame
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
@@ -115,7 +115,7 @@ class ActionDiTDream:
         """`things` that the sampler knows, as the hand will move them (`contact.py`)."""
         self._sampler, self._config, self._copies = sampler, config, len(sampler.frame)
         self.state: F32 | None = None if states is None else np.array(states, np.float32)
-        self._hand = self.state
+        self._hand = self._drawn = self.state
         self._things = things
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
@@ -131,12 +131,16 @@ class ActionDiTDream:
         clipped[:, 6] = gripper_is_open(clipped[:, 6])
         before = np.zeros_like(clipped) if self.state is None else self.state
         after = before if self.state is None else integrate_states(before, clipped, LIMITS, self._workspace)
-        condition = condition_vector(self._config, clipped, before, after, self.state is not None)
-        places_m = None
+        places_m, drawn = None, after
         if self.state is not None:
             hand = hand_after(before, after)
-            places_m = None if self._things is None else self._things.step(self._hand, hand)
+            if self._things is not None:
+                places_m = self._things.step(self._hand, hand)
+                drawn = where_stopped(after, self._things.behind_m)
             self.state, self._hand = after, hand
+        condition = condition_vector(self._config, clipped, before if self._drawn is None else self._drawn, drawn,
+                                     self.state is not None)
+        self._drawn = None if self.state is None else drawn
         return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m))
 
 
@@ -226,13 +230,15 @@ class ActionDiTWorld:
                 found[key] = self.reader.things(rgb, state)
         most = max((len(s.places_m) for s in found.values() if s is not None), default=0)
         places_m, sizes_m = np.full((len(keys), most, 3), np.nan), np.full((len(keys), most, 2), np.nan)
+        lifts_m = np.full((len(keys), most), np.nan)
         cameras = np.zeros((len(keys), 12))
         for i, key in enumerate(keys):
             seen = found[key]
             if seen is not None:
                 count = len(seen.places_m)
                 places_m[i, :count], sizes_m[i, :count], cameras[i] = seen.places_m, seen.sizes_m, seen.camera
-        return Handled(places_m, sizes_m), cameras
+                lifts_m[i, :count] = seen.lifts_m
+        return Handled(places_m, sizes_m, lifts_m), cameras
 
 
 def seen_by(config: ActionDiTConfig, reader: SceneReader | None) -> ActionDiTConfig:

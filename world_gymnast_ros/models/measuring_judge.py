@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from world_gymnast_ros.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.arm_parts import part_points
 from world_gymnast_ros.camera_fit import project
-from world_gymnast_ros.contact import along_and_aside, hand_after, handled
+from world_gymnast_ros.contact import along_and_aside, behind, hand_after, handled, where_stopped
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.reflector import two_in_a_row
@@ -61,6 +61,18 @@ class MeasuringJudge:
         path[:, 1:] = hand_after(path[:, :-1], path[:, 1:], self.config.hand_lag, self.config.hand_sag_m)
         return path
 
+    def _stopped(self, facts: RolloutFacts) -> F64:
+        """Return where the hand is at each frame (G, T+1, 7), where things that stop the arm have been learned of."""
+        hands = self.hands(facts)
+        if not self.config.object_lifts_m:
+            return hands
+        for i, (captured, state) in enumerate(zip(facts.captured, facts.states, strict=True)):
+            seen = self.reader.things(captured, state)  # type: ignore[arg-type]
+            if seen is not None and np.isfinite(seen.lifts_m).any():
+                hands[i] = where_stopped(hands[i], behind(hands[i:i + 1], seen.places_m[None], seen.sizes_m[None],
+                                                          seen.lifts_m)[0])
+        return hands
+
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3) by measurement."""
         if facts is None:
@@ -90,7 +102,8 @@ class MeasuringJudge:
             judged = [self._reach(hand, target_m, names[0])
                       for hand, target_m in zip(hands[good], places_m[:, 0], strict=True)]
         else:
-            paths, held = handled(hands[good], places_m[:, :1], self.reader.size_m(names[0]))
+            paths, held = handled(hands[good], places_m[:, :1], self.reader.size_m(names[0]),
+                                  self.reader.lift_m(names[0]))
             judged = [self._moved(path[:, 0, :2], in_hand[:, 0], task, goal_m)
                       for path, in_hand, goal_m in zip(paths, held, places_m[:, -1], strict=True)]
         for k, verdict in zip(good, judged, strict=True):
@@ -150,7 +163,7 @@ class MeasuringJudge:
         if not rows:
             return out
         known = RolloutFacts([facts.captured[i] for i in rows], [facts.states[i] for i in rows], facts.deltas[rows])
-        points = part_points(self.hands(known)[:, -1].astype(np.float32)).astype(np.float64)
+        points = part_points(self._stopped(known)[:, -1].astype(np.float32)).astype(np.float64)
         _, _, uv, sure = self.locator.find(frames[rows], ())
         half = np.array([self.config.width / 2, self.config.height / 2])
         for k, i in enumerate(rows):

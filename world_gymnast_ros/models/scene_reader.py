@@ -40,11 +40,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Seen:
-    """Things that a hand could move: `places_m` float64 (N, 3), base axes, and `sizes_m` (N, 2), radius and height that
-    they are pushed with; `camera` float32 (12,), the projection that sees them, as from `outline.projection`."""
+    """Things that a hand could move: `places_m` float64 (N, 3), base axes, `sizes_m` (N, 2), radius and height that
+    they are pushed with, and `lifts_m` (N,), NaN where they never stop the arm (`contact.py`); `camera` float32 (12,),
+    the projection that sees them, as from `outline.projection`."""
 
     places_m: F64
     sizes_m: F64
+    lifts_m: F64
     camera: F32
 
 
@@ -104,7 +106,8 @@ class SceneReader:
                 kept.append(i)
         rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
         sizes_m = np.array([self.size_m(names[k]) for k in kept]).reshape(-1, 2)
-        return Seen(places_m[kept].reshape(-1, 3), sizes_m, rows.astype(np.float32))
+        lifts_m = np.array([self.lift_m(names[k]) for k in kept])
+        return Seen(places_m[kept].reshape(-1, 3), sizes_m, lifts_m, rows.astype(np.float32))
 
     def height_m(self, name: str) -> float:
         """Return at what height the middle of what is seen of a named thing lies, m above the table."""
@@ -115,6 +118,10 @@ class SceneReader:
         """Return radius and height of the upright disc as which a named thing is pushed, m."""
         radius_m, top_m = self.config.object_sizes_m.get(name, THING_SIZE_M)
         return radius_m, top_m
+
+    def lift_m(self, name: str) -> float:
+        """Return how much higher than its hand the arm must aim for a named thing to give way; NaN: it always does."""
+        return self.config.object_lifts_m.get(name, float("nan"))
 
     def found(self, name: str) -> float:
         """Return how sure a find of a named thing must be."""
