@@ -218,6 +218,12 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
     stricter = replays([False] * 1 + [True] * 19 + [False] * 10, success)
     assert not decide_judge((loose, silent), (old, old), 0).promote
     assert decide_judge((loose, stricter), (old, old), 0).promote
+    told = np.flatnonzero(old.claimed & old.success)
+    for kept, promote in ((len(told) // 2 + 1, True), (1, False)):  # a cut that three new successes just pass
+        narrow = dataclasses.replace(old, claimed=np.isin(np.arange(30), told[:kept]))
+        decision = decide_judge((loose, stricter), (old, narrow), 0)
+        failed = [line for line in decision.lines if line.startswith("FAILS")]
+        assert decision.promote is promote and all("old scenes, successes told" in line for line in failed), failed
     few = replays(success[15:25], success[15:25])
     fooled = replays([True] * 24 + [False] * 6, success)
     strict = replays([False] * 6 + [True] * 14 + [False] * 10, success)

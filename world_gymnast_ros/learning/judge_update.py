@@ -224,7 +224,8 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | No
     has learned nothing from them but a few settings, and on those held out it must not fall; for one that has learned
     `weights` from them those held out decide. Where false successes fall by 10 points, agreement on held-out episodes
     may fall by as many. Who claims nothing is no judge, however many failures there are to be right about: of all
-    successes half as many as before must be told.
+    successes half as many as before must be told, and of those in old scenes, too, where a cut that three new successes
+    just pass may pass none.
     """
     if len(new[0].success) < MIN_HELD_OUT:
         return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
@@ -271,4 +272,6 @@ def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | No
                      f"old scenes, AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")
         good &= rule(false(old[1]) <= false(old[0]) + 0.1,
                      f"old scenes, false successes {false(old[0]):.3f} to {false(old[1]):.3f}; at most 10 points more")
+        first, last = (told(r) for r in old)
+        good &= rule(last >= first / 2, f"old scenes, successes told {first:.3f} to {last:.3f}; at least half as many")
     return Decision(good, tuple(lines))
