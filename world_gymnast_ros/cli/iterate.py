@@ -1,9 +1,10 @@
 """Close the loop on the twin: real episodes improve the dream, the dream improves the policy, both are measured.
 
-A round: real episodes, two thirds explored with the present adapter; world model and judges learn from them and are
-promoted only if their release checks say so; the real successes are cloned; adaptation in the dream, held to them; the
-last third tries on the arm what the dream promoted, or else the clone; true evaluation. A stopped run goes on with the
-same command.
+A round: real episodes, two thirds explored with the present adapter; what the measured joints tell is learned (where
+the camera stands, what stops the arm); world model and judges learn from outcomes and are promoted only if their
+release checks say so; the real successes are cloned; adaptation in the dream, held to them; the last third tries on the
+arm, without chance, what the dream promoted, or else the clone; true evaluation. A stopped run goes on with the same
+command.
 
 examples:
   world-gymnast iterate --scene lab_bottle --rounds 3 --episodes 24              the loop, in runs/iterate/lab_bottle

@@ -15,7 +15,7 @@ examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
   world-gymnast judge veto --play data/dreams --family push --out judges/mine
-  world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape: two dozen episodes
+  world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
   world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
   world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
 

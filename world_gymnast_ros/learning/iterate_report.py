@@ -138,6 +138,8 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     if "real" in row:
         real = row["real"]
         parts.append(f"<p>{real['successes']} of {real['episodes']} explored real episodes succeeded.</p>")
+    if "setup" in row:
+        parts.append(f"<p><b>Set-up</b>: {escape(row['setup']['message'])}.</p>")
     for kind, name in (("world_model", "World model"), ("judge", "Judge")):
         if kind in row:
             part = row[kind]
@@ -156,7 +158,8 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
         parts.append(f"<p><b>The arm's last word</b>: {escape(row['trial']['message'])}; {stays}.</p>")
     elif "trial" in row:
         trial = row["trial"]
-        parts.append(f"<p>{trial['successes']} of {trial['episodes']} explored episodes more succeeded.</p>")
+        parts.append(f"<p>Nothing new to try; the present policy, without chance, succeeded in {trial['successes']} of "
+                     f"{trial['episodes']} episodes more.</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
