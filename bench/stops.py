@@ -1,0 +1,74 @@
+"""Is it foreseen where the hand stands that something stops? `python bench/stops.py RUN... [--pictures]`.
+
+RUN: folders of `world-gymnast iterate` of pushing tasks. What stops the arm is learned from the episodes that the run
+learned from, and measured on the true evaluations after each round, of which nothing was learned: how far the hand is
+from where it was measured (mean over frames and episodes, horizontal), knowing nothing of it and as learned; with
+--pictures, too, how far the shipped world model's pictures of the same actions are off (structural error), and how the
+judge that measures alone calls the outcomes.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from world_gymnast_ros.contact import behind
+from world_gymnast_ros.learning.measuring_update import first_frames, fit_lift, with_settings
+from world_gymnast_ros.learning.real_episodes import play_file
+from world_gymnast_ros.learning.world_model_metrics import RealEpisode, replay_figures
+from world_gymnast_ros.models import build
+from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.models.measuring_judge import MeasuringJudge
+from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.types import RolloutFacts
+
+
+def hand_off_mm(judge: MeasuringJudge, episodes: list[RealEpisode]) -> float:
+    """Return how far the hand is from where it was measured, mm, as the judge expects it."""
+    off = []
+    for e, frame in zip(episodes, first_frames(episodes), strict=True):
+        name = parse_instruction(e.instruction).target
+        if e.play.states is None or e.tip_m is None:
+            continue
+        seen = judge.reader.measure(frame, e.play.states[0], (name,))
+        if seen.fault:
+            continue
+        hand = judge.hands(RolloutFacts([frame], [e.play.states[0]], e.play.deltas[None]))
+        at_m = hand[0, :, :3] + behind(hand, seen.places_m[None], judge.reader.size_m(name),
+                                       judge.reader.lift_m(name))[0]
+        off.append(1000 * np.linalg.norm((at_m - e.tip_m)[:, :2], axis=-1).mean())
+    return float(np.mean(off))
+
+
+def main() -> None:
+    """Print one row per run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--pictures", action="store_true", help="dream the evaluations, without and with what is known")
+    args = parser.parse_args()
+    probe = build.load_judge("")
+    print("| run | learned from | gives way, mm | episodes | hand off, mm: before, after |"
+          + (" structural error | false successes | missed |" if args.pictures else ""))
+    print("|---|---|---|---|---|" + ("---|---|---|" if args.pictures else ""))
+    for run in args.runs:
+        learned = [e for part in ("training", "calibration") for f in sorted((run / "loop" / part).glob("*.npz"))
+                   for e in play_file(f)]
+        held = [e for f in sorted(run.glob("loop/round-*/evaluation.npz")) for e in play_file(f)]
+        if not learned or not held:
+            raise SystemExit(f"{run} holds no episodes of a loop; name a folder that `world-gymnast iterate` wrote")
+        before = MeasuringJudge(Locator.from_pretrained(build.checkpoint_dir("", "locator")))
+        after = with_settings(before)
+        fit_lift(after, learned)
+        lift_mm = 1000 * after.reader.lift_m(parse_instruction(held[0].instruction).target)
+        cells = [str(run), str(len(learned)), "always" if np.isnan(lift_mm) else f"{lift_mm:.0f} higher",
+                 str(len(held)), ", ".join(f"{hand_off_mm(j, held):.1f}" for j in (before, after))]
+        if args.pictures:
+            told = [replay_figures(build.load_world_model("", "").with_reader(j.reader), j, probe, held, 0).summary()
+                    for j in (before, after)]
+            cells += [", ".join(f"{t[k]:.3f}" for t in told) for k in ("structural", "false_success", "missed")]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
