@@ -19,8 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_play import SIZE, write_toy_play
 
+from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.learning import real_episodes
 from world_gymnast_ros.learning.judge_update import calibrate, decide_judge
 from world_gymnast_ros.learning.play_data import Things
 from world_gymnast_ros.learning.real_episodes import play_file, read_real
@@ -111,7 +113,8 @@ def test_a_run_of_other_data_or_settings_is_not_gone_on_with(files: Path, tmp_pa
         fine_tune(files / "parent", found, replay, [], quick, tmp_path / "run")
 
 
-def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_path: Path) -> None:
+def test_recordings_and_play_data_are_read_and_decoded_once(
+        files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, cache = tmp_path / "episodes", tmp_path / "cache"
     root.mkdir()
     _, truth = record(root, "one", outcome="success")
@@ -129,8 +132,15 @@ def test_recordings_and_play_data_are_read_and_decoded_once(files: Path, tmp_pat
     np.testing.assert_allclose(one.play.deltas, np.stack(truth.actions), atol=1e-6)
     # the target before an action plus the action is the target after it
     np.testing.assert_allclose(np.diff(one.play.states[:, 0]), one.play.deltas[:, 0], atol=2e-3)
+    monkeypatch.setattr(real_episodes, "read_episode", lambda *a: dataclasses.replace(
+        read_episode(*a), states=read_episode(*a).states - np.float32(0.01)))
+    behind = next(e for e in read_real([root], 32)[0] if e.play.name == "one")
+    np.testing.assert_allclose(behind.tip_m[1:], one.play.states[1:, :3] - 0.01, atol=1e-6)  # as measured, not as aimed
+    np.testing.assert_array_equal(behind.play.states[1:], one.play.states[1:])
+    measured = one.tip_m
     stamp = max(p.stat().st_mtime_ns for p in cache.glob("*.npz"))
     again = read_real([root], 32, cache)[0]
+    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").tip_m, measured)
     np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").captured, one.captured)
     assert max(p.stat().st_mtime_ns for p in cache.glob("*.npz")) == stamp, "decoded again"
     np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").play.frames, one.play.frames)

@@ -8,8 +8,8 @@ rate, upper end of its interval, stays below --refuse-above.
 --share of the true successes. For families in which the judge that measures knows better.
 
 `learn` teaches both judges a scene from marked recordings of it, settings only: where the camera stands, how high the
-named object is, how it is pushed, how sure a find and the pair must be. Written where they are right more often then,
-and refused otherwise.
+named object is, how it is pushed, whether it stops the arm, how sure a find and the pair must be. Written where they
+are right more often then, and refused otherwise.
 
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
