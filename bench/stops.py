@@ -13,32 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.contact import behind
-from world_gymnast_ros.learning.measuring_update import first_frames, fit_lift, with_settings
+from world_gymnast_ros.learning.measuring_update import fit_lift, hands_off_m, with_settings
 from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import RealEpisode, replay_figures
+from world_gymnast_ros.learning.world_model_metrics import replay_figures
 from world_gymnast_ros.models import build
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.tasks import parse_instruction
-from world_gymnast_ros.types import RolloutFacts
-
-
-def hand_off_mm(judge: MeasuringJudge, episodes: list[RealEpisode]) -> float:
-    """Return how far the hand is from where it was measured, mm, as the judge expects it."""
-    off = []
-    for e, frame in zip(episodes, first_frames(episodes), strict=True):
-        name = parse_instruction(e.instruction).target
-        if e.play.states is None or e.tip_m is None:
-            continue
-        seen = judge.reader.measure(frame, e.play.states[0], (name,))
-        if seen.fault:
-            continue
-        hand = judge.hands(RolloutFacts([frame], [e.play.states[0]], e.play.deltas[None]))
-        at_m = hand[0, :, :3] + behind(hand, seen.places_m[None], judge.reader.size_m(name),
-                                       judge.reader.lift_m(name))[0]
-        off.append(1000 * np.linalg.norm((at_m - e.tip_m)[:, :2], axis=-1).mean())
-    return float(np.mean(off))
 
 
 def main() -> None:
@@ -60,9 +41,10 @@ def main() -> None:
         before = MeasuringJudge(Locator.from_pretrained(build.checkpoint_dir("", "locator")))
         after = with_settings(before)
         fit_lift(after, learned)
-        lift_mm = 1000 * after.reader.lift_m(parse_instruction(held[0].instruction).target)
-        cells = [str(run), str(len(learned)), "always" if np.isnan(lift_mm) else f"{lift_mm:.0f} higher",
-                 str(len(held)), ", ".join(f"{hand_off_mm(j, held):.1f}" for j in (before, after))]
+        lift_m = after.reader.lift_m(parse_instruction(held[0].instruction).target)
+        off_mm = 1000 * hands_off_m(before, held, (float("nan"), lift_m)).mean(0)
+        cells = [str(run), str(len(learned)), "always" if np.isnan(lift_m) else f"{1000 * lift_m:.0f} higher",
+                 str(len(held)), f"{off_mm[0]:.1f}, {off_mm[1]:.1f}"]
         if args.pictures:
             told = [replay_figures(build.load_world_model("", "").with_reader(j.reader), j, probe, held, 0).summary()
                     for j in (before, after)]

@@ -11,7 +11,7 @@ import pytest
 
 from world_gymnast_ros.actions import StepLimits
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, behind, handled
+from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.learning.judge_update import learn_settings
@@ -24,6 +24,7 @@ from world_gymnast_ros.learning.measuring_update import (
     fit_find,
     fit_height,
     fit_lift,
+    hands_off_m,
     update_measuring,
     with_settings,
 )
@@ -247,15 +248,8 @@ def test_what_stops_the_arm_is_told_by_where_the_hand_was(tmp_path: Path) -> Non
     assert 0.0 <= lift_m <= 0.006 and "stops the arm" in line, line
     assert "as it was" in fit_lift(judge, episodes["lab_rubber"]), "the second time it is known"
 
-    def off_m(learned: MeasuringJudge) -> float:
-        out = []
-        for e in episodes["lab_rubber"]:
-            seen = learned.reader.measure(e.captured, e.play.states[0], ("purple block",))  # type: ignore[arg-type,index]
-            hand = learned.hands(RolloutFacts([e.captured], [e.play.states[0]], e.play.deltas[None]))  # type: ignore
-            at_m = hand[0, :, :3] + behind(hand, seen.places_m[None], lifts_m=learned.reader.lift_m("purple block"))[0]
-            out.append(np.linalg.norm((at_m - e.tip_m)[:, :2], axis=1).mean())
-        return float(np.mean(out))
-    assert off_m(judge) < 0.7 * off_m(shipped())
+    free_m, stopped_m = hands_off_m(judge, episodes["lab_rubber"], (float("nan"), lift_m)).mean(0)
+    assert stopped_m < 0.7 * free_m
     seen = read_by(episodes["lab_rubber"][0].play, judge.reader)
     targets = episodes["lab_rubber"][0].play.states
     assert seen.states is not None and targets is not None and np.abs(seen.states - targets).max() > 0.01

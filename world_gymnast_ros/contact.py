@@ -71,7 +71,7 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_],
     length = np.linalg.norm(way, axis=1)
     ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
     yaw = after[:, None, 5]
-    wide = np.abs(ahead[..., 0] * np.cos(yaw) + ahead[..., 1] * np.sin(yaw)) > np.sqrt(0.5)  # their wide side leads
+    wide = _wide_side_leads(ahead, yaw)
     across_m, turn = np.where(wide, FACE_M, EDGE_M), np.where(wide, TURN_AHEAD, TURN_ASIDE)
     for s in (np.arange(SUBSTEPS) + 1) / SUBSTEPS:
         hand = before + (after - before) * s
@@ -86,6 +86,11 @@ def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_],
         depth = np.where(touched, np.minimum(radii_m - distance, LONGEST_PUSH_M), 0.0)
         place = place + depth[..., None] * (normal + slope[..., None] * sideways)
     return place
+
+
+def _wide_side_leads(ahead: F64, yaw: F64) -> NDArray[np.bool_]:
+    """Return whether hands of `yaw` (G, 1) that go `ahead` (G, 1, 2) do so with their fingers' wide side (G, 1)."""
+    return np.asarray(np.abs(ahead[..., 0] * np.cos(yaw) + ahead[..., 1] * np.sin(yaw)) > np.sqrt(0.5))
 
 
 def _nearest(gap_m: F64, yaw: F64, across_m: F64) -> tuple[F64, F64]:
@@ -154,8 +159,7 @@ class Handled:
         for k in range(SUBSTEPS):
             here = start + (end - start) * (k / SUBSTEPS)
             there = start + (end - start) * ((k + 1) / SUBSTEPS)
-            wide = np.abs(ahead[..., 0] * np.cos(there[:, None, 5]) + ahead[..., 1] * np.sin(there[:, None, 5]))
-            across_m = np.where(wide > np.sqrt(0.5), FACE_M, EDGE_M)
+            across_m = np.where(_wide_side_leads(ahead, there[:, None, 5]), FACE_M, EDGE_M)
             normal, distance = _nearest(self.places_m[..., :2] - there[:, None, :2], there[:, 5, None], across_m)
             touched = stubborn & (there[:, 2, None] < over_m) & (distance < radii_m) & ((normal * ahead).sum(-1) > 0)
             stops = (touched & ((after[:, 2] - here[:, 2])[:, None] < self.lifts_m)).any(1) & ~done

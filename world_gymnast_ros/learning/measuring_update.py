@@ -29,7 +29,7 @@ from world_gymnast_ros.learning.world_model_metrics import RealEpisode, judge_al
 from world_gymnast_ros.models.locator import Locator
 from world_gymnast_ros.models.measuring_judge import MeasuringJudge
 from world_gymnast_ros.tasks import parse_instruction
-from world_gymnast_ros.types import F32, F64, U8, RolloutFacts
+from world_gymnast_ros.types import F64, U8, RolloutFacts
 
 MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
 """How far a camera may have been moved since the judge was made."""
@@ -168,21 +168,10 @@ def fit_lift(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     if len(names) != 1 or not is_push(episodes):
         return "lift: as it was; learned for pushing one object alone"
     name = names[0]
-    known = [e for e in episodes if e.play.states is not None and e.tip_m is not None]
     present = judge.reader.lift_m(name)
     lifts = [float("nan"), *sorted({*LIFTS_M, *([present] if np.isfinite(present) else [])})]
-    likely, used = np.zeros(len(lifts)), 0
-    for e, frame in zip(known, first_frames(known), strict=True):
-        state: F32 = e.play.states[0]  # type: ignore[index]
-        place = judge.reader.measure(frame, state, (name,))
-        if place.fault:
-            continue
-        hand = np.repeat(judge.hands(RolloutFacts([frame], [state], e.play.deltas[None])), len(lifts), 0)
-        behind_m = behind(hand, np.repeat(place.places_m[None], len(lifts), 0), judge.reader.size_m(name),
-                          np.array(lifts)[:, None])
-        off_m = np.linalg.norm((hand[..., :3] + behind_m - e.tip_m)[..., :2], axis=-1)
-        likely -= off_m.mean(1) / BEHIND_SIGMA_M
-        used += 1
+    off_m = hands_off_m(judge, episodes, lifts)
+    likely, used = -off_m.sum(0) / BEHIND_SIGMA_M, len(off_m)
     best = int(np.argmax(likely))
     gain = likely[best] - likely[lifts.index(present) if np.isfinite(present) else 0]
     if gain < LIFT_GAIN:
@@ -193,6 +182,24 @@ def fit_lift(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     told = (f"it stops the arm, and gives way where that would go {1000 * lifts[best]:.0f} mm higher than its hand is"
             if best else "it never stops the arm")
     return f"lift of the {name}: {told}; explains where the hand was in {used} episodes by {gain:.1f} nats better"
+
+
+def hands_off_m(judge: MeasuringJudge, episodes: Sequence[RealEpisode], lifts_m: Sequence[float]) -> F64:
+    """Return how far hands are from where they were measured (E, L), m, horizontally, in the mean of an episode's
+    frames, were the named object's lift each of `lifts_m` (L,); episodes whose hand or object is not known are left
+    out."""
+    known = [e for e in episodes if e.play.states is not None and e.tip_m is not None]
+    off: list[F64] = []
+    for e, frame in zip(known, first_frames(known), strict=True):
+        name, state = parse_instruction(e.instruction).target, e.play.states[0]  # type: ignore[index]
+        place = judge.reader.measure(frame, state, (name,))
+        if place.fault:
+            continue
+        hand = np.repeat(judge.hands(RolloutFacts([frame], [state], e.play.deltas[None])), len(lifts_m), 0)
+        behind_m = behind(hand, np.repeat(place.places_m[None], len(lifts_m), 0), judge.reader.size_m(name),
+                          np.array(lifts_m, np.float64)[:, None])
+        off.append(np.linalg.norm((hand[..., :3] + behind_m - e.tip_m)[..., :2], axis=-1).mean(1))
+    return np.array(off).reshape(-1, len(lifts_m))
 
 
 def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
