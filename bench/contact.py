@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from world_gymnast_ros.contact import along_and_aside, handled
-from world_gymnast_ros.evaluate import paired_replay_auc
-from world_gymnast_ros.models import build
-from world_gymnast_ros.models.measuring_judge import MeasuringJudge
-from world_gymnast_ros.panel import TwoJudges
-from world_gymnast_ros.tasks import DIRECTIONS, PUSH_LATERAL_M, parse_instruction
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.statistics import paired_replay_auc
+from world_gymnast_ros.tabletop.contact import along_and_aside, handled
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_LATERAL_M, parse_instruction
 from world_gymnast_ros.types import RolloutFacts
 
 

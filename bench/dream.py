@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
-from world_gymnast_ros.models.build import load_world_model
-from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.load import load_world_model
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.types import Frame
 
 

@@ -22,13 +22,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
 from capsule_arm import CapsuleArm
 
-from world_gymnast_ros.actions import pose_from_state, rpy_to_matrix
-from world_gymnast_ros.clearance import BOW_M
-from world_gymnast_ros.control import ArmMode, ChunkPlayer
-from world_gymnast_ros.health import observe, plausible
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.safety import GuardInputs, GuardState, guard, remember
+from world_gymnast_ros.control.arm_state import observe, plausible
+from world_gymnast_ros.control.chunk_player import ArmMode, ChunkPlayer
+from world_gymnast_ros.control.guard import GuardInputs, GuardState, guard, remember
+from world_gymnast_ros.control.limits import SafetyConfig
+from world_gymnast_ros.robot.actions import pose_from_state, rpy_to_matrix
+from world_gymnast_ros.robot.clearance import BOW_M
+from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
 from world_gymnast_ros.types import ActionChunk, ArmCommand, ArmState, Verdict
 
 STRANGE = np.array([np.nan, np.inf, -np.inf, 1e300, -1e300, 1e-300, 5e-324, 3.5, -np.pi, 0.0])

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 
-from world_gymnast_ros.actions import pose_from_state
 from world_gymnast_ros.config import ArmConfig
+from world_gymnast_ros.control.guard import GuardInputs, GuardState, guard
 from world_gymnast_ros.errors import Unreachable
-from world_gymnast_ros.kinematics import NEUTRAL, fk, ik
-from world_gymnast_ros.safety import GuardInputs, GuardState, guard
+from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.robot.kinematics import NEUTRAL, fk, ik
 from world_gymnast_ros.types import ArmState, Verdict
 
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, fk, ik
+from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, fk, ik
 
 
 def main() -> None:

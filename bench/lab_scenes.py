@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from world_gymnast_ros.evaluate import wilson
-from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import replay_figures
-from world_gymnast_ros.models import build
+from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.evaluation.replay import replay_figures
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.statistics import wilson
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.scene import Scene, known_scenes, load_scene

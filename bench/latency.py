@@ -110,7 +110,7 @@ class Figures:
 
 def specs(rate_hz: float, load: str, niceness: int) -> list[Any]:
     """Return the graph; its nodes (not the trainers) run at `niceness`, below 0 only with the right to."""
-    from world_gymnast_ros import graph
+    from world_gymnast_ros.nodes import graph
 
     @dataclass(frozen=True)
     class Script(graph.NodeSpec):
@@ -137,8 +137,7 @@ def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: P
     import psutil
     from ros_tools import client
 
-    from world_gymnast_ros import graph
-    from world_gymnast_ros.nodes import base, convert
+    from world_gymnast_ros.nodes import base, convert, graph
 
     figures = Figures()
     env = graph.ros_environment(log_dir=log_dir)
@@ -222,7 +221,7 @@ def main() -> int:
                 "load": lambda: train(int(args.niceness))}[args.role]()
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    from world_gymnast_ros import graph
+    from world_gymnast_ros.nodes import graph
 
     os.environ.update({"ROS_DOMAIN_ID": str(DOMAIN_ID), "OMP_NUM_THREADS": "1"})
     os.environ.update(graph.ros_environment())

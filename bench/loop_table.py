@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.evaluate import Interval, paired_bootstrap
-from world_gymnast_ros.learning.iterate import EVALUATION_SEED, METHODS, once
-from world_gymnast_ros.learning.iterate_report import COLUMNS, rows_of
 from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.report.loop_report import COLUMNS, rows_of
+from world_gymnast_ros.statistics import Interval, paired_bootstrap
 from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.updates.loop import EVALUATION_SEED, METHODS, once
 
 BASELINES = METHODS[1:]
 MORE_SEED = EVALUATION_SEED + 1000
@@ -92,7 +92,7 @@ def run_more(table: dict[str, Any], count: int) -> None:
     """Put `count` more true outcomes of each method's last adapter into the last rows of `table`."""
     from tqdm import tqdm
 
-    from world_gymnast_ros.models.build import load_policy
+    from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.store import Store
     from world_gymnast_ros.twin.policy_play import policy_episodes
     from world_gymnast_ros.twin.sim import Twin

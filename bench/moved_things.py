@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from world_gymnast_ros.imagine import replay_from
-from world_gymnast_ros.models import build
-from world_gymnast_ros.models.plate import project
+from world_gymnast_ros.adaptation.rollout import replay_from
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.models.world_models.background import project
 from world_gymnast_ros.types import F64, U8
 
 MOVED_M, MOVED_PX, SEEN, CONTRAST = 0.04, 5, 0.6, 40.0

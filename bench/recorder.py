@@ -49,8 +49,8 @@ def noisy_views(count: int) -> list[np.ndarray]:
 
 def feed(sent: Path, words: list[str]) -> int:
     """Publish all three topics until a signal; the stamps of what was sent go to files in the folder `sent`."""
-    from world_gymnast_ros.kinematics import NEUTRAL, fk
     from world_gymnast_ros.nodes import base, convert
+    from world_gymnast_ros.robot.kinematics import NEUTRAL, fk
     from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
     class Feeder(base.ConfiguredNode):
@@ -108,7 +108,7 @@ def read_sent(sent: Path) -> dict[str, np.ndarray]:
 
 def feeder_spec(sent: Path, niceness: int = 0) -> Any:
     """Return the process that runs `feed`."""
-    from world_gymnast_ros import graph
+    from world_gymnast_ros.nodes import graph
 
     @dataclass(frozen=True)
     class Feeder(graph.NodeSpec):
@@ -147,8 +147,7 @@ def run(minutes: float, episode_minutes: float, niceness: int, out: Path) -> tup
     import psutil
     from ros_tools import client
 
-    from world_gymnast_ros import graph
-    from world_gymnast_ros.nodes import convert
+    from world_gymnast_ros.nodes import convert, graph
 
     @dataclass(frozen=True)
     class Recorder(graph.NodeSpec):
@@ -252,8 +251,8 @@ def main() -> int:
         return feed(Path(args.sent), rest)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    from world_gymnast_ros import graph
     from world_gymnast_ros.episodes import check
+    from world_gymnast_ros.nodes import graph
 
     os.environ.setdefault("ROS_DOMAIN_ID", str(DOMAIN_ID))
     os.environ.update(graph.ros_environment())

@@ -61,8 +61,7 @@ def kill_once(moment_s: float, ending_s: float | None, out: Path, log_dir: Path)
     """
     from ros_tools import client
 
-    from world_gymnast_ros import graph
-    from world_gymnast_ros.nodes import convert
+    from world_gymnast_ros.nodes import convert, graph
 
     spec = graph.RECORDER.with_overrides(directory=str(out / "episodes"), min_free_mb=1.0)
     # A client of its own: an older one would still believe in the recorder that was killed before.
@@ -190,7 +189,7 @@ def run(kills: int, seed: int, out: Path) -> tuple[list[Kill], dict[str, np.ndar
     """Kill so often; return what was found, and the stamps of everything that was sent."""
     from ros_tools import client
 
-    from world_gymnast_ros import graph
+    from world_gymnast_ros.nodes import graph
 
     rng, done = np.random.default_rng(seed), []
     before: tuple[Path, str] | None = None
@@ -228,7 +227,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the episodes (default: a temporary one)")
     args = parser.parse_args()
-    from world_gymnast_ros import graph
+    from world_gymnast_ros.nodes import graph
 
     os.environ.setdefault("ROS_DOMAIN_ID", str(DOMAIN_ID))
     os.environ.update(graph.ros_environment())

@@ -10,8 +10,8 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
-from world_gymnast_ros.evaluate import wilson
-from world_gymnast_ros.sequential import PairedTest
+from world_gymnast_ros.evaluation.sequential_test import PairedTest
+from world_gymnast_ros.statistics import wilson
 
 SAME = (0.1, 0.3, 0.5, 0.8)
 DIFFERENT = ((0.3, 0.5), (0.3, 0.6), (0.3, 0.75), (0.15, 0.6), (0.6, 0.3))

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.learning.measuring_update import fit_lift, hands_off_m, with_settings
-from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import replay_figures
-from world_gymnast_ros.models import build
-from world_gymnast_ros.models.locator import Locator
-from world_gymnast_ros.models.measuring_judge import MeasuringJudge
-from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.evaluation.replay import replay_figures
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.tabletop.calibration import fit_lift, hands_off_m, with_settings
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.twin.tasks import parse_instruction
 
 
 def main() -> None:

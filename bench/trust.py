@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from world_gymnast_ros.evaluate import paired_replay_auc, wilson
-from world_gymnast_ros.imagine import Start, facts_of, is_success, judge_safely, replay
-from world_gymnast_ros.learning.replay_gate import Recorded, read_play
-from world_gymnast_ros.models import build
-from world_gymnast_ros.models.dream import ActionDiTWorld
-from world_gymnast_ros.panel import TwoJudges, agree
-from world_gymnast_ros.trust import TrustConfig, filter_group, picture_faults
+from world_gymnast_ros.adaptation.rollout import Start, facts_of, is_success, judge_safely, replay
+from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, filter_group, picture_faults
+from world_gymnast_ros.evaluation.release import Recorded, read_play
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.models.judges.consensus import TwoJudges, agree
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.statistics import paired_replay_auc, wilson
 from world_gymnast_ros.types import (
     F32,
     U8,

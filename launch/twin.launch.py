@@ -6,7 +6,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
-from world_gymnast_ros import graph
+from world_gymnast_ros.nodes import graph
 from world_gymnast_ros.nodes.launching import actions
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from world_gymnast_ros.clearance import PAIRS, RADII_M
-from world_gymnast_ros.kinematics import JOINT_NAMES
+from world_gymnast_ros.robot.clearance import PAIRS, RADII_M
+from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 
 # body, offset from its parent (m), axis, capsules in its frame (row of clearance.LINKS, from, to)
 _BODIES: tuple[tuple[str, tuple[float, ...], tuple[int, ...], list[Any]], ...] = (

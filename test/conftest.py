@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from world_gymnast_ros.graph import claim_domain
+from world_gymnast_ros.nodes.graph import claim_domain
 
 ROOT = Path(__file__).resolve().parents[1]
 _CLAIM = claim_domain()  # held, and so unique, for as long as this process lives

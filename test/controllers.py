@@ -21,9 +21,9 @@ import numpy as np
 from rclpy.action import ActionServer
 from scipy.spatial.transform import Rotation
 
-from world_gymnast_ros import kinematics
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.robot import kinematics
 
 START = np.array([0.0, 0.022, 0.183, 0.0, 1.366, 0.0])
 PERIOD_S = 0.01

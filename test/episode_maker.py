@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.actions import pose_from_state
 from world_gymnast_ros.episodes import EpisodeWriter
 from world_gymnast_ros.episodes.schemas import STEP, header_of, message_class, serialize, time_of
+from world_gymnast_ros.robot.actions import pose_from_state
 
 START_NS = 1_780_000_000_000_000_000
 CAMERA_PERIOD_NS = 66_666_667

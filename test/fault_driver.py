@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.profile import after, at_rest, state_at
+from world_gymnast_ros.robot.motion_profile import after, at_rest, state_at
 
 START = np.array([0.0, 0.022, 0.183, 0.0, 1.366, 0.0])
 MOTORS = 7

@@ -13,8 +13,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.types import ActionChunk
 
 PATIENCE_S = 40.0

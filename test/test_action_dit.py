@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
-from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.learning.dream_error import by_family, cuts, dream_cuts, horizon_errors
-from world_gymnast_ros.learning.play_data import (
+from world_gymnast_ros.data.play_data import (
     ClipSource,
     PlayEpisode,
     read_clips,
@@ -20,12 +16,16 @@ from world_gymnast_ros.learning.play_data import (
     variants,
     worldgym_deltas,
 )
-from world_gymnast_ros.learning.train_camera_fit import train_camera_fit
-from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, choose_tokens, residual_loss
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
+from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
+from world_gymnast_ros.evaluation.horizon_error import by_family, cuts, dream_cuts, horizon_errors
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
-from world_gymnast_ros.models.dream import ActionDiTWorld, FrameSampler, condition_vector
-from world_gymnast_ros.outline import PARKED, outline
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, FrameSampler, condition_vector
+from world_gymnast_ros.robot.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
+from world_gymnast_ros.robot.arm_silhouette import PARKED, outline
+from world_gymnast_ros.training.camera import train_camera_fit
+from world_gymnast_ros.training.world_model import TrainConfig, Trainer, choose_tokens, residual_loss
 from world_gymnast_ros.twin.play import scene_camera
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin

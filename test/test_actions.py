@@ -4,7 +4,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from world_gymnast_ros.actions import (
+from world_gymnast_ros.errors import BadAction, BadConfig
+from world_gymnast_ros.robot.actions import (
     D_GRIPPER_DOWN,
     WORKSPACES,
     StepLimits,
@@ -18,7 +19,6 @@ from world_gymnast_ros.actions import (
     pose_from_state,
     rpy_to_matrix,
 )
-from world_gymnast_ros.errors import BadAction, BadConfig
 
 LIMITS = StepLimits()
 DOWN = pose_from_state(np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 1.0]))

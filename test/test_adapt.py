@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from world_gymnast_ros.adapt import adapt
-from world_gymnast_ros.adapt_config import AdaptConfig, AdaptNodeConfig
+from world_gymnast_ros.adaptation.config import AdaptConfig, AdaptNodeConfig
+from world_gymnast_ros.adaptation.log import check_session, read_session
+from world_gymnast_ros.adaptation.promotion import decide, decide_each
+from world_gymnast_ros.adaptation.rollout import Start
+from world_gymnast_ros.adaptation.session import adapt
 from world_gymnast_ros.config import load
 from world_gymnast_ros.errors import BadBudget, BadConfig, BadInstruction
-from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.gate import decide, decide_each
-from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.paths import share_path
-from world_gymnast_ros.session import check_session, read_session
 from world_gymnast_ros.store import Store
+from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")

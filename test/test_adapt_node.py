@@ -15,20 +15,19 @@ from rclpy.action import ActionClient
 from rclpy.executors import MultiThreadedExecutor
 from ros_tools import Client, client, running
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.actions import bridge_state
+from world_gymnast_ros.adaptation.log import check_session, read_session
 from world_gymnast_ros.errors import NotTrusted
-from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.kinematics import SLEEP, fk
-from world_gymnast_ros.learning.adaptation import Parts, check_released
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
-from world_gymnast_ros.models.dream import ActionDiTWorld
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.models.reflector import Reflector
-from world_gymnast_ros.nodes import adapt_node, base, convert
-from world_gymnast_ros.session import check_session, read_session
+from world_gymnast_ros.models.judges.reflector import Reflector
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.nodes import adapt_node, base, convert, graph
+from world_gymnast_ros.robot.actions import bridge_state
+from world_gymnast_ros.robot.kinematics import SLEEP, fk
 from world_gymnast_ros.store import load_adapter
-from world_gymnast_ros.tasks import family_of
+from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
+from world_gymnast_ros.twin.tasks import family_of
+from world_gymnast_ros.updates.adaptation import Parts, check_released
 
 pytestmark = pytest.mark.ros
 torch.set_num_threads(1)

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from world_gymnast_ros.adaptation.rollout import Start, imagine
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.imagine import Start, imagine
-from world_gymnast_ros.learning import adaptation_bench as bench
-from world_gymnast_ros.learning.adaptation import Parts
-from world_gymnast_ros.learning.adaptation_bench import Row, append_row, correlation, markdown, read_rows
-from world_gymnast_ros.learning.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
-from world_gymnast_ros.models import build
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.twin.benchmark import adaptation as bench
+from world_gymnast_ros.twin.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
+from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
 from world_gymnast_ros.twin.rollout import TrueEpisode
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import U8, SampledChunks
+from world_gymnast_ros.updates.adaptation import Parts
 
 ROW = Row("novel_evening", "reach the purple block", "dream", 0, [False, True], [True, True], "promoted", "", 10.0, 4,
           0.2, 0.9, [True, True], [True], [False])

@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from world_gymnast_ros.advantage import group_advantages, rollout_rewards
+from world_gymnast_ros.adaptation.advantage import group_advantages, rollout_rewards
+from world_gymnast_ros.adaptation.rollout import Start, imagine
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.fakes import FakeJudge, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.imagine import Start, imagine
+from world_gymnast_ros.testing.fakes import FakeJudge, FakePolicy, FakeWorldModel, start_frame
 
 
 def test_grpo_is_mean_and_sample_deviation():

@@ -16,9 +16,8 @@ pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import TICK, Client, client, running, stamps_s
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.control import ArmMode
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.control.chunk_player import ArmMode
+from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.nodes.arm_node import ArmNode
 
 pytestmark = pytest.mark.ros

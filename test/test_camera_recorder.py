@@ -14,10 +14,9 @@ pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_tools import client, running
 
-from world_gymnast_ros import graph
 from world_gymnast_ros.episodes import check, read_outcome, read_steps
 from world_gymnast_ros.episodes.reader import read_episode
-from world_gymnast_ros.nodes import base, camera_node, convert
+from world_gymnast_ros.nodes import base, camera_node, convert, graph
 from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
 pytestmark = pytest.mark.ros

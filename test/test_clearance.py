@@ -11,11 +11,13 @@ from capsule_arm import CapsuleArm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world_gymnast_ros.actions import pose_from_state
-from world_gymnast_ros.clearance import clearances, names
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.homing import way_home
-from world_gymnast_ros.kinematics import (
+from world_gymnast_ros.control.guard import GuardInputs, GuardState, _closeness, _here, _Start, guard, remember
+from world_gymnast_ros.control.homing import way_home
+from world_gymnast_ros.control.limits import SafetyConfig
+from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.robot.clearance import clearances, names
+from world_gymnast_ros.robot.kinematics import (
     HOME,
     JOINT_LOWER_RAD,
     JOINT_NAMES,
@@ -25,14 +27,12 @@ from world_gymnast_ros.kinematics import (
     fk,
     ik,
 )
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.safety import GuardInputs, GuardState, _closeness, _here, _Start, guard, remember
-from world_gymnast_ros.tasks import parse_instruction
 from world_gymnast_ros.twin import model
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import parse_instruction
 from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
 CONFIG = ArmConfig().safety()

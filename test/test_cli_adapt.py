@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from test_adapt_node import save_toys
 
+from world_gymnast_ros.adaptation.log import check_session, read_session
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.session import check_session, read_session
 
 torch.set_num_threads(1)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros import config
-from world_gymnast_ros.actions import WORKSPACES, StepLimits
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.models import dream
+from world_gymnast_ros.models.world_models import action_dit_world as dream
 from world_gymnast_ros.paths import share_dir
+from world_gymnast_ros.robot.actions import WORKSPACES, StepLimits
 from world_gymnast_ros.twin import bridge_loop
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from world_gymnast_ros.contact import (
+from world_gymnast_ros.tabletop.contact import (
     EDGE_M,
     FACE_M,
     HAND_SAG_M,
@@ -176,7 +176,7 @@ def test_it_says_where_the_twins_physics_takes_things() -> None:
     words = next(w for w in scene.instructions if w.startswith("push"))
     from dataclasses import replace
 
-    from world_gymnast_ros.tasks import parse_instruction
+    from world_gymnast_ros.twin.tasks import parse_instruction
     off = []
     for seed in range(6):
         row = record_episode(replace(scene, instructions=(words,)), 300 + seed, "demo", False)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from world_gymnast_ros.actions import pose_from_state
-from world_gymnast_ros.control import ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.control.chunk_player import ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.control.homing import way_home
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.gripper import GripperLoop, GripWatch, finger_from_gripper, gripper_from_finger
-from world_gymnast_ros.homing import way_home
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
-from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.robot.gripper import GripperLoop, GripWatch, finger_from_gripper, gripper_from_finger
+from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk, ik
 from world_gymnast_ros.types import ActionChunk, ArmState, Verdict
 
 TICK_NS = 10_000_000

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image as Pillow
 
 pytest.importorskip("rclpy")
-from world_gymnast_ros import kinematics
-from world_gymnast_ros.control import DueAction
+from world_gymnast_ros.control.arm_state import GuardInputs, GuardState, arm_fault
+from world_gymnast_ros.control.chunk_player import DueAction
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadFrame
-from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault
-from world_gymnast_ros.limits import SafetyConfig
 from world_gymnast_ros.nodes import convert
+from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -22,14 +22,13 @@ from controllers import KINDS, SERVO_MOST
 from ros_tools import Client, client, running
 from scipy.spatial.transform import Rotation
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.actions import matrix_to_quaternion
+from world_gymnast_ros.control.arm_state import GuardInputs, GuardState, arm_fault
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.health import GuardInputs, GuardState, arm_fault
-from world_gymnast_ros.kinematics import NEUTRAL, fk
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.nodes.driver_cartesian import UnseenWay
+from world_gymnast_ros.robot.actions import matrix_to_quaternion
+from world_gymnast_ros.robot.kinematics import NEUTRAL, fk
 from world_gymnast_ros.types import ArmState
 
 pytestmark = pytest.mark.ros

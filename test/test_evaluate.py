@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluate import (
+from world_gymnast_ros.statistics import (
     ab_json,
     ab_markdown,
     ab_row,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.evaluation import LOG_NAME, Trial, TrialLog, compare, order_of
-from world_gymnast_ros.sequential import PairedTest
+from world_gymnast_ros.evaluation.paired_trials import LOG_NAME, Trial, TrialLog, compare, order_of
+from world_gymnast_ros.evaluation.sequential_test import PairedTest
 
 ABOUT = {"adapter": "abc", "instruction": "reach the red block"}
 

@@ -18,9 +18,8 @@ import torch
 from ros_tools import PATIENCE_S, START_S, Client, client, running
 from test_policy_node import SLOW, TOY
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.store import Store
 
 pytestmark = pytest.mark.ros

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from episode_maker import bar_position_m, record
 
-from world_gymnast_ros.actions import pose_from_state
+from world_gymnast_ros.data.lerobot import read_lerobot
+from world_gymnast_ros.data.play_data import read_clips
 from world_gymnast_ros.episodes import Episode, read_episode
+from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
+from world_gymnast_ros.episodes.export.irasim import export_irasim, relative_actions
+from world_gymnast_ros.episodes.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
+from world_gymnast_ros.episodes.export.video import read_mp4, write_mp4
+from world_gymnast_ros.episodes.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.export.bridge_npz import export_bridge
-from world_gymnast_ros.export.irasim import export_irasim, relative_actions
-from world_gymnast_ros.export.lerobot_reader import read_lerobot
-from world_gymnast_ros.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
-from world_gymnast_ros.export.video import read_mp4, write_mp4
-from world_gymnast_ros.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.learning.play_data import read_clips
+from world_gymnast_ros.robot.actions import pose_from_state
 
 CLIPS = Path(os.environ.get("WORLD_GYMNAST_CLIPS") or
              Path(__file__).resolve().parents[2] / "shared" / "data" / "bridge_clips")

@@ -25,11 +25,10 @@ from fault_log import holds_after, record
 from ros_tools import TICK, Client, client, running, stamps_s
 from rosgraph_msgs.msg import Clock
 
-from world_gymnast_ros import graph
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.health import plausible
-from world_gymnast_ros.kinematics import NEUTRAL
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.control.arm_state import plausible
+from world_gymnast_ros.nodes import base, convert, graph
+from world_gymnast_ros.robot.kinematics import NEUTRAL
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from fuzz_guard import Motors

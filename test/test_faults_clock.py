@@ -28,9 +28,8 @@ from test_faults import DRIVER, GROUP, LATCH, LIMITS
 from test_faults_graph import Swinging, drive
 from test_serve import WORDS, serving
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.serve import PolicyService
+from world_gymnast_ros.nodes import base, convert, graph
+from world_gymnast_ros.serving.server import PolicyService
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 STEP_S = 100.0

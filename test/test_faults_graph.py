@@ -21,9 +21,8 @@ from rosgraph_msgs.msg import Clock
 from test_faults import DRIVER, GROUP, LATCH, LIMITS, STATES
 from test_serve import WORDS, serving
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.serve import PolicyService
+from world_gymnast_ros.nodes import base, convert, graph
+from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.types import ActionChunk, Frame
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]

@@ -18,9 +18,8 @@ from ros_tools import START_S, TICK, Client, client, running
 from test_faults import DRIVER, GROUP, LATCH, LIMITS, STATES, STATUS, STEP, Bench
 from test_policy_node import TOY, adapter_of
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.nodes import base, convert, graph
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 torch.set_num_threads(1)

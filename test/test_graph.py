@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from world_gymnast_ros import graph
+from world_gymnast_ros.nodes import graph
 
 
 def test_every_node_of_every_graph_exists_with_its_parameters() -> None:

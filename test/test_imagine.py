@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from world_gymnast_ros.errors import BadAction, BadFrame, BadInstruction
-from world_gymnast_ros.fakes import FakeJudge, FakePolicy, FakeWorldModel, find_dots, start_frame
-from world_gymnast_ros.imagine import (
+from world_gymnast_ros.adaptation.jitter import jitter_rgb, jitter_start
+from world_gymnast_ros.adaptation.rollout import (
     Cancelled,
     Start,
     executed_steps,
@@ -14,7 +13,8 @@ from world_gymnast_ros.imagine import (
     judge_safely,
     replay,
 )
-from world_gymnast_ros.jitter import jitter_rgb, jitter_start
+from world_gymnast_ros.errors import BadAction, BadFrame, BadInstruction
+from world_gymnast_ros.testing.fakes import FakeJudge, FakePolicy, FakeWorldModel, find_dots, start_frame
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")

@@ -13,26 +13,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from world_gymnast_ros.adapt_config import AdaptNodeConfig
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli.checks import adapt_settings
+from world_gymnast_ros.data.recordings import play_file
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.learning import iterate
-from world_gymnast_ros.learning.adaptation import Parts
-from world_gymnast_ros.learning.imitate import Imitation, cloning_loss, imitate, success_chunks
-from world_gymnast_ros.learning.iterate import LAYOUT, PARTS, IterateConfig, Run, State, compare, once
-from world_gymnast_ros.learning.iterate_report import ahead, ahead_lines, markdown, write_run_report
-from world_gymnast_ros.learning.lora_pg import LoraConfig, LoraLearner
-from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import Replays, dream_all, structural_error
-from world_gymnast_ros.models.build import checkpoint_dir, load_policy, load_reader, load_world_model
-from world_gymnast_ros.models.dream import ActionDiTWorld, load_network
-from world_gymnast_ros.models.locator import Locator
+from world_gymnast_ros.evaluation.replay import Replays, dream_all, structural_error
+from world_gymnast_ros.models.load import checkpoint_dir, load_policy, load_reader, load_world_model
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
+from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.store import Store
+from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import run_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.updates import loop as iterate
+from world_gymnast_ros.updates.adaptation import Parts
+from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss, imitate, success_chunks
+from world_gymnast_ros.updates.loop import LAYOUT, PARTS, IterateConfig, Run, State, compare, once
+from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 
 LAB = ("lab_bottle", "lab_rubber", "lab_camera", "lab_camera_near", "lab_bar", "lab_ball")
 
@@ -465,8 +465,8 @@ def test_the_loop_is_compared_with_each_baseline_episode_by_episode() -> None:
 
 @pytest.mark.slow
 def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
-    from world_gymnast_ros.learning.judge_update import JudgeUpdate
-    from world_gymnast_ros.learning.world_model_update import UpdateConfig
+    from world_gymnast_ros.updates.judges import JudgeUpdate
+    from world_gymnast_ros.updates.world_model import UpdateConfig
 
     config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
                                  judge=JudgeUpdate(steps=2))

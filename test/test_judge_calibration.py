@@ -8,13 +8,13 @@ import pytest
 from toy_play import write_toy_play
 
 from world_gymnast_ros import cli
-from world_gymnast_ros.charts import curve
+from world_gymnast_ros.data.frame_table import read_play
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.learning.judge_calibration import calibrate, veto_offset
-from world_gymnast_ros.learning.play_table import read_play
-from world_gymnast_ros.learning.train_reflector import Verdicts, judge_episodes
-from world_gymnast_ros.models.build import checkpoint_dir
-from world_gymnast_ros.models.reflector import Reflector
+from world_gymnast_ros.models.judges.reflector import Reflector
+from world_gymnast_ros.models.load import checkpoint_dir
+from world_gymnast_ros.report.charts import curve
+from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
+from world_gymnast_ros.updates.calibration import calibrate, veto_offset
 
 
 def verdicts(separation: float, episodes: int = 800, seed: int = 0) -> Verdicts:

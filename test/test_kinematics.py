@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world_gymnast_ros.actions import bridge_state, matrix_to_rpy, pose_from_state, rpy_to_matrix
 from world_gymnast_ros.errors import Unreachable
-from world_gymnast_ros.kinematics import (
+from world_gymnast_ros.robot.actions import bridge_state, matrix_to_rpy, pose_from_state, rpy_to_matrix
+from world_gymnast_ros.robot.kinematics import (
     HOME,
     HOME_POSE,
     JOINT_LOWER_RAD,

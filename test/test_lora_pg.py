@@ -6,13 +6,13 @@ import pytest
 import torch
 from episode_maker import record
 
-from world_gymnast_ros.adapt_config import AdaptNodeConfig
-from world_gymnast_ros.advantage import Advantages, group_advantages
+from world_gymnast_ros.adaptation.advantage import Advantages, group_advantages
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.learning.adaptation import real_successes
-from world_gymnast_ros.learning.lora_pg import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
+from world_gymnast_ros.updates.adaptation import real_successes
+from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
 
 torch.set_num_threads(1)
 TOY = {"image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.arm_parts import part_points
-from world_gymnast_ros.camera_fit import CameraPrior, fit_camera, moved, project
+from world_gymnast_ros.adaptation.jitter import jitter_start
+from world_gymnast_ros.adaptation.rollout import Start, facts_of
 from world_gymnast_ros.errors import BadCheckpoint, BadInstruction
-from world_gymnast_ros.imagine import Start, facts_of
-from world_gymnast_ros.jitter import jitter_start
-from world_gymnast_ros.models.build import checkpoint_dir
-from world_gymnast_ros.models.locator import Locator, LocatorConfig, LocatorNetwork, places
-from world_gymnast_ros.models.measuring_judge import MeasuringJudge
-from world_gymnast_ros.models.scene_reader import SceneReader
-from world_gymnast_ros.panel import TwoJudges, agree
+from world_gymnast_ros.models.judges.consensus import TwoJudges, agree
+from world_gymnast_ros.models.load import checkpoint_dir
+from world_gymnast_ros.robot.arm_parts import part_points
+from world_gymnast_ros.robot.camera import CameraPrior, fit_camera, moved, project
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig, LocatorNetwork, places
+from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.play import record_episode

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from world_gymnast_ros.actions import StepLimits
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.contact import THING_SIZE_M, along_and_aside, handled
+from world_gymnast_ros.data.play_data import PlayEpisode, read_by
+from world_gymnast_ros.data.recordings import play_file
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.evaluation.replay import RealEpisode, dream_all, judge_all
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.learning.judge_update import learn_settings
-from world_gymnast_ros.learning.measuring_update import (
+from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.reflector import Reflector
+from world_gymnast_ros.models.load import checkpoint_dir, load_judges, load_policy, load_world_model
+from world_gymnast_ros.robot.actions import StepLimits
+from world_gymnast_ros.tabletop.calibration import (
     Strictness,
     claims_by_strictness,
     cut_pair,
@@ -28,22 +32,18 @@ from world_gymnast_ros.learning.measuring_update import (
     update_measuring,
     with_settings,
 )
-from world_gymnast_ros.learning.play_data import PlayEpisode, read_by
-from world_gymnast_ros.learning.real_episodes import play_file
-from world_gymnast_ros.learning.world_model_metrics import RealEpisode, dream_all, judge_all
-from world_gymnast_ros.models.build import checkpoint_dir, load_judges, load_policy, load_world_model
-from world_gymnast_ros.models.locator import Locator
-from world_gymnast_ros.models.measuring_judge import MeasuringJudge
-from world_gymnast_ros.models.reflector import Reflector
-from world_gymnast_ros.panel import TwoJudges
-from world_gymnast_ros.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
+from world_gymnast_ros.tabletop.contact import THING_SIZE_M, along_and_aside, handled
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
 from world_gymnast_ros.types import RolloutFacts
+from world_gymnast_ros.updates.judges import learn_settings
 
 STEPS, PUSH_STEPS = 16, 30
 

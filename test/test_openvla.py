@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig, BadInstruction
-from world_gymnast_ros.models.action_bins import ActionStats, decode_bins, encode_bins
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins, encode_bins
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.types import AdapterRef, Frame
 

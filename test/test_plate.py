@@ -10,13 +10,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import torch
 
-from world_gymnast_ros.contact import THING_SIZE_M, foreseen
-from world_gymnast_ros.learning.play_data import THINGS, PlayEpisode, Things, places_at, read_by
-from world_gymnast_ros.models import dream as dream_module
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
-from world_gymnast_ros.models.dream import ActionDiTWorld
-from world_gymnast_ros.models.plate import Plate, fill, project
-from world_gymnast_ros.models.scene_reader import Seen
+from world_gymnast_ros.data.play_data import THINGS, PlayEpisode, Things, places_at, read_by
+from world_gymnast_ros.models.world_models import action_dit_world as dream_module
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.models.world_models.background import Plate, fill, project
+from world_gymnast_ros.tabletop.contact import THING_SIZE_M, foreseen
+from world_gymnast_ros.tabletop.scene_reader import Seen
 from world_gymnast_ros.types import F32, U8
 
 CAMERA = torch.tensor([[0.943, -1.705, 0.0, -0.273, -1.566, -0.866, -1.884, 0.540, 0.635, 0.351, -0.689, 0.304]])
@@ -172,7 +172,7 @@ def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -
 
 
 def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None:
-    from world_gymnast_ros.models.build import load_reader
+    from world_gymnast_ros.models.load import load_reader
     from world_gymnast_ros.twin.rollout import capture
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
@@ -195,8 +195,8 @@ def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Pa
     """In new scenes: its colour arrives at the true last place, and less of it without the captured frame."""
     from moved_things import find_moved
 
-    from world_gymnast_ros.imagine import replay_from
-    from world_gymnast_ros.models.build import load_world_model
+    from world_gymnast_ros.adaptation.rollout import replay_from
+    from world_gymnast_ros.models.load import load_world_model
     from world_gymnast_ros.twin.play import record_episode, wide_scene, write_rows
 
     rows = [record_episode(wide_scene(np.random.default_rng((77, i)), "push"), 7_700_000 + i, "demo", False)

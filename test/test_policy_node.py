@@ -15,11 +15,10 @@ pytest.importorskip("interbotix_xs_msgs")
 import torch
 from ros_tools import START_S, TICK, Client, client, running, stamps_s
 
-from world_gymnast_ros import graph
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.control.query_gate import QueryGate, QueryRules
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.nodes.policy_node import PolicyNode
-from world_gymnast_ros.query import QueryGate, QueryRules
 from world_gymnast_ros.types import AdapterRef
 
 pytestmark = pytest.mark.ros

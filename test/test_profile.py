@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world_gymnast_ros.actions import pose_from_state
-from world_gymnast_ros.kinematics import MAX_JOINT_SPEED_RAD_S, NEUTRAL, fk, ik
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.profile import after, at_rest, cruise_bounds, cruise_speed, goal_of, peak_acceleration, state_at
-from world_gymnast_ros.safety import GuardInputs, GuardState, guard, hold, remember
+from world_gymnast_ros.control.guard import GuardInputs, GuardState, guard, hold, remember
+from world_gymnast_ros.control.limits import SafetyConfig
+from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.robot.kinematics import MAX_JOINT_SPEED_RAD_S, NEUTRAL, fk, ik
+from world_gymnast_ros.robot.motion_profile import (
+    after,
+    at_rest,
+    cruise_bounds,
+    cruise_speed,
+    goal_of,
+    peak_acceleration,
+    state_at,
+)
 from world_gymnast_ros.types import ArmState, Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))

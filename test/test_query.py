@@ -1,7 +1,7 @@
 """When the policy may look: the timing that makes the robot see what imagination saw."""
 import numpy as np
 
-from world_gymnast_ros.query import PictureWatch, QueryGate, QueryRules
+from world_gymnast_ros.control.query_gate import PictureWatch, QueryGate, QueryRules
 
 S = 1_000_000_000
 T0 = 1_000 * S

@@ -9,19 +9,19 @@ import pytest
 import torch
 from toy_play import write_toy_play
 
+from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
+from world_gymnast_ros.data.labels import frame_labels
 from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction, EpisodeError
-from world_gymnast_ros.learning.labels import frame_labels
-from world_gymnast_ros.learning.play_table import Episode, PlayTable, held_out, read_play
-from world_gymnast_ros.learning.train_policy import PolicyTraining, localisation_cm, soft_target_loss, train_policy
-from world_gymnast_ros.learning.train_reflector import (
+from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, two_in_a_row
+from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.training.policy import PolicyTraining, localisation_cm, soft_target_loss, train_policy
+from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
     Verdicts,
     be_strict,
     reframe,
     train_reflector,
 )
-from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.models.reflector import Reflector, fit_platt, two_in_a_row
 from world_gymnast_ros.types import Judge
 
 torch.set_num_threads(1)

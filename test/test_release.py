@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
-from world_gymnast_ros.learning.adaptation import check_released
-from world_gymnast_ros.models.build import release_table
+from world_gymnast_ros.models.load import release_table
 from world_gymnast_ros.paths import share_dir
+from world_gymnast_ros.updates.adaptation import check_released
 
 SHIPPED = share_dir() / "checkpoints" / "tiny"
 

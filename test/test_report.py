@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from world_gymnast_ros.adapt import adapt
-from world_gymnast_ros.adapt_config import AdaptConfig
-from world_gymnast_ros.evaluate import ab_row
-from world_gymnast_ros.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.imagine import Start
-from world_gymnast_ros.report import png, write_report
-from world_gymnast_ros.session import Strip
+from world_gymnast_ros.adaptation.config import AdaptConfig
+from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.rollout import Start
+from world_gymnast_ros.adaptation.session import adapt
+from world_gymnast_ros.report.session_report import png, write_report
+from world_gymnast_ros.statistics import ab_row
+from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 
 
 @pytest.fixture(scope="module")

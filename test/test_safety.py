@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world_gymnast_ros.actions import D_GRIPPER_DOWN, WORKSPACES, apply_delta, pose_from_state
+from world_gymnast_ros.control.guard import GuardInputs, GuardState, guard, hold, remember
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, SLEEP, fk, ik
-from world_gymnast_ros.limits import SafetyConfig
-from world_gymnast_ros.safety import GuardInputs, GuardState, guard, hold, remember
+from world_gymnast_ros.robot.actions import D_GRIPPER_DOWN, WORKSPACES, apply_delta, pose_from_state
+from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, SLEEP, fk, ik
 from world_gymnast_ros.types import ArmCommand, ArmState, Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))

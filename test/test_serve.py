@@ -24,11 +24,11 @@ import pytest
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.cli import serve as cli_serve
 from world_gymnast_ros.errors import AdapterMismatch, BadConfig, BadInstruction, BadPayload, RemotePolicyError
-from world_gymnast_ros.remote_policy import MAX_ANSWER_BYTES, HttpPolicy
-from world_gymnast_ros.serve import MAX_CONNECTIONS, PolicyServer, PolicyService, is_loopback
+from world_gymnast_ros.serving.client import MAX_ANSWER_BYTES, HttpPolicy
+from world_gymnast_ros.serving.json_numpy import MAX_BODY_BYTES, decode_array, encode_array
+from world_gymnast_ros.serving.server import MAX_CONNECTIONS, PolicyServer, PolicyService, is_loopback
 from world_gymnast_ros.types import ActionChunk as Chunk
 from world_gymnast_ros.types import AdapterRef, Frame
-from world_gymnast_ros.wire import MAX_BODY_BYTES, decode_array, encode_array
 
 RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 FRAME = Frame(RGB, 123)
@@ -436,9 +436,8 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
     from ros_tools import client, running
     from test_policy_node import TOY
 
-    from world_gymnast_ros import graph
-    from world_gymnast_ros.models.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-    from world_gymnast_ros.nodes import base, convert
+    from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
+    from world_gymnast_ros.nodes import base, convert, graph
 
     torch.manual_seed(0)
     toy = OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), base_hash="toy")

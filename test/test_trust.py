@@ -4,10 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from world_gymnast_ros.adaptation.rollout import Start, imagine, is_success
+from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group, picture_faults
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.fakes import FakeDream, FakeJudge, FakePolicy, FakeWorldModel, draw_dot, find_dots, start_frame
-from world_gymnast_ros.imagine import Start, imagine, is_success
-from world_gymnast_ros.trust import TrustConfig, TrustCounts, filter_group, picture_faults
+from world_gymnast_ros.testing.fakes import (
+    FakeDream,
+    FakeJudge,
+    FakePolicy,
+    FakeWorldModel,
+    draw_dot,
+    find_dots,
+    start_frame,
+)
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")

@@ -6,14 +6,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from world_gymnast_ros import kinematics
 from world_gymnast_ros.errors import BadConfig, BadInstruction, UnknownScene
-from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.twin import play
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator
 from world_gymnast_ros.twin.scene import known_scenes, load_scene, place_objects
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import parse_instruction
 
 
 @pytest.fixture(scope="module")

@@ -19,23 +19,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_play import SIZE, write_toy_play
 
+from world_gymnast_ros.data import recordings as real_episodes
+from world_gymnast_ros.data.play_data import Things
+from world_gymnast_ros.data.recordings import play_file, read_real
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
+from world_gymnast_ros.evaluation.replay import Replays, dream_all, replay_figures, structural_error
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.learning import real_episodes
-from world_gymnast_ros.learning.judge_update import calibrate, decide_judge
-from world_gymnast_ros.learning.play_data import Things
-from world_gymnast_ros.learning.real_episodes import play_file, read_real
-from world_gymnast_ros.learning.train_reflector import Verdicts
-from world_gymnast_ros.learning.train_world_model import Trainer
-from world_gymnast_ros.learning.update_run import Data, update
-from world_gymnast_ros.learning.world_model_metrics import Replays, dream_all, replay_figures, structural_error
-from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, decide, fine_tune, split
-from world_gymnast_ros.models.action_dit import ActionDiT, ActionDiTConfig
-from world_gymnast_ros.models.build import load_judge
 from world_gymnast_ros.models.checkpoint import save_model, sha256_file
-from world_gymnast_ros.models.dream import ActionDiTWorld
+from world_gymnast_ros.models.load import load_judge
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.store import WORLD_MODEL, Store, read_card
+from world_gymnast_ros.training.reflector import Verdicts
+from world_gymnast_ros.training.world_model import Trainer
+from world_gymnast_ros.updates.judges import calibrate, decide_judge
+from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, decide, fine_tune, split
+from world_gymnast_ros.updates.world_model_run import Data, update
 
 TINY = ActionDiTConfig(image_size=SIZE, patch=8, window=16, window_dim=24, dim=16, depth=2, heads=2,
                        temporal_blocks=(1,), context_frames=3)

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from world_gymnast_ros.actions import WORKSPACES
+from world_gymnast_ros.control.limits import _RANGES as SAFETY_RANGES
+from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.limits import _RANGES as SAFETY_RANGES
-from world_gymnast_ros.limits import SafetyConfig
+from world_gymnast_ros.robot.actions import WORKSPACES
 
 T = TypeVar("T")
 NODE_WILDCARD = "/**"

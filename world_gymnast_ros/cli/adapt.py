@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
-from world_gymnast_ros.imagine import Start
 from world_gymnast_ros.types import F32, Frame
 
 HELP = "adapt to a picture of a scene, inside the dream"
@@ -28,7 +28,7 @@ REACH_M = 0.8
 """No point of the WidowX 250s gets further from its base."""
 MIN_PICTURE_PX = 32
 RELEASE_AUC = 0.9
-"""As `learning.replay_gate.RELEASE_AUC`, whose import costs seconds."""
+"""As `evaluation.release.RELEASE_AUC`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning.adaptation import check_released, load_parts, run_session
-    from world_gymnast_ros.session import Progress
+    from world_gymnast_ros.adaptation.log import Progress
     from world_gymnast_ros.store import load_adapter
-    from world_gymnast_ros.tasks import family_of
+    from world_gymnast_ros.twin.tasks import family_of
+    from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
 
     config = adapt_settings(args.config, args.set, {
         "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None,

@@ -20,7 +20,7 @@ HELP = "release gate of a world model; true success before and after adaptation"
 NOVEL_SCENES = ("novel_evening", "novel_blue_cloth", "novel_white_table", "novel_camera_shift", "novel_dark_wood",
                 "novel_green_cloth", "novel_knocked", "novel_night", "novel_clutter", "novel_dark_red")
 ARMS = ("dream", "sft", "simulator", "twin")
-"""As `learning.adaptation_bench.ARMS`, whose import costs seconds."""
+"""As `twin.benchmark.adaptation.ARMS`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +69,11 @@ def _adaptation(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning import adaptation_bench
-    from world_gymnast_ros.learning.adaptation import load_parts
-    from world_gymnast_ros.session import Progress
-    from world_gymnast_ros.tasks import parse_instruction
+    from world_gymnast_ros.adaptation.log import Progress
+    from world_gymnast_ros.twin.benchmark import adaptation as adaptation_bench
     from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.tasks import parse_instruction
+    from world_gymnast_ros.updates.adaptation import load_parts
 
     torch.set_num_threads(args.threads)
     config = adapt_settings(None, args.set, {
@@ -101,7 +101,7 @@ def _adaptation(args: argparse.Namespace) -> int:
 
 def _table(paths: list[Path]) -> int:
     """Print what was measured into folders or files."""
-    from world_gymnast_ros.learning import adaptation_bench
+    from world_gymnast_ros.twin.benchmark import adaptation as adaptation_bench
 
     found = [(path, adaptation_bench.read_rows(path)) for path in paths]
     empty = [str(path) for path, rows in found if not rows]
@@ -122,8 +122,8 @@ def _replay(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.learning import replay_gate
-    from world_gymnast_ros.models import build
+    from world_gymnast_ros.evaluation import release as replay_gate
+    from world_gymnast_ros.models import load as build
 
     torch.set_num_threads(args.threads)
     files = sorted(args.data.glob("*.npz"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
-    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+    from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 MAX_SEED = 2**32 - 1
@@ -48,7 +48,7 @@ def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str
     import yaml
 
     from world_gymnast_ros import config as settings
-    from world_gymnast_ros.adapt_config import AdaptNodeConfig
+    from world_gymnast_ros.adaptation.config import AdaptNodeConfig
     from world_gymnast_ros.paths import share_path
 
     path = path or share_path("config/adapt.yaml")

@@ -25,15 +25,15 @@ from PIL import Image
 from world_gymnast_ros import episodes as recorded
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import whole
+from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
+from world_gymnast_ros.episodes.export.irasim import export_irasim
+from world_gymnast_ros.episodes.export.lerobot_v3 import export_lerobot
+from world_gymnast_ros.episodes.export.worldgym import export_worldgym
 from world_gymnast_ros.episodes.files import MCAP_NAME, PARTIAL_SUFFIX, episode_error
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.episodes.review import Review, ReviewServer
 from world_gymnast_ros.episodes.strip import film_strip
 from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
-from world_gymnast_ros.export.bridge_npz import export_bridge
-from world_gymnast_ros.export.irasim import export_irasim
-from world_gymnast_ros.export.lerobot_v3 import export_lerobot
-from world_gymnast_ros.export.worldgym import export_worldgym
 
 HELP = "recorded episodes: list, check, repair, review, mark, judge, export, show"
 EXPORTS: dict[str, Callable[[Iterator[Episode], Path], object]] = {
@@ -148,7 +148,7 @@ def _review(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from world_gymnast_ros.models.build import load_judge
+    from world_gymnast_ros.models.load import load_judge
 
     judge = load_judge(args.judge or None)
     size = judge.model.trunk.config.image_size

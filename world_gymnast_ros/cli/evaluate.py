@@ -67,14 +67,14 @@ def _become_robot(args: argparse.Namespace) -> None:
 def _on_twin(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from world_gymnast_ros.evaluation import Trial, TrialLog, compare
-    from world_gymnast_ros.models.build import load_policy
-    from world_gymnast_ros.sequential import PairedTest
+    from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, compare
+    from world_gymnast_ros.evaluation.sequential_test import PairedTest
+    from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.store import load_adapter
-    from world_gymnast_ros.tasks import parse_instruction
     from world_gymnast_ros.twin.rollout import run_episode
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
+    from world_gymnast_ros.twin.tasks import parse_instruction
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]
@@ -103,7 +103,7 @@ def _on_twin(args: argparse.Namespace) -> int:
 
 def tell(verdict: dict[str, object], folder: Path) -> int:
     """Print and store the verdict; return the exit status."""
-    from world_gymnast_ros.evaluation import RESULT_NAME
+    from world_gymnast_ros.evaluation.paired_trials import RESULT_NAME
 
     (folder / RESULT_NAME).write_text(json.dumps(verdict, indent=1) + "\n", encoding="utf-8")
     print(f"{verdict['words']}\nstored in {folder / RESULT_NAME}")

@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Run all rounds of all methods, then write table and report."""
     import torch
 
-    from world_gymnast_ros.learning.imitate import Imitation
-    from world_gymnast_ros.learning.iterate import IterateConfig, Run
-    from world_gymnast_ros.learning.iterate_report import write_run_report
-    from world_gymnast_ros.learning.judge_update import JudgeUpdate
-    from world_gymnast_ros.learning.world_model_update import UpdateConfig
+    from world_gymnast_ros.report.loop_report import write_run_report
+    from world_gymnast_ros.updates.behaviour_cloning import Imitation
+    from world_gymnast_ros.updates.judges import JudgeUpdate
+    from world_gymnast_ros.updates.loop import IterateConfig, Run
+    from world_gymnast_ros.updates.world_model import UpdateConfig
 
     torch.set_num_threads(args.threads)
     out = args.out or Path("runs/iterate") / Path(args.scene).stem

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.tasks import FAMILIES
+from world_gymnast_ros.twin.tasks import FAMILIES
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
 REPORT_NAME = "calibration.html"
@@ -87,11 +87,11 @@ def run_veto(args: argparse.Namespace) -> int:
     """Set the offset of one family and write the judge."""
     import torch
 
-    from world_gymnast_ros.learning.judge_calibration import veto_offset
-    from world_gymnast_ros.learning.play_table import read_play
-    from world_gymnast_ros.learning.train_reflector import judge_episodes
-    from world_gymnast_ros.models.build import checkpoint_dir
-    from world_gymnast_ros.models.reflector import Reflector
+    from world_gymnast_ros.data.frame_table import read_play
+    from world_gymnast_ros.models.judges.reflector import Reflector
+    from world_gymnast_ros.models.load import checkpoint_dir
+    from world_gymnast_ros.training.reflector import judge_episodes
+    from world_gymnast_ros.updates.calibration import veto_offset
 
     torch.set_num_threads(args.threads)
     writable_folder(args.out)
@@ -116,9 +116,9 @@ def run_learn(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.learning.judge_update import learn_settings
-    from world_gymnast_ros.learning.real_episodes import read_real
-    from world_gymnast_ros.models import build
+    from world_gymnast_ros.data.recordings import read_real
+    from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.updates.judges import learn_settings
 
     torch.set_num_threads(args.threads)
     for name in ("looking", "measuring"):
@@ -147,11 +147,11 @@ def run_calibrate(args: argparse.Namespace) -> int:
     """Calibrate, print the figures, and write the judge if it is good enough."""
     import torch
 
-    from world_gymnast_ros.learning.judge_calibration import calibrate, judge_recorded
-    from world_gymnast_ros.learning.play_table import read_play
-    from world_gymnast_ros.learning.train_reflector import Verdicts, judge_episodes
-    from world_gymnast_ros.models.build import load_judge
-    from world_gymnast_ros.models.reflector import Reflector
+    from world_gymnast_ros.data.frame_table import read_play
+    from world_gymnast_ros.models.judges.reflector import Reflector
+    from world_gymnast_ros.models.load import load_judge
+    from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
+    from world_gymnast_ros.updates.calibration import calibrate, judge_recorded
 
     torch.set_num_threads(args.threads)
     judge = load_judge(args.judge)
@@ -193,8 +193,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
 def _page(name: str, lines: list[str], found: object) -> str:
     from html import escape
 
-    from world_gymnast_ros.charts import curve
-    from world_gymnast_ros.learning.judge_calibration import Calibration
+    from world_gymnast_ros.report.charts import curve
+    from world_gymnast_ros.updates.calibration import Calibration
 
     assert isinstance(found, Calibration)
     largest = max(count for _, _, count in found.reliability)

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from world_gymnast_ros.errors import BadConfig
-    from world_gymnast_ros.serve import PolicyServer, PolicyService, is_loopback
+    from world_gymnast_ros.serving.server import PolicyServer, PolicyService, is_loopback
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.types import Frame
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.models.build import checkpoint_dir
-    from world_gymnast_ros.models.openvla import OpenVLA
+    from world_gymnast_ros.models.load import checkpoint_dir
+    from world_gymnast_ros.models.policies.openvla import OpenVLA
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -26,9 +26,9 @@ from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
-    from world_gymnast_ros.learning.play_data import PlayEpisode
-    from world_gymnast_ros.learning.train_world_model import Trainer
-    from world_gymnast_ros.models.action_dit import ActionDiT
+    from world_gymnast_ros.data.play_data import PlayEpisode
+    from world_gymnast_ros.models.world_models.action_dit import ActionDiT
+    from world_gymnast_ros.training.world_model import Trainer
 
 HELP = "train policy, judge or world model"
 HELD_OUT_SHARE = 0.25
@@ -39,7 +39,8 @@ TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the j
          "locator": "the judge that measures: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
-MODULES = {"policy": "train_policy", "reflector": "train_reflector", "dreams": "dream_play", "locator": "train_locator"}
+MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "data.imagined",
+           "locator": "tabletop.train_locator"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return _world_model(_world_model_parser().parse_args(args.rest))
     import importlib
 
-    module = importlib.import_module(f"world_gymnast_ros.learning.{MODULES[args.what]}")
+    module = importlib.import_module(f"world_gymnast_ros.{MODULES[args.what]}")
     return int(module.main(args.rest))
 
 
@@ -105,9 +106,9 @@ def _world_model(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.learning.train_camera_fit import train_camera_fit
-    from world_gymnast_ros.learning.train_world_model import TrainConfig, Trainer, new_network
-    from world_gymnast_ros.models.action_dit import ActionDiTConfig
+    from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
+    from world_gymnast_ros.training.camera import train_camera_fit
+    from world_gymnast_ros.training.world_model import TrainConfig, Trainer, new_network
 
     if sum(given is not None for given in (args.play, args.clips, args.episodes)) != 1:
         raise BadConfig("give exactly one of --play (twin data), --clips (recorded clips) and --episodes (what really "
@@ -170,8 +171,13 @@ def _update(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.learning.real_episodes import read_real
-    from world_gymnast_ros.learning.update_run import (
+    from world_gymnast_ros.data.recordings import read_real
+    from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
+    from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.models.world_models.action_dit_world import load_network
+    from world_gymnast_ros.store import slug
+    from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, split
+    from world_gymnast_ros.updates.world_model_run import (
         OLD_SEED,
         REPLAY_SEED,
         Data,
@@ -179,11 +185,6 @@ def _update(args: argparse.Namespace) -> int:
         play_folder,
         update,
     )
-    from world_gymnast_ros.learning.world_model_metrics import RealEpisode, Replays, replay_figures
-    from world_gymnast_ros.learning.world_model_update import Margins, UpdateConfig, split
-    from world_gymnast_ros.models import build
-    from world_gymnast_ros.models.dream import load_network
-    from world_gymnast_ros.store import slug
 
     torch.set_num_threads(args.threads)
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
@@ -221,7 +222,7 @@ def _update(args: argparse.Namespace) -> int:
 def _card(args: argparse.Namespace, trainer: Trainer, errors: dict[str, Any]) -> None:
     from dataclasses import asdict
 
-    from world_gymnast_ros.learning.model_card import write_card
+    from world_gymnast_ros.training.model_card import write_card
 
     figures: dict[str, Any] = {
         "steps": trainer.step_count, "minutes": round(trainer.elapsed_s / 60, 1),
@@ -237,7 +238,7 @@ def _card(args: argparse.Namespace, trainer: Trainer, errors: dict[str, Any]) ->
 
 
 def _play(args: argparse.Namespace) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:
-    from world_gymnast_ros.learning.play_data import read_play
+    from world_gymnast_ros.data.play_data import read_play
 
     return read_play(args.play), read_play(args.held_out, every=6) if args.held_out else [], []
 
@@ -246,7 +247,7 @@ def _clips(args: argparse.Namespace, size: int) -> tuple[list[PlayEpisode], list
     """Return training variants, the clip that decides when to stop, and the clip that is only tested at the end."""
     import numpy as np
 
-    from world_gymnast_ros.learning.play_data import read_clips, resized, variants
+    from world_gymnast_ros.data.play_data import read_clips, resized, variants
 
     clips = {e.name: e for e in read_clips(args.clips)}
     for name in filter(None, (args.hold_out, args.validate)):
@@ -268,7 +269,7 @@ def _choose_gain(network: ActionDiT, validation: list[PlayEpisode], out: Path) -
     """
     import dataclasses
 
-    from world_gymnast_ros.learning.dream_error import cuts, dream_cuts, horizon_errors
+    from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors
     from world_gymnast_ros.models.checkpoint import CONFIG, write_text
     from world_gymnast_ros.models.vision import fast_math
 
@@ -288,7 +289,7 @@ def _choose_gain(network: ActionDiT, validation: list[PlayEpisode], out: Path) -
 
 def _test(network: ActionDiT, test: list[PlayEpisode], out: Path) -> None:
     """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
-    from world_gymnast_ros.learning.dream_error import cuts, dream_cuts, horizon_errors, write_strips
+    from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors, write_strips
     from world_gymnast_ros.models.checkpoint import write_text
     from world_gymnast_ros.models.vision import fast_math
 

@@ -123,8 +123,8 @@ def _make(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     import torch
 
-    from world_gymnast_ros.evaluate import wilson
-    from world_gymnast_ros.models.build import load_policy
+    from world_gymnast_ros.models.load import load_policy
+    from world_gymnast_ros.statistics import wilson
     from world_gymnast_ros.store import read_card
     from world_gymnast_ros.twin.rollout import success_rate
     from world_gymnast_ros.twin.scene import load_scene

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from mcap.reader import make_reader
 
-from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.episodes.bag import BROKEN
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
@@ -25,7 +24,8 @@ from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, deco
 from world_gymnast_ros.episodes.steps import StepTable, read_steps
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.kinematics import JOINT_NAMES, fk
+from world_gymnast_ros.robot.actions import bridge_state
+from world_gymnast_ros.robot.kinematics import JOINT_NAMES, fk
 from world_gymnast_ros.types import CONTROL_DT_S, F32, F64, I64, U8
 
 JOINT_STATE = "sensor_msgs/msg/JointState"

@@ -15,14 +15,14 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.control import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.control.chunk_player import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.gripper import FINGER_CLOSED_M, FINGER_OPEN_M, GripWatch
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.driver import Driver, DryDriver
 from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
 from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
 from world_gymnast_ros.nodes.driver_xs import XsDriver
+from world_gymnast_ros.robot.gripper import FINGER_CLOSED_M, FINGER_OPEN_M, GripWatch
 from world_gymnast_ros.types import Verdict
 
 DRIVERS: dict[str, type[Driver]] = {

@@ -26,17 +26,17 @@ from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from world_gymnast_ros import kinematics
 from world_gymnast_ros.action import Adapt
-from world_gymnast_ros.actions import matrix_to_quaternion
-from world_gymnast_ros.control import ArmMode, DueAction
+from world_gymnast_ros.control.chunk_player import ArmMode, DueAction
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame
-from world_gymnast_ros.gripper import gripper_from_finger
 from world_gymnast_ros.msg import ActionChunk as ActionChunkMsg
 from world_gymnast_ros.msg import Adapter as AdapterMsg
 from world_gymnast_ros.msg import ArmStatus as ArmStatusMsg
 from world_gymnast_ros.msg import Step as StepMsg
 from world_gymnast_ros.msg import TwinTruth
+from world_gymnast_ros.robot import kinematics
+from world_gymnast_ros.robot.actions import matrix_to_quaternion
+from world_gymnast_ros.robot.gripper import gripper_from_finger
 from world_gymnast_ros.srv import MarkOutcome, ResetTwin, StartEpisode, StopEpisode
 from world_gymnast_ros.types import (
     ACTION_DIM,

@@ -21,16 +21,15 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
-from world_gymnast_ros import graph
 from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import BadInstruction, WorldGymnastError
-from world_gymnast_ros.evaluate import ABRow, ab_json, ab_markdown, ab_row, wilson
-from world_gymnast_ros.nodes import verb
+from world_gymnast_ros.nodes import graph, verb
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
-from world_gymnast_ros.report_truth import TrueFilm, complete_report
-from world_gymnast_ros.tasks import parse_instruction
+from world_gymnast_ros.report.truth import TrueFilm, complete_report
+from world_gymnast_ros.statistics import ABRow, ab_json, ab_markdown, ab_row, wilson
 from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.tasks import parse_instruction
 
 CAPTURES, CAPTURE_SEED = 4, 9_999
 

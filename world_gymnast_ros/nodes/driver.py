@@ -15,12 +15,12 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.task import Future
 
-from world_gymnast_ros import kinematics
-from world_gymnast_ros.actions import gripper_is_open
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.control import SILENT_AGES
+from world_gymnast_ros.control.chunk_player import SILENT_AGES
 from world_gymnast_ros.errors import BadAction
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.robot import kinematics
+from world_gymnast_ros.robot.actions import gripper_is_open
 from world_gymnast_ros.types import F64, ArmState
 
 DISCOVERY_POLL_S = 0.05

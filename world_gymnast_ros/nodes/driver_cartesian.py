@@ -12,11 +12,11 @@ import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
-from world_gymnast_ros import kinematics
-from world_gymnast_ros.actions import matrix_to_quaternion
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.driver_ros2_control import ControllerDriver
+from world_gymnast_ros.robot import kinematics
+from world_gymnast_ros.robot.actions import matrix_to_quaternion
 from world_gymnast_ros.types import F64
 
 HOLD_S = 0.2

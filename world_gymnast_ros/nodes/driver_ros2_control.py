@@ -11,12 +11,12 @@ from typing import Any
 from rclpy.action import ActionClient
 from rclpy.node import Node
 
-from world_gymnast_ros.actions import gripper_is_open
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.gripper import FINGER_OPEN_M
-from world_gymnast_ros.kinematics import JOINT_NAMES
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.driver import Driver
+from world_gymnast_ros.robot.actions import gripper_is_open
+from world_gymnast_ros.robot.gripper import FINGER_OPEN_M
+from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 from world_gymnast_ros.types import F64
 
 FINGER_JOINT = "left_finger"

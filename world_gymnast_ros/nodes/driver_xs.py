@@ -9,9 +9,9 @@ import numpy as np
 from rclpy.node import Node
 
 from world_gymnast_ros.config import ArmConfig
-from world_gymnast_ros.gripper import GripperLoop
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.driver import Driver
+from world_gymnast_ros.robot.gripper import GripperLoop
 from world_gymnast_ros.types import F64
 
 MOTORS = 7

@@ -18,10 +18,10 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.evaluate import add_arguments, folder_of, tell
-from world_gymnast_ros.evaluation import Trial, TrialLog, compare
+from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, compare
+from world_gymnast_ros.evaluation.sequential_test import PairedTest
 from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.operator import GraphFault, Operator
-from world_gymnast_ros.sequential import PairedTest
 from world_gymnast_ros.store import load_adapter
 from world_gymnast_ros.types import AdapterRef
 

@@ -7,7 +7,7 @@ from typing import Any
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from world_gymnast_ros.graph import NodeSpec
+from world_gymnast_ros.nodes.graph import NodeSpec
 from world_gymnast_ros.paths import PACKAGE, share_path
 
 

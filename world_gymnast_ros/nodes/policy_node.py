@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.config import PolicyConfig
+from world_gymnast_ros.control.query_gate import PictureWatch, QueryGate, QueryRules
 from world_gymnast_ros.errors import AdapterMismatch, BadFrame, RemotePolicyError, WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.query import PictureWatch, QueryGate, QueryRules
-from world_gymnast_ros.remote_policy import HttpPolicy
+from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.types import Frame
 
 BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
@@ -62,7 +62,7 @@ class PolicyNode(base.ConfiguredNode):
         if c.policy_url:
             self.get_logger().info("the policy runs elsewhere; adapters offered on the topic will be refused")
             return HttpPolicy(c.policy_url, c.policy_timeout_s)
-        from world_gymnast_ros.models.build import load_policy
+        from world_gymnast_ros.models.load import load_policy
 
         if c.threads:
             import torch

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros import kinematics
 from world_gymnast_ros.config import TwinConfig
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 

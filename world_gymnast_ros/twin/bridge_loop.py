@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from world_gymnast_ros import actions, kinematics
 from world_gymnast_ros.errors import Unreachable
+from world_gymnast_ros.robot import actions, kinematics
 from world_gymnast_ros.twin.sim import CONTROL_TICK_S, Twin
 from world_gymnast_ros.types import CONTROL_DT_S, F32, F64
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from world_gymnast_ros.tasks import DIRECTIONS, Task
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
+from world_gymnast_ros.twin.tasks import DIRECTIONS, Task
 from world_gymnast_ros.types import F32, F64
 
 HOVER_Z_M, TRAVEL_Z_M, GRASP_Z_M, PLACE_Z_M, PUSH_Z_M = 0.075, 0.115, 0.030, 0.045, 0.030

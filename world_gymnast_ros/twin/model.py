@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from world_gymnast_ros.actions import rpy_to_matrix
+from world_gymnast_ros.robot.actions import rpy_to_matrix
 from world_gymnast_ros.twin.scene import BAR_LENGTH, COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.types import F64
 

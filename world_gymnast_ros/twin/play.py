@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.outline import projection
-from world_gymnast_ros.tasks import DIRECTIONS, parse_instruction
+from world_gymnast_ros.robot.actions import bridge_state
+from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator, player
 from world_gymnast_ros.twin.model import CAMERA_FOCAL_PX, CAMERA_HEIGHT, CAMERA_WIDTH, camera_pose
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import DIRECTIONS, parse_instruction
 from world_gymnast_ros.types import F32, F64, U8
 
 SIZE_PX = 64

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.play import RENDER_HEIGHT, RENDER_WIDTH, SIZE_PX
 from world_gymnast_ros.twin.sim import Twin

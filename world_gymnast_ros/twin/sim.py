@@ -4,11 +4,11 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from world_gymnast_ros import actions, kinematics
 from world_gymnast_ros.errors import BadInstruction
-from world_gymnast_ros.tasks import Task, Truth, parse_instruction, progress
+from world_gymnast_ros.robot import actions, kinematics
 from world_gymnast_ros.twin import model
 from world_gymnast_ros.twin.scene import Scene, place_objects
+from world_gymnast_ros.twin.tasks import Task, Truth, parse_instruction, progress
 from world_gymnast_ros.types import CONTROL_DT_S, F64, U8, ArmState
 
 CONTROL_TICK_S = 0.02

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.actions import bridge_state
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.twin.play import (
     CAPTURE_HEIGHT,
     CAPTURE_WIDTH,

@@ -1,0 +1,112 @@
+"""The declaration of an adaptation session: every setting with its range and meaning, in one place.
+
+`config/adapt.yaml` holds the same keys; node and command line read it through `config.load`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from world_gymnast_ros.adaptation.advantage import METHODS
+from world_gymnast_ros.adaptation.rollout_filter import TrustConfig
+from world_gymnast_ros.config import flag, number, text
+from world_gymnast_ros.errors import BadBudget, BadConfig
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """One session of test-time training. Raises BadBudget or BadConfig for a value out of range."""
+
+    budget_s: float = number(300.0, -math.inf, math.inf, "wall time of a session, gate included")
+    max_updates: int = number(12, -math.inf, math.inf, "at most so many updates")
+    groups_per_update: int = number(2, 1, 1024, "groups per update; each has its own jittered start")
+    copies: int = number(16, 2, 4096, "rollouts per group")
+    horizon_steps: int = number(16, 1, 2000, "actions per imagined rollout, rounded up to whole chunks")
+    temperature: float = number(1.2, 0.05, 10.0, "sampling temperature in training")
+    advantage: str = text("grpo", "grpo or leave_one_out", METHODS)
+    speed_bonus: float = number(0.2, 0.0, 10.0, "extra reward of an immediate success, falling to 0 at the horizon")
+    progress_weight: float = number(0.5, 0.0, 10.0, "weight of the judge's progress beside its score, in the reward")
+    judge_every_chunks: int = number(0, 0, 2000, "judge so often, to end a dream when all copies are done; 0: once")
+    jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start picture, as a part of its width")
+    jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start picture's colours, as a part")
+    evaluate_every: int = number(2, 1, 1e6, "updates between held-out evaluations")
+    select_dreams: int = number(8, 1, 1024, "held-out dreams that choose the checkpoint")
+    gate_dreams: int = number(24, 4, 1024, "other held-out dreams that decide on promotion")
+    held_out_copies: int = number(2, 1, 1024, "rollouts per held-out dream")
+    max_batch: int = number(64, 1, 4096, "held-out rollouts dreamed at once; lower it when memory runs out")
+    held_out_temperature: float = number(0.05, 0.05, 10.0, "held-out sampling; low, because the arm acts greedily")
+    margin: float = number(0.05, 0.0, 1.0, "gain in imagined success that must be exceeded")
+    confidence: float = number(0.95, 0.5001, 0.9999, "one-sided confidence that it is exceeded")
+    patience: int = number(3, 1, 1e6, "stop after so many held-out evaluations without improvement")
+    solved_rate: float = number(0.95, 0.0, 1.0, "stop where held-out success and its mean score reach this, after "
+                                "practice on all starts")
+    max_idle_updates: int = number(4, 1, 1e6, "stop after so many updates in a row with nothing to learn")
+    max_rejection_rate: float = number(0.5, 0.0, 1.0, "stop when an update has more of its rollouts rejected")
+    reroll: bool = flag(True, "dream claimed successes again under other noise; drop what is not reproduced")
+    moved_m: float = number(0.03, 0.0, 10.0, "commanded path above which the picture must change")
+    static_levels: float = number(16.0, 0.0, 255.0, "grey levels by which a pixel counts as changed")
+    static_fraction: float = number(0.001, 0.0, 1.0, "part of the pixels that must then change")
+    sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
+    colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
+
+    arm_px: float = number(0.0, 0.0, 1000.0, "largest distance of the drawn arm from where its actions take it; 0: any")
+
+    def __post_init__(self) -> None:
+        if not (self.budget_s > 0 and math.isfinite(self.budget_s)):
+            raise BadBudget(f"budget_s must be positive and finite, got {self.budget_s}; give at least some seconds")
+        if self.max_updates < 1:
+            raise BadBudget(f"max_updates must be at least 1, got {self.max_updates}")
+        check_ranges(self)
+
+    @property
+    def jitter(self) -> tuple[float, float]:
+        return self.jitter_shift, self.jitter_colour
+
+    @property
+    def trust(self) -> TrustConfig:
+        return TrustConfig(self.moved_m, self.static_levels, self.static_fraction, self.sharpness_floor,
+                           self.colour_shift_levels, self.arm_px, self.reroll)
+
+
+@dataclass(frozen=True)
+class AdaptNodeConfig(AdaptConfig):
+    """`adapt_node` and `world-gymnast adapt`: the session, its learner, and where things lie."""
+
+    policy: str = text("", "folder of the policy; empty: the small one that ships with the package")
+    world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
+    judge: str = text("", "folder of the judge; empty: the small one that ships with the package")
+    second_judge: str = text("", "folder of the judge that measures; empty: the shipped one; off: one judge decides")
+    directory: str = text("runs", "folder for adapters/ and sessions/")
+    episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
+    anchor: float = number(0.3, 0.0, 100.0, "weight of cloning those beside what the dream rewards")
+    horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
+    lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")
+    lora_alpha: float = number(32.0, 1e-6, 1e4, "scale of the LoRA adapter")
+    learning_rate: float = number(1e-3, 1e-9, 1.0, "AdamW")
+    epochs: int = number(2, 1, 100, "passes over each batch")
+    minibatch_chunks: int = number(80, 1, 1e6, "chunks per optimiser step")
+    micro_chunks: int = number(80, 1, 1e6, "chunks per backward pass; lower it when memory runs out")
+    clip_low: float = number(0.2, 0.0, 1.0, "ratio may fall by so much")
+    clip_high: float = number(0.28, 0.0, 10.0, "ratio may rise by so much")
+    leash: float = number(0.0, 0.0, 100.0, "weight of the divergence from the base policy")
+    min_release_auc: float = number(0.9, 0.0, 1.0, "refuse tasks that the world model ranks worse; 0: accept any")
+    max_false_success: float = number(0.15, 0.0, 1.0, "refuse tasks of which more failures may pass for successes")
+    capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")
+    max_captures: int = number(16, 1, 100, "so many pictures of ~/capture are kept for the next session")
+    capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
+    max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
+    image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
+    robot_name: str = text("wx250s", "namespace of the driver, for joint_states")
+    threads: int = number(2, 1, 256, "torch threads; keep some cores for the control loop")
+    niceness: int = number(10, 0, 19, "scheduling priority given up, so that control keeps its deadlines")
+
+
+def check_ranges(config: AdaptConfig) -> None:
+    """Check every field against its declared range and choices. Raises BadConfig naming field, value and limit."""
+    for spec in dataclasses.fields(config):
+        value, meta = getattr(config, spec.name), spec.metadata
+        if "low" in meta and not (math.isfinite(value) and meta["low"] <= value <= meta["high"]):
+            raise BadConfig(f"{spec.name} is {value}; it must lie in {meta['low']:g}..{meta['high']:g} ({meta['doc']})")
+        if meta.get("choices") and value not in meta["choices"]:
+            raise BadConfig(f"{spec.name} is {value!r}; choose one of {', '.join(meta['choices'])}")

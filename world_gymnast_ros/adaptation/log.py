@@ -1,0 +1,169 @@
+"""What an adaptation session leaves behind: progress, learning curve, film strips, and a log that can be replayed."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.adaptation.advantage import group_advantages
+from world_gymnast_ros.adaptation.promotion import GateDecision, decide_each
+from world_gymnast_ros.adaptation.rollout import Start
+from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
+from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.types import F32, U8, AdapterRef
+
+LOG_NAME = "session.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Feedback while a session runs. `imagined_success` is the newest rate, in training or held-out."""
+
+    stage: str
+    update: int
+    max_updates: int
+    mean_reward: float
+    imagined_success: float
+    seconds_left: float
+    rejected: int
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """One point of the learning curve. `held_out` is the confirmed success on the selection seeds, where measured."""
+
+    update: int
+    mean_reward: float
+    imagined_success: float
+    rejected: int
+    t_s: float
+    held_out: float | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A few frames uint8 (n, H, W, 3) of one imagined rollout with their scores (n,) and what became of it."""
+
+    title: str
+    frames: U8
+    scores: F32 | None
+    note: str
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """The outcome of a session. `outcome`: promoted, would_promote (dry run), kept, or cancelled."""
+
+    outcome: str
+    message: str
+    adapter: AdapterRef | None
+    gate: GateDecision | None
+    curve: tuple[UpdateRow, ...]
+    strips: tuple[Strip, ...]
+    counts: TrustCounts
+    seconds: dict[str, float]
+    imagined_rollouts: int
+    imagined_frames: int
+    starts: tuple[Start, ...]
+    names: dict[str, str]
+    stop_reason: str
+
+    @property
+    def promoted(self) -> bool:
+        return self.outcome == "promoted"
+
+
+class Stopwatch:
+    """Adds up seconds per stage of the session with the clock it is given."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.now_s, self.start_s = now_s, now_s()
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.now_s() - self.start_s
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = self.now_s()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.now_s() - began
+
+
+class SessionLog:
+    """Appends one JSON object per decision to a file; each line is flushed, so a crash loses at most the last one."""
+
+    def __init__(self, path: Path | None, elapsed_s: Callable[[], float]) -> None:
+        self.path, self.elapsed_s = path, elapsed_s
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, event: str, **facts: Any) -> None:
+        if self.path is None:
+            return
+        line = json.dumps({"event": event, "t_s": round(self.elapsed_s(), 3), **facts}, default=_plain)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
+
+
+def read_session(path: Path) -> list[dict[str, Any]]:
+    """Read a session log; a torn last line (a crash while writing) is left out, any other bad line is an error."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadCheckpoint(f"no session log at {path}: {error}") from error
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise BadCheckpoint(f"{path} line {number} is not JSON: {error}") from error
+    return events
+
+
+def check_session(events: list[dict[str, Any]]) -> list[str]:
+    """Decide everything again from the logged facts and return what differs: nothing, for a sound log.
+
+    Recomputes every group's advantages, the choice of the checkpoint, and the gate.
+    """
+    wrong: list[str] = []
+    config = next((e["config"] for e in events if e["event"] == "session"), None)
+    if config is None:
+        return ["the log has no 'session' line"]
+    best, best_update = (-1.0, -1.0), 0
+    for event in events:
+        if event["event"] == "group":
+            again = group_advantages(event["rewards"], config["advantage"])
+            if not np.allclose(again.values, event["advantages"], atol=1e-4) or again.degenerate != event["degenerate"]:
+                wrong.append(f"advantages of update {event['update']} differ")
+        elif event["event"] == "held_out":
+            if (rank := (event["rate"], event["mean_score"])) > best:
+                best, best_update = rank, event["update"]
+        elif event["event"] == "select" and event["update"] != best_update:
+            wrong.append(f"checkpoint {event['update']} was selected, {best_update} was best")
+        elif event["event"] == "gate":
+            decision = decide_each(np.array(event["success_before"]), np.array(event["success_after"]),
+                                   np.array(event["known"]), event["instructions"], config["margin"],
+                                   config["confidence"], event["seed"])
+            if decision.promote != event["promote"] or abs(decision.lower_bound - event["lower_bound"]) > 1e-9:
+                wrong.append(f"gate decides {decision.promote}, log says {event['promote']}")
+    return wrong

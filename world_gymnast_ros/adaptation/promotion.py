@@ -1,0 +1,158 @@
+"""Held-out imagination and the decision it leads to: promote an adapter, or keep the base and say why."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.adaptation.jitter import jitter_start
+from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group
+from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap, wilson
+from world_gymnast_ros.types import F32, Judge, Policy, RolloutGroup, WorldModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Outcomes of D dreams x C copies on seeds that training never sees.
+
+    `success` bool (D, C): claimed and reproduced. `known` bool (D, C): the judge gave a verdict. `scores` float32
+    (D, C), NaN where unknown. A rollout that the trust filter rejected is known and not a success.
+    """
+
+    success: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    scores: F32
+    counts: TrustCounts
+    first_group: RolloutGroup
+
+    @property
+    def rate(self) -> float:
+        return float(self.success[self.known].mean()) if self.known.any() else 0.0
+
+    @property
+    def mean_score(self) -> float:
+        return float(self.scores[self.known].mean()) if self.known.any() else 0.0
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes one checkpoint better than another: confirmed success, then how sure the judges are of it."""
+        return self.rate, self.mean_score
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds, each with its 95 %
+    Wilson interval; `difference` has the gate's own confidence."""
+
+    promote: bool
+    reason: str
+    before: Interval
+    after: Interval
+    difference: Interval
+    margin: float
+    lower_bound: float
+    each: tuple[tuple[str, Interval, Interval], ...] = ()
+    """Where there are several instructions: each with its rates before and after."""
+
+
+def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
+             copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
+             seed: int, max_batch: int = 64, judge_every_chunks: int = 0,
+             cancelled: Callable[[], bool] = never) -> HeldOut:
+    """Evaluate the policy as it stands on `dreams` jittered starts; everything random comes from `seed`.
+
+    The same seed gives the same starts, world-model noise and sampling noise to any policy: results are pairs.
+    Dreams of one instruction share batches of at most `max_batch` rollouts.
+    """
+    success, known = np.zeros((dreams, copies), np.bool_), np.zeros((dreams, copies), np.bool_)
+    scores = np.full((dreams, copies), np.nan, np.float32)
+    counts = TrustCounts()
+    first: RolloutGroup | None = None
+    jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(dreams)]
+    for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
+        batch = [jittered[d] for d in rows]
+        group = imagine(policy, world_model, judge, batch, copies, horizon_steps, temperature,
+                        derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, cancelled=cancelled)
+        known[rows] = np.array([j.score is not None for j in group.judgements]).reshape(-1, copies)
+        scores[rows] = np.array([np.nan if j.score is None else j.score for j in group.judgements]).reshape(-1, copies)
+        group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)
+        success[rows] = np.array([is_success(j) for j in group.judgements]).reshape(-1, copies)
+        counts += more
+        first = first or group
+    assert first is not None
+    return HeldOut(success, known, scores, counts, first)
+
+
+def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:
+    """Return row numbers grouped by instruction, in pieces of at most `size`."""
+    out: list[list[int]] = []
+    for words in dict.fromkeys(instructions):
+        rows = [i for i, w in enumerate(instructions) if w == words]
+        out += [rows[i: i + size] for i in range(0, len(rows), size)]
+    return out
+
+
+def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
+           margin: float, confidence: float, seed: int) -> GateDecision:
+    """Compare paired outcomes bool (D, C) and promote only if surely better by more than `margin`.
+
+    Two one-sided lower bounds of the difference at `confidence` must both exceed the margin: a bootstrap that
+    resamples whole dreams (copies of one dream are not independent), and the paired Newcombe interval (which stays
+    honest where all dreams agree and the bootstrap collapses to a point). Pairs without both verdicts are left out;
+    fewer than half of the pairs, or fewer than two dreams, decide nothing.
+    """
+    two_sided = 2 * confidence - 1
+    usable = known.any(1)
+    if known.mean() < 0.5 or usable.sum() < 2:
+        nothing = Interval(0.0, -1.0, 1.0, two_sided, int(known.sum()))
+        return GateDecision(False, f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; "
+                            "need at least half: present policy kept", nothing, nothing, nothing, margin, -1.0)
+    a, b = success_before[known], success_after[known]
+    gains = success_after.astype(np.float64) - success_before
+    per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
+    bootstrap = paired_bootstrap(per_dream, two_sided, seed)
+    paired = newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()),
+                             two_sided)
+    lower = min(bootstrap.low, paired.low)
+    before, after = wilson(int(a.sum()), a.size), wilson(int(b.sum()), b.size)
+    gain = after.value - before.value
+    promote = lower > margin
+    sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
+    compare = "above" if promote else "not above"
+    reason = (f"imagined success {sums}: gain {gain:+.2f}, {confidence:.0%} sure of at least {lower:+.2f}, "
+              f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'present policy kept'}")
+    difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
+    return GateDecision(promote, reason, before, after, difference, margin, lower)
+
+
+def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
+                words: Sequence[str], margin: float, confidence: float, seed: int) -> GateDecision:
+    """Decide as `decide` does over all dreams, and keep the present policy if any one instruction lost by it.
+
+    `words` (D,): the instruction of each dream. An instruction without verdicts, or one whose imagined success fell by
+    more than `margin`, stops the promotion: an adapter is for all that was asked, and a gain in one does not pay for
+    another.
+    """
+    whole = decide(success_before, success_after, known, margin, confidence, seed)
+    names = list(dict.fromkeys(words))
+    if len(names) < 2:
+        return whole
+    each, lost = [], []
+    for name in names:
+        mine = known & (np.array(words) == name)[:, None]
+        n = int(mine.sum())
+        if not n:
+            lost.append(f"no verdict on '{name}'")
+            continue
+        a, b = int(success_before[mine].sum()), int(success_after[mine].sum())
+        each.append((name, wilson(a, n), wilson(b, n)))
+        if (b - a) / n < -margin:
+            lost.append(f"'{name}' fell from {a} to {b} of {n}")
+    if whole.promote and lost:
+        return replace(whole, promote=False, each=tuple(each), reason=(
+            f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
+            f"not for each: {'; '.join(lost)}: present policy kept; adapt to one instruction at a time"))
+    return replace(whole, each=tuple(each))

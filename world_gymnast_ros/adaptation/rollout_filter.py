@@ -1,0 +1,186 @@
+"""Distrust the dream: reject rollouts that look wrong, and successes that do not happen again.
+
+A rejected rollout loses its verdict (`score=None`) and takes no part in the advantages. It is never scored 0: the
+dream failed there, not the policy.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.adaptation.rollout import (
+    SUCCESS_THRESHOLD,
+    Start,
+    executed_steps,
+    facts_of,
+    group_deltas,
+    is_success,
+    judge_safely,
+    never,
+    replay_from,
+)
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.types import U8, Judge, Judgement, PlacesArm, RolloutGroup, WorldModel
+
+MISPLACED = "arm misplaced"
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Limits of the image checks, and whether claimed successes are dreamed a second time.
+
+    `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
+    differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
+    start frame's; `colour_shift_levels` largest allowed shift of the mean colour; `arm_px` how far the arm may be drawn
+    from where its actions take it, in pixels of the measuring judge's picture (0: not checked).
+    """
+
+    moved_m: float = 0.03
+    static_levels: float = 16.0
+    static_fraction: float = 0.001
+    sharpness_floor: float = 0.2
+    colour_shift_levels: float = 40.0
+    arm_px: float = 0.0
+    reroll: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels", "arm_px"):
+            if not 0.0 <= getattr(self, name) < 1e4:
+                raise BadConfig(f"trust.{name} must be zero or positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrustCounts:
+    """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none.
+
+    Where two judges decide: how often both, only the one that looks, only the one that measures, or neither of them
+    saw a success.
+    """
+
+    rollouts: int = 0
+    static: int = 0
+    blurred: int = 0
+    colour: int = 0
+    not_reproduced: int = 0
+    no_verdict: int = 0
+    rerolled: int = 0
+    arm_misplaced: int = 0
+    both: int = 0
+    only_looking: int = 0
+    only_measuring: int = 0
+    neither: int = 0
+
+    @property
+    def rejected(self) -> int:
+        return self.static + self.blurred + self.colour + self.not_reproduced + self.arm_misplaced
+
+    @property
+    def rejection_rate(self) -> float:
+        return self.rejected / self.rollouts if self.rollouts else 0.0
+
+    def __add__(self, other: TrustCounts) -> TrustCounts:
+        return TrustCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
+
+
+def edge_energy(frames: U8) -> NDArray[np.float64]:
+    """Return the mean squared response of a Laplacian on grey frames uint8 (..., H, W, 3): small means blurred."""
+    grey = frames.astype(np.float32).mean(-1)
+    inner = grey[..., 1:-1, 1:-1]
+    laplacian = grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:] - 4 * inner
+    return np.asarray((laplacian.astype(np.float64) ** 2).mean((-1, -2)))
+
+
+def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
+    """Return for each rollout '' or what is wrong with its pictures: 'static', 'blurred' or 'colour'."""
+    deltas = group_deltas(group)
+    faults: list[str] = []
+    for i, steps in enumerate(executed_steps(group)):
+        seen = group.frames[i, : int(steps) + 1]
+        start, later = seen[0].astype(np.float32), seen[1:]
+        if not len(later):
+            faults.append("")
+            continue
+        path_m = float(np.linalg.norm(deltas[i, : int(steps), :3], axis=-1).sum())
+        changed = (np.abs(later.astype(np.float32) - start).max(-1) > config.static_levels).mean((-1, -2)).max()
+        sharpness = float(edge_energy(later[-1]) / max(float(edge_energy(seen[0])), 1e-6))
+        shift = float(np.abs(later[-1].mean((0, 1)) - start.mean((0, 1))).max())
+        if path_m > config.moved_m and changed < config.static_fraction:
+            faults.append("static")
+        elif sharpness < config.sharpness_floor:
+            faults.append("blurred")
+        else:
+            faults.append("colour" if shift > config.colour_shift_levels else "")
+    return faults
+
+
+def misplaced(judge: Judge, group: RolloutGroup, starts: Sequence[Start], limit_px: float) -> NDArray[np.bool_]:
+    """Return for each rollout, begun at one of `starts`, whether the arm is drawn further than `limit_px` from where
+    its actions take it. False where it cannot be told, as by a judge that does not measure."""
+    if limit_px <= 0 or not isinstance(judge, PlacesArm):
+        return np.zeros(len(group.frames), np.bool_)
+    steps = executed_steps(group)
+    deltas = group_deltas(group).copy()
+    for i, end in enumerate(steps):
+        deltas[i, int(end):, :6] = 0.0
+    off = judge.arm_misplaced_px(group.frames[:, -1], facts_of(starts, deltas))
+    return np.asarray(np.nan_to_num(off, nan=0.0) > limit_px)
+
+
+def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], group: RolloutGroup,
+                 config: TrustConfig, seed: int, cancelled: Callable[[], bool] = never
+                 ) -> tuple[RolloutGroup, TrustCounts]:
+    """Reject what cannot be trusted; return the group with those rollouts without verdict, and counts.
+
+    `start` is what the group was imagined from. Claimed successes are replayed, same actions, in a new dream with
+    noise `seed`; a success that does not come again is dropped (dual-noise verification, as in RAW-Dream). A re-roll
+    without verdict also drops it.
+    """
+    judgements = list(group.judgements)
+    no_verdict = sum(j.score is None for j in judgements)
+    starts = [start] if isinstance(start, Start) else list(start)
+    began = [starts[i * len(starts) // len(judgements)] for i in range(len(judgements))]
+    faults = picture_faults(group, config)
+    faults = [fault or (MISPLACED if off else "") for fault, off in
+              zip(faults, misplaced(judge, group, began, config.arm_px), strict=True)]
+    for i, fault in enumerate(faults):
+        if judgements[i].score is None:
+            faults[i] = ""
+        elif fault:
+            judgements[i] = Judgement(None, detail=f"rejected: {fault} (was {judgements[i].score:.2f})",
+                                      frame_scores=judgements[i].frame_scores)
+    claims = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
+    lost = 0
+    if claims:
+        again = reroll(world_model, judge, group, claims, [began[i] for i in claims], seed, cancelled)
+        for i, second in zip(claims, again, strict=True):
+            if not is_success(second):
+                lost += 1
+                told = "no verdict" if second.score is None else f"{second.score:.2f}"
+                first = judgements[i]
+                judgements[i] = Judgement(None, detail=f"rejected: not reproduced ({first.score:.2f}, then {told})",
+                                          frame_scores=first.frame_scores)
+    valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
+    votes = [(j.votes[0] > SUCCESS_THRESHOLD, j.votes[1] > SUCCESS_THRESHOLD) for j in group.judgements
+             if len(j.votes) == 2]
+    counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
+                         lost, no_verdict, len(claims), faults.count(MISPLACED), votes.count((True, True)),
+                         votes.count((True, False)), votes.count((False, True)), votes.count((False, False)))
+    return replace(group, judgements=tuple(judgements), valid=valid), counts
+
+
+def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: list[int],
+           starts: Sequence[Start], seed: int, cancelled: Callable[[], bool] = never) -> list[Judgement]:
+    """Dream the same actions of rollouts `which`, each begun at one of `starts`, once more under noise `seed`, as far
+    as they went; judge that."""
+    steps = executed_steps(group)[which]
+    longest = max(int(steps.max()), 1)
+    deltas = group_deltas(group)[which, :longest]
+    frames = replay_from(world_model, group.frames[which, 0], [s.state for s in starts], deltas, seed, cancelled,
+                         [s.captured.rgb for s in starts])
+    for i, end in enumerate(steps):
+        frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
+        deltas[i, int(end):, :6] = 0.0
+    return judge_safely(judge, frames, group.instruction, facts_of(starts, deltas))

@@ -1,0 +1,264 @@
+"""Adapt a policy to the scene before the camera, inside a world model: one bounded, honest session.
+
+    repeat   imagine a group from a jittered start -> judge -> distrust -> advantages -> learner.update
+    now and then   measure on held-out seeds and remember the best weights
+    at the end     gate: base against best on other held-out seeds; promote only what is surely better
+
+Policy, world model, judge and learner are arguments; so are time and randomness. Whatever happens, the policy leaves
+this function as it came: a promoted adapter is saved, and loading it is the caller's act.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from world_gymnast_ros.adaptation.advantage import Advantages, group_advantages, rollout_rewards
+from world_gymnast_ros.adaptation.config import AdaptConfig
+from world_gymnast_ros.adaptation.jitter import jitter_start
+from world_gymnast_ros.adaptation.log import AdaptReport, Progress, SessionLog, Stopwatch, Strip, UpdateRow
+from world_gymnast_ros.adaptation.promotion import GateDecision, HeldOut, decide_each, hold_out
+from world_gymnast_ros.adaptation.rollout import Cancelled, Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
+from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
+from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, WorldModel
+
+
+class Learner(Protocol):
+    """Trains weights inside a policy. Between `begin` and `end` the policy acts with the weights being trained."""
+
+    @property
+    def name(self) -> str:
+        """What learns and what it is held to, in words, for log and report."""
+
+    def begin(self) -> None:
+        """Attach trainable weights; the policy acts exactly as before until the first update."""
+
+    def update(self, batch: Sequence[tuple[RolloutGroup, Advantages]], temperature: float, seed: int
+               ) -> dict[str, float]:
+        """Improve the weights on groups with their advantages; return figures worth logging."""
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Return a copy of the weights."""
+
+    def restore(self, weights: Mapping[str, Any]) -> None:
+        """Put a snapshot back."""
+
+    def save(self, directory: Path) -> None:
+        """Write the weights as an adapter into an existing directory."""
+
+    def end(self) -> None:
+        """Detach: the policy is again what it was before `begin`. Safe to call twice."""
+
+
+class _Session:
+    """What the steps of one session share. Private: `adapt` is the interface."""
+
+    def __init__(self, policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start],
+                 config: AdaptConfig, seed: int, watch: Stopwatch, log: SessionLog,
+                 progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> None:
+        self.policy, self.world_model, self.judge, self.starts = policy, world_model, judge, tuple(starts)
+        self.config, self.seed, self.watch, self.log = config, seed, watch, log
+        self.progress, self.cancelled = progress, cancelled
+        self.counts, self.rollouts, self.frames = TrustCounts(), 0, 0
+        self.curve: list[UpdateRow] = []
+        self.strips: list[Strip] = []
+        self.idle = self.stale = 0
+        self.update_s = self.held_out_s = 0.0
+        self.best = (0.0, 0.0)  # HeldOut.rank of the best checkpoint
+
+    def tell(self, stage: str, update: int, reward: float, success: float) -> None:
+        self.progress(Progress(stage, update, self.config.max_updates, reward, success,
+                               max(0.0, self.config.budget_s - self.watch.elapsed_s), self.counts.rejected))
+
+    def count(self, counts: TrustCounts, steps: int) -> None:
+        self.counts += counts
+        self.rollouts += counts.rollouts + counts.rerolled
+        self.frames += (counts.rollouts + counts.rerolled) * steps
+
+    def group(self, update: int, g: int) -> tuple[RolloutGroup, Advantages, TrustCounts]:
+        """Imagine one group, distrust it, and turn what is left into advantages."""
+        c = self.config
+        which = ((update - 1) * c.groups_per_update + g) % len(self.starts)
+        start = jitter_start(self.starts[which], derive_seed(self.seed, 1, update, g, 0), *c.jitter)
+        with self.watch.stage("imagine and judge"):
+            group = imagine(self.policy, self.world_model, self.judge, start, c.copies, c.horizon_steps, c.temperature,
+                            derive_seed(self.seed, 1, update, g, 1), judge_every_chunks=c.judge_every_chunks,
+                            cancelled=self.cancelled)
+        with self.watch.stage("distrust"):
+            group, counts = filter_group(self.world_model, self.judge, start, group, c.trust,
+                                         derive_seed(self.seed, 1, update, g, 2), self.cancelled)
+        rewards = rollout_rewards(group, c.speed_bonus, c.progress_weight)
+        advantages = group_advantages(rewards, c.advantage)
+        self.count(counts, len(group.chunks) * self.policy.chunk_size)
+        self.log.write("group", update=update, start=which, rewards=rewards, advantages=advantages.values,
+                       degenerate=advantages.degenerate, counts=asdict(counts),
+                       details=sorted({j.detail for j in group.judgements if j.score is None and j.detail})[:4])
+        return group, advantages, counts
+
+    def held_out(self, label: str, update: int, branch: int, dreams: int) -> HeldOut:
+        """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 gates)."""
+        c = self.config
+        began_s = self.watch.elapsed_s
+        with self.watch.stage("held-out evaluation"):
+            result = hold_out(self.policy, self.world_model, self.judge, self.starts, dreams=dreams,
+                              copies=c.held_out_copies, horizon_steps=c.horizon_steps,
+                              temperature=c.held_out_temperature, jitter=c.jitter,
+                              trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
+                              judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
+        self.held_out_s = (self.watch.elapsed_s - began_s) / dreams
+        self.count(result.counts, c.horizon_steps)
+        if branch == 2:
+            self.log.write("held_out", update=update, rate=result.rate, mean_score=result.mean_score,
+                           counts=asdict(result.counts))
+        self.tell(label, update, result.mean_score, result.rate)
+        return result
+
+    def must_stop(self, last: TrustCounts) -> str:
+        """Return why training must end now, or ''. Keeps the time that the gate will need."""
+        c = self.config
+        reserve_s = min(2.0 * c.gate_dreams * self.held_out_s, 0.5 * c.budget_s)
+        if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
+            return f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate"
+        if last.rejection_rate > c.max_rejection_rate:
+            return (f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
+                    f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
+        # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
+        practised = not self.curve or len(self.curve) * c.groups_per_update >= len(self.starts)
+        if practised and min(self.best) >= c.solved_rate:
+            return (f"solved: {self.best[0]:.0%} held-out success in imagination, of which the judges are sure; "
+                    "more training could only learn the dream's mistakes")
+        if self.idle >= c.max_idle_updates:
+            return f"no signal: {self.idle} updates in a row had equal rewards or no verdict"
+        if self.stale >= c.patience:
+            return f"no progress: {self.stale} held-out evaluations in a row without improvement"
+        return ""
+
+    def train_once(self, learner: Learner, update: int) -> TrustCounts:
+        """Do one update: groups, advantages, gradient. Returns the trust counts of its groups."""
+        began_s = self.watch.elapsed_s
+        groups = [self.group(update, g) for g in range(self.config.groups_per_update)]
+        batch = [(group, advantages) for group, advantages, _ in groups if not advantages.degenerate]
+        stats: dict[str, float] = {}
+        if batch:
+            with self.watch.stage("learn"):
+                stats = learner.update(batch, self.config.temperature, derive_seed(self.seed, 1, update, 9999))
+        self.idle = 0 if batch else self.idle + 1
+        if self.cancelled():
+            raise Cancelled(f"cancelled after update {update}")
+        counts = sum((c for _, _, c in groups), TrustCounts())
+        reward = sum(a.mean_reward for _, a, _ in groups) / len(groups)
+        verdicts = [j for group, _, _ in groups for j in group.judgements if j.score is not None]
+        success = sum(map(is_success, verdicts)) / max(len(verdicts), 1)
+        self.curve.append(UpdateRow(update, reward, success, counts.rejected, self.watch.elapsed_s, None, stats))
+        self.strips = keep_extremes(self.strips, groups[0][0], update)
+        self.log.write("update", update=update, mean_reward=reward, imagined_success=success, idle=not batch, **stats)
+        self.update_s = max(self.update_s, self.watch.elapsed_s - began_s)
+        self.tell("training", update, reward, success)
+        return counts
+
+
+def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learner, starts: Sequence[Start],
+          config: AdaptConfig, seed: int, now_s: Callable[[], float],
+          progress: Callable[[Progress], None] = lambda _: None, cancelled: Callable[[], bool] = never, *,
+          log_path: Path | None = None,
+          save: Callable[[Learner, dict[str, Any]], AdapterRef] | None = None) -> AdaptReport:
+    """Run one session and report. The policy is as before when this returns or raises.
+
+    `save(learner, scores)` stores the promoted adapter (see store.AdapterStore); None is a dry run: everything but
+    promotion. Every decision goes to `log_path` as JSON lines. Errors of any part propagate after the policy is
+    restored; a cancel is an ordinary outcome.
+    """
+    if not starts:
+        raise BadInstruction("nothing to adapt to: give at least one captured frame with an instruction")
+    watch = Stopwatch(now_s)
+    log = SessionLog(log_path, lambda: watch.elapsed_s)
+    names = {"policy": policy.name, "world_model": world_model.name, "judge": judge.name,
+             "learner": learner.name}
+    log.write("session", config=asdict(config), seed=seed, names=names, instructions=[s.instruction for s in starts])
+    session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled)
+    try:
+        learner.begin()
+        outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
+    except Cancelled as cancel:
+        outcome, message, stop, gate, ref = "cancelled", f"{cancel}; present policy kept", "cancelled", None, None
+    except BaseException as error:
+        log.write("crash", error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        learner.end()
+    log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
+    session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
+                 gate.after.value if gate else 0.0)
+    return AdaptReport(outcome, message, ref, gate, tuple(session.curve), tuple(session.strips), session.counts,
+                       dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames, tuple(starts),
+                       names, stop)
+
+
+_Result = tuple[str, str, str, GateDecision | None, AdapterRef | None]
+
+
+def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None
+                    ) -> _Result:
+    c = s.config
+    base = learner.snapshot()
+    before = s.held_out("measuring the base", 0, 2, c.select_dreams)
+    if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
+        why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
+        stop = f"no verdict: {why}"
+        s.log.write("stop", reason=stop)
+        return "kept", f"the judges gave no verdict on any rollout ({why}): present policy kept", stop, None, None
+    s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
+    best, best_update, s.best = base, 0, before.rank
+    counts, stop = TrustCounts(), ""
+    for update in range(1, c.max_updates + 1):
+        if stop := s.must_stop(counts):
+            break
+        counts = s.train_once(learner, update)
+        if update % c.evaluate_every == 0 or update == c.max_updates:
+            result = s.held_out("held-out evaluation", update, 2, c.select_dreams)
+            s.curve[-1] = UpdateRow(**{**vars(s.curve[-1]), "held_out": result.rate})
+            s.stale += 1
+            if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
+                best, best_update, s.best = learner.snapshot(), update, result.rank
+                s.stale = 0
+    stop = stop or f"done: all {c.max_updates} updates"
+    s.log.write("stop", reason=stop)
+    s.log.write("select", update=best_update)
+    if best_update == 0:
+        why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
+        short = not s.curve and stop.startswith("time")
+        remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
+        return "kept", f"{why} ({stop}): present policy kept{remedy}", stop, None, None
+    gate = _gate(s, learner, base, best)
+    if not gate.promote:
+        return "kept", gate.reason, stop, gate, None
+    if save is None:
+        return "would_promote", f"dry run: {gate.reason}, but not stored", stop, gate, None
+    scores = {"imagined_before": asdict(gate.before), "imagined_after": asdict(gate.after),
+              "difference": asdict(gate.difference), "margin": gate.margin, "update": best_update, "seed": s.seed,
+              "instructions": [start.instruction for start in s.starts], "world_model": s.world_model.name,
+              "judge": s.judge.name}
+    ref = save(learner, scores)
+    s.log.write("promote", adapter=ref.name, sha256=ref.sha256, path=str(ref.path))
+    return "promoted", gate.reason, stop, gate, ref
+
+
+def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any]) -> GateDecision:
+    """Measure base and best on the same gate seeds, which chose nothing before; leaves the best weights in place."""
+    c = s.config
+    learner.restore(base)
+    before = s.held_out("gate: base", len(s.curve), 3, c.gate_dreams)
+    learner.restore(best)
+    after = s.held_out("gate: adapter", len(s.curve), 3, c.gate_dreams)
+    known = before.known & after.known
+    seed = derive_seed(s.seed, 4)
+    words = [s.starts[d % len(s.starts)].instruction for d in range(c.gate_dreams)]
+    gate = decide_each(before.success, after.success, known, words, c.margin, c.confidence, seed)
+    s.log.write("gate", instructions=words, success_before=before.success,
+                success_after=after.success, known=known, seed=seed,
+                promote=gate.promote, lower_bound=gate.lower_bound, reason=gate.reason)
+    s.strips = s.strips + strip_pair(before.first_group, after.first_group)
+    return gate

@@ -1,0 +1,51 @@
+"""Choose and cut the few frames of a session that a person will look at."""
+from __future__ import annotations
+
+import numpy as np
+
+from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.rollout import executed_steps, is_success
+from world_gymnast_ros.types import RolloutGroup
+
+FRAMES_PER_STRIP = 8
+
+
+def cut_strip(group: RolloutGroup, i: int, title: str) -> Strip:
+    """Return evenly spaced frames of rollout `i`, up to where it was finished, with the judge's score at each."""
+    judgement = group.judgements[i]
+    end = int(executed_steps(group)[i]) or group.frames.shape[1] - 1
+    picks = np.unique(np.linspace(0, end, FRAMES_PER_STRIP).round().astype(int))
+    scores = None
+    if judgement.frame_scores is not None and len(judgement.frame_scores):
+        scores = judgement.frame_scores[np.minimum(picks, len(judgement.frame_scores) - 1)].astype(np.float32)
+    if judgement.score is None:
+        note = judgement.detail or "no verdict"
+    else:
+        done = f", done at frame {judgement.done_at}" if judgement.done_at is not None else ""
+        note = f"{'success' if is_success(judgement) else 'not a success'}, score {judgement.score:.2f}{done}"
+    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note)
+
+
+def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int) -> list[Strip]:
+    """Return the strips with the newest best and worst rollout, and up to two rejected ones of the whole session."""
+    rejected = [s for s in strips if s.title.startswith("rejected")]
+    for i, judgement in enumerate(group.judgements):
+        if judgement.score is None and judgement.detail.startswith("rejected") and len(rejected) < 2:
+            rejected.append(cut_strip(group, i, f"rejected, update {update}"))
+    scored = [(j.score, i) for i, j in enumerate(group.judgements) if j.score is not None]
+    extremes = []
+    if scored:
+        extremes = [cut_strip(group, max(scored)[1], f"best, update {update}"),
+                    cut_strip(group, min(scored)[1], f"worst, update {update}")]
+    return extremes + rejected
+
+
+def strip_pair(before: RolloutGroup, after: RolloutGroup) -> list[Strip]:
+    """Return one pair of held-out rollouts with the same seed, base and adapter.
+
+    Shows a pair that the adapter turned from failure into success where there is one, otherwise the first pair.
+    """
+    turned = [i for i, (a, b) in enumerate(zip(before.judgements, after.judgements, strict=True))
+              if is_success(b) and not is_success(a)]
+    i = turned[0] if turned else 0
+    return [cut_strip(before, i, "before, held-out seed"), cut_strip(after, i, "after, same seed")]

@@ -1,0 +1,1 @@
+"""What learning reads: episodes, clips, frame tables, labels."""

@@ -1,0 +1,1 @@
+"""Exporters of recordings: LeRobot v3, WorldGym, Bridge, IRASim."""

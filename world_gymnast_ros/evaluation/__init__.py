@@ -1,0 +1,1 @@
+"""How far a model may be believed: paired replay, image metrics, paired trials, sequential test."""

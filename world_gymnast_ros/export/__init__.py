@@ -1,1 +1,0 @@
-"""Exporters of recorded episodes to other projects' formats; each takes episodes and a folder."""

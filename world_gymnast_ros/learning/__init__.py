@@ -1,1 +1,0 @@
-"""Everything that changes weights: adapters, world models, policies, judges."""

@@ -1,0 +1,1 @@
+"""Judges: score rollouts against an instruction."""

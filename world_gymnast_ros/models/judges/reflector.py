@@ -1,0 +1,211 @@
+"""`Reflector`: the judge. Per frame, how likely the task is done; it also says when a rollout may stop.
+
+The idea of World-Env's instant reflector: a vision-language trunk with a small head on top, trained with
+cross-entropy on per-frame success. The trunk is that of a policy, taught to localise on all play frames. Frame t is
+judged from the readouts of the first frame, frame t - 1 and frame t, each computed once per rollout.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.models.policies.vla_network import PLACES, OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.policies.words import WordReader
+from world_gymnast_ros.models.vision import fast_math
+from world_gymnast_ros.twin.tasks import family_of
+from world_gymnast_ros.types import F32, U8, Judgement, RolloutFacts
+
+BATCH = 64
+"""Frames per forward: measured best on a CPU (larger batches fall out of its caches)."""
+
+
+class ReflectorConfig(PretrainedConfig):
+    """`trunk` is an OpenVLAConfig as a dict. Calibrated logit = `logit_scale` * logit + `logit_offset`, or in place of
+    the latter what `family_offsets` holds for the family of tasks."""
+
+    model_type = "world_gymnast_reflector"
+
+    name: str = "reflector-tiny"
+    trunk: dict[str, Any] = field(default_factory=dict)
+    fusion_dim: int = 256
+    heads: int = 3
+    logit_scale: float = 1.0
+    logit_offset: float = 0.0
+    family_offsets: dict[str, float] = field(default_factory=dict)
+    done_threshold: float = 0.5
+    families: list[str] = field(default_factory=list)
+
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Set one calibration for all families of tasks."""
+        self.logit_scale, self.logit_offset, self.family_offsets = scale, offset, {}
+
+    def trunk_config(self) -> OpenVLAConfig:
+        """Return the trunk's config: no language layers above the readout."""
+        config = OpenVLAConfig(**self.trunk)
+        config.text_config = {**config.text_config, "num_hidden_layers": config.aux_layer}
+        return config
+
+
+class ReflectorNetwork(PreTrainedModel):
+    """Trunk, and `heads` small networks that vote."""
+
+    config_class = ReflectorConfig
+    base_model_prefix = "reflector"
+    main_input_name = "frames"
+
+    def __init__(self, config: ReflectorConfig) -> None:
+        super().__init__(config)
+        self.trunk = OpenVLAForActionPrediction(config.trunk_config())
+        self.trunk.keep_trunk_only()
+        dim = self.trunk.config.llama().hidden_size
+        width = config.fusion_dim
+        self.norm = nn.LayerNorm(dim)
+        self.fusion = nn.ModuleList(
+            nn.Sequential(nn.Linear(4 * (dim + 3 * len(PLACES)), width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
+                          nn.Linear(width, 2)) for _ in range(config.heads))
+
+    def fuse(self, first: Tensor, before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Return success logits (B, heads) and progress (B, heads) from three features (B, d + 9) each."""
+        x = torch.cat([first, now, now - first, 3.0 * (now - before)], dim=-1)
+        out = torch.stack([head(x).float() for head in self.fusion], dim=1)
+        return out[..., 0], torch.sigmoid(out[..., 1])
+
+    def features(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, d + 9) and places (B, 9) of seen pictures (`trunk.see`) under instructions."""
+        readout, places = self.trunk.read(tokens, ids)
+        return torch.cat([self.norm(readout), places], dim=-1), places
+
+    def forward(self, frames: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and progress (G, T+1, heads) of rollouts uint8 (G, T+1, H, W, 3) under ids (G, L)."""
+        g, n = frames.shape[:2]
+        flat, each = frames.flatten(0, 1), ids.repeat_interleave(n, dim=0)
+        parts = [self.features(self.trunk.see(flat[i:i + BATCH]), each[i:i + BATCH])[0]
+                 for i in range(0, g * n, BATCH)]
+        now = torch.cat(parts).view(g, n, -1)
+        before = torch.cat([now[:, :1], now[:, :-1]], dim=1)
+        logits, progress = self.fuse(*(x.flatten(0, 1) for x in (now[:, :1].expand_as(now), before, now)))
+        return logits.view(g, n, -1), progress.view(g, n, -1)
+
+
+class Reflector:
+    """The judge that adaptation uses. Implements `types.Judge`."""
+
+    def __init__(self, network: ReflectorNetwork, sha256: str, device: str = "cpu") -> None:
+        self.config: ReflectorConfig = network.config
+        self.device = torch.device(device)
+        self.model = network.to(self.device).eval().requires_grad_(False)
+        self.name: str = self.config.name
+        self.sha256 = sha256
+        self.reader = WordReader(self.model.trunk.config.words, self.model.trunk.config.max_words)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Reflector:
+        """Load a checkpoint directory; BadCheckpoint names the file and the remedy."""
+        directory = Path(path)
+        values = read_config(directory, ReflectorConfig.model_type)
+        try:
+            network = ReflectorNetwork(ReflectorConfig(**values))
+        except (TypeError, ValueError, KeyError) as error:
+            raise BadCheckpoint(f"{directory / 'config.json'} does not describe a judge ({error})") from error
+        return cls(network, fill(network, directory), device)
+
+    @classmethod
+    def from_policy(cls, network: OpenVLAForActionPrediction, heads: int = 3) -> Reflector:
+        """Start an untrained judge with a copy of a policy's trunk."""
+        judge = ReflectorNetwork(ReflectorConfig(trunk=network.config.to_dict(), heads=heads))
+        wanted, given = judge.trunk.state_dict(), network.state_dict()
+        judge.trunk.load_state_dict({name: given[name].clone() for name in wanted})
+        return cls(judge, sha256="")
+
+    def save(self, directory: str | Path) -> str:
+        """Write config.json and model.safetensors; return the weights' SHA-256."""
+        self.sha256 = save_model(self.model, self.config.to_dict(), Path(directory))
+        return self.sha256
+
+    def raw(self, frames: U8, instructions: str | Sequence[str]) -> tuple[F32, F32]:
+        """Return uncalibrated logits and progress, float32 (G, T+1, heads), under one instruction or one for each."""
+        if frames.ndim != 5 or frames.dtype != np.uint8 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise BadFrame(f"rollouts must be uint8 (G, T+1, H, W, 3), got {frames.dtype} {frames.shape}")
+        size = self.model.trunk.config.image_size
+        if frames.shape[2:4] != (size, size):
+            frames = resize_rgb(frames, (size, size))
+        texts = [instructions] * len(frames) if isinstance(instructions, str) else instructions
+        ids = torch.tensor(self.reader.batch(texts), device=self.device)
+        pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
+        with torch.inference_mode(), fast_math(self.device):
+            logits, progress = self.model(pictures, ids)
+        return logits.float().cpu().numpy(), progress.float().cpu().numpy()
+
+    def probability(self, logits: NDArray[np.floating[Any]], family: str = "") -> F32:
+        """Return calibrated probabilities of uncalibrated logits, for tasks of a family."""
+        offset = self.config.family_offsets.get(family, self.config.logit_offset)
+        x = self.config.logit_scale * logits.astype(np.float64) + offset
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))), np.float32)
+
+    def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts uint8 (G, T+1, H, W, 3) by their pictures alone.
+
+        What goes wrong inside becomes *no verdict*, with the reason.
+
+        A bad instruction or frame array is the caller's mistake and is raised.
+        """
+        try:
+            logits, progress = self.raw(frames, instruction)
+        except (BadInstruction, BadFrame):
+            raise
+        except Exception as error:  # memory, device, numerics: none may turn into a score
+            return [Judgement(None, detail=f"{self.name}: {type(error).__name__}: {error}")] * len(frames)
+        family = family_of(instruction)
+        return [self._judge(one, way, family) for one, way in zip(logits, progress, strict=True)]
+
+    def _judge(self, logits: F32, progress: F32, family: str) -> Judgement:
+        if not (np.isfinite(logits).all() and np.isfinite(progress).all()):
+            return Judgement(None, detail=f"{self.name}: the network gave numbers that are not finite")
+        frames = self.probability(logits.mean(-1), family)
+        steady = two_in_a_row(frames)
+        done = np.flatnonzero(steady > self.config.done_threshold)
+        votes = tuple(float(two_in_a_row(self.probability(logits[:, k], family)).max()) for k in range(logits.shape[1]))
+        return Judgement(score=float(steady.max()), done_at=int(done[0]) if done.size else None, votes=votes,
+                         frame_scores=frames, progress=float(two_in_a_row(progress.mean(-1)).max()))
+
+
+def two_in_a_row(values: F32) -> F32:
+    """Return min(v[t], v[t + 1]): one lucky frame convinces nobody. A single frame stands for itself."""
+    return values if len(values) < 2 else np.minimum(values[:-1], values[1:])
+
+
+def offset_at(cut: float, scale: float, threshold: float) -> float:
+    """Return the offset with which logits above `cut` count as a success."""
+    return float(np.log(threshold / (1.0 - threshold)) - scale * cut)
+
+
+def fit_platt(logits: np.ndarray, labels: np.ndarray, steps: int = 50) -> tuple[float, float]:
+    """Return (scale > 0, offset) that make sigmoid(scale * logit + offset) a probability (Platt 1999, Newton).
+
+    Labels are softened as Platt proposes, so that separable data do not drive the scale to infinity.
+    """
+    positive, negative = int(labels.sum()), int((~labels).sum())
+    if not positive or not negative:
+        raise BadCheckpoint(f"calibration needs both outcomes, got {positive} successes and {negative} failures")
+    target = np.where(labels, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    design = np.stack([logits.astype(np.float64), np.ones(len(logits))], axis=1)
+    theta = np.array([1.0, math.log(positive / negative)])
+    for _ in range(steps):
+        p = 1.0 / (1.0 + np.exp(-np.clip(design @ theta, -30, 30)))
+        gradient = design.T @ (p - target)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-3 * np.eye(2)
+        theta = theta - np.clip(np.linalg.solve(hessian, gradient), -1.0, 1.0)
+        theta[0] = max(theta[0], 0.05)
+    return float(theta[0]), float(theta[1])

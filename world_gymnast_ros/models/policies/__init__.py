@@ -1,0 +1,1 @@
+"""Policies: vision-language-action models and their adapters."""

@@ -1,0 +1,182 @@
+"""`OpenVLA`: the policy that nodes and adaptation use. Bins, tokens and normalised units stay inside."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, sha256_file
+from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins
+from world_gymnast_ros.models.policies.lora import LoraSlot, adapter_file, read_adapter, write_adapter
+from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.policies.words import WordReader
+from world_gymnast_ros.models.vision import fast_math
+from world_gymnast_ros.store import ADAPTER, read_card
+from world_gymnast_ros.types import F32, U8, ActionChunk, AdapterRef, Frame, SampledChunks
+
+__all__ = ["BASE", "OpenVLA", "OpenVLAConfig", "OpenVLAForActionPrediction"]
+
+BASE = "base"
+"""Name of the policy without an adapter."""
+
+
+class OpenVLA:
+    """An OpenVLA-class policy with one LoRA slot. Implements `types.Policy`. Does not use the arm's state."""
+
+    def __init__(self, network: OpenVLAForActionPrediction, base_hash: str, device: str = "cpu") -> None:
+        """Wrap a network; `base_hash` identifies its weights (adapters are tied to it)."""
+        self.config: OpenVLAConfig = network.config
+        self.model = network.to(torch.device(device)).eval()
+        self.model.requires_grad_(False)
+        self.device = torch.device(device)
+        self.base_hash = base_hash
+        self.name: str = self.config.name
+        self.chunk_size: int = self.config.chunk_size
+        self.adapter = BASE
+        self.reader = WordReader(self.config.words, self.config.max_words)
+        self.stats = ActionStats(tuple(self.config.action_q01), tuple(self.config.action_q99),
+                                 tuple(self.config.action_mask))
+        self._slot = LoraSlot(self.model)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> OpenVLA:
+        """Load a checkpoint directory; BadCheckpoint names the file and the remedy."""
+        directory = Path(path)
+        values = read_config(directory, OpenVLAConfig.model_type)
+        try:
+            network = OpenVLAForActionPrediction(OpenVLAConfig(**values))
+        except (TypeError, ValueError, KeyError) as error:
+            raise BadCheckpoint(f"{directory / 'config.json'} does not describe a policy ({error})") from error
+        return cls(network, fill(network, directory), device)
+
+    def save(self, directory: str | Path) -> str:
+        """Write the base (never the adapter) as config.json and model.safetensors; return the new `base_hash`."""
+        if self._slot.tuner is not None:
+            raise BadConfig("a policy with an adapter cannot be saved as a base; call load_adapter(None) first")
+        self.base_hash = save_model(self.model, self.config.to_dict(), Path(directory))
+        return self.base_hash
+
+    # ---- seeing and acting -------------------------------------------------------------------------------------
+
+    def _inputs(self, frames: U8, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        size = self.config.image_size
+        if frames.shape[-3:-1] != (size, size):
+            frames = resize_rgb(frames, (size, size))
+        ids = torch.tensor(self.reader.batch(instructions), device=self.device)
+        return torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), ids
+
+    def logits(self, frames: U8, instructions: Sequence[str] | str) -> Tensor:
+        """Return bin logits float32 (B, K, 7, 256) of pictures (B, H, W, 3), with gradient where enabled."""
+        texts = [instructions] * len(frames) if isinstance(instructions, str) else list(instructions)
+        pictures, ids = self._inputs(frames, texts)
+        with fast_math(self.device):
+            out: Tensor = self.model(pictures, ids)[0]
+        return out
+
+    def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
+        """Return the most likely chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
+        with torch.inference_mode():
+            bins = self.logits(frames, instructions).argmax(-1).cpu().numpy()
+        return self.stats.unnormalise(decode_bins(bins))
+
+    def act(self, frame: Frame, instruction: str) -> ActionChunk:
+        """Choose one chunk greedily."""
+        deltas = self.greedy(frame.rgb[None], instruction)[0]
+        return ActionChunk(deltas=deltas, frame_stamp_ns=frame.stamp_ns, adapter=self.adapter)
+
+    def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
+        """Sample one chunk for each of `frames` uint8 (G, H, W, 3); the same seed gives the same chunks."""
+        _check_temperature(temperature)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.inference_mode():
+            logp = torch.log_softmax(self.logits(frames, instruction).cpu() / temperature, dim=-1)
+            flat = logp.reshape(-1, logp.shape[-1])
+            bins = torch.multinomial(flat.exp(), 1, generator=generator)
+            taken = flat.gather(1, bins).view(logp.shape[:-1]).numpy()
+        tokens = bins.view(logp.shape[:-1]).numpy()
+        return SampledChunks(deltas=self.stats.unnormalise(decode_bins(tokens)), tokens=tokens, logprobs=taken,
+                             adapter=self.adapter)
+
+    def logprobs(self, frames: U8, instructions: Sequence[str] | str, tokens: np.ndarray, temperature: float) -> Tensor:
+        """Return log probabilities float32 (B, K, 7) of `tokens` int64 (B, K, 7), differentiable in the adapter."""
+        _check_temperature(temperature)
+        logp = torch.log_softmax(self.logits(frames, instructions) / temperature, dim=-1)
+        index = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)[..., None]
+        return logp.gather(-1, index)[..., 0]
+
+    # ---- adapters ----------------------------------------------------------------------------------------------
+
+    def add_lora(self, rank: int = 16, alpha: float = 32.0, seed: int = 0) -> list[nn.Parameter]:
+        """Put in a fresh adapter (outputs unchanged) and return its weights, trainable."""
+        if not 1 <= rank <= 512:
+            raise BadConfig(f"LoRA rank {rank} is outside 1..512")
+        self._slot.add(rank, alpha, seed)
+        self.adapter = "new"
+        return self._slot.parameters()
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the present adapter's weights, made trainable (to go on from a loaded adapter)."""
+        return self._slot.parameters()
+
+    def load_adapter(self, ref: AdapterRef | None) -> None:
+        """Swap to this adapter (None: the base). AdapterMismatch or BadCheckpoint change nothing."""
+        if ref is None:
+            self.remove_lora()
+            return
+        if ref.base_policy not in (self.name, self.base_hash):
+            raise AdapterMismatch(f"adapter '{ref.name}' is for policy '{ref.base_policy}', this is '{self.name}' "
+                                  f"({self.base_hash[:12]}); load that policy or adapt again")
+        file = adapter_file(Path(ref.path))
+        if not file.is_file():
+            raise BadCheckpoint(f"{file} is missing; choose another adapter or the base")
+        card = file.parent / ADAPTER.card
+        found = read_card(file.parent).sha256 if card.is_file() else sha256_file(file)
+        if found != ref.sha256:
+            raise AdapterMismatch(f"{file.parent} has SHA-256 {found[:12]}, the record says {ref.sha256[:12]}; "
+                                  "the files were changed or damaged: adapt again or choose another adapter")
+        self._slot.put(read_adapter(file, self.base_hash))
+        self.adapter = ref.name
+
+    def save_adapter(self, directory: str | Path) -> str:
+        """Write the present adapter (peft layout, safetensors); return the SHA-256 of its weights."""
+        if self._slot.tuner is None:
+            raise BadConfig("there is no adapter to save; call add_lora or load_adapter first")
+        return sha256_file(write_adapter(Path(directory), self._slot, self.name, self.base_hash))
+
+    def remove_lora(self) -> None:
+        """Take the adapter out: the base again."""
+        self._slot.remove()
+        self.adapter = BASE
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[OpenVLA]:
+        """Act as the base inside the block (for comparisons); cheap, weights stay."""
+        name = self.adapter
+        self.adapter = BASE
+        try:
+            with self.model.disable_adapter():
+                yield self
+        finally:
+            self.adapter = name
+
+    @contextmanager
+    def with_adapter(self, ref: AdapterRef | None) -> Iterator[OpenVLA]:
+        """Act with another adapter inside the block; the present one comes back afterwards, trained weights too."""
+        name = self.adapter
+        with self._slot.restored():
+            try:
+                self.load_adapter(ref)
+                yield self
+            finally:
+                self.adapter = name
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0.05 <= temperature <= 10.0:
+        raise BadConfig(f"temperature {temperature} is outside 0.05..10; 1.0 to 1.6 explores, act() is greedy")

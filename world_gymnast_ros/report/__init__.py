@@ -1,0 +1,1 @@
+"""Pages, charts and rollout videos for a person."""

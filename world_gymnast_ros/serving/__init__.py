@@ -1,0 +1,1 @@
+"""Policies over HTTP: server, client, json_numpy codec."""

@@ -1,0 +1,345 @@
+"""What real episodes of known outcome teach the judge that measures: a few numbers, no weights.
+
+    camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
+    height    of the named object: the one with which the measured places explain the outcomes best
+    approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
+    lift      how much higher than where it is the hand must be drawn for what stops the arm to give way: from where the
+              measured hand fell behind in pushes; no outcome is needed
+    find      how sure it must be that what it sees is the named object, where that looks unfamiliar
+    radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
+    margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
+              with how much higher than that the hand must come: all are cut as a pair
+
+So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from world_gymnast_ros.evaluation.replay import RealEpisode, judge_all
+from world_gymnast_ros.robot.arm_parts import part_points
+from world_gymnast_ros.robot.camera import fit_camera, project
+from world_gymnast_ros.tabletop.contact import behind
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.twin.tasks import parse_instruction
+from world_gymnast_ros.types import F64, U8, RolloutFacts
+
+MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
+"""How far a camera may have been moved since the judge was made."""
+STILL_SIGMA_M, STILL_SIGMA_RAD = 0.005, 0.006
+"""How far it may be from what all first frames together say."""
+MIN_SIGHTINGS = 24
+"""Parts of the arm seen; fewer do not move the camera."""
+HEIGHTS_M = tuple(float(h) for h in np.arange(0.010, 0.0601, 0.0025).round(4))
+HEIGHT_SIGMA_M = 0.02
+APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
+FINDS = (0.1, 0.2, 0.3, 0.5)
+RADII_M = tuple(float(r) for r in np.arange(0.014, 0.0421, 0.002).round(4))
+RADIUS_SIGMA_M = 0.01
+LIFTS_M = (-0.02, -0.01, -0.005, -0.002, 0.0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008)
+BEHIND_SIGMA_M = 0.01
+LIFT_GAIN = 3.0
+"""So much more likely, in nats, must an episode's measured hands be, in the mean of its frames, for something to be
+believed to stop the arm; BEHIND_SIGMA_M, how far they are usually from where they are expected."""
+FIND_GAIN = 3.0
+"""So much more likely, in nats, must outcomes be for another find and radius to be believed."""
+APPROACH_GAIN = 3.0
+"""So much more likely (in nats) must outcomes be for a limit of the approach to be believed, where there was none."""
+HIGHER_M = (0.0, 0.01, 0.02, 0.03)
+"""So much higher than a learned approach a pair may ask for: what is likely enough to be believed may be too low to be
+sure of."""
+MIN_OUTCOMES = 3
+"""Successes, and failures, that a height or a margin is learned from."""
+MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
+SURE = 0.97
+"""No single outcome counts as more certain than this, for arms slip and labels err."""
+
+
+def first_frames(episodes: Sequence[RealEpisode]) -> list[U8]:
+    """Return the first frames at the camera's own size where they were kept, else as recorded."""
+    return [e.play.frames[0] if e.captured is None else e.captured for e in episodes]
+
+
+def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Move the judge's nominal camera to where all first frames together show the arm; return a line about it.
+
+    Left where it was when too little of the arm is seen, or the parts agree no better with the new place.
+    """
+    known = [e for e in episodes if e.play.states is not None]
+    if not known:
+        return "camera: as it was; no recording holds the arm's state"
+    seen = [judge.locator.find(frame[None], ())[2:] for frame in first_frames(known)]
+    uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
+    sure = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
+    points = part_points(np.stack([e.play.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
+    use = sure > judge.config.found
+    if use.sum() < MIN_SIGHTINGS:
+        return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
+    loose = dataclasses.replace(judge.reader.prior, shift_sigma_m=MOVED_SIGMA_M, rotation_sigma_rad=TURNED_SIGMA_RAD)
+    fitted = fit_camera(loose, points, uv, np.where(use, sure, 0.0))
+
+    def off(pose: F64) -> float:
+        return float(np.median(np.linalg.norm(project(pose, judge.reader.prior, points[use]) - uv[use], axis=-1)))
+    before, after = off(judge.reader.prior.T_base_camera), off(fitted.T_base_camera)
+    if not after < before:
+        return f"camera: as it was; the arm is {before:.4f} off in the pictures, {after:.4f} after a fit"
+    moved_mm = 1000 * np.linalg.norm((fitted.T_base_camera - judge.reader.prior.T_base_camera)[:3, 3])
+    judge.config.T_base_camera = [float(v) for v in fitted.T_base_camera.ravel()]
+    judge.config.shift_sigma_m, judge.config.rotation_sigma_rad = STILL_SIGMA_M, STILL_SIGMA_RAD
+    return (f"camera: {moved_mm:.0f} mm from where it was thought to be, by {use.sum()} sightings of the arm, "
+            f"{before:.4f} off before and {after:.4f} after (halves of the picture)")
+
+
+def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Set the named object's height to the most probable one, given outcomes; return a line about it.
+
+    Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
+    Where the object is pushed it counts for more, the hand passing over it or not, and must be better by FIND_GAIN.
+    """
+    name, fault = named(episodes)
+    if fault:
+        return f"height: as it was; {fault}"
+    present = judge.reader.height_m(name)
+    heights = sorted({*HEIGHTS_M, present})
+    bare, likely = with_settings(judge, sure_sigmas=0.0), []  # looks at each captured frame once, for all heights
+    for height in heights:
+        set_height(bare, name, height, is_push(episodes))
+        likely.append(log_likelihood(bare, episodes) - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
+    best, gain = heights[int(np.argmax(likely))], max(likely) - likely[heights.index(present)]
+    if is_push(episodes) and gain < FIND_GAIN:
+        return f"height of the {name}: as it was; none explains the outcomes by {FIND_GAIN:g} nats better"
+    set_height(judge, name, best, is_push(episodes))
+    return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
+
+
+def set_height(judge: MeasuringJudge, name: str, height_m: float, pushed: bool) -> None:
+    """Let the middle of an object be `height_m` above the table: there it is seen, and where it is `pushed`, the hand
+    passes over it only above twice that. Changes the judge's settings in place."""
+    if pushed:
+        size_m = [judge.reader.size_m(name)[0], round(2.0 * height_m, 4)]
+        judge.config.object_sizes_m = {**judge.config.object_sizes_m, name: size_m}
+    judge.config.object_heights_m = {**judge.config.object_heights_m, name: height_m}
+
+
+def is_push(episodes: Sequence[RealEpisode]) -> bool:
+    """Return whether the episodes, all of one instruction, are of pushing."""
+    return parse_instruction(episodes[0].instruction).family == "push"
+
+
+def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn how high the hand must be when it first comes near the named object; return a line about it.
+
+    Only where a limit explains the outcomes of a reach by APPROACH_GAIN better than none; a limit that is there
+    already gives way to a better one, or to none, by the same measure.
+    """
+    name, fault = named(episodes)
+    if fault or parse_instruction(episodes[0].instruction).family != "reach":
+        return f"approach: as it was; {fault or 'learned for reaching alone'}"
+    bare = with_settings(judge)  # looks at each captured frame once, for all limits
+    likely = []
+    for height in (0.0, *APPROACHES_M):
+        set_strictness(bare, name, Strictness(height, 0.0))
+        likely.append(log_likelihood(bare, episodes))
+    free, best = likely[0], int(np.argmax(likely))
+    limit_m = APPROACHES_M[best - 1] if likely[best] >= free + APPROACH_GAIN else 0.0
+    set_strictness(judge, name, Strictness(limit_m, judge.config.sure_sigmas))
+    if not limit_m:
+        return f"approach to the {name}: free; no limit explains the outcomes by {APPROACH_GAIN:g} nats better"
+    return (f"approach to the {name}: at least {1000 * limit_m:.0f} mm high, which explains the outcomes by "
+            f"{likely[best] - free:.1f} nats better")
+
+
+def fit_lift(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn whether the named object stops the arm where it is pushed, and what it takes for it to give way; return a
+    line about it.
+
+    Where the arm is compliant and a thing heavy or rough, the hand stays behind its targets, which the joints measure
+    (`RealEpisode.tip_m`). Sets the lift that explains the measured hands best, by LIFT_GAIN better than the present one
+    (Laplace, BEHIND_SIGMA_M).
+    """
+    names = sorted({parse_instruction(e.instruction).target for e in episodes})
+    if len(names) != 1 or not is_push(episodes):
+        return "lift: as it was; learned for pushing one object alone"
+    name = names[0]
+    present = judge.reader.lift_m(name)
+    lifts = [float("nan"), *sorted({*LIFTS_M, *([present] if np.isfinite(present) else [])})]
+    off_m = hands_off_m(judge, episodes, lifts)
+    likely, used = -off_m.sum(0) / BEHIND_SIGMA_M, len(off_m)
+    best = int(np.argmax(likely))
+    gain = likely[best] - likely[lifts.index(present) if np.isfinite(present) else 0]
+    if gain < LIFT_GAIN:
+        return (f"lift of the {name}: as it was; none explains where the hand was in {used} episodes by {LIFT_GAIN:g} "
+                "nats better")
+    others = {k: v for k, v in judge.config.object_lifts_m.items() if k != name}
+    judge.config.object_lifts_m = {**others, name: lifts[best]} if best else others
+    told = (f"it stops the arm, and gives way where that would go {1000 * lifts[best]:.0f} mm higher than its hand is"
+            if best else "it never stops the arm")
+    return f"lift of the {name}: {told}; explains where the hand was in {used} episodes by {gain:.1f} nats better"
+
+
+def hands_off_m(judge: MeasuringJudge, episodes: Sequence[RealEpisode], lifts_m: Sequence[float]) -> F64:
+    """Return how far hands are from where they were measured (E, L), m, horizontally, in the mean of an episode's
+    frames, were the named object's lift each of `lifts_m` (L,); episodes whose hand or object is not known are left
+    out."""
+    known = [e for e in episodes if e.play.states is not None and e.tip_m is not None]
+    off: list[F64] = []
+    for e, frame in zip(known, first_frames(known), strict=True):
+        name, state = parse_instruction(e.instruction).target, e.play.states[0]  # type: ignore[index]
+        place = judge.reader.measure(frame, state, (name,))
+        if place.fault:
+            continue
+        hand = np.repeat(judge.hands(RolloutFacts([frame], [state], e.play.deltas[None])), len(lifts_m), 0)
+        behind_m = behind(hand, np.repeat(place.places_m[None], len(lifts_m), 0), judge.reader.size_m(name),
+                          np.array(lifts_m, np.float64)[:, None])
+        off.append(np.linalg.norm((hand[..., :3] + behind_m - e.tip_m)[..., :2], axis=-1).mean(1))
+    return np.array(off).reshape(-1, len(lifts_m))
+
+
+def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+    """Learn how sure a find of the named object must be, and where it is pushed, its radius; return a line about it.
+
+    Both at once, the pair that explains the outcomes best: with too few finds nothing can be said of the radius, and
+    with a wrong radius finds explain nothing. An episode without a find counts as a toss of a coin. Only what explains
+    them by FIND_GAIN better than the present pair is believed.
+    """
+    name, fault = named(episodes)
+    if fault:
+        return f"find: as it was; {fault}"
+    usual_m, top_m = judge.reader.size_m(name)
+    present = judge.reader.found(name), usual_m
+    open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
+    known = [e for e in episodes if e.play.states is not None]
+    sure = np.array([open_minded.reader.measure(frame, e.play.states[0], (name,)).sure[0]  # type: ignore[index]
+                     for frame, e in zip(first_frames(known), known, strict=True)])
+    likely = {}
+    for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
+        open_minded.config.object_sizes_m = {**judge.config.object_sizes_m, name: [radius_m, top_m]}
+        p = outcome_chance(open_minded, known)
+        for found in {present[0], *FINDS}:
+            coin = ~(sure > found) | np.isnan(p)
+            likely[found, radius_m] = float(np.log(np.where(coin, 0.5, p)).sum()
+                                            - 0.5 * ((radius_m - usual_m) / RADIUS_SIGMA_M) ** 2)
+    best = max(sorted(likely, reverse=True), key=likely.__getitem__)
+    gain = likely[best] - likely[present]
+    if gain < FIND_GAIN:
+        return f"find of the {name}: as it was; nothing explains the outcomes by {FIND_GAIN:g} nats better"
+    judge.config.object_found = {**judge.config.object_found, name: best[0]}
+    judge.config.object_sizes_m = {**judge.config.object_sizes_m, name: [best[1], top_m]}
+    return (f"find of the {name}: believed from {best[0]:g} on, was {present[0]:g}; pushed as a disc of "
+            f"{1000 * best[1]:.0f} mm, was {1000 * usual_m:.0f}; explains the outcomes by {gain:.1f} nats better")
+
+
+def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
+    """Return the one object that all episodes name, and why nothing can be learned about it, or ''."""
+    names = sorted({parse_instruction(e.instruction).target for e in episodes})
+    if len(names) != 1:
+        return "", f"{len(names)} objects are named, one can be learned at a time"
+    wins = sum(e.success for e in episodes)
+    if min(wins, len(episodes) - wins) < MIN_OUTCOMES:
+        return names[0], (f"{wins} successes and {len(episodes) - wins} failures, at least {MIN_OUTCOMES} of each are "
+                          "needed")
+    return names[0], ""
+
+
+def log_likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> float:
+    """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames, where it can."""
+    p = outcome_chance(judge, episodes)
+    return float(np.log(p[np.isfinite(p)]).sum())
+
+
+def outcome_chance(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> F64:
+    """Return how likely the judge holds each outcome (E,) on true frames; NaN where it has no verdict."""
+    won = np.array([e.success for e in episodes])
+    p = np.clip(judge_all(judge, [e.play.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
+    return np.asarray(np.where(won, p, 1.0 - p), np.float64)
+
+
+def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
+    """Return a judge with other settings and the same network; nothing that it measured before is kept."""
+    locator = copy.copy(judge.locator)
+    locator.config = copy.deepcopy(judge.config)
+    for key, value in settings.items():
+        setattr(locator.config, key, {**getattr(locator.config, key), **value} if isinstance(value, dict) else value)
+    return MeasuringJudge(locator)
+
+
+@dataclass(frozen=True, order=True)
+class Strictness:
+    """How strict the judge that measures is: `approach_m` that the hand must come from (0: from anywhere), and
+    `margin_sigmas`."""
+
+    approach_m: float
+    margin_sigmas: float
+
+
+def cut_pair(looked: F64, measured: dict[Strictness, np.ndarray], success: np.ndarray, max_false_success: float
+             ) -> tuple[Strictness, float] | None:
+    """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
+
+    `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each strictness. A pair
+    claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
+    be claimed; among equals the higher approach, then the greater margin, then the higher cut.
+    """
+    if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
+        return None
+    values = np.unique(looked)
+    cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
+    best, found = -np.inf, None
+    for strictness in sorted(measured, reverse=True):
+        for cut in cuts[::-1]:
+            claims = measured[strictness] & (looked > cut)
+            false = float(claims[~success].mean())
+            right = float(claims[success].mean()) - false
+            if false <= max_false_success and right > best + 1e-9:
+                best, found = right, (strictness, float(cut))
+    return found
+
+
+def strictness_of(judge: MeasuringJudge, name: str) -> Strictness:
+    """Return how strict the judge is about the object `name`."""
+    return Strictness(judge.config.approach_heights_m.get(name, 0.0), judge.config.sure_sigmas)
+
+
+def set_strictness(judge: MeasuringJudge, name: str, strictness: Strictness) -> None:
+    """Change the judge's settings in place; what it measured stays true."""
+    judge.config.sure_sigmas = strictness.margin_sigmas
+    others = {k: v for k, v in judge.config.approach_heights_m.items() if k != name}
+    judge.config.approach_heights_m = {**others, name: strictness.approach_m} if strictness.approach_m else others
+
+
+def claims_by_strictness(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
+                         ) -> dict[Strictness, np.ndarray]:
+    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
+    an approach to the object that the episodes name, at each of HIGHER_M above it too."""
+    name = parse_instruction(episodes[0].instruction).target
+    present = strictness_of(judge, name)
+    heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
+    claims = {}
+    try:
+        for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
+            set_strictness(judge, name, strictness)
+            claims[strictness] = judge_all(judge, films, episodes)[1]
+    finally:
+        set_strictness(judge, name, present)
+    return claims
+
+
+def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
+    """Load the judge that measures from `start`, teach it what the module says but the margin; return it and a
+    line about each.
+
+    The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).
+    """
+    judge = MeasuringJudge(Locator.from_pretrained(start))
+    lines = [fit_camera_again(judge, episodes)]
+    judge = with_settings(judge)
+    lines += [fit(judge, episodes) for fit in (fit_lift, fit_find, fit_height, fit_approach)]
+    return with_settings(judge), lines
+

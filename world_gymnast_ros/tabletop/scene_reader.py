@@ -1,0 +1,142 @@
+"""`SceneReader`: where the camera is and where things lie on the table, read off one captured frame.
+
+A `Locator` finds named things and the parts of the arm in the picture; the arm's measured pose tells from the parts
+where the camera is (`camera_fit.py`), so places on the table follow in m. The judge that measures asks it for the
+things of a task, the world model for everything that a hand could move.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+
+import numpy as np
+
+from world_gymnast_ros.robot.arm_parts import part_points
+from world_gymnast_ros.robot.camera import CameraPrior, FittedCamera, fit_camera
+from world_gymnast_ros.tabletop.contact import THING_SIZE_M
+from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.types import F32, F64, U8
+
+CACHED = 256
+FLAT_SHAPE = "plate"
+"""Things are put on it, and it stays where it is."""
+FLAT_HEIGHT_M = 0.006
+APART_M = 0.025
+"""Two finds nearer than this are one thing under two names."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one captured frame says: places on the table (Q, 3) m of the named things, how `sure` (Q,) it is of each,
+    the camera, or why nothing."""
+
+    places_m: F64
+    sure: F64
+    camera: FittedCamera | None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Things that a hand could move: `places_m` float64 (N, 3), base axes, `sizes_m` (N, 2), radius and height that
+    they are pushed with, and `lifts_m` (N,), NaN where they never stop the arm (`contact.py`); `camera` float32 (12,),
+    the projection that sees them, as from `outline.projection`."""
+
+    places_m: F64
+    sizes_m: F64
+    lifts_m: F64
+    camera: F32
+
+
+def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
+    """Return the projection float64 (12,) of a camera; focal lengths in halves of the picture."""
+    return (np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]).ravel()
+
+
+class SceneReader:
+    """Reads captured frames with a `Locator`. It looks once at each frame; what it makes of that follows the settings
+    as they are (heights, sizes, how sure a find must be), but for the camera's."""
+
+    def __init__(self, locator: Locator) -> None:
+        self.locator, self.config = locator, locator.config
+        pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
+        self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
+                                 self.config.seen_sigma)
+        self._looks: OrderedDict[bytes, tuple[FittedCamera, F64, F64]] = OrderedDict()
+
+    @property
+    def projection(self) -> tuple[float, ...]:
+        """The camera where this set-up has it, before a frame says more: 12 numbers as of `outline.projection`."""
+        return tuple(round(float(x), 9) for x in _rows(self.prior.T_base_camera, *self.config.focal))
+
+    def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
+        """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
+        camera, uv, sure = self._look(captured, state, names)
+        nothing = np.zeros((len(names), 3))
+        if camera.rms > self.config.camera_rms:
+            told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
+            return Measured(nothing, sure, None, "the arm in the picture does not agree with its measured pose "
+                            f"({told}); check the camera and the joint states")
+        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.found(n)]
+        if lost:
+            return Measured(nothing, sure, None, f"the {lost[0]} was not found in the captured frame")
+        heights = np.array([self.height_m(n) for n in names])
+        return Measured(camera.on_plane(uv, heights), sure, camera)
+
+    def things(self, captured: U8, state: F32) -> Seen | None:
+        """Find all things that this locator has words for and a hand could move; None where the camera is not known.
+
+        BadFrame where the frame is none; a frame of fewer pixels than the locator looks at says nothing.
+        """
+        if captured.shape[0] < self.config.height:
+            return None
+        names = tuple(f"{colour} {shape}" for colour, shape in product(self.config.colours, self.config.shapes)
+                      if shape != FLAT_SHAPE)
+        camera, uv, sure = self._look(captured, state, names)
+        if camera.rms > self.config.camera_rms:
+            return None
+        places_m = camera.on_plane(uv, np.array([self.height_m(n) for n in names]))
+        kept: list[int] = []
+        # Whoever has a size of its own is not taken for what it looks like.
+        for i in sorted(range(len(names)), key=lambda n: (names[n] not in self.config.object_sizes_m, -sure[n])):
+            if sure[i] > self.found(names[i]) and all(
+                    np.linalg.norm(places_m[i, :2] - places_m[k, :2]) > APART_M for k in kept):
+                kept.append(i)
+        rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
+        sizes_m = np.array([self.size_m(names[k]) for k in kept]).reshape(-1, 2)
+        lifts_m = np.array([self.lift_m(names[k]) for k in kept])
+        return Seen(places_m[kept].reshape(-1, 3), sizes_m, lifts_m, rows.astype(np.float32))
+
+    def height_m(self, name: str) -> float:
+        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
+        usual = FLAT_HEIGHT_M if name.endswith(FLAT_SHAPE) else self.config.object_height_m
+        return self.config.object_heights_m.get(name, usual)
+
+    def size_m(self, name: str) -> tuple[float, float]:
+        """Return radius and height of the upright disc as which a named thing is pushed, m."""
+        radius_m, top_m = self.config.object_sizes_m.get(name, THING_SIZE_M)
+        return radius_m, top_m
+
+    def lift_m(self, name: str) -> float:
+        """Return how much higher than its hand the arm must aim for a named thing to give way; NaN: it always does."""
+        return self.config.object_lifts_m.get(name, float("nan"))
+
+    def found(self, name: str) -> float:
+        """Return how sure a find of a named thing must be."""
+        return self.config.object_found.get(name, self.config.found)
+
+    def _look(self, captured: U8, state: F32, names: tuple[str, ...]) -> tuple[FittedCamera, F64, F64]:
+        """Return the camera, and where names are seen (Q, 2), u, v, and how sure that is (Q,); looks once at a frame.
+        """
+        state = np.asarray(state, np.float32)
+        key = blake2b(captured.tobytes() + state.tobytes() + "|".join(names).encode(), digest_size=16).digest()
+        if key not in self._looks:
+            uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
+            camera = fit_camera(self.prior, part_points(state[None])[0].astype(np.float64), parts_uv,
+                                np.where(parts_sure > self.config.found, parts_sure, 0.0))
+            self._looks[key] = camera, uv, sure
+            while len(self._looks) > CACHED:
+                self._looks.popitem(last=False)
+        return self._looks[key]

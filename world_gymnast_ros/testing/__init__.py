@@ -1,0 +1,1 @@
+"""Fakes and oracles that tests and bench share."""

@@ -1,0 +1,1 @@
+"""Training from scratch: policy, world model, reflector."""

@@ -1,0 +1,1 @@
+"""Benchmarks on the simulated twin, beside what one could do instead."""

@@ -1,0 +1,1 @@
+"""Learning from experience: policy gradient, behaviour cloning, world model, judges, the closed loop."""

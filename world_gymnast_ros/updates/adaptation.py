@@ -1,0 +1,156 @@
+"""One adaptation session with real models: load the parts, refuse untrusted tasks, adapt, store, report.
+
+`adapt_node` and `world-gymnast adapt` both run this; they differ only in where frames come from.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
+from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress
+from world_gymnast_ros.adaptation.rollout import Start
+from world_gymnast_ros.adaptation.session import Learner, adapt
+from world_gymnast_ros.data.recordings import read_real
+from world_gymnast_ros.errors import NotTrusted
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.report.session_report import write_report
+from world_gymnast_ros.store import Store, slug
+from world_gymnast_ros.twin.tasks import HORIZON_STEPS, family_of
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, WorldModel
+from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
+from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
+
+REPORT_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Loaded models, the world model's paired-replay table {family: {auc, low, high, episodes}}, and a learner.
+
+    `learner(parent)` makes one for `policy` that starts from an adapter (None: the base).
+    """
+
+    policy: Policy
+    world_model: WorldModel
+    judge: Judge
+    release: Mapping[str, Mapping[str, float]]
+    learner: Callable[[AdapterRef | None], Learner]
+
+
+@dataclass(frozen=True)
+class SessionResult:
+    """The outcome of a session and where its report and log lie."""
+
+    report: AdaptReport
+    report_path: Path
+    log_path: Path
+
+
+def lora_config(config: AdaptNodeConfig) -> LoraConfig:
+    """Return the learner's part of the settings."""
+    return LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
+                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
+
+
+def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
+    """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
+
+    None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
+    """
+    if not config.episodes:
+        return None
+    episodes, _, left_out = read_real([Path(config.episodes)], policy.config.image_size,
+                                      Path(config.directory) / "decoded")
+    loss = cloning_loss(policy, episodes, Imitation())
+    if loss is None:
+        return None
+    told = f"{sum(e.success for e in episodes)} real successes of {config.episodes}"
+    if left_out:
+        told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
+    return Anchor(lambda rng: config.anchor * loss(rng), told)
+
+
+def load_parts(config: AdaptNodeConfig) -> Parts:
+    """Load policy, world model and judge. Raises BadCheckpoint."""
+    policy = build.load_policy(config.policy)
+
+    def learner(parent: AdapterRef | None) -> LoraLearner:
+        return LoraLearner(policy, lora_config(config), parent, real_successes(policy, config))
+    return Parts(policy, build.load_world_model(config.world_model, config.second_judge),
+                 build.load_judges(config.judge, config.second_judge),
+                 build.release_table(config.world_model, config.judge, config.second_judge), learner)
+
+
+def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float,
+                   max_false_success: float = 1.0) -> None:
+    """Refuse tasks that this world model with this judge was not shown to rank well. Raises NotTrusted.
+
+    Training on a dream that ranks badly, or that takes failures for successes, makes the policy worse while imagined
+    success rises. `max_false_success` bounds the upper end of that share's 95 % interval. `min_auc` 0 accepts any.
+    """
+    for words in instructions if min_auc > 0 else ():
+        family = family_of(words)
+        auc = release.get(family, {}).get("auc")
+        if auc is None or not auc >= min_auc:
+            known = ", ".join(f"{k} {v.get('auc', 0):.2f}" for k, v in release.items()) or "none measured"
+            found = "unknown" if auc is None else f"{auc:.2f}"
+            raise NotTrusted(f"'{words}' ({family}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
+                             f"required (known of this world model with this judge: {known}); measure with "
+                             "`world-gymnast bench replay --write`, train the world model on such tasks, or set "
+                             "min_release_auc to 0")
+        false = release[family].get("false_success_high", 0.0)
+        if false > max_false_success:
+            raise NotTrusted(f"'{words}' ({family}): up to {false:.0%} of failures pass for successes in paired "
+                             f"replay, at most {max_false_success:.0%} is allowed; calibrate the judge "
+                             "(`world-gymnast judge calibrate`), or raise max_false_success")
+
+
+def session_config(config: AdaptNodeConfig, instructions: Sequence[str]) -> AdaptNodeConfig:
+    """Return the config with the horizon of the longest known task, where that is asked for."""
+    steps = [HORIZON_STEPS[f] for f in map(family_of, instructions) if f in HORIZON_STEPS]
+    return replace(config, horizon_steps=max(steps)) if config.horizon_from_task and steps else config
+
+
+def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int, created_ns: int, *,
+                parent: AdapterRef | None = None, dry_run: bool = False,
+                progress: Callable[[Progress], None] = lambda _: None,
+                cancelled: Callable[[], bool] = lambda: False,
+                now_s: Callable[[], float] = time.monotonic) -> SessionResult:
+    """Adapt from `parent` (None: the base) to the starts; store what is promoted; write log and report.
+
+    The policy of `parts` is as `parent` left it afterwards. Raises NotTrusted, BadBudget, BadInstruction and whatever
+    a part raises; then the log says where it stopped.
+    """
+    instructions = list(dict.fromkeys(s.instruction for s in starts))
+    check_released(parts.release, instructions, config.min_release_auc, config.max_false_success)
+    config = session_config(config, instructions)
+    root = Path(config.directory).resolve()  # the policy node may run elsewhere
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created_ns / 1e9))
+    folder = _unused(root / "sessions" / f"{stamp}-{slug(instructions[0])}")
+    store = Store(root / "adapters")
+
+    def save(trained: Learner, scores: dict[str, Any]) -> AdapterRef:
+        return store.put(instructions[0], trained.save, parent=parent.name if parent else "base",
+                         base_policy=parts.policy.name, scores={**scores, "session": str(folder)},
+                         created_ns=created_ns)
+
+    parts.policy.load_adapter(parent)
+    log_path = folder / LOG_NAME
+    report = adapt(parts.policy, parts.world_model, parts.judge, parts.learner(parent), starts, config, seed, now_s,
+                   progress, cancelled, log_path=log_path, save=None if dry_run else save)
+    report_path = write_report(folder / REPORT_NAME, report, release=parts.release)
+    return SessionResult(report, report_path, log_path)
+
+
+def _unused(path: Path) -> Path:
+    """Return `path`, or with a number behind it where two sessions began in the same second."""
+    candidate, n = path, 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate

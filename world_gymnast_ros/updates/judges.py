@@ -1,0 +1,277 @@
+"""Teach the judges the new scene: true episodes of known outcome, and their dreams by the updated world model.
+
+The dreams carry the labels of what the same actions truly did, so where the dream still lies the judge learns not to
+believe it. Earlier play and its dreams are mixed in. Weights are trained first, then the offset of the logit is set
+on episodes that these weights have not seen (the world model may have: it learns from them before). The judge that
+measures learns a few numbers (`measuring_update.py`).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from world_gymnast_ros.data.frame_table import read_play
+from world_gymnast_ros.data.imagined import dream_file
+from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, dream_all, replay_figures
+from world_gymnast_ros.models.checkpoint import CONFIG
+from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.reflector import Reflector, offset_at, two_in_a_row
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
+from world_gymnast_ros.store import Kind
+from world_gymnast_ros.tabletop.calibration import (
+    MIN_OUTCOMES,
+    claims_by_strictness,
+    cut_pair,
+    set_strictness,
+    strictness_of,
+    update_measuring,
+)
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.training.reflector import (
+    ReflectorTraining,
+    Verdicts,
+    WindowSampler,
+    fit,
+    judge_episodes,
+)
+from world_gymnast_ros.twin.tasks import parse_instruction
+from world_gymnast_ros.types import U8
+from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, Decision, split
+
+SETTINGS = "settings"
+"""The candidate that learned a few settings and no weights."""
+EXCHANGE = 0.1
+"""So much agreement on the few held-out episodes may be given for so many fewer false successes."""
+JUDGE = Kind("judge version", "version.json", "model.safetensors", ("config.json", "model.safetensors"))
+
+
+@dataclass(frozen=True)
+class JudgeUpdate:
+    """Settings. `shares`: of windows from new true frames, new dreams, earlier true frames, earlier dreams.
+    `max_false_success`: share of the failures among calibration dreams that may be called successes."""
+
+    steps: int = 40
+    windows: int = 10
+    shares: tuple[float, float, float, float] = (0.3, 0.4, 0.1, 0.2)
+    muon_lr: float = 6e-4
+    adamw_lr: float = 3e-4
+    max_false_success: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or abs(sum(self.shares) - 1.0) > 1e-6:
+            raise BadConfig(f"steps {self.steps}, shares {self.shares}: give at least one step, and shares that add up "
+                            "to 1")
+
+
+def update_judge(start: Path, world: ActionDiTWorld, old_world: ActionDiTWorld, training: Path, calibration: Path,
+                 replay: Path, out: Path, settings: JudgeUpdate) -> Path:
+    """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
+
+    `training`, `calibration`, `replay`: folders of play data (true episodes with truth). Dreams are written
+    below `out`, of `replay` by `old_world`, the world model with the camera that those scenes were seen by. The
+    threshold is set for a judge that decides alone.
+    """
+    if (out / CONFIG).is_file():  # written last
+        return out
+    judge = Reflector.from_pretrained(start)
+    tables = []
+    for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
+        for i, path in enumerate(sorted(folder.glob("*.npz"))):
+            dream_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
+        tables += [read_play(folder), read_play(out / "dreams" / name)]
+    samplers = [WindowSampler(table, table.episodes) for table in tables]
+    fit(judge, samplers, settings.shares, ReflectorTraining(
+        steps=settings.steps, windows=settings.windows, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr,
+        seed=settings.seed))
+    for i, path in enumerate(sorted(calibration.glob("*.npz"))):
+        dream_file(world, path, out / "dreams" / "calibration" / path.name, 10**6, settings.seed + 7000 + i)
+    held = read_play(out / "dreams" / "calibration")
+    calibrate(judge, judge_episodes(judge, held, held.episodes), settings.max_false_success)
+    judge.save(out)
+    return out
+
+
+def logits_of(judge: Reflector, films: Sequence[U8], episodes: Sequence[RealEpisode]) -> np.ndarray:
+    """Return the uncalibrated logit (E,) on which the judge decides about each film."""
+    return np.array([two_in_a_row(judge.raw(film[None], e.instruction)[0][0].mean(-1)).max()
+                     for film, e in zip(films, episodes, strict=True)], np.float64)
+
+
+def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, training: Sequence[RealEpisode],
+                calibration: Sequence[RealEpisode], out: Path, settings: JudgeUpdate
+                ) -> tuple[dict[str, Path], Path, list[str]]:
+    """Teach the judge that measures (checkpoint `second`), and cut it with one that looks as a pair.
+
+    `looks`: checkpoints of the judge that looks; under "settings" with the weights that it had, under any other name
+    with weights that have seen `training`. Returns those with a threshold for the pair, the judge that measures, and
+    lines about what was learned. Dreams of all episodes set the margin, and the threshold where the weights have not
+    seen them; those of `calibration` alone where they have.
+    """
+    episodes = [*training, *calibration]
+    measuring, lines = update_measuring(second, episodes)
+    if world.reader is not None:
+        world = world.with_reader(measuring.reader)  # the camera that was just learned
+    films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
+    claims, target = claims_by_strictness(measuring, films, episodes), parse_instruction(episodes[0].instruction).target
+    success = np.array([e.success for e in episodes])
+    held = np.arange(len(episodes)) >= len(training)
+    pairs: dict[str, Path] = {}
+    for name, start in looks.items():
+        judge = Reflector.from_pretrained(start)
+        rows = np.ones_like(held) if name == SETTINGS else held
+        present = strictness_of(measuring, target)
+        some = claims if name == SETTINGS else {present: claims[present]}
+        found = cut_pair(logits_of(judge, films, episodes)[rows], {s: c[rows] for s, c in some.items()},
+                         success[rows], settings.max_false_success)
+        if found is None:
+            lines.append(f"pair with {name}: too few outcomes to cut it")
+            continue
+        strictness, cut = found
+        set_strictness(measuring, target, strictness)
+        cut_at(judge, cut)
+        judge.save(out / name)
+        pairs[name] = out / name
+        above = f", approach {1000 * strictness.approach_m:.0f} mm" if strictness.approach_m else ""
+        lines.append(f"pair with {name}: margin {strictness.margin_sigmas:g} sigmas{above}, the looking judge cut at "
+                     f"{cut:.2f}")
+    measuring.locator.save(out / "measuring")
+    return pairs, out / "measuring", lines
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn_settings` found: checkpoints below the folder that it was given, the verdict, and why."""
+
+    looking: Path
+    measuring: Path
+    promote: bool
+    lines: tuple[str, ...]
+
+
+def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[RealEpisode],
+                   held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
+    """Learn settings of both judges from real episodes of one scene and instruction, and decide whether to use them:
+    where more of all outcomes are told, and of those held out none fewer.
+
+    EpisodeError with too few episodes, of one outcome only, or of several instructions.
+    """
+    words = sorted({e.instruction for e in episodes})
+    if len(words) > 1:
+        raise EpisodeError(f"the episodes are of {len(words)} instructions ({'; '.join(words[:3])}); name the folders "
+                           "of one: a height is learned for one object at a time")
+    parse_instruction(words[0])
+    fitted, held = split(episodes, held_out_share, seed)
+    if len(held) < MIN_HELD_OUT:
+        raise EpisodeError(f"{len(held)} of {len(episodes)} episodes are held out, at least {MIN_HELD_OUT} are needed "
+                           "to decide on; record more, or hold out a greater share")
+    pairs, measuring, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
+                                          JudgeUpdate(max_false_success=max_false_success, seed=seed))
+    if SETTINGS not in pairs:
+        raise EpisodeError(f"{'; '.join(lines)}: {sum(e.success for e in fitted)} successes and "
+                           f"{sum(not e.success for e in fitted)} failures among {len(fitted)} episodes to learn from, "
+                           f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
+    probe = Reflector.from_pretrained(judge)
+
+    def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
+        pair = TwoJudges(Reflector.from_pretrained(look), MeasuringJudge(Locator.from_pretrained(measure)))
+        return (replay_figures(world, pair, probe, held, seed, dreams[0]),
+                replay_figures(world, pair, probe, episodes, seed, dreams[1]))
+    dreams = (dream_all(world, [e.play for e in held], seed + 1), dream_all(world, [e.play for e in episodes], seed))
+    before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], measuring, dreams)
+    decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
+    figures = [f"{when}: {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes told, "
+               f"{r[1].summary()['missed']:.2f} of the successes missed, {r[1].summary()['false_success']:.2f} of the "
+               "failures called successes" for when, r in (("before", before), ("after", after))]
+    return Learned(pairs[SETTINGS], measuring, decision.promote, (*lines, *figures, *decision.lines))
+
+
+def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
+    """Move the threshold to where the most claims are right, balanced, and false successes at most that share.
+
+    The scale of the logit is kept: a few dozen episodes say where to cut, not how sure to be. Without both outcomes
+    nothing is moved.
+    """
+    won, failed = np.sort(verdicts.logits[verdicts.success]), np.sort(verdicts.logits[~verdicts.success])
+    if not len(won) or not len(failed):
+        return
+    both = np.unique(verdicts.logits)
+    cuts = np.append((both[:-1] + both[1:]) / 2, both[-1] + 0.5)
+    false = np.array([(failed > c).mean() for c in cuts])
+    right = np.array([(won > c).mean() for c in cuts]) - false
+    allowed = np.flatnonzero(false <= max_false_success)
+    cut_at(judge, float(cuts[allowed[np.argmax(right[allowed])]]))
+
+
+def cut_at(judge: Reflector, cut: float) -> None:
+    """Let the judge claim a success where its uncalibrated logit is above `cut`."""
+    config = judge.config
+    config.calibrate(config.logit_scale, offset_at(cut, config.logit_scale, config.done_threshold))
+
+
+def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,
+                 everything: tuple[Replays, Replays] | None = None, weights: bool = False) -> Decision:
+    """Decide from the same dreams judged by (the present, the new) judges: on held-out episodes of the new scene, and
+    on old scenes (None: the judges are for this scene alone).
+
+    `everything`: on all real episodes. Held-out episodes are few, so agreement must rise on all for a candidate that
+    has learned nothing from them but a few settings, and on those held out it must not fall; for one that has learned
+    `weights` from them those held out decide. Where false successes fall by 10 points, agreement on held-out episodes
+    may fall by as many. Who claims nothing is no judge, however many failures there are to be right about: of all
+    successes half as many as before must be told, and of those in old scenes, too, where a cut that three new successes
+    just pass may pass none.
+    """
+    if len(new[0].success) < MIN_HELD_OUT:
+        return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
+                                f"{MIN_HELD_OUT} are needed to compare",))
+    lines = []
+
+    def rule(holds: bool, text: str) -> bool:
+        lines.append(f"{'holds' if holds else 'FAILS'}: {text}")
+        return holds
+
+    def false(r: Replays) -> float:
+        return float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0
+
+    def told(r: Replays) -> float:
+        return float(r.claimed[r.success].mean()) if r.success.any() else 0.0
+
+    def agreement(pair: tuple[Replays, Replays]) -> Interval:
+        before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
+        return paired_bootstrap(after - before, seed=seed)
+
+    change = agreement(new)
+    most = new if weights else everything or new
+    stricter = false(most[1]) < false(most[0]) - EXCHANGE and change.value >= -EXCHANGE - 1e-9
+    if everything is None or weights:
+        good = rule(change.value > 0 or stricter,
+                    f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by "
+                    f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f}) and agreement by at most as many")
+    else:
+        good = rule(agreement(everything).value > 0 and (change.value >= 0 or stricter),
+                    f"new scene, agreement with outcomes changes by {agreement(everything)} over all "
+                    f"{len(everything[0].success)} real episodes and by {change} over those held out; it must rise, "
+                    "and not fall, or by no more than 10 points where false successes fall by as many (over all "
+                    f"{false(most[0]):.3f} to {false(most[1]):.3f})")
+    for where, pair in (("held out", new), ("all", None if weights else everything)):
+        if pair is not None:
+            good &= rule(false(pair[1]) <= false(pair[0]) + 0.05, f"new scene, {where}, false successes "
+                         f"{false(pair[0]):.3f} to {false(pair[1]):.3f}; at most 5 points more")
+    first, last = (told(r) for r in everything or new)
+    good &= rule(last >= first / 2, f"new scene, {'all' if everything else 'held out'}, successes told {first:.3f} to "
+                 f"{last:.3f}; at least half as many")
+    if old is not None and len(old[0].success) >= MIN_HELD_OUT:
+        ranks = [auc(r.score[known], r.success[known]) for r in old for known in (np.isfinite(r.score),)]
+        good &= rule(not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
+                     f"old scenes, AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")
+        good &= rule(false(old[1]) <= false(old[0]) + 0.1,
+                     f"old scenes, false successes {false(old[0]):.3f} to {false(old[1]):.3f}; at most 10 points more")
+        first, last = (told(r) for r in old)
+        good &= rule(last >= first / 2, f"old scenes, successes told {first:.3f} to {last:.3f}; at least half as many")
+    return Decision(good, tuple(lines))

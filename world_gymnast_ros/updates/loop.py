@@ -1,0 +1,582 @@
+"""`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
+
+    a round   two thirds of the real episodes, explored with the present adapter -> what the measured joints tell of
+              the set-up is learned (camera, what stops the arm), for world model and judge -> both learn from the
+              episodes, each promoted only if its release check says so -> the real successes so far are cloned ->
+              adaptation in the dream, held to those successes; it starts from the clone where the present adapter
+              fails more often than not, or where more of the clone's dreams succeed -> the last third of the real
+              episodes: what the dream promoted, else the clone, is tried on the arm as it will be deployed, without
+              chance, and dropped where it did not do well enough there -> true evaluation
+
+Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
+`imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
+and are evaluated on the same episodes; those that learn from real episodes take as many a round, with the same seeds.
+
+A run is a folder. Every stage leaves a file when it is done and is skipped when the file is there, so a stopped run
+goes on where it was. Seeds and settings are in `run.json`; a folder of another run is refused.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
+from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success
+from world_gymnast_ros.data.recordings import play_file, read_real
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
+from world_gymnast_ros.models import load as build
+from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.statistics import chance_better, paired_replay_auc, wilson
+from world_gymnast_ros.store import Store
+from world_gymnast_ros.tabletop.calibration import fit_camera_again, fit_lift, with_settings
+from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.twin.play import write_rows
+from world_gymnast_ros.twin.policy_play import policy_episodes
+from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.twin.tasks import family_of
+from world_gymnast_ros.types import AdapterRef, Frame
+from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
+from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
+from world_gymnast_ros.updates.judges import (
+    JUDGE,
+    SETTINGS,
+    JudgeUpdate,
+    decide_judge,
+    update_judge,
+    update_pair,
+)
+from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
+from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
+
+METHODS = ("loop", "unchanged", "imitation")
+REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
+NOT_WORSE, BETTER = 0.2, 0.8
+"""How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
+dream promoted must not be clearly worse; nor must a clone of the real successes where more of its dreams succeed, or
+while there is no adapter yet, or one that fails more often than not: imitation lifts what has not learned this scene.
+Any other clone must be better."""
+LIKELY = 0.8
+"""How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
+DREAMS = 48
+"""About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
+LAYOUT = 10
+"""Of a run's folder and what a round does; a folder begun by another version is refused."""
+PICTURE_PX = 64
+"""Of the twin's play data."""
+PARTS = ("held_out", "training", "calibration", "training")
+"""Where real episodes go, in turn, failures from the first, successes from the second: of eight, two at least are held
+out. All but those held out train the world model; the judge's weights see training alone, and the threshold of such
+weights is set on calibration; what has few parameters (camera, height, margin, a threshold of weights that saw none of
+them) learns from both. Held out decides."""
+
+
+@dataclass(frozen=True)
+class IterateConfig:
+    """One run. `episodes` real ones a round; `evaluation` true ones after each; `temperature` of exploration;
+    `captures`: frames an adaptation starts from; `replay_episodes`: fresh play made for replay, and a quarter as many
+    for the check of old scenes, per family, where `replay` and `old` (folders of play data) are not given."""
+
+    scene: str
+    instruction: str = ""
+    rounds: int = 3
+    episodes: int = 24
+    evaluation: int = 40
+    temperature: float = 1.2
+    captures: int = 16
+    replay_episodes: int = 64
+    replay: str = ""
+    old: str = ""
+    seed: int = 0
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    judge: JudgeUpdate = field(default_factory=JudgeUpdate)
+    imitation: Imitation = field(default_factory=Imitation)
+    margins: Margins = field(default_factory=Margins)
+
+    def __post_init__(self) -> None:
+        limits = {"rounds": (1, 90), "episodes": (3 * len(PARTS), 1000), "evaluation": (2, 10_000),
+                  "captures": (1, 100), "replay_episodes": (16, 10_000)}  # further, seeds of rounds would meet
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise BadConfig(f"{name} is {getattr(self, name)}; give {least} to {most}")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a method stands: folders of world model and judges (`second` may be "off"), name of the adapter ('' for
+    the base), and successes and episodes of that adapter on the arm: `record` of all, `tried` of those without chance.
+    """
+
+    world_model: str
+    judge: str
+    second: str
+    adapter: str
+    record: tuple[int, int] = (0, 0)
+    tried: tuple[int, int] = (0, 0)
+
+    @property
+    def weak(self) -> bool:
+        """Whether the adapter fails on the arm more often than not."""
+        return 2 * self.record[0] < self.record[1]
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object in `path`; where it is missing, make it and write it whole."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    value = make()
+    write_text(path, json.dumps(value, indent=1, default=_plain) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def compare(record: tuple[int, int], present: State, dreamed: bool, preferred: bool = False) -> dict[str, Any]:
+    """Say whether a candidate follows `present`, by its own successes and trials on the arm (`record`).
+
+    Both are compared as they acted without chance; a base that only explored so far, by what it did then. `dreamed`:
+    the dream promoted the candidate; else it is a clone, `preferred` where more of its dreams succeed.
+    """
+    rival = present.tried if present.tried[1] else present.record
+    chance = round(chance_better(*rival, *record), 6)
+    asked = NOT_WORSE if dreamed or preferred or present.weak or not present.adapter else BETTER
+    name = "what the dream promoted" if dreamed else "a clone of the real successes"
+    return {"dreamed": dreamed, "chance": chance, "used": chance >= asked, "message": (
+        f"{name} succeeded in {record[0]} of {record[1]}, the present adapter in {rival[0]} of {rival[1]}: better with "
+        f"a chance of {chance:.2f}, asked for are {asked:g}")}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+class Run:
+    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored."""
+
+    def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, out: Path, say: Callable[[str], None],
+                 now_ns: Callable[[], int] = time.time_ns) -> None:
+        self.config, self.adapt, self.out, self.say, self.now_ns = config, adapt, out.resolve(), say, now_ns
+        self.scene = load_scene(config.scene)
+        self.instruction = config.instruction or self.scene.instructions[0]
+        self.twin = Twin(self.scene)
+        self.twin.reset(0, self.instruction)  # a wrong instruction is refused here
+        self.start()  # and so are a wrong checkpoint and a folder without play, before anything is written
+        for name in ("replay", "old"):
+            given = getattr(config, name)
+            if given and not any(Path(given).glob("*.npz")):
+                raise BadConfig(f"--{name} {given} holds no play data (*.npz); make some with `world-gymnast twin "
+                                "play`, or leave it out")
+        settings = {"layout": LAYOUT, "config": asdict(config), "adapt": asdict(adapt)}
+        kept = once(self.out / "run.json", lambda: settings)
+        if kept != json.loads(json.dumps(settings, default=_plain)):
+            raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
+                            "folder, or give its own")
+        self.probe = build.load_judge("")
+        self._figures: dict[tuple[str, str, str, str], Replays] = {}
+        self._dreams: dict[tuple[str, str, str], list[Any]] = {}
+
+    def close(self) -> None:
+        """Free the twin."""
+        self.twin.close()
+
+    # ---- what all methods share ---------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """Return where every method begins."""
+        if self.adapt.second_judge != build.OFF:
+            build.checkpoint_dir(self.adapt.second_judge, "locator")
+        return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
+                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), self.adapt.second_judge, "")
+
+    def play(self, name: str) -> Path:
+        """Return the folder of `replay` or of `old` scenes; makes fresh play where none is given."""
+        given, first = {"replay": (self.config.replay, REPLAY_SEED), "old": (self.config.old, OLD_SEED)}[name]
+        episodes = self.config.replay_episodes // (1 if name == "replay" else 4)
+        return Path(given) if given else fresh_play(self.out / "play" / name, episodes, first + 10 * self.config.seed,
+                                                    self.say)
+
+    def seen_by(self, name: str) -> str:
+        """Return the folder of the judge that knows the camera of `replay` or of `old` scenes: the shipped one for
+        fresh play, else the run's first."""
+        return self.start().second if getattr(self.config, name) else ""
+
+    def parts(self, method: str, state: State) -> Parts:
+        """Load the models of `state`, the policy with its adapter."""
+        parts = load_parts(self.session_config(method, state))
+        parts.policy.load_adapter(self.adapter(method, state))
+        return parts
+
+    def session_config(self, method: str, state: State) -> AdaptNodeConfig:
+        """Return the adaptation settings with the models of `state`."""
+        return dataclasses.replace(self.adapt, world_model=state.world_model, judge=state.judge,
+                                   second_judge=state.second, directory=str(self.out / method))
+
+    def adapter(self, method: str, state: State) -> AdapterRef | None:
+        """Return the stored adapter of `state`."""
+        return Store(self.out / method / "adapters").get(state.adapter) if state.adapter else None
+
+    def evaluate(self, parts: Parts, seed: int, out: Path, dream: bool = True) -> dict[str, Any]:
+        """Measure the policy as it stands: true success; with `dream`, imagined success from the same first frames, and
+        the true actions replayed in the dream: how many failures pass for successes."""
+        c = self.config
+        seeds = range(EVALUATION_SEED, EVALUATION_SEED + c.evaluation)
+        rows = policy_episodes(self.twin, parts.policy, seeds, self.instruction, 0.0, "evaluation")
+        write_rows(out, rows)
+        success = [bool(r["success"][-1]) for r in rows]
+        true = wilson(sum(success), len(success))
+        if not dream:
+            return {"true": asdict(true), "outcomes": success}
+        starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
+                  for r in rows]
+        claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
+        replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
+        summary = replays.summary()
+        imagined = wilson(sum(claims), len(claims))
+        return {"true": asdict(true), "imagined": asdict(imagined),
+                "false_success": [summary["false_success"], summary["false_success_low"],
+                                  summary["false_success_high"], summary["failures"]],
+                "replay": summary, "outcomes": success}
+
+    def imagined(self, parts: Parts, starts: Sequence[Start], batch: int, seed_of: Callable[[int], int]) -> list[bool]:
+        """Imagine the policy as it stands once from each start, `batch` at a time, the noise of the batch that begins
+        at start i from `seed_of(i)`; return which of them the judges call a success."""
+        groups = [imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + batch], 1,
+                          self.twin.task.horizon_steps, self.adapt.held_out_temperature, seed_of(i),
+                          judge_every_chunks=0) for i in range(0, len(starts), batch)]
+        return [is_success(j) for group in groups for j in group.judgements]
+
+    # ---- rounds -------------------------------------------------------------------------------------------------
+
+    def method(self, method: str) -> list[dict[str, Any]]:
+        """Run all rounds of a method; return its rows, round 0 being the start."""
+        state = self.start()
+
+        def begin() -> dict[str, Any]:
+            self.say("round 0: evaluating the start")
+            return {"round": 0, "state": asdict(state), "evaluation": self.evaluate(
+                self.parts(method, state), derive_seed(self.config.seed, 0), self.out / "round-0.npz")}
+        rows = [once(self.out / "round-0.json", begin)]
+        for number in range(1, self.config.rounds + 1):
+            rows.append(self.round(method, number, state))
+            state = State(**rows[-1]["state"])
+        return rows
+
+    def round(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Run one round from `state`; every stage is skipped where its file is there."""
+        folder = self.out / method / f"round-{number}"
+        row: dict[str, Any] = {"round": number, "method": method}
+        began = time.monotonic()
+        if method != "unchanged":  # which has no use for them
+            real = row["real"] = once(folder / "real.json", lambda: self.real(method, number, state))
+            wins, count = state.record
+            state = dataclasses.replace(state, record=(wins + real["successes"], count + real["episodes"]))
+        if method == "loop":
+            row["setup"] = once(folder / "setup.json", lambda: self.setup(folder, number, state))
+            state = dataclasses.replace(state, second=row["setup"]["second"])
+            row["world_model"] = once(folder / "world_model.json", lambda: self.world_model(folder, number, state))
+            state = dataclasses.replace(state, world_model=row["world_model"]["use"])
+            row["judge"] = once(folder / "judge.json", lambda: self.judge(folder, number, state))
+            state = dataclasses.replace(state, judge=row["judge"]["use"], second=row["judge"]["second"])
+            row["clone"] = once(folder / "clone.json", lambda: self.imitation(method, number, state))
+            clone = row["clone"]["adapter"]
+            row["begin"] = once(folder / "begin.json", lambda: self.begin(number, state, clone))
+            begin = dataclasses.replace(state, adapter=row["begin"]["adapter"])
+            row["learning"] = once(folder / "learning.json", lambda: self.adaptation(method, number, begin))
+            row["trial"] = once(folder / "trial.json", lambda: self.trial(
+                number, state, row["learning"]["adapter"], clone, row["begin"]["preferred"]))
+            state = dataclasses.replace(state, adapter=row["trial"]["adapter"], record=tuple(row["trial"]["record"]),
+                                        tried=tuple(row["trial"]["without_chance"]))
+        else:
+            learn = self.imitation if method == "imitation" else self.adaptation
+            row["learning"] = once(folder / "learning.json", lambda: learn(method, number, state))
+            state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter, record=(0, 0),
+                                        tried=(0, 0))
+        row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
+            self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
+            method != "imitation"))
+        row["state"] = asdict(state)
+        e = row["evaluation"]
+        dream = f", imagined {e['imagined']['value']:.3f}, false successes {e['false_success'][0]:.3f} of " \
+                f"{e['false_success'][3]}" if "imagined" in e else ""
+        self.say(f"{method}, round {number}: true {e['true']['value']:.3f}{dream}; {time.monotonic() - began:.0f} s")
+        return row
+
+    def real(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Explore with the present adapter. The loop keeps a third of the round's episodes for `trial`."""
+        first, count = self.first_seed(number), self.config.episodes
+        count -= count // 3 if method == "loop" else 0
+        wins = self.on_arm(method, state, range(first, first + count), f"round-{number}", self.config.temperature)
+        self.say(f"{method}, round {number}: {wins} of {count} explored real episodes succeeded")
+        return {"episodes": count, "successes": wins, "first_seed": first}
+
+    def begin(self, number: int, state: State, clone: str) -> dict[str, Any]:
+        """Say whether adaptation begins at the present adapter of `state` or at a clone of the real successes ('' for
+        none): at that of an adapter which fails more often than not; else where more dreams of the clone succeed.
+
+        Both are imagined from the same captured frames, under the same noise. A clone has never seen the dream, the
+        present adapter may have learned in it, so a dream that flatters does not flatter the clone.
+        """
+        if not clone or state.weak:
+            message = "the present adapter fails more often than not" if clone else "no success to imitate"
+            return {"adapter": clone or state.adapter, "preferred": False, "message": message}
+        parts, starts = self.parts("loop", state), self.captured(number)
+        starts = starts * -(-DREAMS // len(starts))
+        wins = []
+        for adapter in (state.adapter, clone):
+            parts.policy.load_adapter(self.adapter("loop", dataclasses.replace(state, adapter=adapter)))
+            wins.append(sum(self.imagined(parts, starts, 16,
+                                          lambda i: derive_seed(self.config.seed, number, 6, i // 16))))
+        preferred = wins[1] > wins[0]
+        message = f"{wins[1]} of its {len(starts)} dreams succeed, of the present adapter's {wins[0]}"
+        self.say(f"loop, round {number}: clone: {message}; adaptation begins at the "
+                 f"{'clone' if preferred else 'present adapter'}")
+        return {"adapter": clone if preferred else state.adapter, "preferred": preferred, "message": message,
+                "dreams": len(starts), "present": wins[0], "clone": wins[1]}
+
+    def trial(self, number: int, state: State, dreamed: str, clone: str, preferred: bool = False) -> dict[str, Any]:
+        """Try on the arm, without chance as it will be deployed, what the dream promoted (`dreamed`), or else the clone
+        that nothing in the dream was better than; where there is neither, the present adapter of `state`.
+
+        So the recordings hold how such a policy fails, which is not how an exploring one does. Returns which adapter
+        follows and its records on the arm.
+        """
+        last = self.first_seed(number) + self.config.episodes
+        count, tried = self.config.episodes // 3, dreamed or clone
+        wins = self.on_arm("loop", dataclasses.replace(state, adapter=tried or state.adapter),
+                           range(last - count, last), f"round-{number}-trial", 0.0)
+        told: dict[str, Any] = {"episodes": count, "successes": wins, "tried": tried}
+        if not tried:
+            return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count),
+                           "without_chance": (state.tried[0] + wins, state.tried[1] + count)}
+        told |= compare((wins, count), state, bool(dreamed), preferred)
+        self.say(f"loop, round {number}: {told['message']}")
+        return told | ({"adapter": tried, "record": (wins, count), "without_chance": (wins, count)} if told["used"] else
+                       {"adapter": state.adapter, "record": state.record, "without_chance": state.tried})
+
+    def first_seed(self, number: int) -> int:
+        """Return the seed of a round's first real episode."""
+        return REAL_SEED + 10_000 * self.config.seed + 1000 * number
+
+    def on_arm(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
+        """Run real episodes with the adapter of `state`, greedy at temperature 0; store them split as PARTS says;
+        return successes."""
+        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
+                               "policy")
+        for part in set(PARTS):  # of an attempt that was stopped
+            (self.out / method / part / f"{name}.npz").unlink(missing_ok=True)
+        split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
+        for outcome in (True, False):
+            for i, row in enumerate((r for r in rows if bool(r["success"][-1]) == outcome), int(outcome)):
+                split[PARTS[i % len(PARTS)]].append(row)
+        for part, some in split.items():
+            if some:
+                write_rows(self.out / method / part / f"{name}.npz", some)
+        return sum(bool(r["success"][-1]) for r in rows)
+
+    def _forget_replays(self) -> None:
+        self._figures.clear()
+        self._dreams.clear()
+
+    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
+                ) -> Replays:
+        """Replay the set of episodes called `which` in a world model, judged by a judge or a pair.
+
+        What was replayed in a round is kept: the dreams serve the next judge. Old scenes were seen by the old camera.
+        """
+        key = (world_model, judge, second, which)
+        if key not in self._figures:
+            reads = self.seen_by(which) if which == "old" else second  # finds things and camera for the world model
+            same = (world_model, reads, which)
+            dreams = self._dreams.get(same)
+            self._figures[key] = replay_figures(
+                build.load_world_model(world_model, reads), build.load_judges(judge, second), self.probe, episodes,
+                derive_seed(self.config.seed, 11), dreams)
+            self._dreams[same] = self._figures[key].dreams
+        return self._figures[key]
+
+    def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
+        seen, and whether the named object stops the arm, from where the measured hand was. The judge that measures
+        and the world model share both."""
+        if state.second == build.OFF:
+            return {"second": build.OFF, "message": "nobody measures"}
+        method = folder.parent
+        start = build.checkpoint_dir(state.second, "locator")
+        judge = MeasuringJudge(Locator.from_pretrained(start))
+        before = judge.config.to_dict()
+        episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
+        message = fit_camera_again(judge, episodes)
+        judge = with_settings(judge)  # which looks again, where the camera stands now
+        message += f"; {fit_lift(judge, episodes)}"
+        self.say(f"loop, round {number}: {message}")
+        if judge.config.to_dict() == before:
+            return {"second": state.second, "message": message}
+        judge.locator.save(folder / "setup")
+        ref = put_version(method / "second_judges", folder / "setup", f"round-{number}-setup-{self.scene.name}",
+                          parent_name(start), {"learned": message}, self.now_ns(), JUDGE)
+        return {"second": str(ref.path), "message": message}
+
+    def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Update, check, store; the version is used where it was promoted."""
+        c, method = self.config, folder.parent
+        training, hashes, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
+        data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
+                    play_folder(self.play("old")), hashes)
+        config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
+        self._forget_replays()
+
+        def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
+            return self.figures(str(world_model), state.judge, state.second,
+                                "held out" if some is data.held else "old", some)
+        result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
+                        method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns(),
+                        build.load_reader(state.second), build.load_reader(self.seen_by("replay")))
+        promoted = result.decision.promote
+        self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
+        return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
+                "figures": result.figures, "use": str(result.version.path) if promoted else state.world_model}
+
+    def judge(self, folder: Path, number: int, state: State) -> dict[str, Any]:
+        """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
+
+        Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), the pair
+        with new weights in the judge that looks, and, where no camera was learned, that judge alone. Each must pass the
+        check against the present judges; of those that do, the one that is right most often on held-out real episodes
+        is used, of equals the first.
+        """
+        c, method = self.config, folder.parent
+        settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
+        world = build.load_world_model(state.world_model, state.second)
+        old_world = world.with_reader(build.load_reader(self.seen_by("replay")))
+        run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
+                           self.play("replay"), folder / "judge", settings)
+        # Without the judge that measures nobody would know a camera that was learned.
+        learned = build.load_reader(state.second).projection != build.load_reader().projection
+        candidates = {} if learned else {"alone": (run, build.OFF)}
+        lines: list[str] = []
+        fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
+        if state.second != build.OFF:
+            looks, measures, lines = update_pair(
+                build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
+                                                             "weights": run}, world,
+                play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
+            candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
+        held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
+        all_real = [e for part in dict.fromkeys(PARTS) for e in play_folder(method / part)]
+
+        def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
+            """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
+            usual = second if second == build.OFF else self.seen_by("old")
+            return (self.figures(state.world_model, str(judge), second, "held out", held),
+                    self.figures(state.world_model, str(judge), second, "all", all_real),
+                    self.figures(state.world_model, str(judge), usual, "old", old))
+        before = judged(state.judge, state.second)
+        chosen, right, after = "", -1.0, {}
+        for name, pair in candidates.items():
+            after[name] = some = judged(*pair)
+            decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
+                                    (before[1], some[1]), weights=name != SETTINGS)
+            agree = float((some[0].claimed == some[0].success).mean())
+            lines += [f"{name}: {line}" for line in decision.lines]
+            if decision.promote and agree > right:
+                chosen, right = name, agree
+        figures = {name: {"new": some[0].summary(), "all": some[1].summary(), "old": some[2].summary()}
+                   for name, some in {"before": before, **after}.items()}
+        scores = {"decision": lines, "figures": figures, "settings": asdict(settings)}
+        stored: dict[str, tuple[str, str]] = {}
+        for name, (path, second) in candidates.items():
+            scores = {**scores, "promoted": name == chosen, "candidate": name}
+            label = f"round-{number}-{name}-{self.scene.name}"
+            ref = put_version(method / "judges", path, label, parent_name(Path(state.judge)), scores, self.now_ns(),
+                              JUDGE)
+            if second != build.OFF:
+                second = str(put_version(
+                    method / "second_judges", Path(second), label,
+                    parent_name(build.checkpoint_dir(state.second, "locator")), scores, self.now_ns(), JUDGE).path)
+            stored[name] = (str(ref.path), second)
+        use, second = stored.get(chosen, (state.judge, state.second))
+        found = after.get(chosen, before)[0]
+        self.say(f"judges: {f'promoted, {chosen}' if chosen else 'not promoted'}")
+        self._forget_replays()
+        return {"version": Path(use).name, "promoted": bool(chosen), "chosen": chosen, "decision": lines,
+                "figures": figures, "use": use, "second": second,
+                "release": self.release(state.world_model, use, second, found)}
+
+    def release(self, world_model: str, judge: str, second: str, found: Replays) -> dict[str, Any]:
+        """Write the paired-replay table of a pair beside the world model, where that is a version of this run.
+
+        Returns the table. It is measured on the held-out episodes of this scene, which also chose the pair.
+        """
+        known = np.isfinite(found.score)
+        area = paired_replay_auc(found.score[known].tolist(), found.success[known].tolist())
+        summary = found.summary()
+        rows = {family_of(self.instruction): {
+            "auc": area.value, "low": area.low, "high": area.high, "episodes": len(found.success),
+            "successes": int(found.success.sum()), "recall": 1.0 - summary["missed"],
+            **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
+        if Path(world_model).is_relative_to(self.out):
+            payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
+                       **build.release_hashes(world_model, judge, second), "families": rows}
+            write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
+        return rows
+
+    def captured(self, number: int) -> list[Start]:
+        """Return the frames that a round's adaptation starts from."""
+        starts = []
+        for i in range(self.config.captures):
+            self.twin.reset(CAPTURE_SEED - 100 * number - i, self.instruction)
+            frame, measured = capture(self.twin)
+            starts.append(Start(frame, measured, self.instruction))
+        return starts
+
+    def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Adapt in the dream from captured frames of the scene, going on from the adapter of `state`; the loop is held
+        to the real successes."""
+        config = self.session_config(method, state)
+        if method == "loop":
+            config = dataclasses.replace(config, episodes=str(self.all_real(method)), margin=0.0, confidence=LIKELY)
+        result = run_session(load_parts(config), self.captured(number), config,
+                             derive_seed(self.config.seed, number, 4), self.now_ns(),
+                             parent=self.adapter(method, state))
+        report = result.report
+        self.say(f"{method}, round {number}: {report.outcome}: {report.message}")
+        return {"outcome": report.outcome, "message": report.message, "updates": len(report.curve),
+                "adapter": report.adapter.name if report.adapter else "", "seconds": report.seconds.get("total", 0.0),
+                "report": str(result.report_path.relative_to(self.out.resolve()))}
+
+    def all_real(self, method: str) -> Path:
+        """Return a folder that links all real episodes so far, whatever part they are in."""
+        folder = self.out / method / "all"
+        folder.mkdir(parents=True, exist_ok=True)
+        for link in folder.glob("*.npz"):
+            if not link.exists():
+                link.unlink()
+        for kind in set(PARTS):
+            for path in (self.out / method / kind).glob("*.npz"):
+                target = folder / f"{kind}-{path.name}"
+                if not target.exists():
+                    target.symlink_to(path.resolve())
+        return folder
+
+    def imitation(self, method: str, number: int, state: State) -> dict[str, Any]:
+        """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
+        c = self.config
+        parts = self.parts(method, state)
+        began = time.monotonic()
+        settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
+        episodes, _, _ = read_real([self.all_real(method)], PICTURE_PX)
+        ref = imitate(parts.policy, episodes, lora_config(self.adapt), settings, self.adapter(method, state),
+                      Store(self.out / method / "adapters"), self.instruction,
+                      {"method": "imitation", "round": number}, self.now_ns())
+        return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",
+                "updates": c.imitation.steps if ref else 0, "adapter": ref.name if ref else "",
+                "seconds": time.monotonic() - began}

@@ -1,0 +1,217 @@
+"""Clipped policy gradient on LoRA weights: the learner of an adaptation session for token policies.
+
+The loss of one batch of trajectories (GRPO with the token-level ratio, as SimpleVLA-RL and World-Gymnast run it):
+
+    L = sum over trajectories i  1/M * sum over their valid tokens t  1/n_i * max(-A_i r, -A_i clip(r, 1-low, 1+high))
+    r = exp(logprob_now - logprob_when_sampled), both at the sampling temperature
+
+with M trajectories that have an advantage and n_i valid tokens in trajectory i, so **each trajectory weighs the same,
+whatever its length**, also across groups and instructions. The leash adds, with the same weights,
+leash * (exp(b - l) - (b - l) - 1), an unbiased and never negative estimate of KL(now || base) where b is the
+log-probability under the base policy (adapter switched off).
+
+A minibatch of m out of C chunks uses the same sum over its own chunks times C/m: its expectation over random
+minibatches is the gradient of L, so the size of a step does not depend on the minibatch. Several epochs over the same
+batch make the ratio leave 1; with a single step per batch the clip would never act.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from world_gymnast_ros.adaptation.advantage import Advantages
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.types import AdapterRef, RolloutGroup
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Settings of the learner. `minibatch_chunks` per optimiser step, done in pieces of `micro_chunks` for memory."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    learning_rate: float = 1e-3
+    epochs: int = 2
+    minibatch_chunks: int = 80
+    micro_chunks: int = 80
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    leash: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        limits = {"rank": (1, 1024), "alpha": (1e-6, 1e4), "learning_rate": (1e-9, 1.0), "epochs": (1, 100),
+                  "minibatch_chunks": (1, 10**6), "micro_chunks": (1, 10**6), "clip_low": (0, 1), "clip_high": (0, 10),
+                  "leash": (0, 100), "max_grad_norm": (1e-6, 1e6)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise BadConfig(f"lora.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """C chunks flattened out of groups. `frames` uint8 (C, H, W, 3); `tokens` (C, K, 7); `old` logprobs (C, K, 7);
+    `advantages` (C,); `weights` (C,), per token: 1 / (M n_i), so that weights x K 7 sum to 1; `instructions` C."""
+
+    frames: np.ndarray
+    tokens: np.ndarray
+    old: np.ndarray
+    advantages: np.ndarray
+    weights: np.ndarray
+    instructions: list[str]
+
+
+def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
+    """Gather the valid chunks of all rollouts with an advantage. Groups may differ in instruction and length."""
+    rows: list[tuple[Any, ...]] = []
+    trajectories = 0
+    for group, advantages in batch:
+        if advantages.degenerate:
+            continue
+        for i in np.flatnonzero(advantages.used & group.valid.any(1)):
+            trajectories += 1
+            chunks = np.flatnonzero(group.valid[i])
+            for n in chunks:
+                sampled = group.chunks[n]
+                rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
+                             advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
+    if not rows:
+        return ChunkBatch(*(np.empty(0) for _ in range(5)), [])
+    frames, tokens, old, values, weights, words = zip(*rows, strict=True)
+    return ChunkBatch(np.stack(frames), np.stack(tokens), np.stack(old), np.array(values, np.float32),
+                      (np.array(weights) / trajectories).astype(np.float32), list(words))
+
+
+def policy_loss(now: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip_low: float, clip_high: float,
+                base: Tensor | None = None, leash: float = 0.0) -> Tensor:
+    """Return the weighted sum of clipped losses; `now`, `old`, `base` (C, K, 7), `advantages`, `weights` (C,)."""
+    ratio = torch.exp(now - old)
+    adv = advantages[:, None, None]
+    losses = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if base is not None and leash > 0:
+        gap = base - now
+        losses = losses + leash * (torch.exp(gap) - gap - 1)
+    return (losses * weights[:, None, None]).sum()
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A loss that every step of a session adds; `told` says in words what it holds the policy to."""
+
+    loss: Callable[[np.random.Generator], Tensor]
+    told: str
+
+
+class LoraLearner:
+    """`adapt.Learner` for models.openvla.OpenVLA. One optimiser lives for the whole session.
+
+    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `anchor.loss(rng)`
+    is added in every step: what the dream rewards is learned without leaving what is known to be true, the real
+    successes (as DAPG adds demonstrations, arXiv:1709.10087).
+    """
+
+    def __init__(self, policy: OpenVLA, config: LoraConfig | None = None, parent: AdapterRef | None = None,
+                 anchor: Anchor | None = None) -> None:
+        self.policy, self.config, self.parent, self.anchor = policy, config or LoraConfig(), parent, anchor
+        self.weights: list[torch.nn.Parameter] = []
+        self.optimiser: torch.optim.Optimizer | None = None
+
+    @property
+    def name(self) -> str:
+        return f"LoRA of rank {self.config.rank}" + (f", held to {self.anchor.told}" if self.anchor else "")
+
+    def begin(self) -> None:
+        if self.parent is None:
+            self.weights = self.policy.add_lora(self.config.rank, self.config.alpha)
+        else:
+            self.policy.load_adapter(self.parent)
+            self.weights = self.policy.trainable_parameters()
+        self.optimiser = torch.optim.AdamW(self.weights, lr=self.config.learning_rate, weight_decay=0.0)
+
+    def update(self, batch: Sequence[tuple[RolloutGroup, Advantages]], temperature: float, seed: int
+               ) -> dict[str, float]:
+        """Run `epochs` passes of minibatches over the batch; return loss, gradient norm, ratio and clip figures."""
+        if self.optimiser is None:
+            raise BadConfig("update before begin: call begin() first")
+        data = flatten(batch)
+        count = len(data.instructions)
+        if not count:
+            return {"chunks": 0.0}
+        c = self.config
+        base = self._base_logprobs(data, temperature) if c.leash > 0 else None
+        rng = np.random.default_rng(seed)
+        figures: list[tuple[float, ...]] = []
+        for _ in range(c.epochs):
+            order = rng.permutation(count)
+            for part in np.array_split(order, math.ceil(count / c.minibatch_chunks)):
+                figures.append(self._step(data, part, count / len(part), temperature, base, rng))
+        loss, norm, off, clipped = (float(np.mean(column)) for column in zip(*figures, strict=True))
+        return {"loss": loss, "grad_norm": norm, "ratio_off": off, "clip_fraction": clipped,
+                "first_ratio_off": figures[0][2], "chunks": float(count)}
+
+    def _step(self, data: ChunkBatch, part: np.ndarray, scale: float, temperature: float, base: Tensor | None,
+              rng: np.random.Generator) -> tuple[float, ...]:
+        """Take one optimiser step on the chunks `part`, in micro-batches whose gradients add up."""
+        assert self.optimiser is not None
+        c = self.config
+        self.optimiser.zero_grad(set_to_none=True)
+        total, off, clipped = 0.0, 0.0, 0.0
+        for micro in np.array_split(part, math.ceil(len(part) / c.micro_chunks)):
+            now = self._logprobs(data, micro, temperature)
+            old, advantages, weights = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
+                                        for a in (data.old, data.advantages, data.weights))
+            loss = policy_loss(now, old, advantages, weights, c.clip_low, c.clip_high,
+                               None if base is None else base[torch.from_numpy(micro)], c.leash) * scale
+            loss.backward()
+            with torch.no_grad():
+                ratio = torch.exp(now - old)
+                total += float(loss)
+                off += float((ratio - 1).abs().mean()) * len(micro) / len(part)
+                outside = ((ratio > 1 + c.clip_high) | (ratio < 1 - c.clip_low)).float().mean()
+                clipped += float(outside) * len(micro) / len(part)
+        if self.anchor is not None:
+            anchor = self.anchor.loss(rng)
+            anchor.backward()
+            total += float(anchor.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, c.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(f"gradient norm is {float(norm)}; lower the learning rate ({c.learning_rate})")
+        self.optimiser.step()
+        return total, float(norm), off, clipped
+
+    def _logprobs(self, data: ChunkBatch, rows: np.ndarray, temperature: float) -> Tensor:
+        words = [data.instructions[i] for i in rows]
+        logprobs: Tensor = self.policy.logprobs(data.frames[rows], words, data.tokens[rows], temperature)
+        return logprobs.float()
+
+    @torch.no_grad()
+    def _base_logprobs(self, data: ChunkBatch, temperature: float) -> Tensor:
+        """Return log-probabilities (C, K, 7) with the adapter switched off."""
+        rows = np.arange(len(data.instructions))
+        with self.policy.without_adapter():
+            return torch.cat([self._logprobs(data, micro, temperature)
+                              for micro in np.array_split(rows, math.ceil(len(rows) / self.config.micro_chunks))])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {str(i): p.detach().clone() for i, p in enumerate(self.weights)}
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Any]) -> None:
+        for i, parameter in enumerate(self.weights):
+            parameter.copy_(weights[str(i)])
+
+    def save(self, directory: Path) -> None:
+        self.policy.save_adapter(directory)
+
+    def end(self) -> None:
+        if self.weights:
+            self.policy.load_adapter(self.parent)
+        self.weights, self.optimiser = [], None
