@@ -29,7 +29,7 @@ from world_gymnast_ros.training.world_model import TrainConfig, Trainer, choose_
 from world_gymnast_ros.twin.play import scene_camera
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.types import Frame, WorldModel
+from world_gymnast_ros.types import Frame, Start, WorldModel
 
 TINY = ActionDiTConfig(image_size=16, patch=4, window=8, window_dim=24, dim=16, depth=3, heads=2,
                        temporal_blocks=(0, 2), context_frames=3, still_threshold=0.0)
@@ -167,8 +167,7 @@ def test_bad_sizes_are_refused_by_name() -> None:
 
 def dream_frames(world: ActionDiTWorld, seed: int, state: np.ndarray | None = STATE, delta: float = 0.02) -> np.ndarray:
     start = Frame(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8), 0)
-    dream = world.begin(start, state, 3, seed)
-    return np.stack([dream.step(np.full((3, 7), delta, np.float32)) for _ in range(4)])
+    return world.begin([Start(start, state, "go")] * 3, seed).play(np.full((3, 4, 7), delta, np.float32)).swapaxes(0, 1)
 
 
 def test_dreams_repeat_with_their_seed_and_differ_between_seeds_and_copies() -> None:
@@ -194,10 +193,10 @@ def test_state_and_action_change_the_dream_and_an_unknown_state_is_none() -> Non
 def test_dream_integrates_the_clipped_action_as_the_arm_does_and_leaves_its_input_alone() -> None:
     config = dataclasses.replace(TINY, workspace_low_m=(0.12, -0.2, 0.09), workspace_high_m=(0.42, 0.25, 0.25))
     dream = ActionDiTWorld(lively(config), dtype=torch.float32).begin(
-        Frame(np.zeros((16, 16, 3), np.uint8), 0), STATE, 2, 0)
+        [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), STATE, "go")] * 2, 0)
     deltas = np.tile(np.array([0.3, 0, -0.04, 0.4, 0, 0, 0.6], np.float32), (2, 1))
     given = deltas.copy()
-    dream.step(deltas)
+    dream.play(deltas[:, None])
     assert np.array_equal(deltas, given)
     expected = integrate_states(np.tile(STATE, (2, 1)), clip_delta(given, StepLimits()), StepLimits())
     expected[:, 2], expected[:, 6] = 0.09, 1.0  # the floor of the box; 0.6 is an open gripper
@@ -206,9 +205,10 @@ def test_dream_integrates_the_clipped_action_as_the_arm_does_and_leaves_its_inpu
 
 @pytest.mark.parametrize("deltas", [np.zeros((3, 7), np.float32), np.full((2, 7), np.nan, np.float32)])
 def test_wrong_actions_are_refused(deltas: np.ndarray) -> None:
-    dream = ActionDiTWorld(lively(), dtype=torch.float32).begin(Frame(np.zeros((16, 16, 3), np.uint8), 0), None, 2, 0)
+    dream = ActionDiTWorld(lively(), dtype=torch.float32).begin(
+        [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), None, "go")] * 2, 0)
     with pytest.raises(BadAction):
-        dream.step(deltas)
+        dream.play(deltas[:, None])
 
 
 def test_condition_is_normalised_on_a_copy_and_hides_an_unknown_state() -> None:
@@ -474,10 +474,11 @@ def test_a_network_that_knows_a_camera_dreams_the_same_with_and_without_cache() 
     world = ActionDiTWorld(network, dtype=torch.float32)
     start = Frame(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 0)
     deltas = np.random.default_rng(1).normal(0, 0.02, (2, 7)).astype(np.float32)
-    one, two = world.begin(start, STATE, 2, 0), world.begin(start, STATE, 2, 0)
-    assert np.array_equal(one.step(deltas), two.step(deltas))
-    far = world.begin(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), 2, 0).step(deltas)
-    assert not np.array_equal(far, one.step(deltas))
+    one, two = (world.begin([Start(start, STATE, "go")] * 2, 0) for _ in range(2))
+    drawn = one.play(deltas[:, None])
+    assert np.array_equal(drawn, two.play(deltas[:, None]))
+    far = world.begin([Start(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), "go")] * 2, 0)
+    assert not np.array_equal(far.play(deltas[:, None]), drawn)
 
 
 def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_state() -> None:
@@ -485,14 +486,28 @@ def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_st
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
     states = np.stack([STATE, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0])])
     deltas = np.zeros((2, 7), np.float32)
-    both = world.begin_many(frames, states, 3)
-    drawn = both.step(deltas)
-    kept = ActionDiTWorld(still(), dtype=torch.float32).begin_many(frames, states, 3).step(deltas)
+    starts = [Start(Frame(f, 0), state, "go") for f, state in zip(frames, states, strict=True)]
+    both = world.begin(starts, 3)
+    drawn = both.play(deltas[:, None])[:, 0]
+    kept = ActionDiTWorld(still(), dtype=torch.float32).begin(starts, 3).play(deltas[:, None])[:, 0]
     assert np.array_equal(kept, frames)  # each goes on from its own picture
-    assert np.allclose(both.state[:, :3], states[:, :3])
-    again = world.begin_many(frames[::-1].copy(), states[::-1].copy(), 3).step(deltas)
-    assert not np.array_equal(drawn, again)
-    same = world.begin_many(np.repeat(frames[:1], 2, 0), np.repeat(states[:1], 2, 0), 3).step(deltas)
-    assert np.array_equal(same, world.begin(Frame(frames[0], 0), STATE, 2, 3).step(deltas))
-    with pytest.raises(BadAction, match="states"):
-        world.begin_many(frames, states[:1], 3)
+    assert both.state is not None and np.allclose(both.state[:, :3], states[:, :3])
+    assert not np.array_equal(drawn, world.begin(starts[::-1], 3).play(deltas[:, None])[:, 0])
+    blind = world.begin([starts[0], dataclasses.replace(starts[1], state=None)], 3).play(deltas[:, None])[:, 0]
+    assert np.array_equal(blind[0], drawn[0]) and not np.array_equal(blind[1], drawn[1]), "only one state is unknown"
+
+
+def test_a_copy_is_drawn_alike_whoever_has_left_the_batch() -> None:
+    network = lively(SEEING)
+    world = ActionDiTWorld(network, dtype=torch.float32)
+    frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+    starts = [Start(Frame(f, 0), STATE, "go") for f in frames]
+    deltas = np.random.default_rng(1).normal(0, 0.02, (4, 5, 7)).astype(np.float32)
+    whole, left = (world.begin(starts, 3) for _ in range(2))
+    drawn = whole.play(deltas)
+    assert np.array_equal(left.play(deltas[:, :2]), drawn[:, :2])
+    rows = np.array([3, 1])
+    left.keep(rows)
+    assert np.abs(left.play(deltas[rows, 2:]).astype(int) - drawn[rows, 2:]).max() <= 1  # batched sums round otherwise
+    with pytest.raises(BadAction, match=r"\(2, K, 7\)"):
+        left.play(deltas[:, :1])

@@ -16,7 +16,7 @@ def test_every_node_of_every_graph_exists_with_its_parameters() -> None:
         names = [s.name for s in specs]
         assert len(set(names)) == len(names)
         for spec in specs:
-            assert (Path(graph.__file__).parent / "nodes" / f"{spec.name}.py").is_file(), spec.name
+            assert (Path(graph.__file__).parent / f"{spec.name}.py").is_file(), spec.name
             assert spec.arguments()[0] == "--ros-args"
 
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from toy_play import SIZE, write_toy_play
 
 from world_gymnast_ros.data import recordings as real_episodes
-from world_gymnast_ros.data.play_data import Things
 from world_gymnast_ros.data.recordings import play_file, read_real
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
@@ -30,6 +29,7 @@ from world_gymnast_ros.models.checkpoint import save_model, sha256_file
 from world_gymnast_ros.models.load import load_judge
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.objects import ObjectTracks
 from world_gymnast_ros.store import WORLD_MODEL, Store, read_card
 from world_gymnast_ros.training.reflector import Verdicts
 from world_gymnast_ros.training.world_model import Trainer
@@ -107,8 +107,9 @@ def test_a_run_of_other_data_or_settings_is_not_gone_on_with(files: Path, tmp_pa
     with pytest.raises(BadConfig, match="replay_share"):
         UpdateConfig(replay_share=1.0)
     new, replay = (play_file(files / name / "reach.npz") for name in ("new", "replay"))
-    seen = Things(np.zeros((new[0].play.steps + 1, 1, 3), np.float32), np.zeros(12, np.float32))
-    found = [dataclasses.replace(new[0], play=dataclasses.replace(new[0].play, things=seen)), *new[1:]]
+    seen = ObjectTracks(np.zeros((new[0].play.steps + 1, 1, 3), np.float32), np.zeros((1, 2), np.float32),
+                        np.zeros(12, np.float32))
+    found = [dataclasses.replace(new[0], play=dataclasses.replace(new[0].play, objects=seen)), *new[1:]]
     with pytest.raises(BadCheckpoint, match="another folder"):  # as another locator would find them
         fine_tune(files / "parent", found, replay, [], quick, tmp_path / "run")
 

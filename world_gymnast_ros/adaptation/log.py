@@ -12,10 +12,9 @@ import numpy as np
 
 from world_gymnast_ros.adaptation.advantage import group_advantages
 from world_gymnast_ros.adaptation.promotion import GateDecision, decide_each
-from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.types import F32, U8, AdapterRef
+from world_gymnast_ros.types import F32, U8, AdapterRef, Start
 
 LOG_NAME = "session.jsonl"
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.jitter import jitter_start
-from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap, wilson
-from world_gymnast_ros.types import F32, Judge, Policy, RolloutGroup, WorldModel
+from world_gymnast_ros.types import F32, Judge, Policy, RolloutGroup, Start, WorldModel
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from world_gymnast_ros.adaptation.config import AdaptConfig
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.log import AdaptReport, Progress, SessionLog, Stopwatch, Strip, UpdateRow
 from world_gymnast_ros.adaptation.promotion import GateDecision, HeldOut, decide_each, hold_out
-from world_gymnast_ros.adaptation.rollout import Cancelled, Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
 from world_gymnast_ros.errors import BadInstruction
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, WorldModel
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
 
 class Learner(Protocol):

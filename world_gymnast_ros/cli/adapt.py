@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
-from world_gymnast_ros.types import F32, Frame
+from world_gymnast_ros.types import F32, Frame, Start
 
 HELP = "adapt to a picture of a scene, inside the dream"
 REACH_M = 0.8

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from world_gymnast_ros.data.play_data import PlayEpisode, Things, places_at, play_things, read_by
+from world_gymnast_ros.data.play_data import PlayEpisode, object_tracks, places_at, seen_with
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.models.load import load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import (
@@ -23,21 +23,23 @@ from world_gymnast_ros.models.world_models.action_dit_world import (
     condition_vector,
     to_uint8,
 )
+from world_gymnast_ros.objects import ObjectTracks
 from world_gymnast_ros.types import F32, U8
 
 BATCH = 64
 
 
 def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, seed: int,
-                   things: Sequence[Things | None] | None = None) -> U8:
+                   tracks: Sequence[ObjectTracks | None] | None = None) -> U8:
     """Return dreams uint8 (E, T+1, H, W, 3) of actions (E, T, 7), target states (E, T+1, 7), frames (E, H, W, 3)."""
-    places_m, cameras = places_at(things or [None] * len(first), [np.arange(deltas.shape[1] + 1)] * len(first))
+    places_m, cameras, sizes_m = places_at(tracks or [None] * len(first), [np.arange(deltas.shape[1] + 1)] * len(first))
     frames = np.repeat(first[:, None], deltas.shape[1] + 1, axis=1)
     for i in range(0, len(first), BATCH):
         part = slice(i, i + BATCH)
         start = torch.from_numpy(np.ascontiguousarray(first[part])).to(world.device).float().div_(255.0)
         generator = torch.Generator(world.device).manual_seed(seed + i)
-        sampler = FrameSampler(world.network, start, world.sampling_steps, generator, places_m[part, 0], cameras[part])
+        sampler = FrameSampler(world.network, start, world.sampling_steps, generator,
+                               (places_m[part, 0], cameras[part], sizes_m[part]))
         conditions = torch.from_numpy(condition_vector(
             world.config, deltas[part], states[part, :-1], states[part, 1:], True))
         for t in range(deltas.shape[1]):
@@ -45,15 +47,15 @@ def dream_episodes(world: ActionDiTWorld, first: U8, deltas: F32, states: F32, s
     return frames
 
 
-def things_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[Things | None]:
-    """Return the things of each episode of play data: as found in the captured frames, where the file holds them."""
-    if "captured" in arrays and world.reader is not None:
-        reader = world.reader
-        return [read_by(PlayEpisode(frames[:n + 1], deltas[:n], states[:n + 1], "", "", captured=captured),
-                            reader).things for frames, deltas, states, captured, n in zip(
+def tracks_of(world: ActionDiTWorld, arrays: dict[str, np.ndarray]) -> list[ObjectTracks | None]:
+    """Return the object tracks of each episode of play data: found in captured frames, where the file holds them."""
+    if "captured" in arrays and world.objects is not None:
+        objects = world.objects
+        return [seen_with(PlayEpisode(frames[:n + 1], deltas[:n], states[:n + 1], "", "", captured=captured),
+                            objects).objects for frames, deltas, states, captured, n in zip(
                                 arrays["frames"], arrays["deltas"], arrays["states"], arrays["captured"],
                                 arrays["length"].tolist(), strict=True)]
-    return play_things(arrays)
+    return object_tracks(arrays)
 
 
 def dream_file(world: ActionDiTWorld, source: Path, target: Path, episodes: int, seed: int) -> int:
@@ -64,7 +66,7 @@ def dream_file(world: ActionDiTWorld, source: Path, target: Path, episodes: int,
     except (OSError, ValueError) as error:
         raise EpisodeError(f"{source} is not play data ({error}); make some with `world-gymnast twin play`") from error
     arrays["frames"] = dream_episodes(world, arrays["frames"][:, 0], arrays["deltas"], arrays["states"], seed,
-                                      things_of(world, arrays))
+                                      tracks_of(world, arrays))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with partial.open("wb") as stream:

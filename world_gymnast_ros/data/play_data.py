@@ -15,30 +15,19 @@ from PIL import Image
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.tabletop.contact import behind, foreseen, hands_of, where_stopped
-from world_gymnast_ros.tabletop.scene_reader import SceneReader
+from world_gymnast_ros.objects import ObjectDynamics, ObjectTracks
+from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, predicted_path
 from world_gymnast_ros.types import F32, F64, I64, U8
 
 WORLDGYM_SCALE = np.array([0.05 / 1.75] * 3 + [0.25 / 1.4] * 3, np.float32)
 """m and rad per WorldGym unit."""
-THING_KEYS = ("objects_xyz", "object_names", "states", "camera", "length", "seed")
+OBJECT_KEYS = ("objects_xyz", "object_names", "states", "camera", "length", "seed")
 PLACE_SIGMA_M = 0.004
 """How inexactly places are measured (`LocatorConfig.sigma_m`); what is learned from must be as inexact."""
-THINGS = 8
-"""So many things of a clip at most."""
+MOST_OBJECTS = 8
+"""Of one clip."""
 MIRROR = np.array([1, -1, 1, -1, 1, -1, 1], np.float32)
 """A left-right mirrored scene: y, roll and yaw change sign."""
-
-
-@dataclass(frozen=True)
-class Things:
-    """What lies on the table and can be moved: where it is foreseen, from its place in the first frame and the actions.
-
-    `path_m` float32 (T+1, N, 3), base axes, NaN where there is none; `camera` (12,) as from `outline.projection`.
-    """
-
-    path_m: F32
-    camera: F32
 
 
 @dataclass(frozen=True)
@@ -52,11 +41,11 @@ class PlayEpisode:
     name: str
     camera: F32 | None = None
     """Projection of the true camera (12,), as from `outline.projection`, where it is known."""
-    things: Things | None = None
+    objects: ObjectTracks | None = None
     captured: U8 | None = None
     """The first frame as the camera gave it, uint8 (H, W, 3), where it was kept."""
     drawn_for: F64 | None = None
-    """The camera (12,) that a dream of it draws the arm for, as its set-up has it (`read_by`); None: the model's."""
+    """The camera (12,) that a dream of it draws the arm for, as its set-up has it (`seen_with`); None: the model's."""
 
     @property
     def steps(self) -> int:
@@ -68,9 +57,10 @@ class PlayEpisode:
 class Batch:
     """Training clips. `previous`, `following` uint8 (B, T, H, W, 3); `first` uint8 (B, 1, H, W, 3), start frames;
     `deltas` float32 (B, T, 7); `states` float32 (B, T + 1, 7), the target before the first and after each action;
-    `first_states` float32 (B, 7), at the start frame; `known` bool (B,). `places_m` float32 (B, T + 1, N, 3) of things
+    `first_states` float32 (B, 7), at the start frame; `known` bool (B,). `places_m` float32 (B, T + 1, N, 3) of objects
     at the start frame and after each action, NaN where there are none or nothing is known; `cameras` (B, 12), which see
-    them. `drawn_for` float64 (B, 12), the cameras that the arm is drawn for, NaN for the model's own."""
+    them; `sizes_m` (B, N, 2), their radii and heights. `drawn_for` float64 (B, 12), the cameras that the arm is drawn
+    for, NaN for the model's own."""
 
     previous: U8
     following: U8
@@ -81,6 +71,7 @@ class Batch:
     known: np.ndarray
     places_m: F32
     cameras: F32
+    sizes_m: F32
     drawn_for: F64
 
 
@@ -96,62 +87,58 @@ def read_play(directories: Iterable[Path], every: int = 1) -> list[PlayEpisode]:
                 frames, deltas, states, length, family = (
                     data[k] for k in ("frames", "deltas", "states", "length", "family"))
                 camera = data["camera"] if "camera" in data.files else [None] * len(frames)
-                things = play_things(data)
+                tracks = object_tracks(data)
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} is not a play-data file ({error}); make one with `world-gymnast twin`"
                                ) from error
         for i in range(0, len(frames), every):
             n = int(length[i])
             out.append(PlayEpisode(frames[i, :n + 1], deltas[i, :n], states[i, :n + 1], str(family[i]),
-                                   f"{path.stem}/{i}", camera[i], things[i]))
+                                   f"{path.stem}/{i}", camera[i], tracks[i]))
     if not out:
         raise EpisodeError(f"no play data (*.npz) in {', '.join(str(d) for d in directories) or 'no folder'}")
     return out
 
 
-def play_things(play: Mapping[str, np.ndarray]) -> list[Things | None]:
-    """Return the things of each episode of a play-data file, foreseen from places as inexact as measured ones; None
-    where the file does not say what lay where."""
-    if not set(THING_KEYS) <= set(play):
+def object_tracks(play: Mapping[str, np.ndarray]) -> list[ObjectTracks | None]:
+    """Return the object tracks of each episode of a play-data file, predicted from places as inexact as measured ones;
+    None where the file does not say what lay where."""
+    if not set(OBJECT_KEYS) <= set(play):
         return [None] * len(play["length"])
-    data = {k: play[k] for k in THING_KEYS}  # each read once: an open file decompresses at every look
+    data = {k: play[k] for k in OBJECT_KEYS}  # each read once: an open file decompresses at every look
     start = data["objects_xyz"][:, 0].astype(np.float64)
     names = data["object_names"]
     start[(names == "") | np.char.endswith(names, "plate")] = np.nan
     off = np.random.default_rng(int(data["seed"][0])).normal(0.0, PLACE_SIGMA_M, (*start.shape[:2], 3)) * (1, 1, 0)
-    path = (foreseen(data["states"], start + off) - off[:, None]).astype(np.float32)
-    return [Things(path[i, :n + 1], data["camera"][i]) for i, n in enumerate(data["length"].tolist())]
+    path = (predicted_path(data["states"], start + off) - off[:, None]).astype(np.float32)
+    sizes_m = np.broadcast_to(np.float32(OBJECT_SIZE_M), (start.shape[1], 2))
+    return [ObjectTracks(path[i, :n + 1], sizes_m, data["camera"][i]) for i, n in enumerate(data["length"].tolist())]
 
 
-def places_at(things: Sequence[Things | None], rows: Sequence[I64]) -> tuple[F32, F32]:
-    """Return places float32 (B, R, N, 3) of each clip's things at its frames `rows` (R,), and cameras (B, 12).
+def places_at(tracks: Sequence[ObjectTracks | None], rows: Sequence[I64]) -> tuple[F32, F32, F32]:
+    """Return places float32 (B, R, N, 3) of each clip's objects at its frames `rows` (R,), cameras (B, 12) and sizes
+    (B, N, 2).
 
     NaN where there are none; past an episode's end those of its last frame.
     """
-    places_m = np.full((len(things), len(rows[0]), THINGS, 3), np.nan, np.float32)
-    cameras = np.zeros((len(things), 12), np.float32)
-    for i, (some, frames) in enumerate(zip(things, rows, strict=True)):
+    places_m = np.full((len(tracks), len(rows[0]), MOST_OBJECTS, 3), np.nan, np.float32)
+    sizes_m = np.full((len(tracks), MOST_OBJECTS, 2), np.nan, np.float32)
+    cameras = np.zeros((len(tracks), 12), np.float32)
+    for i, (some, frames) in enumerate(zip(tracks, rows, strict=True)):
         if some is not None:
-            path_m = some.path_m[np.minimum(frames, len(some.path_m) - 1), :THINGS]
+            path_m = some.path_m[np.minimum(frames, len(some.path_m) - 1), :MOST_OBJECTS]
             places_m[i, :, :path_m.shape[1]], cameras[i] = path_m, some.camera
-    return places_m, cameras
+            sizes_m[i, :path_m.shape[1]] = some.sizes_m[:MOST_OBJECTS]
+    return places_m, cameras, sizes_m
 
 
-def read_by(episode: PlayEpisode, reader: SceneReader) -> PlayEpisode:
-    """Return the episode as a world model with `reader` meets it: the arm drawn for the camera of its set-up, and the
-    things found in its captured frame, where that and the state are known.
-    """
-    episode = replace(episode, drawn_for=np.array(reader.projection))
+def seen_with(episode: PlayEpisode, objects: ObjectDynamics) -> PlayEpisode:
+    """Return the episode as a world model with `objects` meets it: the arm's silhouette for the camera of its set-up,
+    and the objects found in its captured frame, where that and the state are known."""
+    episode = replace(episode, drawn_for=np.array(objects.projection))
     if episode.captured is None or episode.states is None:
         return episode
-    seen = reader.things(episode.captured, episode.states[0])
-    if seen is None:
-        return replace(episode, things=None)
-    targets, things = episode.states[None].astype(np.float64), (seen.places_m[None], seen.sizes_m[None], seen.lifts_m)
-    path = foreseen(targets, *things)[0]
-    if np.isfinite(seen.lifts_m).any():  # where something stops the arm, that is where it is seen
-        episode = replace(episode, states=where_stopped(targets, behind(hands_of(targets), *things))[0])
-    return replace(episode, things=Things(path.astype(np.float32), seen.camera))
+    return replace(episode, objects=objects.predict(episode.captured, episode.states))
 
 
 def worldgym_deltas(rows: F32) -> F32:
@@ -276,8 +263,8 @@ class ClipSource:
             f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
             known = e.states is not None and rng.random() >= state_dropout
             targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
-            places_m, camera = places_at([e.things if known else None], [np.r_[f, s + 1:s + T + 1]])
+            places_m, camera, sizes_m = places_at([e.objects if known else None], [np.r_[f, s + 1:s + T + 1]])
             rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
-                         targets[s:s + T + 1], targets[f], known, places_m[0], camera[0],
+                         targets[s:s + T + 1], targets[f], known, places_m[0], camera[0], sizes_m[0],
                          np.full(12, np.nan) if e.drawn_for is None else e.drawn_for))
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

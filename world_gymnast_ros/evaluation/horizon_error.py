@@ -49,10 +49,11 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
         first = np.stack([c.frames[0] for c in part])
         generator = torch.Generator(device).manual_seed(seed + i)
         ahead = np.arange(max(c.steps for c in part) + 1)
-        places_m, cameras = places_at([c.episode.things if known else None for c in part],
+        places_m, cameras, sizes_m = places_at([c.episode.objects if known else None for c in part],
                                       [c.start + ahead for c in part])
         sampler = FrameSampler(network, torch.from_numpy(first).to(device).float() / 255.0,
-                               denoising_steps or network.config.sampling_steps, generator, places_m[:, 0], cameras)
+                               denoising_steps or network.config.sampling_steps, generator,
+                               (places_m[:, 0], cameras, sizes_m))
         drawn = [first]
         for t in range(max(c.steps for c in part)):
             condition = np.stack([_condition(network, c, t, known) for c in part])

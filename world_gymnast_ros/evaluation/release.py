@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.adaptation.rollout import Start, facts_of, is_success, judge_safely, replay
+from world_gymnast_ros.adaptation.rollout import facts_of, is_success, judge_safely, replay
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.statistics import paired_replay_auc, wilson
-from world_gymnast_ros.types import F32, U8, Frame, Judge, WorldModel
+from world_gymnast_ros.types import F32, U8, Frame, Judge, Start, WorldModel
 
 RELEASE_AUC = 0.9
 
@@ -79,7 +79,7 @@ def replay_all(world_model: WorldModel, judge: Judge, episodes: list[Recorded], 
         start = Start(Frame(first, 0), episode.state, episode.instruction,
                       Frame(first if episode.captured is None else episode.captured, 0))
         deltas = np.repeat(episode.deltas[None], copies, axis=0)
-        dream = replay(world_model, start, deltas, seed + i)
+        dream = replay(world_model, [start] * copies, deltas, seed + i)
         facts = facts_of([start] * (copies + 1), np.repeat(episode.deltas[None], copies + 1, axis=0))
         verdicts = judge_safely(judge, np.concatenate([dream, episode.frames[None]]), episode.instruction, facts)
         scores = [v.score for v in verdicts[:-1] if v.score is not None]

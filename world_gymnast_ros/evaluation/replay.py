@@ -15,19 +15,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay_from
+from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay
 from world_gymnast_ros.data.play_data import PlayEpisode
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.statistics import auc, wilson
-from world_gymnast_ros.types import F32, F64, U8, Judge, RolloutFacts, WorldModel
+from world_gymnast_ros.types import F32, F64, U8, Frame, Judge, RolloutFacts, Start, WorldModel
 
 BATCH = 64
 SSIM_WINDOW_PX = 7
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 SCALES = 3
+REPLAY = "replay"
+"""In the place of an instruction, where actions are given."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,13 @@ def locate(probe: Reflector, pictures: U8, instructions: Sequence[str]) -> F64:
     return np.concatenate(out).reshape(-1, 3, 3).astype(np.float64) * PLACE_SCALE_M + np.array(PLACE_CENTRE_M)
 
 
+def start_of(episode: PlayEpisode) -> Start:
+    """Return where an imagined continuation of a recorded episode begins."""
+    frame = Frame(episode.frames[0], 0)
+    return Start(frame, None if episode.states is None else episode.states[0], REPLAY,
+                 None if episode.captured is None else Frame(episode.captured, 0))
+
+
 def dream_all(world: WorldModel, episodes: Sequence[PlayEpisode], seed: int) -> list[U8]:
     """Return the dream uint8 (T+1, H, W, 3) of each episode, from its first frame with its own actions."""
     dreams: list[U8] = [np.empty(0, np.uint8)] * len(episodes)
@@ -125,10 +134,7 @@ def dream_all(world: WorldModel, episodes: Sequence[PlayEpisode], seed: int) -> 
         same = [i for i, e in enumerate(episodes) if e.steps == steps]
         for part in np.array_split(same, -(-len(same) // BATCH)):
             mine = [episodes[i] for i in part]
-            states = [None if e.states is None else e.states[0] for e in mine]
-            captured = [e.frames[0] if e.captured is None else e.captured for e in mine]
-            films = replay_from(world, np.stack([e.frames[0] for e in mine]), states,
-                                np.stack([e.deltas for e in mine]), seed + int(part[0]), captured=captured)
+            films = replay(world, [start_of(e) for e in mine], np.stack([e.deltas for e in mine]), seed + int(part[0]))
             for i, film in zip(part, films, strict=True):
                 dreams[i] = film
     return dreams

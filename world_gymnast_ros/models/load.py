@@ -6,12 +6,12 @@ from pathlib import Path
 
 from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
-from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.paths import share_dir
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.types import Judge
@@ -36,7 +36,7 @@ def load_policy(path: str | Path | None = None) -> OpenVLA:
 
 def load_world_model(path: str | Path | None = None, locator: str | Path | None = None) -> ActionDiTWorld:
     """Load the world model, which finds things with `locator`, the second judge's folder ("off": the shipped one)."""
-    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), reader=load_reader(locator))
+    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), objects=load_reader(locator))
 
 
 def load_reader(locator: str | Path | None = None) -> SceneReader:
@@ -54,7 +54,8 @@ def load_judges(judge: str | Path | None = None, second: str | Path | None = Non
     """Load the judge that looks and the one that measures, who must agree; `second` "off": the first alone."""
     if str(second or "") == OFF:
         return load_judge(judge)
-    return TwoJudges(load_judge(judge), MeasuringJudge(Locator.from_pretrained(checkpoint_dir(second, "locator"))))
+    return Consensus((load_judge(judge),
+                      GeometricJudge(Locator.from_pretrained(checkpoint_dir(second, "locator")))))
 
 
 def release_hashes(world_model: str | Path | None, judge: str | Path | None, second: str | Path | None

@@ -26,11 +26,11 @@ from rclpy.node import Node
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.adaptation.rollout import Cancelled, Start
+from world_gymnast_ros.adaptation.rollout import Cancelled
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.types import F32, AdapterRef, Frame
+from world_gymnast_ros.types import F32, AdapterRef, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
 EXECUTOR_THREADS = 3

@@ -204,20 +204,18 @@ def _trust(report: AdaptReport) -> str:
     cells = {"rollouts judged": c.rollouts, "dreamed again (claimed successes)": c.rerolled,
              "rejected: success not reproduced": c.not_reproduced, "rejected: static picture": c.static,
              "rejected: blurred picture": c.blurred, "rejected: colours drifted": c.colour,
-             "rejected: arm drawn where it is not": c.arm_misplaced, "no verdict from the judges": c.no_verdict}
+             "no verdict from the judges": c.no_verdict}
     return _agreement(c) + f"<table>{''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in cells.items())}</table>"
 
 
 def _agreement(c: TrustCounts) -> str:
-    seen = c.both + c.only_looking + c.only_measuring + c.neither
+    seen = c.all_judges + c.some_judges + c.no_judge
     if not seen:
         return ""
-    share = (c.both + c.neither) / seen
-    row = "<tr><th>{}</th><td>{}</td><td>{}</td></tr>"
-    return (f"<p>Two judges, one that looks and one that measures, agreed on {share:.0%} of {seen:,} rollouts. Only "
-            "where both saw a success does one count.</p><table><tr><th></th><th>measured: success</th>"
-            "<th>measured: failure</th></tr>" + row.format("looks like success", c.both, c.only_looking)
-            + row.format("looks like failure", c.only_measuring, c.neither) + "</table>")
+    cells = {"all saw a success": c.all_judges, "some did, some did not": c.some_judges, "none did": c.no_judge}
+    rows = "".join(f"<tr><th>{name}</th><td>{count:,}</td></tr>" for name, count in cells.items())
+    return (f"<p>Several judges looked at each of {seen:,} rollouts. Only where all of them see a success does one "
+            f"count.</p><table>{rows}</table>")
 
 
 def _release(release: Mapping[str, Mapping[str, float]] | None) -> str:

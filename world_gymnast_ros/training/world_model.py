@@ -41,7 +41,7 @@ class TrainConfig:
     """One training run. The budget is `minutes` of wall time, or `steps` where that is not 0.
 
     `moved_tokens`, `other_tokens`: places trained per clip in a sparse step, those that move most and random others;
-    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `thing_weight`:
+    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `object_weight`:
     of one where a thing that the hand moves is foreseen, or was.
     `rollouts_from`: share of the budget after which own dreams join, 1 for never; they are redrawn every
     `rollout_every` steps, `rollout_count` at a time. `keep_best`: the checkpoint is the best report's, judged by the
@@ -61,7 +61,7 @@ class TrainConfig:
     full_share: float = 0.12
     state_dropout: float = 0.15
     moving_weight: float = 3.0
-    thing_weight: float = 6.0
+    object_weight: float = 6.0
     ema: float = 0.998
     rollouts_from: float = 0.22
     rollout_every: int = 500
@@ -99,11 +99,11 @@ def choose_tokens(network: ActionDiT, batch: Batch, moved: int, other: int, gene
     return torch.cat([top, rest], 1)
 
 
-def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float, thing_weight: float,
+def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float, object_weight: float,
                   generator: torch.Generator) -> Tensor:
     """Return the weighted squared error of the predicted change, on `tokens` (None: all places).
 
-    Extra weight: `moving_weight` where a pixel truly changes, `thing_weight` where moved things are foreseen.
+    Extra weight: `moving_weight` where a pixel truly changes, `object_weight` where moved objects are predicted.
     """
     def grey(frames: U8, cut: Any) -> Tensor:
         picked: Tensor = cut(torch.from_numpy(frames), tokens)
@@ -120,19 +120,19 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known,
                                 batch.drawn_for)
     places = None if tokens is None else tokens.to(target.device)
-    first, start, places_m, cameras = (torch.from_numpy(x).to(target.device) for x in (
-        batch.first[:, 0], at_start, batch.places_m, batch.cameras))
+    first, start, places_m, cameras, sizes_m = (torch.from_numpy(x).to(target.device) for x in (
+        batch.first[:, 0], at_start, batch.places_m, batch.cameras, batch.sizes_m))
     first = first.float().div_(255.0)
     with fast_math(target.device):
         affine = network.fit(first, start)
-    plate = network.plate(first, start, affine, places_m[:, 0], cameras)
-    plates = plate.at(places_m[:, 1:] if network.config.plate else None)
-    # Where things are foreseen to leave or to be is little of the picture, and what decides about a task.
-    touched = ((plates - plate.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
+    background = network.background(first, start, affine, places_m[:, 0], cameras, sizes_m)
+    behind = background.at(places_m[:, 1:] if network.config.plate else None)
+    # Where objects are predicted to leave or to be is little of the picture, and what decides about a task.
+    touched = ((behind - background.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
     with fast_math(target.device):
-        out = network(previous, network.windows(plates, tokens), (1.0 - s) * target + s * noise, level,
+        out = network(previous, network.windows(behind, tokens), (1.0 - s) * target + s * noise, level,
                       torch.from_numpy(condition).to(target.device), places, affine)
-    weight = 1.0 + moving_weight * (target.abs() > 0.03) + thing_weight * network.patches(touched, tokens)
+    weight = 1.0 + moving_weight * (target.abs() > 0.03) + object_weight * network.patches(touched, tokens)
     weight = weight / (s + 0.25)
     return 100.0 * ((out.float() - target).square_() * weight).mean()
 
@@ -176,7 +176,7 @@ class Trainer:
         full = self.rng.random() < (c.full_share if done < 0.8 else max(c.full_share, 0.3))
         sparse = c.moved_tokens + c.other_tokens < self.network.config.tokens and not full
         tokens = choose_tokens(self.network, batch, c.moved_tokens, c.other_tokens, self.generator) if sparse else None
-        loss = residual_loss(self.network, batch, tokens, c.moving_weight, c.thing_weight, self.generator)
+        loss = residual_loss(self.network, batch, tokens, c.moving_weight, c.object_weight, self.generator)
         loss.backward()
         self.optimiser.set_scale(self.learning_rate_scale())
         self.optimiser.step(1.0)

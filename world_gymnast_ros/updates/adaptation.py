@@ -12,7 +12,6 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress
-from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.data.recordings import read_real
 from world_gymnast_ros.errors import NotTrusted
@@ -21,7 +20,7 @@ from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.twin.tasks import HORIZON_STEPS, family_of
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, WorldModel
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
 

@@ -18,7 +18,7 @@ from world_gymnast_ros.data.imagined import dream_file
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, dream_all, replay_figures
 from world_gymnast_ros.models.checkpoint import CONFIG
-from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, offset_at, two_in_a_row
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
@@ -31,7 +31,7 @@ from world_gymnast_ros.tabletop.calibration import (
     strictness_of,
     update_measuring,
 )
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
@@ -116,8 +116,8 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
     """
     episodes = [*training, *calibration]
     measuring, lines = update_measuring(second, episodes)
-    if world.reader is not None:
-        world = world.with_reader(measuring.reader)  # the camera that was just learned
+    if world.objects is not None:
+        world = world.with_objects(measuring.reader)  # the camera that was just learned
     films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
     claims, target = claims_by_strictness(measuring, films, episodes), parse_instruction(episodes[0].instruction).target
     success = np.array([e.success for e in episodes])
@@ -180,7 +180,7 @@ def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: S
     probe = Reflector.from_pretrained(judge)
 
     def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
-        pair = TwoJudges(Reflector.from_pretrained(look), MeasuringJudge(Locator.from_pretrained(measure)))
+        pair = Consensus((Reflector.from_pretrained(look), GeometricJudge(Locator.from_pretrained(measure))))
         return (replay_figures(world, pair, probe, held, seed, dreams[0]),
                 replay_figures(world, pair, probe, episodes, seed, dreams[1]))
     dreams = (dream_all(world, [e.play for e in held], seed + 1), dream_all(world, [e.play for e in episodes], seed))

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success
+from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
 from world_gymnast_ros.data.recordings import play_file, read_real
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
@@ -36,8 +36,8 @@ from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
 from world_gymnast_ros.statistics import chance_better, paired_replay_auc, wilson
 from world_gymnast_ros.store import Store
-from world_gymnast_ros.tabletop.calibration import fit_camera_again, fit_lift, with_settings
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.calibration import fit_camera_again
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -45,7 +45,7 @@ from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import family_of
-from world_gymnast_ros.types import AdapterRef, Frame
+from world_gymnast_ros.types import AdapterRef, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 from world_gymnast_ros.updates.judges import (
@@ -70,7 +70,7 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
-LAYOUT = 10
+LAYOUT = 11
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -405,18 +405,15 @@ class Run:
 
     def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
-        seen, and whether the named object stops the arm, from where the measured hand was. The judge that measures
-        and the world model share both."""
+        seen. The geometric judge and the world model share it."""
         if state.second == build.OFF:
             return {"second": build.OFF, "message": "nobody measures"}
         method = folder.parent
         start = build.checkpoint_dir(state.second, "locator")
-        judge = MeasuringJudge(Locator.from_pretrained(start))
+        judge = GeometricJudge(Locator.from_pretrained(start))
         before = judge.config.to_dict()
         episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
         message = fit_camera_again(judge, episodes)
-        judge = with_settings(judge)  # which looks again, where the camera stands now
-        message += f"; {fit_lift(judge, episodes)}"
         self.say(f"loop, round {number}: {message}")
         if judge.config.to_dict() == before:
             return {"second": state.second, "message": message}
@@ -456,7 +453,7 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, state.second)
-        old_world = world.with_reader(build.load_reader(self.seen_by("replay")))
+        old_world = world.with_objects(build.load_reader(self.seen_by("replay")))
         run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
                            self.play("replay"), folder / "judge", settings)
         # Without the judge that measures nobody would know a camera that was learned.

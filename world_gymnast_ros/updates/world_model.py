@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from world_gymnast_ros.data.play_data import family_balance, read_by
+from world_gymnast_ros.data.play_data import family_balance, seen_with
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import RealEpisode, Replays
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
+from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
-from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.training.world_model import FAMILY_WEIGHTS, STATE, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.types import AdapterRef
 
@@ -70,20 +70,20 @@ def split(episodes: Sequence[RealEpisode], held_out_share: float, seed: int
 
 
 def fine_tune(parent: Path, new: Sequence[RealEpisode], replay: Sequence[RealEpisode], held_out: Sequence[RealEpisode],
-              config: UpdateConfig, out: Path, reader: SceneReader | None = None,
-              replay_reader: SceneReader | None = None) -> Path:
+              config: UpdateConfig, out: Path, objects: ObjectDynamics | None = None,
+              replay_objects: ObjectDynamics | None = None) -> Path:
     """Train on from the checkpoint `parent` in the run folder `out`, which then is a checkpoint; returns it.
 
-    `reader` finds things in the new episodes' captured frames and knows their camera; `replay_reader` (None: the same)
-    does so for `replay`, which was recorded before a camera was mounted anew.
+    `objects` finds objects in the new episodes' captured frames and knows their camera; `replay_objects` (None: the
+    same) does so for `replay`, which was recorded before a camera was mounted anew.
 
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
     network, sha256 = load_network(parent)
-    network.config = seen_by(network.config, reader)
-    clips = [e.play if by is None else read_by(e.play, by)
-             for some, by in ((new, reader), (replay, replay_reader or reader)) for e in some]
+    network.config = seen_by(network.config, objects)
+    clips = [e.play if by is None else seen_with(e.play, by)
+             for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.play.name for e in new],
                          "pictures": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
@@ -130,8 +130,8 @@ def _fingerprint(clips: Sequence[Any]) -> str:
     for clip in clips:
         digest.update(np.ascontiguousarray(clip.frames).data)
         digest.update(np.ascontiguousarray(clip.deltas).data)
-        if clip.things is not None:  # as a locator found them: with another it is another run
-            digest.update(np.ascontiguousarray(clip.things.path_m).data)
+        if clip.objects is not None:  # as a locator found them: with another it is another run
+            digest.update(np.ascontiguousarray(clip.objects.path_m).data)
         if clip.drawn_for is not None:  # so it is for another camera
             digest.update(clip.drawn_for.data)
     return digest.hexdigest()

@@ -11,8 +11,8 @@ from typing import Any
 
 from world_gymnast_ros.data.recordings import play_file
 from world_gymnast_ros.evaluation.replay import RealEpisode, Replays
+from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.report.rollout_video import write_dreams
-from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.play import make_file
 from world_gymnast_ros.types import AdapterRef
 from world_gymnast_ros.updates.world_model import (
@@ -55,16 +55,16 @@ class Updated:
 
 
 def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, figures: Figures, run: Path, store: Path,
-           name: str, created_ns: int, reader: SceneReader | None = None, old_reader: SceneReader | None = None
+           name: str, created_ns: int, objects: ObjectDynamics | None = None, old_objects: ObjectDynamics | None = None
            ) -> Updated:
     """Update the world model `parent` in the folder `run` (a stopped one goes on), write `dreams.png` there, and put
     the version into `store` with its decision, promoted or not.
 
     What is better on the new scene and worse on old ones is tried again nearer to `parent` (SHARES); the version is the
-    first that may follow, else the last that was tried. `reader` knows the camera of the new episodes, `old_reader`
+    first that may follow, else the last that was tried. `objects` knows the camera of the new episodes, `old_objects`
     that of `replay` (None: the same).
     """
-    trained = fine_tune(parent, data.new, data.replay, [], config, run, reader, old_reader)
+    trained = fine_tune(parent, data.new, data.replay, [], config, run, objects, old_objects)
     lines: list[str] = []
     for share in SHARES:
         candidate = trained if share == 1.0 else mixed(parent, trained, share, run / f"share-{share:g}")
