@@ -64,7 +64,9 @@ def test_a_finished_copy_stands_still_while_others_go_on():
 
 def test_finished_copies_leave_the_batch():
     class Counting(FakeWorldModel):
-        played: list[int] = []
+        def __init__(self):
+            super().__init__()
+            self.played = []
 
         def begin(self, starts, seed):
             dream, played = super().begin(starts, seed), self.played

@@ -147,7 +147,7 @@ def reaching(offset_m: tuple[float, float], judge: GeometricJudge, state_known: 
 
 
 def test_it_tells_a_hit_from_a_near_miss_where_the_camera_was_knocked(judge: GeometricJudge) -> None:
-    hit, truly, seen = reaching((0.0, 0.0), judge)
+    hit, truly, _ = reaching((0.0, 0.0), judge)
     assert truly and hit.score is not None and hit.score > 0.9 and hit.done_at is not None
     miss, truly, _ = reaching((0.035, 0.0), judge)
     assert not truly and miss.score is not None and miss.score < 0.5 and miss.done_at is None

@@ -166,7 +166,8 @@ def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -
     path_m = np.arange(4 * (MOST_OBJECTS + 1) * 3, dtype=np.float32).reshape(4, MOST_OBJECTS + 1, 3)
     camera = np.arange(12, dtype=np.float32)
     sizes_m = np.full((MOST_OBJECTS + 1, 2), 0.03, np.float32)
-    places_m, cameras, sizes = places_at([ObjectTracks(path_m, sizes_m, camera), None], [np.array([2, 3, 9]), np.array([0, 1, 2])])
+    places_m, cameras, sizes = places_at([ObjectTracks(path_m, sizes_m, camera), None],
+                                         [np.array([2, 3, 9]), np.array([0, 1, 2])])
     assert places_m.shape == (2, 3, MOST_OBJECTS, 3) and np.isnan(places_m[1]).all() and not cameras[1].any()
     assert np.array_equal(places_m[0], path_m[[2, 3, 3], :MOST_OBJECTS]) and np.array_equal(cameras[0], camera)
     assert (sizes[0] == np.float32(0.03)).all() and np.isnan(sizes[1]).all()
