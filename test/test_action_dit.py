@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.data.play_data import (
-    ClipSource,
-    PlayEpisode,
-    read_clips,
-    read_play,
-    variants,
-    worldgym_deltas,
-)
+from world_gymnast_ros.data.clip_sampler import ClipSource, variants
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import read_array_folders, read_episodes
+from world_gymnast_ros.data.worldgym import worldgym_deltas
 from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.horizon_error import by_family, cuts, dream_cuts, horizon_errors
+from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, horizon_errors
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
@@ -58,7 +54,7 @@ def still() -> ActionDiT:
     return network
 
 
-def play(count: int = 4, steps: int = 9, size: int = 16) -> list[PlayEpisode]:
+def play(count: int = 4, steps: int = 9, size: int = 16) -> list[Episode]:
     """Episodes in which a bright bar moves to where the action's x says: motion that can be learned."""
     rng = np.random.default_rng(0)
     out = []
@@ -70,7 +66,7 @@ def play(count: int = 4, steps: int = 9, size: int = 16) -> list[PlayEpisode]:
         for t, x in enumerate(at):
             frames[t, 4:12, x:x + 3] = 220
         states = np.repeat(STATE[None], steps + 1, 0)
-        out.append(PlayEpisode(frames, deltas, states, "reach" if i % 2 else "push", f"e{i}"))
+        out.append(Episode(frames, deltas, states, name=f"e{i}", task="reach" if i % 2 else "push"))
     return out
 
 
@@ -242,13 +238,14 @@ def test_play_files_are_cut_to_their_length(tmp_path: Path) -> None:
     e = play(2)
     arrays = {"frames": np.stack([x.frames for x in e]), "deltas": np.stack([x.deltas for x in e]),
               "states": np.stack([x.states for x in e if x.states is not None]), "length": np.array([9, 5], np.int32),
-              "family": np.array(["push", "reach"])}
+              "family": np.array(["push", "reach"]), "instruction": np.array(["push it", "reach it"]),
+              "success": np.zeros((2, 10), np.bool_)}
     np.savez(tmp_path / "a.npz", **arrays)
-    first, second = read_play([tmp_path])
-    assert (first.steps, second.steps, second.family) == (9, 5, "reach") and len(second.frames) == 6
+    first, second = read_array_folders([tmp_path])
+    assert (first.steps, second.steps, second.task) == (9, 5, "reach") and len(second.frames) == 6
     (tmp_path / "b.npz").write_bytes(b"no archive")
     with pytest.raises(EpisodeError, match=r"b\.npz"):
-        read_play([tmp_path])
+        read_array_folders([tmp_path])
 
 
 def test_worldgym_rows_become_bridge_actions() -> None:
@@ -267,13 +264,13 @@ def test_clip_reader_pairs_rows_with_frames_and_refuses_a_mismatch(tmp_path: Pat
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     np.savez(tmp_path / "7.npz", arr_0=np.arange(40, dtype=np.float32).reshape(4, 10) / 40)
-    (clip,) = read_clips(tmp_path)
+    (clip,) = read_episodes([tmp_path]).episodes
     assert clip.frames.shape == (4, 32, 32, 3) and clip.deltas.shape == (3, 7) and clip.states is None
     assert np.all(np.diff(clip.frames.mean((1, 2, 3))) > 40)
     assert clip.deltas[1, 0] == pytest.approx(10 / 40 * 0.05 / 1.75)
     np.savez(tmp_path / "7.npz", arr_0=np.zeros((3, 10), np.float32))
     with pytest.raises(EpisodeError, match="4 frames"):
-        read_clips(tmp_path)
+        read_episodes([tmp_path])
 
 
 def test_mirrored_variant_moves_the_other_way() -> None:
@@ -291,7 +288,7 @@ def test_clip_aligns_actions_with_the_frames_they_lead_to() -> None:
         inner = [t for t in range(4) if 2 <= batch.previous[b, t, 8].argmax(0)[0] <= 11]
         assert all(np.sign(moved[t]) == np.sign(batch.deltas[b, t, 0]) for t in inner)
     drawn = source.draw(np.random.default_rng(0), 2000)
-    assert np.mean([source.episodes[i].family == "push" for i in drawn]) == pytest.approx(0.75, abs=0.04)
+    assert np.mean([source.episodes[i].task == "push" for i in drawn]) == pytest.approx(0.75, abs=0.04)
 
 
 def test_own_dreams_enter_as_previous_frames_only() -> None:
@@ -368,7 +365,7 @@ def test_errors_are_measured_against_copying_the_start_frame() -> None:
     copied = horizon_errors(stretches, [np.repeat(c.frames[:1], 6, 0) for c in stretches], (1, 5))
     assert perfect["5"]["mse"] == 0 and copied["1"]["ratio"] == 1 and copied["5"]["changed_ratio"] == 1
     kept = dream_cuts(still(), stretches, seed=0)
-    assert by_family(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
+    assert by_task(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
 
 
 # ---- the arm's outline -----------------------------------------------------------------------------------------
@@ -415,7 +412,7 @@ def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> N
     assert gap(closed[0]) < 0.5 * gap(out[0])
 
 
-def test_each_clip_is_drawn_for_its_own_camera() -> None:
+def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
     """One batch of two set-ups: as if each were drawn by a model that knows that camera."""
     other = np.array(CAMERA) + 0.1 * np.arange(12)
     elsewhere = dataclasses.replace(SEEING, camera=tuple(other.tolist()))
@@ -425,13 +422,13 @@ def test_each_clip_is_drawn_for_its_own_camera() -> None:
         assert np.allclose(both[i], outline(states, np.ones(2, bool), camera)[i], atol=1e-6)
     deltas, before, after = np.zeros((2, 3, 7)), np.stack([states[:1]] * 2).repeat(3, 1), states[None, 1:].repeat(3, 1)
     after = np.concatenate([after, after])
-    drawn_for = np.stack([np.full(12, np.nan), other])
-    mixed = condition_vector(SEEING, deltas, before, after, True, drawn_for[:, None])
+    silhouette_camera = np.stack([np.full(12, np.nan), other])
+    mixed = condition_vector(SEEING, deltas, before, after, True, silhouette_camera[:, None])
     assert np.allclose(mixed[0], condition_vector(SEEING, deltas, before, after, True)[0], atol=1e-6)
     assert np.allclose(mixed[1], condition_vector(elsewhere, deltas, before, after, True)[1], atol=1e-6)
     assert np.abs(mixed[1] - mixed[0]).max() > 0.1
 
-    there = [dataclasses.replace(e, drawn_for=other) for e in play(size=64)]
+    there = [dataclasses.replace(e, silhouette_camera=other) for e in play(size=64)]
     losses = []
     for config, episodes in ((elsewhere, play(size=64)), (SEEING, there), (SEEING, play(size=64))):
         network = lively(config)
@@ -457,8 +454,8 @@ def test_camera_fit_learns_where_a_shifted_camera_is(tmp_path: Path) -> None:
             u, v = seen_pixel(pose_from_state(states[t])[:3, 3]) + shift
             x, y = int((u + 1) * 32), int((v + 1) * 32)
             frames[t, max(0, y - 3):y + 3, max(0, x - 3):x + 3] = 255
-        episodes.append(PlayEpisode(frames, np.zeros((2, 7), np.float32), states, "reach", str(i),
-                                    camera.ravel().astype(np.float32)))
+        episodes.append(Episode(frames, np.zeros((2, 7), np.float32), states, name=str(i), task="reach",
+                                camera=camera.ravel().astype(np.float32)))
     torch.manual_seed(0)
     network = ActionDiT(SEEING)
     before = {k: v.clone() for k, v in network.state_dict().items()}

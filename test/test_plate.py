@@ -10,7 +10,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import torch
 
-from world_gymnast_ros.data.play_data import MOST_OBJECTS, PlayEpisode, places_at, seen_with
+from world_gymnast_ros.data.clip_sampler import MOST_OBJECTS, places_at
+from world_gymnast_ros.data.episode import Episode, seen_with
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.models.world_models.background import Background, fill, project
@@ -150,16 +151,16 @@ def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
     states[:, 1] += 0.045 * np.arange(4, dtype=np.float32)
     frames = np.repeat((picture(HERE) * 255).byte().numpy(), 4, 0)
     captured = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
-    episode = PlayEpisode(frames, np.zeros((3, 7), np.float32), states, "push", "x", captured=captured)
+    episode = Episode(frames, np.zeros((3, 7), np.float32), states, captured=captured)
     found = seen_with(episode, Reader())
     assert found.objects is not None and found.objects.path_m[-1, 0, 1] > 0.05
     wide = seen_with(episode, Reader((0.034, 0.04)))
     assert wide.objects is not None and wide.objects.path_m[-1, 0, 1] > found.objects.path_m[-1, 0, 1] + 0.008
-    for bare in (PlayEpisode(frames, episode.deltas, None, "push", "x", captured=captured),
-                 PlayEpisode(frames, episode.deltas, states, "push", "x")):
+    for bare in (Episode(frames, episode.deltas, None, captured=captured),
+                 Episode(frames, episode.deltas, states)):
         seen = seen_with(bare, Reader())
-        assert seen.objects is None and np.array_equal(seen.drawn_for, found.drawn_for)
-    assert found.drawn_for is not None and np.array_equal(found.drawn_for, Reader.projection)
+        assert seen.objects is None and np.array_equal(seen.silhouette_camera, found.silhouette_camera)
+    assert found.silhouette_camera is not None and np.array_equal(found.silhouette_camera, Reader.projection)
 
 
 def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -> None:

@@ -116,7 +116,7 @@ def run_learn(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.recordings import read_real
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.updates.judges import learn_settings
 
@@ -128,7 +128,8 @@ def run_learn(args: argparse.Namespace) -> int:
     judge = build.checkpoint_dir(args.judge, "reflector")
     second = build.checkpoint_dir(args.second_judge, "locator")
     world = build.load_world_model(args.world_model, second)
-    episodes, _, left_out = read_real(args.episodes, world.frame_size[0], min_steps=2)
+    read = read_episodes(args.episodes, world.frame_size[0], min_steps=2)
+    episodes, left_out = read.marked, read.left_out
     for why in left_out:
         print(f"left out {why}")
     with tempfile.TemporaryDirectory(dir=args.out) as scratch:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.evaluation.replay import RealEpisode, judge_all
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.evaluation.replay import judge_recorded
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import fit_camera, project
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
@@ -54,23 +55,23 @@ SURE = 0.97
 """No single outcome counts as more certain than this, for arms slip and labels err."""
 
 
-def first_frames(episodes: Sequence[RealEpisode]) -> list[U8]:
+def first_frames(episodes: Sequence[Episode]) -> list[U8]:
     """Return the first frames at the camera's own size where they were kept, else as recorded."""
-    return [e.play.frames[0] if e.captured is None else e.captured for e in episodes]
+    return [e.frames[0] if e.captured is None else e.captured for e in episodes]
 
 
-def fit_camera_again(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Move the judge's nominal camera to where all first frames together show the arm; return a line about it.
 
     Left where it was when too little of the arm is seen, or the parts agree no better with the new place.
     """
-    known = [e for e in episodes if e.play.states is not None]
+    known = [e for e in episodes if e.states is not None]
     if not known:
         return "camera: as it was; no recording holds the arm's state"
     seen = [judge.locator.find(frame[None], ())[2:] for frame in first_frames(known)]
     uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
     sure = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
-    points = part_points(np.stack([e.play.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
+    points = part_points(np.stack([e.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
     use = sure > judge.config.found
     if use.sum() < MIN_SIGHTINGS:
         return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
@@ -89,7 +90,7 @@ def fit_camera_again(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> 
             f"{before:.4f} off before and {after:.4f} after (halves of the picture)")
 
 
-def fit_height(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Set the named object's height to the most probable one, given outcomes; return a line about it.
 
     Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
@@ -120,12 +121,12 @@ def set_height(judge: GeometricJudge, name: str, height_m: float, pushed: bool) 
     judge.config.object_heights_m = {**judge.config.object_heights_m, name: height_m}
 
 
-def is_push(episodes: Sequence[RealEpisode]) -> bool:
+def is_push(episodes: Sequence[Episode]) -> bool:
     """Return whether the episodes, all of one instruction, are of pushing."""
     return parse_instruction(episodes[0].instruction).family == "push"
 
 
-def fit_approach(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Learn how high the hand must be when it first comes near the named object; return a line about it.
 
     Only where a limit explains the outcomes of a reach by APPROACH_GAIN better than none; a limit that is there
@@ -148,7 +149,7 @@ def fit_approach(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
             f"{likely[best] - free:.1f} nats better")
 
 
-def fit_find(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_find(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Learn how sure a find of the named object must be, and where it is pushed, its radius; return a line about it.
 
     Both at once, the pair that explains the outcomes best: with too few finds nothing can be said of the radius, and
@@ -161,8 +162,8 @@ def fit_find(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
     usual_m, top_m = judge.reader.size_m(name)
     present = judge.reader.found(name), usual_m
     open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
-    known = [e for e in episodes if e.play.states is not None]
-    sure = np.array([open_minded.reader.measure(frame, e.play.states[0], (name,)).sure[0]  # type: ignore[index]
+    known = [e for e in episodes if e.states is not None]
+    sure = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).sure[0]  # type: ignore[index]
                      for frame, e in zip(first_frames(known), known, strict=True)])
     likely = {}
     for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
@@ -182,7 +183,7 @@ def fit_find(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> str:
             f"{1000 * best[1]:.0f} mm, was {1000 * usual_m:.0f}; explains the outcomes by {gain:.1f} nats better")
 
 
-def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
+def named(episodes: Sequence[Episode]) -> tuple[str, str]:
     """Return the one object that all episodes name, and why nothing can be learned about it, or ''."""
     names = sorted({parse_instruction(e.instruction).target for e in episodes})
     if len(names) != 1:
@@ -194,16 +195,16 @@ def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
     return names[0], ""
 
 
-def log_likelihood(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> float:
+def log_likelihood(judge: GeometricJudge, episodes: Sequence[Episode]) -> float:
     """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames, where it can."""
     p = outcome_chance(judge, episodes)
     return float(np.log(p[np.isfinite(p)]).sum())
 
 
-def outcome_chance(judge: GeometricJudge, episodes: Sequence[RealEpisode]) -> F64:
+def outcome_chance(judge: GeometricJudge, episodes: Sequence[Episode]) -> F64:
     """Return how likely the judge holds each outcome (E,) on true frames; NaN where it has no verdict."""
     won = np.array([e.success for e in episodes])
-    p = np.clip(judge_all(judge, [e.play.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
+    p = np.clip(judge_recorded(judge, [e.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
     return np.asarray(np.where(won, p, 1.0 - p), np.float64)
 
 
@@ -260,7 +261,7 @@ def set_strictness(judge: GeometricJudge, name: str, strictness: Strictness) -> 
     judge.config.approach_heights_m = {**others, name: strictness.approach_m} if strictness.approach_m else others
 
 
-def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
+def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: Sequence[Episode]
                          ) -> dict[Strictness, np.ndarray]:
     """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
     an approach to the object that the episodes name, at each of HIGHER_M above it too."""
@@ -271,13 +272,13 @@ def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: S
     try:
         for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
             set_strictness(judge, name, strictness)
-            claims[strictness] = judge_all(judge, films, episodes)[1]
+            claims[strictness] = judge_recorded(judge, films, episodes)[1]
     finally:
         set_strictness(judge, name, present)
     return claims
 
 
-def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[GeometricJudge, list[str]]:
+def update_measuring(start: Path, episodes: Sequence[Episode]) -> tuple[GeometricJudge, list[str]]:
     """Load the judge that measures from `start`, teach it what the module says but the margin; return it and a
     line about each.
 

@@ -20,9 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from world_gymnast_ros.data.play_data import Batch, ClipSource, PlayEpisode
+from world_gymnast_ros.data.clip_sampler import Batch, ClipSource
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
-from world_gymnast_ros.evaluation.horizon_error import by_family, cuts, dream_cuts, error_line, write_strips
+from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, error_line, write_strips
 from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors, write_text
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
@@ -30,7 +31,7 @@ from world_gymnast_ros.models.world_models.action_dit_world import condition_vec
 from world_gymnast_ros.training.optim import MuonAdamW
 from world_gymnast_ros.types import F64, U8
 
-FAMILY_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
+TASK_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
 """Contact is learned last, so it is shown most."""
 TRAINING, STATE = "training", "state.safetensors"
 """Sub-folder of a run that holds what only resuming needs, and the file."""
@@ -116,9 +117,9 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     level, noise = level.to(target.device), noise.to(target.device)
     s = level[..., None, None]
     condition = condition_vector(network.config, batch.deltas, batch.states[:, :-1], batch.states[:, 1:],
-                                 batch.known[:, None], batch.drawn_for[:, None])
+                                 batch.known[:, None], batch.silhouette_camera[:, None])
     at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known,
-                                batch.drawn_for)
+                                batch.silhouette_camera)
     places = None if tokens is None else tokens.to(target.device)
     first, start, places_m, cameras, sizes_m = (torch.from_numpy(x).to(target.device) for x in (
         batch.first[:, 0], at_start, batch.places_m, batch.cameras, batch.sizes_m))
@@ -140,12 +141,12 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
 class Trainer:
     """A training run in a folder: `out/` is a loadable checkpoint (averaged weights), `out/training/` the rest."""
 
-    def __init__(self, network: ActionDiT, episodes: list[PlayEpisode], held_out: list[PlayEpisode],
+    def __init__(self, network: ActionDiT, episodes: list[Episode], held_out: list[Episode],
                  config: TrainConfig, out: Path, weights: F64 | None = None) -> None:
-        """`weights` (E,): how often each episode is drawn (None: families balanced by FAMILY_WEIGHTS)."""
+        """`weights` (E,): how often each episode is drawn (None: tasks balanced by TASK_WEIGHTS)."""
         self.config, self.out, self.held_out = config, Path(out), held_out
         self.network, self.average = network.train(), copy.deepcopy(network).eval().requires_grad_(False)
-        self.source = ClipSource(episodes, config.clip_frames, FAMILY_WEIGHTS, weights)
+        self.source = ClipSource(episodes, config.clip_frames, TASK_WEIGHTS, weights)
         self.optimiser = MuonAdamW(network, config.muon_lr, config.adamw_lr, config.weight_decay)
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -201,7 +202,7 @@ class Trainer:
             return {}
         stretches = cuts(self.held_out, steps, stride)
         with fast_math(self.average.age_bias.device):
-            errors = by_family(stretches, dream_cuts(self.average, stretches, seed=1))
+            errors = by_task(stretches, dream_cuts(self.average, stretches, seed=1))
             whole = cuts(self.held_out, 10**6, 1)[:: max(1, len(self.held_out) // 48)]
             films = dream_cuts(self.average, whole, seed=2)
         write_strips(self.out / f"held_out_{self.step_count:06d}.png", whole, films)

@@ -13,7 +13,7 @@ from typing import Any
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress
 from world_gymnast_ros.adaptation.session import Learner, adapt
-from world_gymnast_ros.data.recordings import read_real
+from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.policies.openvla import OpenVLA
@@ -63,12 +63,12 @@ def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
     """
     if not config.episodes:
         return None
-    episodes, _, left_out = read_real([Path(config.episodes)], policy.config.image_size,
-                                      Path(config.directory) / "decoded")
+    found = read_episodes([Path(config.episodes)], policy.config.image_size, Path(config.directory) / "decoded")
+    episodes, left_out = found.marked, found.left_out
     loss = cloning_loss(policy, episodes, Imitation())
     if loss is None:
         return None
-    told = f"{sum(e.success for e in episodes)} real successes of {config.episodes}"
+    told = f"{sum(bool(e.success) for e in episodes)} real successes of {config.episodes}"
     if left_out:
         told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
     return Anchor(lambda rng: config.anchor * loss(rng), told)

@@ -29,9 +29,10 @@ import numpy as np
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
-from world_gymnast_ros.data.recordings import play_file, read_real
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import read_array_folders, read_arrays, read_episodes
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
+from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
 from world_gymnast_ros.statistics import chance_better, paired_replay_auc, wilson
@@ -57,7 +58,7 @@ from world_gymnast_ros.updates.judges import (
     update_pair,
 )
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
-from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
+from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, update
 
 METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
@@ -180,7 +181,6 @@ class Run:
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
                             "folder, or give its own")
-        self.probe = build.load_judge("")
         self._figures: dict[tuple[str, str, str, str], Replays] = {}
         self._dreams: dict[tuple[str, str, str], list[Any]] = {}
 
@@ -238,7 +238,7 @@ class Run:
         starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
                   for r in rows]
         claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
-        replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
+        replays = replay_episodes(parts.world_model, parts.judge, read_arrays(out), derive_seed(seed, 7))
         summary = replays.summary()
         imagined = wilson(sum(claims), len(claims))
         return {"true": asdict(true), "imagined": asdict(imagined),
@@ -386,7 +386,7 @@ class Run:
         self._figures.clear()
         self._dreams.clear()
 
-    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
+    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[Episode]
                 ) -> Replays:
         """Replay the set of episodes called `which` in a world model, judged by a judge or a pair.
 
@@ -397,10 +397,10 @@ class Run:
             reads = self.seen_by(which) if which == "old" else second  # finds things and camera for the world model
             same = (world_model, reads, which)
             dreams = self._dreams.get(same)
-            self._figures[key] = replay_figures(
-                build.load_world_model(world_model, reads), build.load_judges(judge, second), self.probe, episodes,
-                derive_seed(self.config.seed, 11), dreams)
-            self._dreams[same] = self._figures[key].dreams
+            self._figures[key] = replay_episodes(
+                build.load_world_model(world_model, reads), build.load_judges(judge, second), episodes,
+                derive_seed(self.config.seed, 11), rollouts=dreams)
+            self._dreams[same] = self._figures[key].rollouts
         return self._figures[key]
 
     def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
@@ -412,7 +412,7 @@ class Run:
         start = build.checkpoint_dir(state.second, "locator")
         judge = GeometricJudge(Locator.from_pretrained(start))
         before = judge.config.to_dict()
-        episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
+        episodes = read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked
         message = fit_camera_again(judge, episodes)
         self.say(f"loop, round {number}: {message}")
         if judge.config.to_dict() == before:
@@ -425,13 +425,13 @@ class Run:
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Update, check, store; the version is used where it was promoted."""
         c, method = self.config, folder.parent
-        training, hashes, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
-        data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
-                    play_folder(self.play("old")), hashes)
+        found = read_episodes([method / "training", method / "calibration"], PICTURE_PX)
+        data = Data(found.marked, read_array_folders([method / "held_out"]), read_array_folders([self.play("replay")]),
+                    read_array_folders([self.play("old")]), found.hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
         self._forget_replays()
 
-        def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
+        def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
             return self.figures(str(world_model), state.judge, state.second,
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
@@ -465,10 +465,11 @@ class Run:
             looks, measures, lines = update_pair(
                 build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
                                                              "weights": run}, world,
-                play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
+                read_array_folders([method / "training"]), read_array_folders([method / "calibration"]),
+                folder / "pair", settings)
             candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
-        held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
-        all_real = [e for part in dict.fromkeys(PARTS) for e in play_folder(method / part)]
+        held, old = read_array_folders([method / "held_out"]), read_array_folders([self.play("old")])
+        all_real = [e for part in dict.fromkeys(PARTS) for e in read_array_folders([method / part])]
 
         def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
             """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
@@ -570,7 +571,7 @@ class Run:
         parts = self.parts(method, state)
         began = time.monotonic()
         settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
-        episodes, _, _ = read_real([self.all_real(method)], PICTURE_PX)
+        episodes = read_episodes([self.all_real(method)], PICTURE_PX).marked
         ref = imitate(parts.policy, episodes, lora_config(self.adapt), settings, self.adapter(method, state),
                       Store(self.out / method / "adapters"), self.instruction,
                       {"method": "imitation", "round": number}, self.now_ns())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.store import Store
@@ -83,7 +83,7 @@ def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig,
     asked = dataclasses.replace(scene, instructions=(instruction,))
     write_rows(folder / "demos.npz", [record_episode(asked, 90_000 + 100 * seed + i, "demo", False)
                                       for i in range(DEMONSTRATIONS)])
-    ref = imitate(parts.policy, play_file(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
+    ref = imitate(parts.policy, read_arrays(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
                   Store(Path(config.directory).resolve() / "adapters"), f"{instruction} sft",
                   {"demonstrations": DEMONSTRATIONS}, time.time_ns())
     return ref, "cloned" if ref else "kept", f"{DEMONSTRATIONS} demonstrations"
