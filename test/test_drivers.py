@@ -171,7 +171,7 @@ def test_goals_have_the_form_that_the_controller_wants(armed: Bench) -> None:
 
     armed.goals.clear()
     step = armed.c.play(FORWARD, actions=1)[0]
-    armed.c.until(lambda: any(map(moves, armed.goals)), "the goal of the step", 5.0)
+    armed.c.until(lambda: any(map(moves, armed.goals)), "the goal of the step")
     goal = next(filter(moves, armed.goals))
     if armed.kind == "trajectory":
         assert convert.to_ns(goal.header.stamp) == 0 and len(goal.points) == 1 and not goal.points[0].velocities
@@ -264,7 +264,7 @@ def test_a_second_commander_of_the_controller_is_refused(bench: Bench) -> None:
     kind = KINDS[bench.kind]
     rival = bench.c.create_publisher(kind.message, kind.topic, base.RELIABLE)
     bench.c.until(lambda: "2 publishers" in bench.c.trigger("arm").message or not bench.c.trigger("disarm").success,
-                  "a refusal", 5.0)
+                  "a refusal")
     bench.c.destroy_publisher(rival)
     bench.arm()
     assert bench.c.trigger("disarm").success

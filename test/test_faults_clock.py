@@ -23,7 +23,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from fault_log import holds_after, record
-from ros_tools import TICK, Client, client
+from ros_tools import PATIENCE_S, TICK, Client, client
 from test_faults import DRIVER, GROUP, LATCH, LIMITS
 from test_faults_graph import Swinging, drive
 from test_serve import WORDS, serving
@@ -79,7 +79,7 @@ def nodes(clock: MachineClock, tmp_path: Path) -> Iterator[graph.Graph]:
                  graph.POLICY.with_overrides(policy_url=server.url, instruction=WORDS, retry_s=2.0, **limits)]
         with graph.start(specs, {**graph.ros_environment(log_dir=tmp_path), **clock.preload}, tmp_path) as running:
             yield running
-            codes = running.stop(grace_s=15.0)
+            codes = running.stop(grace_s=PATIENCE_S)
     assert set(codes.values()) == {0}, codes  # they end cleanly on the stepped clock too
 
 
@@ -135,7 +135,7 @@ def test_the_machines_clock_steps_in_the_middle_of_a_chunk(
     assert [s.chunk_index for s in rest] == [0, 1, 2, 3] and all(s.verdict < s.HOLD for s in rest)
     last = c.times["step"][-1]
     assert abs(convert.to_ns(steps[-1].header.stamp) - clock.now_ns()) < 10e9  # it is on the new time
-    c.until(lambda: len(pictures) > seen + 5, "the camera to go on", 20.0, nodes.check)
+    c.until(lambda: len(pictures) > seen + 5, "the camera to go on", check=nodes.check)
     assert all(abs(convert.to_ns(m.header.stamp) - clock.now_ns()) < 10e9 for m in pictures[seen + 2:])
 
     def again() -> bool:
@@ -147,14 +147,14 @@ def test_the_machines_clock_steps_in_the_middle_of_a_chunk(
             armings += bool(c.trigger("arm").success)
         return len([s for s in steps[first:] if abs(convert.to_ns(s.frame_stamp) - clock.now_ns()) < 20e9]) > 8
 
-    c.until(again, "two chunks on frames of the new time", 60.0, nodes.check)
+    c.until(again, "two chunks on frames of the new time", check=nodes.check)
     record(f"machine's clock stepped {way} {STEP_S:g} s: acts again", time.monotonic() - since,
            f"armed {armings} times")
     next_s = next(t for t in c.times[GROUP] if t > last + 0.1) - last
     acted_s = next(t for t in c.times["step"] if t > last + 0.1) - last  # before that, there are only holds
     waited = "held" if next_s < acted_s - 0.1 else "the next action"
     record(f"machine's clock stepped {way} {STEP_S:g} s: {waited}, from the last action", next_s, "")
-    assert next_s < (0.6 if TICK else 30.0)
+    assert next_s < (0.6 if TICK else PATIENCE_S)
     played = [convert.to_ns(s.header.stamp) * 1e-9 for s in steps if s.verdict < s.HOLD]  # by the node, not by DDS
     gaps_s = np.diff(played)
     gaps_s[np.abs(gaps_s - jump_s) < 1.0] -= jump_s

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 import torch
-from ros_tools import START_S, TICK, Client, client, running, stamps_s
+from ros_tools import PATIENCE_S, START_S, TICK, Client, client, running, stamps_s
 
 from world_gymnast_ros.control.query_gate import QueryGate, QueryRules
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -201,7 +201,7 @@ def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> No
     c.until(lambda: len(c.heard["action_chunk"]) > first and c.steps_of(c.heard["action_chunk"][-1].sequence),
             "a chunk and its first step")
     nodes.nodes["policy_node"].process.kill()
-    nodes.nodes.pop("policy_node").process.wait(30)
+    nodes.nodes.pop("policy_node").process.wait(PATIENCE_S)
     last = c.heard["action_chunk"][-1]
     c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "a hold")
     played = c.heard["step"].copy()
