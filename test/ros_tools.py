@@ -83,6 +83,20 @@ class Client(Node):
     def trigger(self, name: str) -> Any:
         return self.call(f"arm_node/{name}", convert.Trigger)
 
+    def arm(self) -> None:
+        """Call ~/arm until it is granted: on a busy machine joint states may be old, or a publisher still known."""
+        said: list[str] = []
+
+        def armed() -> bool:
+            answer = self.trigger("arm")
+            said.append(answer.message)
+            return bool(answer.success)
+
+        try:
+            self.until(armed, "an armed arm")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; ~/arm said: {said[-1:]}") from error
+
     def say(self, topic: str, kind: Any, qos: Any, message: Any) -> None:
         """Publish once somebody listens."""
         if topic not in self._senders:

@@ -86,13 +86,7 @@ class Bench:
         self.c.destroy_publisher(self.c._senders.pop(GROUP))  # the guard must be the only one
 
     def arm(self) -> None:
-        answer = self.c.trigger("arm")
-        for _ in range(50):  # what commanded the driver before is still being forgotten
-            if "publishers of" not in answer.message:
-                break
-            self.c.spin(0.1)
-            answer = self.c.trigger("arm")
-        assert answer.success, answer.message
+        self.c.arm()
 
     @contextmanager
     def without_arm(self) -> Iterator[None]:
