@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from world_gymnast_ros.nodes import graph
 
@@ -58,7 +59,7 @@ STUBBORN = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)" + POLI
 
 
 def wait_up(nodes: graph.Graph) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not all("up" in n.tail() for n in nodes.nodes.values()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -77,7 +78,7 @@ def test_stop_ends_polite_and_stubborn_ones_and_their_children(tmp_path: Path) -
         children = [int(n.tail().split()[1]) for n in nodes.nodes.values()]
         codes = nodes.stop(grace_s=3.0)
     assert codes == {"polite": 0, "stubborn": -signal.SIGKILL}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while any(runs(pid) for pid in children):
         assert time.monotonic() < deadline, "a child was left behind"
         time.sleep(0.05)
@@ -93,6 +94,6 @@ def test_nodes_are_ended_when_the_block_fails(tmp_path: Path) -> None:
 def test_a_fallen_node_is_reported_with_its_last_words(tmp_path: Path) -> None:
     brief = Script("brief", code="print('my last words'); raise SystemExit(3)")
     with graph.start([brief], os.environ, tmp_path) as nodes:
-        nodes.nodes["brief"].process.wait(30)
+        nodes.nodes["brief"].process.wait(PATIENCE_S)
         with pytest.raises(graph.GraphError, match=r"(?s)brief ended with code 3.*my last words"):
             nodes.check()
