@@ -12,7 +12,7 @@ from world_gymnast_ros.nodes import graph
 
 
 def test_every_node_of_every_graph_exists_with_its_parameters() -> None:
-    for specs in (graph.robot_graph(), graph.twin_graph("novel_evening", 3), graph.clip_graph("/clips")):
+    for specs in (graph.robot_graph(), graph.twin_graph("novel_evening", 3), graph.dry_graph("/clips")):
         names = [s.name for s in specs]
         assert len(set(names)) == len(names)
         for spec in specs:
