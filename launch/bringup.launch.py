@@ -2,7 +2,7 @@
 
     ros2 launch world_gymnast_ros bringup.launch.py camera:=0 dry_run:=true   (no arm moves)
     ros2 launch world_gymnast_ros bringup.launch.py camera:=0                 (the arm moves once armed)
-    ros2 launch world_gymnast_ros bringup.launch.py camera:=                  (another node publishes image_raw)
+    ros2 launch world_gymnast_ros bringup.launch.py camera:=none              (another node publishes image_raw)
     ros2 launch world_gymnast_ros bringup.launch.py camera:=/path/to/clips dry_run:=true
 """
 from launch.actions import DeclareLaunchArgument
@@ -11,14 +11,16 @@ from world_gymnast_ros.nodes import graph, launching
 
 
 def specs(value):
-    dry_run = value("dry_run") in launching.YES
-    return graph.dry_graph(value("camera")) if dry_run else graph.robot_graph(value("camera"))
+    camera = "" if value("camera") == "none" else value("camera")
+    return graph.dry_graph(camera) if value("dry_run") in launching.YES else graph.robot_graph(camera)
 
 
 def generate_launch_description():
     return launching.describe(
         __file__, specs,
-        DeclareLaunchArgument("camera", default_value="0", description="camera index, video file or folder of clips"),
-        launching.flag("dry_run", "true: no driver is needed and nothing is sent to one, the policy acts on every "
-                                  "picture; for a camera alone, or recorded clips"),
+        DeclareLaunchArgument("camera", default_value="0",
+                              description="camera index, video file or folder of clips; none: another node publishes "
+                                          "image_raw"),
+        launching.flag("dry_run", "true: nothing is sent to a driver, and none is needed; the policy acts on every "
+                                  "picture. For the models that ship, a camera alone, or recorded clips"),
     )

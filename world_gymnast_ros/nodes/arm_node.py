@@ -373,7 +373,7 @@ Plays action chunks to the arm, every action through the guard. It starts DISARM
   out     step, arm_status, diagnostics, and goals to the driver
   offers  ~/arm ~/disarm ~/hold ~/go_home (std_srvs/Trigger)""",
     parameters=ArmConfig,
-    moves="YES, unless dry_run is true. Nothing is sent before ~/arm; the first line of its log says which driver it moves.",
+    moves="YES, once ~/arm was called, unless dry_run is true. The first line of its log says which driver it moves.",
     examples=(
         ("--ros-args -p dry_run:=true", "compute and publish everything, send nothing to any driver"),
         ("--ros-args -p dry_run:=true -p dead_man_button:=4", "the same, armed only while button 4 on joy is held"),
