@@ -41,7 +41,8 @@ main{max-width:1180px;margin:0 auto;padding:24px 20px 60px}h1{font-size:1.7rem;m
 h1.yes,h1.no,h1.open{font-size:1.3rem;border-left:8px solid #9a6700;padding:.1em 0 .1em .6em}
 h1.yes{border-color:#0b6e4f}h1.no{border-color:#5c6670}.red{color:#b3261e}h1.red{border-color:#b3261e}
 h2{font-size:1.15rem;margin:0 0 .6em}section{background:var(--paper);border:1px solid var(--line);
-border-radius:8px;padding:18px 20px;margin:16px 0}.verdict{font-size:1.12rem;margin:.2em 0}.quiet,figcaption{color:var(--quiet);
+border-radius:8px;padding:18px 20px;margin:16px 0}.verdict{font-size:1.12rem;margin:.2em 0}
+.quiet,figcaption{color:var(--quiet);
 font-size:.88rem}.two{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,7fr);
 gap:20px;align-items:start}figure{margin:0}img{display:block;width:100%;height:auto;border-radius:3px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;margin:0}
