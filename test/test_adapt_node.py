@@ -16,6 +16,7 @@ from rclpy.executors import MultiThreadedExecutor
 from ros_tools import PATIENCE_S, SLOWNESS, START_S, Client, client, running
 
 from world_gymnast_ros.adaptation.log import check_session, read_session
+from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -107,6 +108,8 @@ def test_a_session_over_the_action(tmp_path: Path) -> None:
         assert handle.accepted and not b.send().accepted, "one session at a time"
         result, status = b.result(handle)
         assert status == 4 and result.promoted and "held-out seeds" in result.message  # 4: succeeded
+        assert result.message.startswith("let the arm move: not shown, because"), "nobody measured these fakes"
+        assert result.message[1:] in Path(result.report_path).read_text(), "page and node say the same line"
         assert result.imagined_after > result.imagined_before and Path(result.report_path).is_file()
         ref = load_adapter(result.adapter.path)
         assert (ref.sha256, ref.name, ref.parent) == (result.adapter.sha256, result.adapter.name, "base")
@@ -188,13 +191,22 @@ def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> 
 
 
 def test_untrusted_tasks_are_refused() -> None:
-    release = {"reach": {"auc": 0.93}, "push": {"auc": 0.6}}
+    release = {"reach": TaskRelease(0.93), "push": TaskRelease(0.6)}
     check_released(release, ["reach the red block"], 0.8)
     check_released({}, ["wipe the table"], 0.0)
     for words, says in (("push the red block left", "0.60"), ("wipe the table", "unknown")):
         with pytest.raises(NotTrusted, match=f"{words}.*{says}.*reach 0.93"):
             check_released(release, ["reach the red block", words], 0.8)
-    assert family_of("Reach  the red block") == "reach" and family_of("wipe the table") == "other"
+    assert family_of("Reach  the red block") == "reach" and family_of("Wipe  the table.") == "wipe the table"
+
+
+def test_a_task_that_was_measured_does_not_release_another_that_is_unknown_too() -> None:
+    release = {"open the drawer": TaskRelease(0.95, false_success_high=0.05)}
+    check_released(release, ["Open the drawer."], 0.9, 0.15)
+    with pytest.raises(NotTrusted, match=r"'lift the eggplant' .*AUC is unknown.*open the drawer 0\.95"):
+        check_released(release, ["lift the eggplant"], 0.9, 0.15)
+    with pytest.raises(NotTrusted, match="100% of failures"):
+        check_released({"open the drawer": TaskRelease(0.95)}, ["open the drawer"], 0.9, 0.15)
 
 
 TOY: dict[str, Any] = {

@@ -45,7 +45,7 @@ ROOM_MAY_USE = {
     "adaptation": {"robot"},
     "serving": set(),
     "data": {"episodes", "robot"},
-    "models": {"robot", "tabletop"},
+    "models": {"adaptation", "robot", "tabletop"},  # adaptation: what a release table holds
     "evaluation": {"adaptation", "data", "models"},
     "training": {"robot", "data", "evaluation", "models"},
     "report": {"adaptation", "evaluation"},

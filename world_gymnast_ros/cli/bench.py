@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(replay, "--seed", 0, default=0)
     whole(replay, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
+    replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
+                        "simulated twin, the lab's webcam ... (default: the name of the folder)")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
@@ -146,7 +149,7 @@ def _replay(args: argparse.Namespace) -> int:
             bar.refresh()
         replays = replay_episodes(world_model, judge, episodes, args.seed, copies=args.copies, ceiling=True,
                                   progress=progress)
-    rows = replays.by_task(args.task)
+    rows = replays.by_task(args.task, args.source or f"episodes of {args.episodes[0].resolve().name}")
     table = release_markdown(rows)
     print(table)
     for task, row in rows.items():
@@ -159,14 +162,14 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
-def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows: dict[str, dict[str, float]],
+def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows: dict[str, dict[str, Any]],
                    table: str) -> None:
     """Write release.json beside the world model, for exactly this set of models; other tasks that were measured with
     the same set stay."""
     from world_gymnast_ros.models import load as build
 
     file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
-    kept = build.release_table(args.world_model, args.judge, args.second_judge)
+    kept = build.release_rows(args.world_model, args.judge, args.second_judge)
     payload = {"world_model": world_model, "judge": judge, "seed": args.seed,
                **build.release_hashes(args.world_model, args.judge, args.second_judge), "families": {**kept, **rows}}
     partial = file.with_suffix(".partial")

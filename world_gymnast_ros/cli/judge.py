@@ -16,8 +16,8 @@ examples:
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
   world-gymnast judge veto --play data/dreams --family push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
-  world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
-  world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
+  world-gymnast bench replay --data data/held_out --judge judges/mine --write   release it with the world model
+  world-gymnast adapt --scene novel_evening --set judge=judges/mine   and use it; second_judge= names the measuring one
 
 exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong or no better, 2
 bad input

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay
+from world_gymnast_ros.adaptation.trust import RELEASE_AUC, PictureKind
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error, structural_error
@@ -25,7 +26,6 @@ from world_gymnast_ros.types import F64, U8, Judge, RolloutFacts, WorldModel
 
 BATCH = 64
 """Rollouts imagined at once."""
-RELEASE_AUC = 0.9
 HORIZONS = (1, 5, 10)
 
 
@@ -74,17 +74,21 @@ class Replays:
             "psnr_db_by_step": {str(h): psnr_db(float(np.nanmean(self.horizon_mse[:, k])))
                                 for k, h in enumerate(HORIZONS) if steps[k]}}
 
-    def by_task(self, task: str = "") -> dict[str, dict[str, float]]:
+    def by_task(self, task: str = "", source: str = "recordings") -> dict[str, dict[str, Any]]:
         """Return the release table: per task AUC in imagination and on recorded frames, false and true positive rate,
         with 95 % intervals, and counts.
 
-        A task is called `task` where that is given, else as the recording says, else by the sentence itself.
+        A task is called `task` where that is given, else as the recording says, else by the sentence itself. `source`
+        says in words where the episodes were taken.
         """
         names = np.array([task or e.task or normalise(e.instruction) for e in self.episodes])
-        return {str(name): self.rows(np.flatnonzero(names == name)).release_row() for name in np.unique(names)}
+        return {str(name): self.rows(np.flatnonzero(names == name)).release_row(source) for name in np.unique(names)}
 
-    def release_row(self) -> dict[str, float]:
-        """Return one row of the release table, of all these episodes."""
+    def release_row(self, source: str = "recordings") -> dict[str, Any]:
+        """Return one row of the release table, of all these episodes. `pictures` is the kind that they began with, None
+        where the camera's own frames were not kept."""
+        captured = [e.captured for e in self.episodes if e.captured is not None]
+        kind = PictureKind.of(captured, source).to_json() if len(captured) == len(self.episodes) else None
         judged = np.isfinite(self.score)
         success, claimed = self.success[judged], self.claimed[judged]
         imagined = paired_replay_auc(self.score[judged].tolist(), success.tolist())
@@ -97,7 +101,7 @@ class Replays:
                 "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
                 "recall": recall.value if success.any() else float("nan"), "recall_low": recall.low,
                 "recall_high": recall.high, "episodes": len(self.episodes), "successes": int(self.success.sum()),
-                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC)}
+                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "pictures": kind}
 
 
 def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: int, copies: int = 1,
@@ -171,7 +175,7 @@ def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Ep
                    [r[0] for r in imagined])
 
 
-def episodes_needed(row: Mapping[str, float], limit: float = RELEASE_AUC) -> str:
+def episodes_needed(row: Mapping[str, Any], limit: float = RELEASE_AUC) -> str:
     """Say what is missing for the AUC's whole interval to clear `limit`; '' where nothing is.
 
     The interval narrows with the square root of the number of episodes.
@@ -191,7 +195,7 @@ def episodes_needed(row: Mapping[str, float], limit: float = RELEASE_AUC) -> str
             f"successes, are needed for it to clear {limit:g}")
 
 
-def release_markdown(rows: dict[str, dict[str, float]]) -> str:
+def release_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Format the release table."""
     lines = ["| task | episodes (successes) | no verdict | AUC in imagination [95 %] | AUC on recorded frames "
              "| false positive rate [95 %] | recall [95 %] | offered |",

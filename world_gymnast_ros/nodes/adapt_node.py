@@ -231,7 +231,7 @@ class AdaptNode(base.ConfiguredNode):
 
     def _fill(self, result: Any, session: SessionResult) -> None:
         report = session.report
-        result.promoted, result.message = report.promoted, report.message
+        result.promoted, result.message = report.promoted, session.advice.line
         result.report_path = str(session.report_path.resolve())
         if report.gate is not None:
             result.imagined_before = float(report.gate.before.value)

@@ -35,7 +35,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
-from world_gymnast_ros.statistics import chance_better, paired_replay_auc, wilson
+from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.calibration import fit_camera_again
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
@@ -514,13 +514,7 @@ class Run:
 
         Returns the table. It is measured on the held-out episodes of this scene, which also chose the pair.
         """
-        known = np.isfinite(found.score)
-        area = paired_replay_auc(found.score[known].tolist(), found.success[known].tolist())
-        summary = found.summary()
-        rows = {family_of(self.instruction): {
-            "auc": area.value, "low": area.low, "high": area.high, "episodes": len(found.success),
-            "successes": int(found.success.sum()), "recall": 1.0 - summary["missed"],
-            **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
+        rows = {family_of(self.instruction): found.release_row(f"the twin, {self.scene.name}")}
         if Path(world_model).is_relative_to(self.out):
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
                        **build.release_hashes(world_model, judge, second), "families": rows}
