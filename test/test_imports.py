@@ -42,7 +42,7 @@ ROOM_MAY_USE = {
     "control": {"robot"},
     "episodes": {"robot"},
     "adaptation": {"robot"},
-    "serving": set(),
+    "serving": {"control"},  # the policy's side of what tells another action convention
     "data": {"episodes", "robot"},
     "models": {"robot", "tabletop"},
     "evaluation": {"adaptation", "data", "models"},

@@ -135,6 +135,13 @@ class ArmConfig:
     command_timeout_s: float = number(0.47, 0.1, 5.0, "hold this long after the last action")
     latch_timeout_s: float = _limit("latch_timeout_s", "latch the hold this long after the last action")
     max_consecutive_holds: int = _limit("max_consecutive_holds", "latch after this many held actions in a row")
+    max_request_m: float = _limit("max_request_m", "a longer translation is of another convention: chunk refused")
+    max_request_rad: float = _limit("max_request_rad", "a larger rotation is of another convention: chunk refused")
+    max_refused_conventions: int = _limit("max_refused_conventions", "latch after this many such chunks in a row")
+    max_consecutive_step_limited: int = _limit("max_consecutive_step_limited",
+                                               "latch after this many actions beyond a Bridge step in a row")
+    max_consecutive_clamped: int = _limit("max_consecutive_clamped",
+                                          "latch after this many actions in a row that press against a limit")
 
     def safety(self) -> SafetyConfig:
         """Return the guard's part, with the named workspace in place of the corners if one is chosen."""
