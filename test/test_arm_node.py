@@ -95,9 +95,9 @@ def test_a_chunk_moves_the_arm_one_action_per_period(armed: Client) -> None:
 
 
 def test_a_step_reports_what_was_asked_and_what_was_sent(armed: Client) -> None:
-    (step,) = armed.play((0.2, 0, 0, 0, 0, 0), actions=1)
+    (step,) = armed.play((0.08, 0, 0, 0, 0, 0), actions=1)
     assert step.verdict == step.CLAMPED and "limit" in step.reason
-    assert step.requested[0] == pytest.approx(0.2) and step.sent[0] <= 0.0501
+    assert step.requested[0] == pytest.approx(0.08) and step.sent[0] <= 0.0501
     assert step.instruction == "test" and step.adapter == "base"
     assert step.joints == pytest.approx(list(measured(armed).joints), abs=0.5)
 

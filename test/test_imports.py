@@ -43,7 +43,7 @@ ROOM_MAY_USE = {
     "control": {"robot"},
     "episodes": {"robot"},
     "adaptation": {"robot"},
-    "serving": set(),
+    "serving": {"control"},  # the policy's side of what tells another action convention
     "data": {"episodes", "robot"},
     "models": {"adaptation", "robot", "tabletop"},  # adaptation: what a release table holds
     "evaluation": {"adaptation", "data", "models"},

@@ -178,7 +178,8 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
         c.until(lambda: heard, "the policy", START_S, nodes.check)
 
         def show(width: int, encoding: str) -> None:
-            msg = convert.image_from_rgb(np.zeros((48, width, 3), np.uint8), c.get_clock().now().nanoseconds, "cam")
+            rgb = np.random.default_rng(0).integers(0, 256, (48, width, 3), np.uint8)
+            msg = convert.image_from_rgb(rgb, c.get_clock().now().nanoseconds, "cam")
             msg.encoding = encoding
             c.say("own_image", convert.Image, base.NEWEST_RELIABLE, msg)
             c.spin(0.1)
