@@ -1,6 +1,6 @@
 """Play data as one flat table of frames, for policy and judge: rows are frames, episodes are runs of rows.
 
-The files are described in `docs/data.md`; they hold plain arrays and are read without pickle.
+The files are described in `docs/reference/formats.md`; they hold plain arrays and are read without pickle.
 """
 from __future__ import annotations
 
