@@ -1,6 +1,6 @@
 """Make play data on the twin: many short episodes with truth, for policy, world model and judge.
 
-Files hold plain arrays (no pickle), one file per (family, batch); the format is documented in `docs/reference/formats.md`.
+Files hold plain arrays (no pickle), one file per (family, batch); format: `docs/reference/formats.md`.
 """
 from __future__ import annotations
 
