@@ -19,6 +19,13 @@ from world_gymnast_ros.control.limits import _RANGES as SAFETY_RANGES
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.robot.actions import WORKSPACES
+from world_gymnast_ros.robot.arm_silhouette import projection
+from world_gymnast_ros.robot.camera import (
+    BRIDGE_CAMERA_FOCAL,
+    BRIDGE_CAMERA_LOOK,
+    BRIDGE_CAMERA_XYZ_M,
+    level_camera,
+)
 
 T = TypeVar("T")
 NODE_WILDCARD = "/**"
@@ -70,6 +77,13 @@ class PolicyConfig:
     image_compressed: bool = flag(False, "subscribe image_raw/compressed (JPEG, PNG) in place of image_raw")
     image_width: int = number(0, 0, 8192, "pictures of another width are refused; 0: any")
     image_height: int = number(0, 0, 8192, "pictures of another height are refused; 0: any")
+    picture_check: str = text("refuse", "definitely wrong pictures: refuse (do not act, do not arm), warn or off",
+                              ("refuse", "warn", "off"))
+    picture_aspect: float = number(4 / 3, 0.0, 4.0, "width / height that the policy was trained for; 0: any")
+    camera_xyz_m: tuple[float, ...] = number(BRIDGE_CAMERA_XYZ_M, -3.0, 3.0, "place of the camera, base axes")
+    camera_look: tuple[float, ...] = number(BRIDGE_CAMERA_LOOK, -10.0, 10.0, "its line of sight, base axes, any length")
+    camera_focal: float = number(BRIDGE_CAMERA_FOCAL, 0.0, 20.0,
+                                 "its focal length in picture heights; 0: camera not known, the arm is not looked for")
     dt_s: float = number(0.2, 0.05, 1.0, "control period the actions are made for")
     settle_fraction: float = number(0.9, 0.0, 2.0, "look this part of dt_s after the last action was sent, or later")
     max_frame_age_s: float = number(0.5, 0.05, 5.0, "an older frame is not acted on")
@@ -77,6 +91,18 @@ class PolicyConfig:
     dry_run_without_arm: bool = flag(False, "act on every chunk's worth of frames with no arm in the graph (clips)")
     instruction: str = text("", "instruction until one arrives on the topic")
     threads: int = number(0, 0, 256, "torch threads; 0: torch's own choice")
+
+    def __post_init__(self) -> None:
+        if abs(self.camera_look[0]) + abs(self.camera_look[1]) < 1e-3:
+            raise BadConfig(f"camera_look is {self.camera_look}; a camera that looks straight up or down has no "
+                            "upright picture: tilt it a little, or set camera_focal to 0 if it is not known")
+
+    def camera(self) -> tuple[float, ...] | None:
+        """Return the camera as `arm_silhouette.projection` gives it, or None if it is not known."""
+        if self.camera_focal == 0.0:
+            return None
+        aspect = self.picture_aspect or 4 / 3  # of the camera; its picture may be squashed to a square
+        return projection(level_camera(self.camera_xyz_m, self.camera_look), self.camera_focal, aspect, 1.0)
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,13 @@ class ArmConfig:
     command_timeout_s: float = number(0.47, 0.1, 5.0, "hold this long after the last action")
     latch_timeout_s: float = _limit("latch_timeout_s", "latch the hold this long after the last action")
     max_consecutive_holds: int = _limit("max_consecutive_holds", "latch after this many held actions in a row")
+    max_request_m: float = _limit("max_request_m", "a longer translation is of another convention: chunk refused")
+    max_request_rad: float = _limit("max_request_rad", "a larger rotation is of another convention: chunk refused")
+    max_refused_conventions: int = _limit("max_refused_conventions", "latch after this many such chunks in a row")
+    max_consecutive_step_limited: int = _limit("max_consecutive_step_limited",
+                                               "latch after this many actions beyond a Bridge step in a row")
+    max_consecutive_clamped: int = _limit("max_consecutive_clamped",
+                                          "latch after this many actions in a row that press against a limit")
 
     def safety(self) -> SafetyConfig:
         """Return the guard's part, with the named workspace in place of the corners if one is chosen."""

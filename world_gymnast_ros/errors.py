@@ -59,3 +59,7 @@ class BadPayload(WorldGymnastError):
 
 class RemotePolicyError(WorldGymnastError):
     """A policy server gave no chunk: it is dead, slow, refuses, or answers what no arm should play."""
+
+
+class WrongConvention(WorldGymnastError):
+    """A policy's actions are no Bridge actions: an absolute pose, network output, degrees, another gripper."""

@@ -17,8 +17,10 @@ from math import isfinite
 
 import numpy as np
 
+from world_gymnast_ros.control.action_convention import LimitedRuns, convention_fault
 from world_gymnast_ros.control.arm_state import GuardInputs, GuardState, arm_fault, finite_vector, measured_ns, observe
 from world_gymnast_ros.control.guard import guard, hold, remember
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.control.homing import fault_on_the_way, way_home
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk
@@ -73,6 +75,8 @@ class ChunkPlayer:
         self.config = config
         self.mode = ArmMode.DISARMED
         self.reason = "not armed yet"
+        self.cause = HoldCause.NONE
+        self._runs = self._new_runs()
         self.verdict_counts: dict[Verdict, int] = dict.fromkeys(Verdict, 0)
         self.refused_chunks = 0
         self.last_refusal = ""
@@ -93,6 +97,16 @@ class ChunkPlayer:
         self._read_ns = 0
         self._frozen = 0
 
+    def _new_runs(self) -> LimitedRuns:
+        c = self.config
+        return LimitedRuns(c.limits, c.max_refused_conventions, c.max_consecutive_step_limited,
+                           c.max_consecutive_clamped)
+
+    @property
+    def warning(self) -> str:
+        """What will end in a latched hold if it goes on, with its count and limit; "" while armed and well."""
+        return self._runs.warning if self.mode is ArmMode.ARMED else ""
+
     def arm(
         self, now_ns: int, arm: ArmState | None, arm_age_s: float, hardware_errors: tuple[int, ...] = ()
     ) -> str:
@@ -111,6 +125,7 @@ class ChunkPlayer:
         seen = observe(GuardState(), inputs, self.config)
         self.memory = replace(seen, armed_joints=seen.good_joints)
         self._set_mode(ArmMode.ARMED, _ARMED)
+        self._runs = self._new_runs()
         self._armed_ns = now_ns
         self._last_sequence, self._last_frame_stamp_ns = -1, -(2**63)
         self._last_action_ns, self._due_ns = now_ns, now_ns
@@ -124,10 +139,10 @@ class ChunkPlayer:
         self._set_mode(ArmMode.DISARMED, reason)
         self._pending = (reason, Verdict.HOLD) if moving else self._pending
 
-    def hold(self, reason: str = "held by the operator") -> None:
+    def hold(self, reason: str = "held by the operator", cause: HoldCause = HoldCause.OTHER) -> None:
         """Latch HOLDING if armed or on the way home; the next tick sends the hold."""
         if self.mode is ArmMode.ARMED or self._way:
-            self._set_mode(ArmMode.HOLDING, reason)
+            self._set_mode(ArmMode.HOLDING, reason, cause)
             self._pending = (reason, Verdict.HOLD)
 
     def abandon(self, reason: str) -> None:
@@ -170,11 +185,19 @@ class ChunkPlayer:
     def accept(
         self, chunk: ActionChunk, now_ns: int, *, sequence: int, frame_age_s: float, instruction: str = ""
     ) -> str:
-        """Take a chunk, replacing what is left of the last one. Return "" or why it was refused (nothing changes)."""
-        self.last_refusal = refusal = self._refusal(chunk, now_ns, sequence, frame_age_s)
+        """Take a chunk, replacing what is left of the last one. Return "" or why it was refused (nothing changes).
+
+        A run of chunks of another convention latches HOLDING.
+        """
+        refusal = self._refusal(chunk, now_ns, sequence, frame_age_s)
+        fault = None if refusal else convention_fault(chunk.deltas, self.config.conventions)
+        self.last_refusal = refusal = fault.words if fault else refusal
+        if fault:
+            self._latch(self._runs.refused(), fault.words)
         if refusal:
             self.refused_chunks += 1
             return refusal
+        self._runs.taken()
         frame_ns, size = now_ns - round(frame_age_s * 1e9), len(chunk.deltas)
         deltas = chunk.deltas.copy()  # the caller's buffer may be reused
         self._queue = [
@@ -314,6 +337,7 @@ class ChunkPlayer:
         """Drop the rest of a chunk whose action was held: it was planned from a state that did not come about."""
         if command.verdict in (Verdict.OK, Verdict.CLAMPED):
             self._consecutive_holds = 0
+            self._latch(self._runs.played(command), f"the last: {command.reason}")
             return
         self._queue = []
         self._consecutive_holds += 1
@@ -322,11 +346,16 @@ class ChunkPlayer:
         elif self._consecutive_holds >= self.config.max_consecutive_holds:
             self._set_mode(ArmMode.HOLDING, f"{self._consecutive_holds} holds in a row, the last: {command.reason}")
 
+    def _latch(self, cause: HoldCause, details: str) -> None:
+        if cause is not HoldCause.NONE:
+            self.hold(f"{self._runs.words(cause)}; {details}; look, then arm again", cause)
+
     def _finish(self, command: ArmCommand, action: DueAction | None, inputs: GuardInputs) -> PlayedStep:
         self.memory = remember(self.memory, command, inputs, self.config)
         self.verdict_counts[command.verdict] += 1
         return PlayedStep(command, action, inputs.arm, inputs.frame_age_s, bool(np.isfinite(command.joints).all()))
 
-    def _set_mode(self, mode: ArmMode, reason: str) -> None:
+    def _set_mode(self, mode: ArmMode, reason: str, cause: HoldCause = HoldCause.OTHER) -> None:
         self.mode, self.reason = mode, reason
+        self.cause = cause if mode is ArmMode.HOLDING else HoldCause.NONE
         self._queue, self._way = [], []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from world_gymnast_ros.control.action_convention import ConventionRules
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.robot.actions import WORKSPACES, StepLimits, Workspace
 from world_gymnast_ros.robot.kinematics import MAX_JOINT_SPEED_RAD_S
@@ -17,6 +18,8 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "command_timeout_s": (0.1, 5.0), "latch_timeout_s": (0.1, 120.0), "max_consecutive_holds": (1, 100),
     "moving_time_s": (0.05, 5.0), "accel_time_s": (0.01, 2.0), "max_joint_acceleration_rad_s2": (1.0, 200.0),
     "table_z_m": (-1.0, 0.5), "min_table_clearance_m": (0.0, 0.1), "min_self_clearance_m": (0.0, 0.1),
+    "max_request_m": (0.02, 1.0), "max_request_rad": (0.1, 3.2), "max_refused_conventions": (1, 100),
+    "max_consecutive_step_limited": (2, 1000), "max_consecutive_clamped": (2, 10000),
 }
 
 
@@ -59,6 +62,14 @@ class SafetyConfig:
     latch_timeout_s: float = 5.0
     """Without an action for this long the hold latches and the operator must arm again."""
     max_consecutive_holds: int = 10
+    max_request_m: float = ConventionRules.max_request_m
+    max_request_rad: float = ConventionRules.max_request_rad
+    """A chunk with an action that asks for more is of another convention; see `action_convention.py`."""
+    max_refused_conventions: int = 3
+    """One such chunk may be an outlier of a network; three in a row are none."""
+    max_consecutive_step_limited: int = 10
+    max_consecutive_clamped: int = 100
+    """20 s of pressing against a limit. Right policies were seen to press against the workspace for 22 actions."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -80,6 +91,11 @@ class SafetyConfig:
     def limits(self) -> StepLimits:
         """Step limits of one action."""
         return StepLimits(self.max_step_m, self.max_step_rad)
+
+    @cached_property
+    def conventions(self) -> ConventionRules:
+        """What one action may ask for."""
+        return ConventionRules(self.max_request_m, self.max_request_rad)
 
     @cached_property
     def workspace(self) -> Workspace:

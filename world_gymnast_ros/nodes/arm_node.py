@@ -16,8 +16,9 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control.chunk_player import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.driver import Driver, DryDriver
 from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
 from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
@@ -42,9 +43,10 @@ class ArmNode(base.ConfiguredNode):
 
     def __init__(self) -> None:
         super().__init__("arm_node")
-        self.config = c = self.read_config(ArmConfig)
+        self.config = c = self.read_config(ArmConfig, moves="")
         self.player = ChunkPlayer(c.safety())
         self.driver: Driver = DryDriver(self, c) if c.dry_run else DRIVERS[c.driver](self, c)
+        self.get_logger().info(self._motion())
         self._stop_pressed = False
         self._arming = False
         self._called_off = ""  # why an arming under way must not end in ARMED
@@ -55,6 +57,8 @@ class ArmNode(base.ConfiguredNode):
         self._frame_age_s = -1.0
         self._played = False
         self._dead_man_ns = 0  # steady time at which the dead-man button was last seen held
+        self._policy_fault = ""  # why the policy's side says that it must not act
+        self._warned = ""  # of a run, as logged
         self._causes: set[str] = set()  # of clamps that were told since arming
         self._sent_count, self._chunk_count, self._state_count, self._rated_ns = 0, 0, 0, base.steady_ns()
         self._rates = ["0.0", "0.0", "0.0"]
@@ -67,13 +71,22 @@ class ArmNode(base.ConfiguredNode):
         self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
         if c.health_period_s > 0:
             self.create_timer(c.health_period_s, self._on_health, clock=steady, callback_group=self._waits)
-        self.get_logger().info(f"{'dry run of ' if c.dry_run else ''}{c.robot_name}, disarmed; ~/arm to play chunks")
+
+    def _motion(self) -> str:
+        """Say whether this node can move anything, and what."""
+        if self.config.dry_run:
+            return "dry run: moves nothing, no driver is sent anything; disarmed, ~/arm to play chunks"
+        return (f"LIVE: once armed it moves the arm of driver '{self.config.driver}' through "
+                f"{', '.join(self.driver.command_topics)}; disarmed, ~/arm to play chunks")
 
     def _connect(self) -> None:
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._poses = self.create_publisher(convert.PoseStamped, "arm_pose", base.RELIABLE)
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
+        self._policy_status = self.create_subscription(convert.DiagnosticStatus, "policy_status",
+                                                       self._on_policy_status, base.LATCHED)
         self.create_subscription(
             convert.Empty, "policy_alive", lambda _: None, base.alive(self.config.policy_lease_s),
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_policy_alive))
@@ -121,6 +134,20 @@ class ArmNode(base.ConfiguredNode):
             self.player.abandon("the policy is gone or frozen")
             self._tick()
 
+    def _on_policy_status(self, msg: Any) -> None:
+        """Hold when the policy's side finds that it must not act, such as on a mirrored picture."""
+        self._policy_fault = msg.message if msg.level == msg.ERROR else ""
+        if self._policy_fault:
+            self.player.hold(f"{HoldCause.POLICY_NOT_READY.value}: {self._policy_fault}; then arm again",
+                             HoldCause.POLICY_NOT_READY)
+            self._tick()
+
+    def _policy_refusal(self) -> str:
+        """Return why the policy must not act, or "": also if it never said anything, or is gone with what it said."""
+        if not self._policy_fault or self.count_publishers("policy_status") == 0:
+            return ""
+        return f"{HoldCause.POLICY_NOT_READY.value}: {self._policy_fault}"
+
     def _rivals(self) -> str:
         """Return why the chunks cannot be trusted to come from one policy, or ""."""
         count = self._chunks.get_publisher_count()
@@ -137,6 +164,9 @@ class ArmNode(base.ConfiguredNode):
         played = self.player.tick(now_ns, arm, age_s)
         if played is not None:
             self._carry_out(played)
+        if self.player.warning and not self._warned:  # once per run; its count goes on in the diagnostics
+            self.get_logger().warning(f"going to hold: {self.player.warning}")
+        self._warned = self.player.warning
         if self._told != (self.player.mode, self.player.reason):
             self._publish_status()
 
@@ -202,7 +232,7 @@ class ArmNode(base.ConfiguredNode):
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
-        refusal = await self._make_ready() or self._rivals()
+        refusal = self._policy_refusal() or await self._make_ready() or self._rivals() or self._policy_refusal()
         if refusal:
             return refusal
         now_ns = base.steady_ns()
@@ -337,8 +367,10 @@ class ArmNode(base.ConfiguredNode):
             self._rates = [f"{number / elapsed_s:.1f}" for number in counts]
             self._sent_count, self._chunk_count, self._rated_ns = 0, 0, now_ns
             self._state_count = self.driver.joints.count
-        level = "error" if p.mode is ArmMode.STOPPED else "warn" if p.mode is ArmMode.HOLDING else "ok"
-        values = {"state": p.mode.name, "joint_state_age_s": f"{age_s:.3f}", "command_age_s": f"{command_age_s:.3f}",
+        warning = p.warning
+        level = "error" if p.mode is ArmMode.STOPPED else "warn" if p.mode is ArmMode.HOLDING or warning else "ok"
+        values = {"state": p.mode.name, "hold_cause": p.cause.name, "joint_state_age_s": f"{age_s:.3f}",
+                  "command_age_s": f"{command_age_s:.3f}",
                   "frame_age_s": f"{self._frame_age_s:.3f}", "commands_per_s": self._rates[0],
                   "chunks_per_s": self._rates[1], "joint_states_per_s": self._rates[2],
                   "chunk_publishers": self._chunks.get_publisher_count(), "refused_chunks": p.refused_chunks,
@@ -346,8 +378,11 @@ class ArmNode(base.ConfiguredNode):
                   "efforts": [] if arm is None else arm.efforts.round().tolist(),
                   "temperatures_c": list(self.driver.temperatures),
                   **{v.value.lower(): n for v, n in p.verdict_counts.items()}}
-        self._diagnostics.publish(convert.diagnostics_msg("arm_node", self.config.robot_name, level, reason, values,
-                                                          self.now_ns()))
+        self._diagnostics.publish(convert.diagnostics_msg("arm_node", self.config.robot_name, level, warning or reason,
+                                                          values, self.now_ns()))
+        if arm is not None and age_s <= p.config.max_arm_age_s:
+            self._poses.publish(convert.pose_msg(arm.T_base_ee, self.now_ns() - round(age_s * 1e9),
+                                                 self.config.base_frame))
 
     def close(self) -> None:
         """Hold first; then everything may go."""
@@ -357,9 +392,29 @@ class ArmNode(base.ConfiguredNode):
         time.sleep(EXIT_FLUSH_S)
 
 
+USAGE = command_line.Usage(
+    name="arm_node",
+    doc="""\
+Plays action chunks to the arm, every action through the guard. It starts DISARMED.
+
+  in      action_chunk, joint states of the driver, stop (std_msgs/Bool, latched), joy (dead-man button)
+  out     step, arm_status, diagnostics, and goals to the driver
+  offers  ~/arm ~/disarm ~/hold ~/go_home (std_srvs/Trigger)""",
+    parameters=ArmConfig,
+    moves="YES, once ~/arm was called, unless dry_run is true. The first line of its log says which driver it moves.",
+    examples=(
+        ("--ros-args -p dry_run:=true", "compute and publish everything, send nothing to any driver"),
+        ("--ros-args -p dry_run:=true -p dead_man_button:=4", "the same, armed only while button 4 on joy is held"),
+        ("--ros-args -p driver:=trajectory -p dry_run:=true",
+         "behind ros2_control; without dry_run it moves the arm once armed"),
+        ("--ros-args --params-file FILE", "with the parameters of a copy of config/arm.yaml"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(ArmNode, argv)
+    return base.run(ArmNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,9 @@ except ImportError:  # only a gripper behind a GripperActionController wants it
 
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
-    "DiagnosticArray", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters", "GripperCommand", "Image",
-    "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome", "ParameterDescriptor", "PoseStamped",
+    "DiagnosticArray", "DiagnosticStatus", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters",
+    "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome",
+    "ParameterDescriptor", "PoseStamped",
     "ResetTwin", "ServoCommandType", "SetBool", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger",
     "TwinTruth", "TwistStamped", "xs_msg", "xs_srv",
 ]
@@ -231,6 +232,21 @@ def pose_msg(T: F64, stamp_ns: int, frame_id: str) -> Any:
                                 orientation=Quaternion(x=x, y=y, z=z, w=w)))
     msg.header.stamp, msg.header.frame_id = to_time(stamp_ns), frame_id
     return msg
+
+
+def pose_from_msg(msg: Any) -> F64:
+    """Return the transform (4, 4) of a PoseStamped. Raises BadAction when it is none."""
+    p, q = msg.pose.position, np.array([getattr(msg.pose.orientation, axis) for axis in "xyzw"])
+    length = float(np.linalg.norm(q))
+    if not (np.isfinite([p.x, p.y, p.z]).all() and 0.9 < length < 1.1):
+        raise BadAction(f"pose is not finite, or its quaternion has length {length:.3g}, must be 1")
+    x, y, z, w = q / length
+    T = np.eye(4)
+    T[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                 [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                 [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
+    T[:3, 3] = p.x, p.y, p.z
+    return T
 
 
 def twist_msg(linear: F64, angular: F64, stamp_ns: int, frame_id: str) -> Any:

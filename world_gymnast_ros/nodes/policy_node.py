@@ -13,15 +13,28 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.config import PolicyConfig
+from world_gymnast_ros.control.action_convention import ConventionRules, convention_fault
+from world_gymnast_ros.control.limits import SafetyConfig
+from world_gymnast_ros.control.picture_check import PictureCheck, PictureVerdict, PoseAtPicture
 from world_gymnast_ros.control.query_gate import PictureWatch, QueryGate, QueryRules
-from world_gymnast_ros.errors import AdapterMismatch, BadFrame, RemotePolicyError, WorldGymnastError
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.errors import (
+    AdapterMismatch,
+    BadAction,
+    BadFrame,
+    RemotePolicyError,
+    WorldGymnastError,
+    WrongConvention,
+)
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.serving.client import HttpPolicy
-from world_gymnast_ros.types import Frame
+from world_gymnast_ros.types import F64, ActionChunk, Frame
 
 BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
 QUIET_S = 2.0
 """An arm that is armed and gets no chunk for longer is told of in the diagnostics."""
+CHECK_PERIOD_S = 1.0
+"""A picture is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
+NOTHING_SEEN = PictureVerdict(None, False, False, None)
 WARM_UP_INSTRUCTION = "reach the red block"
 
 
@@ -35,7 +48,13 @@ class PolicyNode(base.ConfiguredNode):
         self._gate = QueryGate(QueryRules(c.dt_s, c.settle_fraction, c.max_frame_age_s, c.retry_s))
         self._gate.set_active(c.dry_run_without_arm, 0)
         self._watch = PictureWatch()
+        self._check = None if c.picture_check == "off" else PictureCheck(c.picture_aspect, c.camera())
+        self._pose, self._verdict, self._checked_ns = PoseAtPicture(), NOTHING_SEEN, 0
+        self._convention, self._wrong_chunks = "", 0  # what is wrong with the last chunk; such chunks in a row
+        self._tried = ""  # the instruction for which the policy was asked on a true picture before arming
+        self._told: tuple[str, str] | None = None  # of policy_status
         self._refusal = ""  # of the last picture
+        self._bad_picture = ""  # why the last picture could not be read
         self._rated, self._rated_ns = (0, 0), base.steady_ns()  # frames and chunks when rates were last told
         self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
         self._instruction = c.instruction
@@ -51,6 +70,7 @@ class PolicyNode(base.ConfiguredNode):
         ready = self._warm_up()
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._connect()
+        self._tell_status()
         self._worker.start()
         if ready:
             self.get_logger().info(f"policy '{self.policy.name}', {self.policy.chunk_size} actions per chunk, "
@@ -76,7 +96,7 @@ class PolicyNode(base.ConfiguredNode):
             start = time.monotonic()
             try:
                 self.policy.act(BLACK, self._instruction or WARM_UP_INSTRUCTION)
-            except RemotePolicyError as error:
+            except (RemotePolicyError, WrongConvention) as error:
                 self._fault = str(error)
                 self.get_logger().error(f"{error}; going on, since it may come up")
                 return False
@@ -87,6 +107,7 @@ class PolicyNode(base.ConfiguredNode):
         self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
         self._alive = self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._status = self.create_publisher(convert.DiagnosticStatus, "policy_status", base.LATCHED)
         if self.config.image_compressed:
             self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
         else:
@@ -96,6 +117,7 @@ class PolicyNode(base.ConfiguredNode):
         if not self.config.dry_run_without_arm:
             self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
             self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
+            self.create_subscription(convert.PoseStamped, "arm_pose", self._on_arm_pose, base.RELIABLE)
         self.every(1.0, self._on_diagnostics)
         self.every(base.ALIVE_PERIOD_S, self._on_alive)
 
@@ -124,8 +146,15 @@ class PolicyNode(base.ConfiguredNode):
         refused = msg.verdict in (msg.HOLD, msg.STOP)
         if not refused:
             self._watch.moved(float(np.linalg.norm(msg.sent[:3])))
+            self._pose.rests(convert.to_ns(msg.header.stamp), np.array(msg.t_base_target).reshape(4, 4))
         self._gate.played(msg.chunk_sequence, msg.chunk_index, msg.chunk_size, refused,
                           convert.to_ns(msg.header.stamp), base.steady_ns())
+
+    def _on_arm_pose(self, msg: Any) -> None:
+        try:
+            self._pose.add(convert.to_ns(msg.header.stamp), convert.pose_from_msg(msg))
+        except BadAction as error:
+            self.get_logger().error(str(error), throttle_duration_sec=10.0)
 
     def _on_alive(self) -> None:
         """Tell the arm that topics are served and a worker is there. How long a look takes, the arm judges itself."""
@@ -142,22 +171,26 @@ class PolicyNode(base.ConfiguredNode):
             return
         stamp_ns, instruction = convert.to_ns(msg.header.stamp), self._instruction
         self._refusal = self._gate.refusal(stamp_ns, self.now_ns(), base.steady_ns(), instruction)
-        if self._refusal:
+        due = self._check is not None and base.steady_ns() - self._checked_ns > CHECK_PERIOD_S * 1e9
+        if self._refusal and not due:
             return
+        self._checked_ns = base.steady_ns()
         size = (self.config.image_height, self.config.image_width)
         try:
             read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
             frame = read(msg, size)
-            frozen = self._watch.refusal(frame.rgb)
+            frozen = "" if self._refusal else self._watch.refusal(frame.rgb)
             if frozen:
                 raise BadFrame(frozen)
         except BadFrame as error:
             self._counts["bad_frames"] += 1
-            self._fault = str(error)
+            self._bad_picture = str(error)
             self.get_logger().error(str(error), throttle_duration_sec=2.0)
             return
+        self._bad_picture = ""
         self._busy.set()
-        self._jobs.put(("frame", (frame, instruction, self._epoch)))
+        job = (frame, self._pose.at(stamp_ns), instruction)
+        self._jobs.put(("check", job) if self._refusal else ("frame", (*job, self._epoch)))
 
     # --- worker ---------------------------------------------------------------------------------------------------
 
@@ -171,18 +204,55 @@ class PolicyNode(base.ConfiguredNode):
                     self._swap(job)
                 elif kind == "try":  # so that words the policy cannot read are told before the arm is armed
                     self.policy.act(BLACK, job)
+                elif kind == "check":
+                    self._try_out(*job)
                 else:
                     self._infer(*job)
             except Exception as error:  # the policy stays; the arm holds by itself when no chunk comes
                 self._fault = f"{type(error).__name__}: {error}"
                 self.get_logger().error(self._fault, throttle_duration_sec=2.0)
             finally:
-                if kind == "frame":
+                self._tell_status()
+                if kind in ("frame", "check"):
                     self._busy.clear()
 
-    def _infer(self, frame: Frame, instruction: str, epoch: int) -> None:
+    def _try_out(self, frame: Frame, pose: F64 | None, instruction: str) -> None:
+        """Look at a picture that is not acted on; before arming, ask the policy once what it would do there."""
+        refused = self._look(frame, pose)
+        fresh = instruction.strip() and (self._tried != instruction or self._wrong_chunks)
+        if fresh and not refused and not self._gate.active:
+            self._tried = instruction
+            self._ask(frame, instruction)
+
+    def _look(self, frame: Frame, pose: F64 | None) -> bool:
+        """Check a picture, taken with the arm at `pose`; return whether it must not be acted on."""
+        if self._check is None:
+            return False
+        before, self._verdict = self._verdict.words, self._check.look(frame.rgb, pose)
+        finding = self._verdict.finding
+        if finding and finding.fault.value not in before:  # once per fault; the diagnostics go on
+            tell = self.get_logger().error if finding.definite else self.get_logger().warning
+            tell(finding.words)
+        return self._verdict.refuse and self.config.picture_check == "refuse"
+
+    def _ask(self, frame: Frame, instruction: str) -> ActionChunk:
+        """Return the policy's chunk. Raises WrongConvention, also for a policy that runs here."""
+        try:
+            chunk: ActionChunk = self.policy.act(frame, instruction)
+            fault = convention_fault(chunk.deltas, ConventionRules())
+            if fault:
+                raise WrongConvention(f"{self.policy.name}: {fault.words}")
+        except WrongConvention as error:
+            self._convention, self._wrong_chunks = str(error), self._wrong_chunks + 1
+            raise
+        self._convention, self._wrong_chunks = "", 0
+        return chunk
+
+    def _infer(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
+        if self._look(frame, pose):
+            return
         start_ns, start = self.now_ns(), time.monotonic()
-        chunk = self.policy.act(frame, instruction)
+        chunk = self._ask(frame, instruction)
         self._inference_s.append(time.monotonic() - start)
         end_ns = self.now_ns()
         if epoch != self._epoch or not self._gate.active:  # disarmed or asked something else meanwhile
@@ -210,6 +280,23 @@ class PolicyNode(base.ConfiguredNode):
         self._adapter = name
         self.get_logger().info(f"adapter '{name}' in use")
 
+    def _tell_status(self) -> None:
+        """Tell the arm, when it changes, whether the policy may act: an error keeps it from arming, or holds it."""
+        words, level = self._verdict.words, convert.DiagnosticStatus.OK
+        if self._wrong_chunks:
+            error = self._wrong_chunks >= SafetyConfig.max_refused_conventions
+            level = convert.DiagnosticStatus.ERROR if error else convert.DiagnosticStatus.WARN
+            words = self._convention
+        elif words:
+            error = self._verdict.lasting and self.config.picture_check == "refuse"
+            level = convert.DiagnosticStatus.ERROR if error else convert.DiagnosticStatus.WARN
+        fault = self._verdict.finding.fault.value if self._verdict.finding else ""
+        told = (str(level), self._convention or fault)  # without the numbers, which change with every picture
+        if told != self._told:
+            self._told = told
+            self._status.publish(convert.DiagnosticStatus(name="policy_node", hardware_id=self.policy.name, level=level,
+                                                          message=words))
+
     # --- diagnostics ----------------------------------------------------------------------------------------------
 
     def _on_diagnostics(self) -> None:
@@ -217,13 +304,18 @@ class PolicyNode(base.ConfiguredNode):
         counted, elapsed_s = (self._counts["frames"], self._counts["chunks"]), (now_ns - self._rated_ns) * 1e-9
         rates = [round((new - old) / max(elapsed_s, 1e-3), 1) for new, old in zip(counted, self._rated, strict=True)]
         self._rated, self._rated_ns = counted, now_ns
+        seen = self._verdict.silhouette
         values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
-                  "active": self._gate.active, "frames_per_s": rates[0], "chunks_per_s": rates[1],
+                  "active": self._gate.active, "picture": self._verdict.words or "nothing wrong seen",
+                  "arm_in_picture": "unknown" if seen is None else round(seen, 2),
+                  "frames_per_s": rates[0], "chunks_per_s": rates[1],
                   "inference_ms_median": round(1000 * times[len(times) // 2], 1) if times else "",
                   "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
         quiet = self._quiet()
-        level = "error" if self._fault else "warn" if quiet else "ok"
-        message = self._fault or quiet or ("acting" if self._gate.active else "waiting for the arm")
+        picture = self._verdict.words
+        fault = self._fault or self._bad_picture
+        level = "error" if fault or self._verdict.refuse else "warn" if quiet or picture else "ok"
+        message = fault or picture or quiet or ("acting" if self._gate.active else "waiting for the arm")
         self._diagnostics.publish(convert.diagnostics_msg("policy_node", self.policy.name, level, message, values,
                                                           self.now_ns()))
 
@@ -243,9 +335,26 @@ class PolicyNode(base.ConfiguredNode):
         self._worker.join(timeout=5.0)
 
 
+USAGE = command_line.Usage(
+    name="policy_node",
+    doc="""\
+Asks the policy for an action chunk whenever the arm has come to rest and a newer picture is there.
+
+  in   image_raw, instruction (std_msgs/String, latched), adapter, arm_status, step
+  out  action_chunk, policy_alive, diagnostics""",
+    parameters=PolicyConfig,
+    moves="Not by itself: an armed arm_node plays its chunks.",
+    examples=(
+        ("", "the small policy that ships with the package"),
+        ("--ros-args -p policy_url:=http://127.0.0.1:8000", "a policy server, asked with POST /act"),
+        ("--ros-args -p dry_run_without_arm:=true -p threads:=1", "act on pictures alone, with no arm in the graph"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(PolicyNode, argv)
+    return base.run(PolicyNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

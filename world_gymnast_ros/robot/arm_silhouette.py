@@ -35,7 +35,8 @@ _BAR_HALF_M = 0.062
 _RADII_M = ((0.034, 0.034), (0.028, 0.026), (0.026, 0.028), (0.010, 0.010), (0.007, 0.007), (0.007, 0.007))
 
 
-def projection(T_base_camera: NDArray[np.float64], focal_px: float, width_px: int, height_px: int) -> tuple[float, ...]:
+def projection(T_base_camera: NDArray[np.float64], focal_px: float, width_px: float, height_px: float
+               ) -> tuple[float, ...]:
     """Return the 12 numbers, row-major (3, 4), that map base m to (u w, v w, w), w being the depth in m.
 
     `T_base_camera` (4, 4), optical axes; the principal point is the picture's centre.

@@ -14,7 +14,23 @@ from world_gymnast_ros.robot.actions import rpy_to_matrix
 from world_gymnast_ros.types import F64
 
 ITERATIONS = 6
+BRIDGE_CAMERA_XYZ_M = (0.0, -0.16, 0.36)
+BRIDGE_CAMERA_LOOK = (1.0, 0.553, -1.085)
+BRIDGE_CAMERA_FOCAL = 623.588 / 480
+"""The over-the-shoulder camera of the Bridge set-up, nominal: place and line of sight in base axes, focal length in
+heights of its 4:3 picture (ManiSkill2_real2sim, agents/configs/widowx/defaults.py)."""
 _NUDGE = 1e-5
+
+
+def level_camera(xyz_m: tuple[float, ...], look: tuple[float, ...]) -> F64:
+    """Return T_base_camera (4, 4), m, optical axes, of a camera at `xyz_m` that looks along `look`, not tilted."""
+    forward = np.asarray(look, np.float64) / np.linalg.norm(look)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+    pose[:3, 3] = xyz_m
+    return pose
 
 
 @dataclass(frozen=True)

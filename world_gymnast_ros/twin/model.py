@@ -3,20 +3,24 @@
 Link offsets and limits: interbotix_xsarm_descriptions, wx250s.urdf.xacro; inertials: public wx250s models. Servo
 gains are tuned so that the arm sags a few millimetres under gravity, as the real one does (accuracy 5 to 8 mm). The
 gripper is a force on one finger, the other finger is coupled to it; nothing is attached but by contact and friction.
-Camera: the Logitech C920 of the Bridge set-up (ManiSkill2_real2sim, agents/configs/widowx/defaults.py).
+Camera: the Logitech C920 of the Bridge set-up (`robot.camera`).
 """
 from __future__ import annotations
 
 import numpy as np
 
 from world_gymnast_ros.robot.actions import rpy_to_matrix
+from world_gymnast_ros.robot.camera import (
+    BRIDGE_CAMERA_FOCAL,
+    BRIDGE_CAMERA_LOOK,
+    BRIDGE_CAMERA_XYZ_M,
+    level_camera,
+)
 from world_gymnast_ros.twin.scene import BAR_LENGTH, COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.types import F64
 
 PHYSICS_DT_S = 0.004
-CAMERA_XYZ_M = (0.0, -0.16, 0.36)
-CAMERA_LOOK = (1.0, 0.553, -1.085)
-CAMERA_WIDTH, CAMERA_HEIGHT, CAMERA_FOCAL_PX = 640, 480, 623.588
+CAMERA_WIDTH, CAMERA_HEIGHT, CAMERA_FOCAL_PX = 640, 480, 480 * BRIDGE_CAMERA_FOCAL
 FOVY_DEG = float(np.degrees(2 * np.arctan(0.5 * CAMERA_HEIGHT / CAMERA_FOCAL_PX)))
 FINGER_LOWER_M, FINGER_UPPER_M = 0.010, 0.0375
 """Mechanical range. The URDF says 0.015 to 0.037; Bridge drives to 0.010 (closed); the linkage ends at 0.0375."""
@@ -61,13 +65,9 @@ _GEOMS = {
 
 def camera_pose(scene: Scene) -> F64:
     """Return T_base_camera (4, 4), m, optical axes (z forward, x right, y down), with the scene's offset applied."""
-    forward = np.array(CAMERA_LOOK) / np.linalg.norm(CAMERA_LOOK)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1) @ rpy_to_matrix(
-        np.array(scene.camera_rotation_rad, dtype=np.float64))
-    pose[:3, 3] = np.array(CAMERA_XYZ_M) + np.array(scene.camera_offset_m)
+    pose = level_camera(BRIDGE_CAMERA_XYZ_M, BRIDGE_CAMERA_LOOK)
+    pose[:3, :3] = pose[:3, :3] @ rpy_to_matrix(np.array(scene.camera_rotation_rad, dtype=np.float64))
+    pose[:3, 3] += np.array(scene.camera_offset_m)
     return pose
 
 

@@ -1,0 +1,123 @@
+"""Wrong pictures are named, right ones pass: the twin's scenes, every damage, and a camera that is not known."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+
+from world_gymnast_ros import config
+from world_gymnast_ros.control.picture_check import PictureCheck, PoseAtPicture
+from world_gymnast_ros.control.picture_statistics import PictureFault
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.twin.scene import load_scene
+from world_gymnast_ros.twin.sim import Twin
+from world_gymnast_ros.types import F64, U8
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from picture_check import ASPECT, CAMERA, FAULTS
+
+SCENES = ("train_oak", "novel_blue_cloth", "novel_night", "novel_white_table", "novel_knocked", "novel_clutter")
+HINTS = {PictureFault.COLD_COLOURS, PictureFault.ARM_ELSEWHERE}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, list[tuple[U8, F64]]]:
+    """Two pictures of each scene, at the start of an episode and 8 cm on, with the arm's pose."""
+    out: dict[str, list[tuple[U8, F64]]] = {}
+    for name in SCENES:
+        twin = Twin(load_scene(name), 5)
+        for x_m in (None, 0.30):
+            start = None if x_m is None else np.array([x_m, 0.04, 0.15, 0, 0, 0, 1.0])
+            twin.reset(5, twin.scene.instructions[0], start)
+            out.setdefault(name, []).append((twin.render(320, 240), twin.arm_state(0).T_base_ee))
+        twin.close()
+    return out
+
+
+def shown(pictures: list[tuple[U8, F64]], change: Callable[[U8], U8]) -> list[PictureFault | None]:
+    check = PictureCheck(ASPECT, CAMERA)
+    verdicts = [check.look(np.ascontiguousarray(change(rgb)), T) for rgb, T in pictures]
+    assert all(v.refuse is (v.finding is not None and v.finding.definite) for v in verdicts)
+    return [v.finding.fault if v.finding else None for v in verdicts]
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_what_was_done_to_a_picture_is_named(pictures: dict[str, list[tuple[U8, F64]]], scene: str) -> None:
+    for name, (change, fault) in FAULTS.items():
+        said = shown(pictures[scene], change)
+        if name == "BGR":
+            assert set(said) <= {*HINTS, None}, "swapped channels are a hint, never more"
+        elif fault is None:
+            assert not set(said) - HINTS - {None}, (name, said)
+        else:
+            assert said[-1] is fault and said[0] in (fault, None, *HINTS), (name, said)
+
+
+def test_swapped_channels_are_told_on_a_brown_table_and_never_refuse(
+    pictures: dict[str, list[tuple[U8, F64]]]
+) -> None:
+    assert shown(pictures["train_oak"], FAULTS["BGR"][0]) == [PictureFault.COLD_COLOURS] * 2
+    assert shown(pictures["novel_blue_cloth"], lambda rgb: rgb) == [PictureFault.COLD_COLOURS] * 2  # wrongly
+
+
+def test_without_camera_or_pose_nothing_is_said_of_the_arm(pictures: dict[str, list[tuple[U8, F64]]]) -> None:
+    rgb, T = pictures["train_oak"][0]
+    mirrored = np.ascontiguousarray(rgb[:, ::-1])
+    for check, pose in ((PictureCheck(ASPECT, None), T), (PictureCheck(ASPECT, CAMERA), None)):
+        verdict = check.look(mirrored, pose)
+        assert verdict.finding is None and verdict.silhouette is None and not verdict.refuse
+    out_of_view = pose_from_state(np.array([0.2, 0.3, 0.4, 0, 0, 0, 1.0]))
+    assert not PictureCheck(ASPECT, CAMERA).look(mirrored, out_of_view).refuse
+
+
+def test_a_scene_without_the_arm_or_noise_is_no_definite_fault(pictures: dict[str, list[tuple[U8, F64]]]) -> None:
+    T = pictures["train_oak"][0][1]
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        check, noise = PictureCheck(ASPECT, CAMERA), rng.integers(0, 256, (48, 64, 3), np.uint8)
+        verdict = check.look(noise, T)
+        assert not verdict.refuse, (seed, verdict.words)
+    assert verdict.finding and verdict.finding.fault is PictureFault.ARM_ELSEWHERE
+
+
+def test_one_bad_picture_is_not_acted_on_and_two_are_a_fault(pictures: dict[str, list[tuple[U8, F64]]]) -> None:
+    check, (rgb, T) = PictureCheck(ASPECT, CAMERA), pictures["train_oak"][0]
+    black = np.zeros_like(rgb)
+    seen = [check.look(p, T) for p in (rgb, black, rgb, black, black, rgb)]
+    assert [v.refuse for v in seen] == [False, True, False, True, True, False]
+    assert [v.lasting for v in seen] == [False, False, False, False, True, False]
+    assert "black" in seen[4].words and "limit 24" in seen[4].words
+
+
+def test_square_pictures_are_squashed_ones_and_any_shape_may_be_allowed() -> None:
+    rng = np.random.default_rng(1)
+    for size, aspect, refused in (((64, 64), 4 / 3, False), ((48, 64), 4 / 3, False), ((72, 128), 4 / 3, True),
+                                  ((64, 48), 4 / 3, True), ((72, 128), 16 / 9, False), ((72, 128), 0.0, False)):
+        assert PictureCheck(aspect, None).look(rng.integers(0, 256, (*size, 3), np.uint8), None).refuse is refused
+
+
+def test_a_pose_is_known_only_of_an_arm_at_rest() -> None:
+    T, moved, poses = np.eye(4), np.eye(4), PoseAtPicture()
+    moved[0, 3] = 0.05
+    assert poses.at(0) is None
+    poses.add(0, T)
+    assert poses.at(0) is None
+    poses.add(500_000_000, T)
+    assert poses.at(400_000_000) is not None and poses.at(3_000_000_000) is None
+    poses.add(900_000_000, moved)
+    assert poses.at(900_000_000) is None
+    poses.rests(1_000_000_000, moved)
+    assert poses.at(1_200_000_000) is moved
+
+
+def test_the_camera_of_the_parameters() -> None:
+    assert config.PolicyConfig().camera() == pytest.approx(CAMERA)
+    assert config.PolicyConfig(camera_focal=0.0).camera() is None
+    with pytest.raises(BadConfig, match="camera_look"):
+        config.PolicyConfig(camera_look=(0.0, 0.0, -1.0))
