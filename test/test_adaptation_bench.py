@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models import load as build
+from world_gymnast_ros.statistics import wilson
 from world_gymnast_ros.twin.benchmark import adaptation as bench
 from world_gymnast_ros.twin.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
 from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
@@ -160,3 +162,13 @@ def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
         world.close()
     with pytest.raises(BadConfig, match="'magic' is unknown"):
         run("magic", None, scene, words, None, 0, lambda p: None)  # type: ignore[arg-type]
+
+
+def test_the_readme_prints_what_was_measured_once_once() -> None:
+    root = Path(__file__).resolve().parents[1]
+    measured = {(row.scene, row.instruction): row.before for row in read_rows(root / "docs/measured/adaptation.jsonl")}
+    printed = re.findall(r"^\| `(\w+)`: ([a-z ]+) \| ([^|]+) \|", (root / "README.md").read_text(), re.MULTILINE)
+    assert len(printed) == 10
+    for scene, words, before in printed:
+        outcomes = measured[scene, words]
+        assert before == str(wilson(sum(outcomes), len(outcomes))), (scene, words)
