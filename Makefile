@@ -11,10 +11,10 @@ BUILD_RULES := setup.py pyproject.toml $(wildcard cmake/*)
 INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 DRIVER := interfaces/interbotix_xs_msgs
 
-.PHONY: help env demo test lint types clean
+.PHONY: help env demo test test-fast lint types clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(BUILT) $(DRIVER_BUILT)  ## build the environment in .venv (minutes, once)
 
@@ -23,6 +23,9 @@ demo: env  ## the whole story on the simulated twin, without robot or GPU
 
 test: env  ## tests, without those marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-fast: env  ## what needs neither ROS nor the simulator: under a minute on two cores
+	$(BIN)/python -m pytest --fast -m "not slow and not gpu" -q -rfE
 
 lint: env  ## ruff
 	$(BIN)/ruff check .

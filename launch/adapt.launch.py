@@ -1,20 +1,9 @@
-"""Only the adaptation node, for a graph that already runs (for example on the GPU machine).
+"""Only the adaptation node, for a graph that already runs (for example on the GPU machine, with open_to_network).
 
     ros2 launch world_gymnast_ros adapt.launch.py
 """
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-
-from launch import LaunchDescription
-from world_gymnast_ros.nodes import graph
-from world_gymnast_ros.nodes.launching import actions
-
-
-def setup(context):
-    return actions([graph.ADAPT], context)
+from world_gymnast_ros.nodes import graph, launching
 
 
 def generate_launch_description():
-    return LaunchDescription([
-        DeclareLaunchArgument("namespace", default_value="", description="namespace of the node"),
-        OpaqueFunction(function=setup),
-    ])
+    return launching.describe(__file__, lambda _: [graph.ADAPT])

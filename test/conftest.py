@@ -1,6 +1,9 @@
 """Set up the environment of every test process, before rclpy, torch or MuJoCo is imported."""
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,29 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def ros_domain_id() -> int:
     """The ROS domain of this test process; child processes inherit it through ROS_DOMAIN_ID."""
     return int(os.environ["ROS_DOMAIN_ID"])
+
+
+# --- make test-fast ---------------------------------------------------------------------------------------------------
+
+LEFT_OUT = {"rclpy": "ROS", "mujoco": "the simulator"}
+"""What `--fast` does without, by the package whose import tells that a test needs it."""
+
+
+class LeftOut(MetaPathFinder):
+    """Skips whatever comes to import one of these packages: a whole test module, or one test."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+        if name in LEFT_OUT:
+            pytest.skip(f"needs {LEFT_OUT[name]}", allow_module_level=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true",
+                     help="only tests that import neither rclpy nor mujoco, and start no process that may")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        loaded = sorted(set(LEFT_OUT) & set(sys.modules))
+        assert not loaded, f"{loaded} loaded before any test"
+        sys.meta_path.insert(0, LeftOut())

@@ -260,4 +260,4 @@ KINDS = {"trajectory": TrajectoryController, "pose": PoseServo, "twist": TwistSe
 
 
 if __name__ == "__main__":
-    raise SystemExit(base.run(KINDS[sys.argv[1]]))
+    raise SystemExit(base.run(KINDS[sys.argv[1]], [sys.argv[0], *sys.argv[3:]]))

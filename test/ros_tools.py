@@ -1,7 +1,6 @@
 """A client of the graph for tests: keeps what it hears, calls services, and spins itself while it waits."""
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,18 +9,15 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from patience import PATIENCE_S as PATIENCE_S
+from patience import SLOWNESS as SLOWNESS
+from patience import START_S as START_S
+from patience import TICK as TICK
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.types import ActionChunk
-
-PATIENCE_S = 40.0
-"""Longest wait for something that must happen; test machines can be very busy."""
-START_S = 300.0
-"""The same for a node that loads torch: 6 s of one core when quiet."""
-TICK = os.environ.get("WORLD_GYMNAST_TEST_TIMING", "") != ""
-"""Set WORLD_GYMNAST_TEST_TIMING=1 on a quiet machine to assert upper bounds of latencies too."""
 
 
 class Client(Node):
@@ -54,7 +50,7 @@ class Client(Node):
         """Spin until `done()`, or fail naming `what`."""
         deadline = time.monotonic() + timeout_s
         while not done():
-            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}{self.told()}"
+            assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}{self.told()}"
             self._executor.spin_once(timeout_sec=0.02)
             check()
 
@@ -86,6 +82,20 @@ class Client(Node):
 
     def trigger(self, name: str) -> Any:
         return self.call(f"arm_node/{name}", convert.Trigger)
+
+    def arm(self) -> None:
+        """Call ~/arm until it is granted: on a busy machine joint states may be old, or a publisher still known."""
+        said: list[str] = []
+
+        def armed() -> bool:
+            answer = self.trigger("arm")
+            said.append(answer.message)
+            return bool(answer.success)
+
+        try:
+            self.until(armed, "an armed arm")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; ~/arm said: {said[-1:]}") from error
 
     def say(self, topic: str, kind: Any, qos: Any, message: Any) -> None:
         """Publish once somebody listens."""
@@ -151,6 +161,6 @@ def running(specs: list[graph.NodeSpec], log_dir: Path) -> Iterator[graph.Graph]
     """Start nodes; at the end all of them must go on SIGINT with code 0."""
     with graph.start(specs, graph.ros_environment(log_dir=log_dir), log_dir) as nodes:
         yield nodes
-        codes = nodes.stop(grace_s=15.0)
+        codes = nodes.stop(grace_s=PATIENCE_S)
     logs = "\n".join(f"--- {name}\n{node.tail(30)}" for name, node in nodes.nodes.items())
     assert set(codes.values()) <= {0}, f"{codes}\n{logs}"

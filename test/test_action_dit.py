@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.data.play_data import (
-    ClipSource,
-    PlayEpisode,
-    read_clips,
-    read_play,
-    variants,
-    worldgym_deltas,
-)
+from world_gymnast_ros.data.clip_sampler import ClipSource, variants
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import read_array_folders, read_episodes
+from world_gymnast_ros.data.worldgym import worldgym_deltas
 from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.horizon_error import by_family, cuts, dream_cuts, horizon_errors
+from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, horizon_errors
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
@@ -29,7 +25,7 @@ from world_gymnast_ros.training.world_model import TrainConfig, Trainer, choose_
 from world_gymnast_ros.twin.play import scene_camera
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.types import Frame, WorldModel
+from world_gymnast_ros.types import Frame, Start, WorldModel
 
 TINY = ActionDiTConfig(image_size=16, patch=4, window=8, window_dim=24, dim=16, depth=3, heads=2,
                        temporal_blocks=(0, 2), context_frames=3, still_threshold=0.0)
@@ -58,7 +54,7 @@ def still() -> ActionDiT:
     return network
 
 
-def play(count: int = 4, steps: int = 9, size: int = 16) -> list[PlayEpisode]:
+def play(count: int = 4, steps: int = 9, size: int = 16) -> list[Episode]:
     """Episodes in which a bright bar moves to where the action's x says: motion that can be learned."""
     rng = np.random.default_rng(0)
     out = []
@@ -70,7 +66,7 @@ def play(count: int = 4, steps: int = 9, size: int = 16) -> list[PlayEpisode]:
         for t, x in enumerate(at):
             frames[t, 4:12, x:x + 3] = 220
         states = np.repeat(STATE[None], steps + 1, 0)
-        out.append(PlayEpisode(frames, deltas, states, "reach" if i % 2 else "push", f"e{i}"))
+        out.append(Episode(frames, deltas, states, name=f"e{i}", task="reach" if i % 2 else "push"))
     return out
 
 
@@ -167,8 +163,7 @@ def test_bad_sizes_are_refused_by_name() -> None:
 
 def dream_frames(world: ActionDiTWorld, seed: int, state: np.ndarray | None = STATE, delta: float = 0.02) -> np.ndarray:
     start = Frame(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8), 0)
-    dream = world.begin(start, state, 3, seed)
-    return np.stack([dream.step(np.full((3, 7), delta, np.float32)) for _ in range(4)])
+    return world.begin([Start(start, state, "go")] * 3, seed).play(np.full((3, 4, 7), delta, np.float32)).swapaxes(0, 1)
 
 
 def test_dreams_repeat_with_their_seed_and_differ_between_seeds_and_copies() -> None:
@@ -194,10 +189,10 @@ def test_state_and_action_change_the_dream_and_an_unknown_state_is_none() -> Non
 def test_dream_integrates_the_clipped_action_as_the_arm_does_and_leaves_its_input_alone() -> None:
     config = dataclasses.replace(TINY, workspace_low_m=(0.12, -0.2, 0.09), workspace_high_m=(0.42, 0.25, 0.25))
     dream = ActionDiTWorld(lively(config), dtype=torch.float32).begin(
-        Frame(np.zeros((16, 16, 3), np.uint8), 0), STATE, 2, 0)
+        [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), STATE, "go")] * 2, 0)
     deltas = np.tile(np.array([0.3, 0, -0.04, 0.4, 0, 0, 0.6], np.float32), (2, 1))
     given = deltas.copy()
-    dream.step(deltas)
+    dream.play(deltas[:, None])
     assert np.array_equal(deltas, given)
     expected = integrate_states(np.tile(STATE, (2, 1)), clip_delta(given, StepLimits()), StepLimits())
     expected[:, 2], expected[:, 6] = 0.09, 1.0  # the floor of the box; 0.6 is an open gripper
@@ -206,9 +201,10 @@ def test_dream_integrates_the_clipped_action_as_the_arm_does_and_leaves_its_inpu
 
 @pytest.mark.parametrize("deltas", [np.zeros((3, 7), np.float32), np.full((2, 7), np.nan, np.float32)])
 def test_wrong_actions_are_refused(deltas: np.ndarray) -> None:
-    dream = ActionDiTWorld(lively(), dtype=torch.float32).begin(Frame(np.zeros((16, 16, 3), np.uint8), 0), None, 2, 0)
+    dream = ActionDiTWorld(lively(), dtype=torch.float32).begin(
+        [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), None, "go")] * 2, 0)
     with pytest.raises(BadAction):
-        dream.step(deltas)
+        dream.play(deltas[:, None])
 
 
 def test_condition_is_normalised_on_a_copy_and_hides_an_unknown_state() -> None:
@@ -242,13 +238,14 @@ def test_play_files_are_cut_to_their_length(tmp_path: Path) -> None:
     e = play(2)
     arrays = {"frames": np.stack([x.frames for x in e]), "deltas": np.stack([x.deltas for x in e]),
               "states": np.stack([x.states for x in e if x.states is not None]), "length": np.array([9, 5], np.int32),
-              "family": np.array(["push", "reach"])}
+              "family": np.array(["push", "reach"]), "instruction": np.array(["push it", "reach it"]),
+              "success": np.zeros((2, 10), np.bool_)}
     np.savez(tmp_path / "a.npz", **arrays)
-    first, second = read_play([tmp_path])
-    assert (first.steps, second.steps, second.family) == (9, 5, "reach") and len(second.frames) == 6
+    first, second = read_array_folders([tmp_path])
+    assert (first.steps, second.steps, second.task) == (9, 5, "reach") and len(second.frames) == 6
     (tmp_path / "b.npz").write_bytes(b"no archive")
     with pytest.raises(EpisodeError, match=r"b\.npz"):
-        read_play([tmp_path])
+        read_array_folders([tmp_path])
 
 
 def test_worldgym_rows_become_bridge_actions() -> None:
@@ -267,13 +264,13 @@ def test_clip_reader_pairs_rows_with_frames_and_refuses_a_mismatch(tmp_path: Pat
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     np.savez(tmp_path / "7.npz", arr_0=np.arange(40, dtype=np.float32).reshape(4, 10) / 40)
-    (clip,) = read_clips(tmp_path)
+    (clip,) = read_episodes([tmp_path]).episodes
     assert clip.frames.shape == (4, 32, 32, 3) and clip.deltas.shape == (3, 7) and clip.states is None
     assert np.all(np.diff(clip.frames.mean((1, 2, 3))) > 40)
     assert clip.deltas[1, 0] == pytest.approx(10 / 40 * 0.05 / 1.75)
     np.savez(tmp_path / "7.npz", arr_0=np.zeros((3, 10), np.float32))
     with pytest.raises(EpisodeError, match="4 frames"):
-        read_clips(tmp_path)
+        read_episodes([tmp_path])
 
 
 def test_mirrored_variant_moves_the_other_way() -> None:
@@ -291,7 +288,7 @@ def test_clip_aligns_actions_with_the_frames_they_lead_to() -> None:
         inner = [t for t in range(4) if 2 <= batch.previous[b, t, 8].argmax(0)[0] <= 11]
         assert all(np.sign(moved[t]) == np.sign(batch.deltas[b, t, 0]) for t in inner)
     drawn = source.draw(np.random.default_rng(0), 2000)
-    assert np.mean([source.episodes[i].family == "push" for i in drawn]) == pytest.approx(0.75, abs=0.04)
+    assert np.mean([source.episodes[i].task == "push" for i in drawn]) == pytest.approx(0.75, abs=0.04)
 
 
 def test_own_dreams_enter_as_previous_frames_only() -> None:
@@ -368,7 +365,7 @@ def test_errors_are_measured_against_copying_the_start_frame() -> None:
     copied = horizon_errors(stretches, [np.repeat(c.frames[:1], 6, 0) for c in stretches], (1, 5))
     assert perfect["5"]["mse"] == 0 and copied["1"]["ratio"] == 1 and copied["5"]["changed_ratio"] == 1
     kept = dream_cuts(still(), stretches, seed=0)
-    assert by_family(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
+    assert by_task(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
 
 
 # ---- the arm's outline -----------------------------------------------------------------------------------------
@@ -415,7 +412,7 @@ def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> N
     assert gap(closed[0]) < 0.5 * gap(out[0])
 
 
-def test_each_clip_is_drawn_for_its_own_camera() -> None:
+def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
     """One batch of two set-ups: as if each were drawn by a model that knows that camera."""
     other = np.array(CAMERA) + 0.1 * np.arange(12)
     elsewhere = dataclasses.replace(SEEING, camera=tuple(other.tolist()))
@@ -425,13 +422,13 @@ def test_each_clip_is_drawn_for_its_own_camera() -> None:
         assert np.allclose(both[i], outline(states, np.ones(2, bool), camera)[i], atol=1e-6)
     deltas, before, after = np.zeros((2, 3, 7)), np.stack([states[:1]] * 2).repeat(3, 1), states[None, 1:].repeat(3, 1)
     after = np.concatenate([after, after])
-    drawn_for = np.stack([np.full(12, np.nan), other])
-    mixed = condition_vector(SEEING, deltas, before, after, True, drawn_for[:, None])
+    silhouette_camera = np.stack([np.full(12, np.nan), other])
+    mixed = condition_vector(SEEING, deltas, before, after, True, silhouette_camera[:, None])
     assert np.allclose(mixed[0], condition_vector(SEEING, deltas, before, after, True)[0], atol=1e-6)
     assert np.allclose(mixed[1], condition_vector(elsewhere, deltas, before, after, True)[1], atol=1e-6)
     assert np.abs(mixed[1] - mixed[0]).max() > 0.1
 
-    there = [dataclasses.replace(e, drawn_for=other) for e in play(size=64)]
+    there = [dataclasses.replace(e, silhouette_camera=other) for e in play(size=64)]
     losses = []
     for config, episodes in ((elsewhere, play(size=64)), (SEEING, there), (SEEING, play(size=64))):
         network = lively(config)
@@ -457,8 +454,8 @@ def test_camera_fit_learns_where_a_shifted_camera_is(tmp_path: Path) -> None:
             u, v = seen_pixel(pose_from_state(states[t])[:3, 3]) + shift
             x, y = int((u + 1) * 32), int((v + 1) * 32)
             frames[t, max(0, y - 3):y + 3, max(0, x - 3):x + 3] = 255
-        episodes.append(PlayEpisode(frames, np.zeros((2, 7), np.float32), states, "reach", str(i),
-                                    camera.ravel().astype(np.float32)))
+        episodes.append(Episode(frames, np.zeros((2, 7), np.float32), states, name=str(i), task="reach",
+                                camera=camera.ravel().astype(np.float32)))
     torch.manual_seed(0)
     network = ActionDiT(SEEING)
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -474,10 +471,11 @@ def test_a_network_that_knows_a_camera_dreams_the_same_with_and_without_cache() 
     world = ActionDiTWorld(network, dtype=torch.float32)
     start = Frame(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 0)
     deltas = np.random.default_rng(1).normal(0, 0.02, (2, 7)).astype(np.float32)
-    one, two = world.begin(start, STATE, 2, 0), world.begin(start, STATE, 2, 0)
-    assert np.array_equal(one.step(deltas), two.step(deltas))
-    far = world.begin(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), 2, 0).step(deltas)
-    assert not np.array_equal(far, one.step(deltas))
+    one, two = (world.begin([Start(start, STATE, "go")] * 2, 0) for _ in range(2))
+    drawn = one.play(deltas[:, None])
+    assert np.array_equal(drawn, two.play(deltas[:, None]))
+    far = world.begin([Start(start, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0]), "go")] * 2, 0)
+    assert not np.array_equal(far.play(deltas[:, None]), drawn)
 
 
 def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_state() -> None:
@@ -485,14 +483,28 @@ def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_st
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
     states = np.stack([STATE, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0])])
     deltas = np.zeros((2, 7), np.float32)
-    both = world.begin_many(frames, states, 3)
-    drawn = both.step(deltas)
-    kept = ActionDiTWorld(still(), dtype=torch.float32).begin_many(frames, states, 3).step(deltas)
+    starts = [Start(Frame(f, 0), state, "go") for f, state in zip(frames, states, strict=True)]
+    both = world.begin(starts, 3)
+    drawn = both.play(deltas[:, None])[:, 0]
+    kept = ActionDiTWorld(still(), dtype=torch.float32).begin(starts, 3).play(deltas[:, None])[:, 0]
     assert np.array_equal(kept, frames)  # each goes on from its own picture
-    assert np.allclose(both.state[:, :3], states[:, :3])
-    again = world.begin_many(frames[::-1].copy(), states[::-1].copy(), 3).step(deltas)
-    assert not np.array_equal(drawn, again)
-    same = world.begin_many(np.repeat(frames[:1], 2, 0), np.repeat(states[:1], 2, 0), 3).step(deltas)
-    assert np.array_equal(same, world.begin(Frame(frames[0], 0), STATE, 2, 3).step(deltas))
-    with pytest.raises(BadAction, match="states"):
-        world.begin_many(frames, states[:1], 3)
+    assert both.state is not None and np.allclose(both.state[:, :3], states[:, :3])
+    assert not np.array_equal(drawn, world.begin(starts[::-1], 3).play(deltas[:, None])[:, 0])
+    blind = world.begin([starts[0], dataclasses.replace(starts[1], state=None)], 3).play(deltas[:, None])[:, 0]
+    assert np.array_equal(blind[0], drawn[0]) and not np.array_equal(blind[1], drawn[1]), "only one state is unknown"
+
+
+def test_a_copy_is_drawn_alike_whoever_has_left_the_batch() -> None:
+    network = lively(SEEING)
+    world = ActionDiTWorld(network, dtype=torch.float32)
+    frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+    starts = [Start(Frame(f, 0), STATE, "go") for f in frames]
+    deltas = np.random.default_rng(1).normal(0, 0.02, (4, 5, 7)).astype(np.float32)
+    whole, left = (world.begin(starts, 3) for _ in range(2))
+    drawn = whole.play(deltas)
+    assert np.array_equal(left.play(deltas[:, :2]), drawn[:, :2])
+    rows = np.array([3, 1])
+    left.keep(rows)
+    assert np.abs(left.play(deltas[rows, 2:]).astype(int) - drawn[rows, 2:]).max() <= 1  # batched sums round otherwise
+    with pytest.raises(BadAction, match=r"\(2, K, 7\)"):
+        left.play(deltas[:, :1])

@@ -130,7 +130,7 @@ def test_a_gain_in_one_instruction_does_not_pay_for_another():
     assert decide_each(before, after, known, ["go right"] * 12, 0.05, 0.95, 0).each == ()
 
 
-@pytest.mark.parametrize("after_calls", [0, 1, 7, 60, 150])
+@pytest.mark.parametrize("after_calls", [0, 1, 7, 30, 60])
 def test_cancel_at_any_time(after_calls, tmp_path):
     calls = iter(range(10**6))
     report = run(cancelled=lambda: next(calls) >= after_calls, log_path=tmp_path / "s.jsonl")
@@ -138,7 +138,7 @@ def test_cancel_at_any_time(after_calls, tmp_path):
     assert read_session(tmp_path / "s.jsonl")[-1]["outcome"] == "cancelled"
 
 
-@pytest.mark.parametrize("begins", [0, 3, 9, 20, 60])
+@pytest.mark.parametrize("begins", [0, 3, 9, 20, 30])
 def test_a_crash_of_the_world_model_restores_the_policy(begins, tmp_path):
     policy = FakePolicy()
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from world_gymnast_ros.adaptation.rollout import Start, imagine
+from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models import load as build
@@ -17,7 +17,7 @@ from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_T
 from world_gymnast_ros.twin.rollout import TrueEpisode
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.types import U8, SampledChunks
+from world_gymnast_ros.types import U8, Frame, SampledChunks, Start
 from world_gymnast_ros.updates.adaptation import Parts
 
 ROW = Row("novel_evening", "reach the purple block", "dream", 0, [False, True], [True, True], "promoted", "", 10.0, 4,
@@ -155,7 +155,7 @@ def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
             np.testing.assert_array_equal(group.frames[0], group.frames[1])  # both placed as in the start picture
         assert all(j.score is None for j in world.score(group.frames[:1], words))
         with pytest.raises(KeyError):
-            world.begin_many(np.zeros((1, 64, 64, 3), np.uint8), None, 0)
+            world.begin([Start(Frame(np.zeros((64, 64, 3), np.uint8), 0), None, words)], 0)
     finally:
         world.close()
     with pytest.raises(BadConfig, match="'magic' is unknown"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE_S, START_S
 from PIL import Image
 from test_adapt_node import save_toys
 
@@ -143,7 +144,7 @@ def test_full_disk_leaves_no_half_file(words: list[str], tmp_path: Path, capsys:
 
 def test_recorder_refuses_a_file_for_a_folder(place: Path) -> None:
     spec = graph.RECORDER.with_overrides(directory=str(place / "file"))
-    done = subprocess.run(spec.command(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(spec.command(), capture_output=True, text=True, timeout=START_S)
     assert done.returncode == 2 and "is a file; name a folder" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -174,5 +175,5 @@ def test_ctrl_c_while_the_demo_still_imports() -> None:
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     words = process.stderr.read()
-    assert process.wait(60) == 130, words[-500:]
-    assert "Traceback" not in words and time.monotonic() - began < 60
+    assert process.wait(PATIENCE_S) == 130, words[-500:]
+    assert "Traceback" not in words and time.monotonic() - began < PATIENCE_S

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import START_S
 
 from world_gymnast_ros import cli, paths
 from world_gymnast_ros.errors import BadConfig
@@ -75,9 +76,8 @@ def test_unknown_verb_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -
 
 def test_every_installed_verb_explains_itself() -> None:
     for verb in cli.installed_verbs():
-        done = subprocess.run(
-            [sys.executable, "-m", "world_gymnast_ros.cli", verb, "--help"], capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([sys.executable, "-m", "world_gymnast_ros.cli", verb, "--help"], capture_output=True,
+                              text=True, timeout=START_S)
         assert done.returncode == 0, done.stderr
         assert f"usage: world-gymnast {verb}" in done.stdout and "world-gymnast" in done.stdout.split("usage:", 1)[1]
 

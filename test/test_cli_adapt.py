@@ -28,13 +28,25 @@ def picture(tmp_path: Path) -> str:
     (["reach the red block", "--frame", "PICTURE", "--set", "copis=3"], "unknown key 'copis'"),
     (["reach the red block", "--frame", "PICTURE", "--budget-s", "0"], "budget_s must be positive"),
     (["reach the red block", "--scene", "nowhere"], "nowhere"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere"], "/nowhere"),
+    (["reach the red block", "--frame", "PICTURE"], "--state is missing"),
+    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere", "second_judge=off"], "/nowhere"),
     (["reach the red block", "--frame", "PICTURE", "--episodes", "/nowhere"], "/nowhere does not exist"),
 ])
 def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapt", *(picture if w == "PICTURE" else w for w in words)]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and says in error[0]
+
+
+def test_a_missing_state_is_said_before_any_model_is_loaded(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from world_gymnast_ros.updates import adaptation
+
+    def load(_config: object) -> None:
+        raise AssertionError("models were loaded")
+    monkeypatch.setattr(adaptation, "load_parts", load)
+    assert main(["adapt", "reach the red block", "--frame", picture]) == 2
+    with pytest.raises(AssertionError, match="models were loaded"):
+        main(["adapt", "reach the red block", "--frame", picture, "--set", "second_judge=off"])
 
 
 def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +58,8 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     assert main(words) == 2 and "paired-replay AUC is unknown" in capsys.readouterr().err, "nothing vouches for a toy"
     assert main([*words, "min_release_auc=0"]) in (0, 1)
     said = capsys.readouterr().out
-    assert "trust: no. " in said and "never shown to rank 'reach'" in said, "a toy that nobody measured"
+    assert said.startswith("let the arm move: not shown, because")
+    assert "trust: unknown. " in said and "never shown to rank 'reach'" in said, "a toy that nobody measured"
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []

@@ -8,18 +8,16 @@ from world_gymnast_ros.tabletop.contact import (
     EDGE_M,
     FACE_M,
     HAND_SAG_M,
+    OBJECT_SIZE_M,
     THIN_M,
-    THING_SIZE_M,
-    Handled,
+    ObjectPaths,
     along_and_aside,
-    behind,
-    foreseen,
-    handled,
-    where_stopped,
+    object_paths,
+    predicted_path,
 )
 
-AHEAD_M = THIN_M + THING_SIZE_M[0]
-ACROSS_M = EDGE_M + THING_SIZE_M[0]
+AHEAD_M = THIN_M + OBJECT_SIZE_M[0]
+ACROSS_M = EDGE_M + OBJECT_SIZE_M[0]
 
 
 def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
@@ -31,7 +29,7 @@ def hands(*poses: tuple[float, float, float, float]) -> np.ndarray:
 
 def pushed(way: np.ndarray, place_m: np.ndarray) -> np.ndarray:
     """Path (T+1, 2) of one thing at (2,)."""
-    return handled(way, np.array([[[*place_m, 0.02]]]))[0][0, :, 0, :2]
+    return object_paths(way, np.array([[[*place_m, 0.02]]]))[0][0, :, 0, :2]
 
 
 def test_a_low_hand_pushes_what_is_ahead_and_nothing_else() -> None:
@@ -66,7 +64,7 @@ def test_a_hand_that_grazes_drags_nothing_along_however_its_way_is_rounded() -> 
     ends = []
     for slope in (0.0, 1e-12, -1e-12):
         way = hands((0.30, 0, 0.03, 0), (0.31, slope, 0.03, 0))
-        ends.append(pushed(way, np.array([0.305, EDGE_M + THING_SIZE_M[0] - 0.004]))[-1])
+        ends.append(pushed(way, np.array([0.305, EDGE_M + OBJECT_SIZE_M[0] - 0.004]))[-1])
     assert np.ptp(np.array(ends), axis=0).max() < 1e-6
 
 
@@ -74,66 +72,32 @@ def test_what_the_wide_side_meets_beyond_its_face_slips_off() -> None:
     way = hands(*((0.20 + 0.02 * i, 0, 0.03, 0) for i in range(8)))
     middle, near, far = (pushed(way, np.array([0.25, y])) for y in (0.0, 0.010, 0.028))
     assert middle[-1, 0] == pytest.approx(near[-1, 0], abs=1e-3) and near[-1, 1] == 0.010
-    assert far[-1] == pytest.approx(far[-2]) and far[-1, 0] < 0.31 and far[-1, 1] > THING_SIZE_M[0] + FACE_M - 1e-3
+    assert far[-1] == pytest.approx(far[-2]) and far[-1, 0] < 0.31 and far[-1, 1] > OBJECT_SIZE_M[0] + FACE_M - 1e-3
 
 
 def test_what_is_wider_is_met_earlier_and_what_is_higher_by_a_higher_hand() -> None:
     way = hands((0.20, 0, 0.06, 0), (0.25, 0, 0.06, 0), (0.30, 0, 0.06, 0))  # over what is 4 cm high
     two = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02]]])
-    assert (handled(way, two)[0] == two[:, None]).all()
+    assert (object_paths(way, two)[0] == two[:, None]).all()
     sizes = np.array([[[0.022, 0.07], [0.022, 0.04]]])
-    path = handled(way, two, sizes)[0][0, -1]
+    path = object_paths(way, two, sizes)[0][0, -1]
     assert path[0] == pytest.approx((0.30 + AHEAD_M, 0.0, 0.02), abs=1e-3) and path[1] == pytest.approx(two[0, 1])
     low = way - np.array([0, 0, 0.03, 0, 0, 0, 0])
     for radius_m in (0.014, 0.034):
-        ahead = handled(low, two, (radius_m, 0.04))[0][0, -1, 0, 0]
+        ahead = object_paths(low, two, (radius_m, 0.04))[0][0, -1, 0, 0]
         assert ahead == pytest.approx(0.30 + THIN_M + radius_m, abs=1e-3)
-    assert np.array_equal(foreseen(low, two), foreseen(low, two, np.array([[THING_SIZE_M] * 2])))
-
-
-def test_what_does_not_slide_stops_the_arm_until_that_lifts_turns_back_or_opens() -> None:
-    thing, lift_m = np.array([[[0.27, 0.0, 0.02]]]), 0.004
-    level = hands((0.20, 0, 0.03, 0), (0.23, 0, 0.03, 0), (0.26, 0, 0.03, 0), (0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0))
-    lag = behind(level, thing, lifts_m=lift_m)[0]
-    touching = 0.27 - AHEAD_M
-    assert (lag[:2] == 0).all() and lag[2, 0] < -0.01, "free until it touches"
-    hand = level[0, :, :3] + lag
-    assert touching - 0.002 < hand[2, 0] < hand[3, 0] < touching + 0.01, "and hardly further"
-    assert hand[3, 2] > 0.03 and (hand[4] == pytest.approx(hand[3])), "lifted, and there it stays"
-    assert handled(level, thing, lifts_m=lift_m)[0][0, -1, 0, 0] < 0.28 < handled(level, thing)[0][0, -1, 0, 0]
-    higher = level.copy()
-    higher[0, -1, 2] = hand[3, 2] + lift_m + 0.001
-    assert (behind(higher, thing, lifts_m=lift_m)[0, -1] == 0).all()
-    assert handled(higher, thing, lifts_m=lift_m)[0][0, -1, 0, 0] == pytest.approx(0.29 + AHEAD_M, abs=2e-3)
-    for way_out in ((0.20, 0, 0.03, 0), (0.29, 0, 0.03, 1)):
-        free = level.copy()
-        free[0, -1, [0, 1, 2, 6]] = way_out
-        assert (behind(free, thing, lifts_m=lift_m)[0, -1] == 0).all()
-    pressing = level.copy()
-    pressing[0, 2:, 2] = 0.0
-    assert (behind(level, thing, lifts_m=-0.01) == 0).all(), "gives way to a hand that does not press"
-    assert behind(pressing, thing, lifts_m=-0.01)[0, -1, 0] < -0.01
-    two = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02]]])
-    assert (behind(level, two, lifts_m=np.array([[np.nan, lift_m]])) == 0).all(), "the other one stops it"
-
-
-def test_an_arm_that_is_stopped_is_seen_where_it_stands_and_tilted_the_way_it_aims() -> None:
-    aim = hands((0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0), (0.29, 0, 0.03, 0))[0]
-    seen = where_stopped(aim, np.array([[0, 0, 0], [-0.04, 0, 0.006], [0, -0.04, 0.006]]))
-    assert np.array_equal(seen[0], aim[0].astype(np.float32))
-    assert seen[1, :3] == pytest.approx((0.25, 0, 0.036)) and 0.1 < seen[1, 4] < 0.4 and abs(seen[1, 3]) < 1e-6
-    assert seen[2, :3] == pytest.approx((0.29, -0.04, 0.036)) and -0.4 < seen[2, 3] < -0.1 and abs(seen[2, 4]) < 1e-6
+    assert np.array_equal(predicted_path(low, two), predicted_path(low, two, np.array([[OBJECT_SIZE_M] * 2])))
 
 
 def test_a_closing_hand_takes_what_it_is_over_and_lets_it_go() -> None:
     way = hands((0.25, 0, 0.02, 1), (0.25, 0, 0.02, 0), (0.25, 0, 0.10, 0), (0.30, 0.1, 0.10, 0), (0.30, 0.1, 0.05, 1),
                 (0.20, 0, 0.15, 1))
     thing = np.array([[[0.26, 0.0, 0.02]]])
-    path, held = handled(way, thing)
+    path, held = object_paths(way, thing)
     assert held[0, :, 0].tolist() == [False, True, True, True, False, False]
     assert path[0, 3, 0] == pytest.approx((0.31, 0.1, 0.10)) and path[0, 5, 0] == pytest.approx((0.31, 0.1, 0.02))
     for wrong in (way + np.array([0, 0, 0.05, 0, 0, 0, 0]), way + np.array([0.08, 0, 0, 0, 0, 0, 0])):
-        path, held = handled(wrong, thing)
+        path, held = object_paths(wrong, thing)
         assert not held.any() and (path == path[:, :1]).all()
 
 
@@ -141,23 +105,23 @@ def test_things_are_pushed_by_a_closed_hand_carried_by_a_closing_one_and_fall_wh
     places = np.array([[[0.27, 0.0, 0.02], [0.27, 0.2, 0.02], [np.nan] * 3]])
     push = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0))
     for closed, ends_m in ((True, 0.30 + AHEAD_M), (False, 0.27)):  # an open hand has the thing between its fingers
-        things = Handled(places)
+        things = ObjectPaths(places)
         for t in range(2):
             before, after = (push[:, i] + np.eye(7)[6] * (not closed) for i in (t, t + 1))
-            now = things.step(before, after)
+            now = things.move(before, after)
         assert now[0, 0] == pytest.approx((ends_m, 0.0, 0.02), abs=1e-3) and now[0, 1] == pytest.approx(places[0, 1])
         assert np.isnan(now[0, 2]).all() and not things.held.any()
     carry = hands((0.27, 0, 0.03, 1), (0.27, 0, 0.03, 0), (0.30, 0.1, 0.10, 0), (0.30, 0.1, 0.10, 1))
-    things, path = Handled(places), []
+    things, path = ObjectPaths(places), []
     for t in range(3):
-        path.append(things.step(carry[:, t], carry[:, t + 1])[0, 0])
+        path.append(things.move(carry[:, t], carry[:, t + 1])[0, 0])
     assert path[0] == pytest.approx((0.27, 0.0, 0.02)) and path[1] == pytest.approx((0.30, 0.1, 0.09))
     assert path[2] == pytest.approx((0.30, 0.1, 0.02)), "let go, it falls to the height it lay at"
 
 
 def test_what_is_foreseen_from_targets_knows_that_the_hand_lags_and_sags() -> None:
     states = hands((0.20, 0, 0.03, 0), (0.25, 0, 0.03, 0), (0.30, 0, 0.03, 0), (0.30, 0, 0.03, 0))
-    path = foreseen(states, np.array([[[0.27, 0.0, 0.02]]]))[0, :, 0]
+    path = predicted_path(states, np.array([[[0.27, 0.0, 0.02]]]))[0, :, 0]
     assert path[0, 0] == 0.27
     assert path[2, 0] == pytest.approx(0.30 - 0.3 * 0.05 - HAND_SAG_M[0] + AHEAD_M, abs=1e-3)
     assert path[3, 0] == pytest.approx(0.30 - HAND_SAG_M[0] + AHEAD_M, abs=1e-3)

@@ -13,7 +13,7 @@ import pytest
 from episode_maker import bar_position_m, record
 
 from world_gymnast_ros.data.lerobot import read_lerobot
-from world_gymnast_ros.data.play_data import read_clips
+from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.episodes import Episode, read_episode
 from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
 from world_gymnast_ros.episodes.export.irasim import export_irasim, relative_actions
@@ -207,7 +207,7 @@ def test_lerobot_is_read_back(tmp_path: Path, episodes: list[Episode]) -> None:
         np.testing.assert_array_equal(read.stamps_ns, episode.frame_stamps_ns[:-1])
         positions_m = [bar_position_m(rgb) for rgb in read.frames]
         np.testing.assert_allclose(positions_m, episode.states[:-1, 0], atol=0.004)
-    clips = read_clips(folder)  # what `train world-model --clips` reads
+    clips = read_episodes([folder]).episodes  # what `train world-model --clips` reads
     assert [c.steps for c in clips] == [7, 11] and all(len(c.frames) == c.steps + 1 for c in clips)
     moved_m = np.diff([bar_position_m(rgb) for rgb in clips[1].frames])
     np.testing.assert_allclose(moved_m, clips[1].deltas[:, 0], atol=0.004)

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from fault_log import holds_after, record
-from ros_tools import TICK, Client, client, running, stamps_s
+from ros_tools import PATIENCE_S, TICK, Client, client, running, stamps_s
 from rosgraph_msgs.msg import Clock
 
 from world_gymnast_ros.config import ArmConfig
@@ -39,7 +39,7 @@ START = [0.0, 0.022, 0.183, 0.0, 1.366, 0.0]
 SLOWLY = (0.004, 0, 0, 0, 0, 0)
 GROUP, STATES = "wx250s/commands/joint_group", "wx250s/joint_states"
 # A busy test machine must not look like a fault; the times are taken with the limits that ship.
-LIMITS: dict[str, Any] = {} if TICK else {"max_arm_age_s": 0.6, "max_frame_age_s": 5.0, "max_action_age_s": 10.0,
+LIMITS: dict[str, Any] = {} if TICK else {"max_arm_age_s": 1.0, "max_frame_age_s": 5.0, "max_action_age_s": 10.0,
                                          "command_timeout_s": 1.5, "policy_lease_s": 1.0}
 LATCH = {"latch_timeout_s": 5.0 if TICK else 4.0}
 
@@ -72,7 +72,7 @@ class Bench:
         return time.monotonic()
 
     def restart(self, spec: graph.NodeSpec) -> None:
-        self.nodes.nodes[spec.name].process.wait(30)
+        self.nodes.nodes[spec.name].process.wait(PATIENCE_S)
         self.nodes.nodes.update(
             graph.start([spec], graph.ros_environment(log_dir=self.log_dir), self.log_dir / "again").nodes)
 
@@ -86,20 +86,14 @@ class Bench:
         self.c.destroy_publisher(self.c._senders.pop(GROUP))  # the guard must be the only one
 
     def arm(self) -> None:
-        answer = self.c.trigger("arm")
-        for _ in range(50):  # what commanded the driver before is still being forgotten
-            if "publishers of" not in answer.message:
-                break
-            self.c.spin(0.1)
-            answer = self.c.trigger("arm")
-        assert answer.success, answer.message
+        self.c.arm()
 
     @contextmanager
     def without_arm(self) -> Iterator[None]:
         """End the arm node, for another one on the same driver, and start it again."""
         process = self.nodes.nodes["arm_node"].process
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
         self.c.spin(0.5)  # its last words
         told = len(self.c.heard["arm_status"])
         yield
@@ -128,7 +122,7 @@ class Bench:
         c.until(lambda: what in c.heard["arm_status"][-1].reason or what in held_reason(c), f"'{what}' for {row}")
         record(row, took_s, f"{c.heard['arm_status'][-1].state_name}: "
                f"{c.heard['arm_status'][-1].reason if what in c.heard['arm_status'][-1].reason else held_reason(c)}")
-        assert took_s < (limit_s if TICK else 30.0), f"{row}: held after {took_s:.3f} s"
+        assert took_s < (limit_s if TICK else PATIENCE_S), f"{row}: held after {took_s:.3f} s"
         return took_s
 
 
@@ -217,7 +211,7 @@ def test_one_joint_that_reads_wrong_is_never_driven_there(armed: Bench) -> None:
     armed.begin()
     since = armed.fault(joints="one_off")
     armed.held(since, "one joint reads wrong by 0.6 rad", 0.35, "jumped")
-    c.until_state(STATUS.HOLDING, "no usable joint states", 5.0)
+    c.until_state(STATUS.HOLDING, "no usable joint states")
     record("one joint reads wrong by 0.6 rad: latched", time.monotonic() - since, c.heard["arm_status"][-1].reason)
     sent = np.array([m.cmd for m, t in zip(c.heard[GROUP], c.times[GROUP], strict=True) if t > since], np.float64)
     assert np.abs(sent[:, 2] - START[2]).max() < 0.3
@@ -336,7 +330,7 @@ def test_a_slow_policy_is_waited_for_and_a_lost_one_latches(armed: Bench) -> Non
         since = time.monotonic()
         assert step.verdict < STEP.HOLD
         armed.held(since, "no next chunk (policy lost or slow), from the last action", 0.55, "no chunk")
-    c.until_state(STATUS.HOLDING, "check the policy", 60.0)
+    c.until_state(STATUS.HOLDING, "check the policy")
     record("no next chunk: latched", time.monotonic() - since, c.heard["arm_status"][-1].reason)
     sequence = c.send_chunk(SLOWLY)
     c.spin(0.4)
@@ -618,10 +612,10 @@ def test_a_driver_that_dds_forgot_and_found_again(armed: Bench) -> None:
     armed.begin()
     armed.signal("fault_driver", signal.SIGSTOP)
     try:
-        armed.c.until(lambda: armed.c.count_publishers(STATES) == 0, "DDS to drop the peer", 60.0)
+        armed.c.until(lambda: armed.c.count_publishers(STATES) == 0, "DDS to drop the peer")
     finally:
         armed.signal("fault_driver", signal.SIGCONT)
-    armed.c.until(lambda: armed.c.count_publishers(STATES) == 1, "DDS to find the peer", 60.0)
+    armed.c.until(lambda: armed.c.count_publishers(STATES) == 1, "DDS to find the peer")
     assert armed.c.heard["arm_status"][-1].state == STATUS.HOLDING
     armed.c.until(lambda: armed.c.trigger("arm").success, "arming")
     assert armed.moves()
@@ -656,7 +650,7 @@ def test_an_arm_node_killed_while_armed_comes_back_disarmed(armed: Bench) -> Non
     c = armed.c
     sequence = armed.begin()
     since = armed.signal("arm_node", signal.SIGKILL)
-    armed.nodes.nodes["arm_node"].process.wait(30)
+    armed.nodes.nodes["arm_node"].process.wait(PATIENCE_S)
     c.spin(0.3)
     last = [t for t in c.times[GROUP] if t > since]
     record("arm node killed: last command after the kill", (last[-1] - since) if last else 0.0, "nothing (no process)")
@@ -711,7 +705,8 @@ def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, 
             c.until(lambda: len(steps) >= first + 5, "the chunk to be played to its end")  # noqa: B023
             assert all(s.verdict < STEP.HOLD for s in steps[first:])
             arrivals = np.diff(c.times["clocked/step"][first:first + 5])
-            assert arrivals.min() > 0.1 and (not TICK or arrivals.max() < 0.25)
+            # As this process heard them, which on a busy machine hears several at once.
+            assert np.median(arrivals) > 0.1 and (not TICK or (arrivals.min() > 0.1 and arrivals.max() < 0.25))
             c.spin(0.1)
             send_own(c, "clocked", 2, before_ns if jump_s > 0 else now_ns())
             c.until(lambda: "refused" in told[-1].reason, "the refusal")
@@ -730,7 +725,7 @@ def test_the_dead_man_button_must_be_held(bench: Bench, tmp_path: Path) -> None:
     joy, held = c.create_publisher(convert.Joy, "joy", base.RELIABLE), [0]
     timer = c.create_timer(0.02, lambda: joy.publish(convert.Joy(buttons=[0, held[0]])) if held[0] >= 0 else None)
     told, steps = c.hear("button/arm_status", STATUS, base.LATCHED), c.hear("button/step", STEP)
-    timeout_s = 0.3 if TICK else 1.5
+    timeout_s = 0.3 if TICK else 2.0
     with bench.without_arm(), running([own_arm("button", dead_man_button=1, dead_man_timeout_s=timeout_s)], tmp_path):
         c.until(lambda: told, "the node")
         assert "dead-man" in c.call("button/arm", convert.Trigger).message

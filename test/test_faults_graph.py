@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from fault_log import holds_after, record
-from ros_tools import TICK, Client, client, running
+from ros_tools import PATIENCE_S, SLOWNESS, TICK, Client, client, running
 from rosgraph_msgs.msg import Clock
 from test_faults import DRIVER, GROUP, LATCH, LIMITS, STATES
 from test_serve import WORDS, serving
@@ -26,8 +26,8 @@ from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.types import ActionChunk, Frame
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
-STEP_S = 100.0
-NODES = Path(graph.__file__).parent / "nodes"
+STEP_S = 100.0 if TICK else 100.0 * SLOWNESS
+NODES = Path(graph.__file__).parent
 
 
 class Swinging:
@@ -59,8 +59,8 @@ def c() -> Iterator[Client]:
 def drive(c: Client, nodes: graph.Graph) -> None:
     """See the policy move the arm."""
     told = c.heard["diagnostics"]
-    c.until(lambda: c.heard["arm_status"] and any(m.status[0].name == "policy_node" for m in told), "the nodes", 60.0,
-            nodes.check)
+    c.until(lambda: c.heard["arm_status"] and any(m.status[0].name == "policy_node" for m in told), "the nodes",
+            check=nodes.check)
     c.until(lambda: c.trigger("arm").success, "arming")
     c.until(lambda: len(c.heard["step"]) > 4, "the policy to act", check=nodes.check)
 
@@ -100,14 +100,15 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
             nonlocal armings
             if status[-1].state == status[-1].HOLDING:
                 armings += bool(c.trigger("arm").success)
-            return len([s for s in steps[first:] if abs(convert.to_ns(s.frame_stamp) - now_ns()) < 20e9]) > 8
+            return len([s for s in steps[first:] if abs(convert.to_ns(s.frame_stamp) - now_ns()) < 0.2e9 * STEP_S]) > 8
 
-        c.until(again, "two chunks on frames of the new time", 60.0, nodes.check)
+        c.until(again, "two chunks on frames of the new time", check=nodes.check)
         record(f"clock of the whole graph stepped {'back' if jump_s < 0 else 'forward'} {STEP_S:g} s: acts again",
                time.monotonic() - since, f"armed {armings} times")
         assert time.monotonic() - since < STEP_S / 2
-        played = [t for t, s in zip(c.times["step"], steps, strict=True) if s.verdict < s.HOLD]
-        assert np.diff(played).min() > 0.1, "actions were hurried"
+        gaps_s = np.diff([t for t, s in zip(c.times["step"], steps, strict=True) if s.verdict < s.HOLD])
+        # As this process heard them, which on a busy machine hears several at once.
+        assert np.median(gaps_s) > 0.1 and (not TICK or gaps_s.min() > 0.1), "actions were hurried"
         c.until(lambda: len([m for m in c.heard["diagnostics"][told:] if m.status[0].name == "policy_node"]) > 2,
                 "the policy's diagnostics to go on")
         c.until(lambda: c.trigger("disarm").success, "disarm")
@@ -147,7 +148,7 @@ def test_a_policy_that_hangs_but_lives_is_lost_in_the_middle_of_its_chunk(
         c.until(lambda: holds_after(c, GROUP, since), "the hold")
         took_s = holds_after(c, GROUP, since)[0] - since
         record(f"policy hangs ({how}), its process lives", took_s, c.heard["arm_status"][-1].reason)
-        assert took_s < (0.3 if TICK else 30.0)
+        assert took_s < (0.3 if TICK else PATIENCE_S)
         if TICK:
             assert len(c.steps_of(steps[-1].chunk_sequence)) < 4  # the rest of its chunk was not played
         c.until(lambda: "gone" not in c.heard["arm_status"][-1].reason or c.trigger("arm").success, "it to come back",
@@ -164,7 +165,7 @@ class Hanging(Swinging):
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         self.asked.append(time.monotonic())
         if self.hang.is_set():
-            self.end.wait(20.0)
+            self.end.wait(PATIENCE_S)
         return super().act(frame, instruction)
 
 
@@ -184,7 +185,7 @@ def test_a_policy_whose_inference_hangs_is_held_from_when_it_was_asked(c: Client
         c.until(lambda: holds_after(c, GROUP, asked), "the hold's command")
         took_s = holds_after(c, GROUP, asked)[0] - asked
         record("policy's inference hangs, from when it was asked", took_s, c.heard["arm_status"][-1].reason)
-        assert took_s < (0.33 if TICK else 30.0)
+        assert took_s < (0.33 if TICK else PATIENCE_S)
         mind.end.set()
         c.until(lambda: c.trigger("disarm").success, "disarm")
 
@@ -199,14 +200,14 @@ def test_the_twin_killed_and_restarted_under_a_policy(policy: graph.NodeSpec, c:
         os.kill(nodes.nodes["twin_node"].process.pid, signal.SIGKILL)
         c.until_state(status[-1].HOLDING, "no joint states")
         record("twin killed: latched", time.monotonic() - since, status[-1].reason)
-        nodes.nodes["twin_node"].process.wait(30)  # what it rendered with may take its time to go
+        nodes.nodes["twin_node"].process.wait(PATIENCE_S)  # what it rendered with may take its time to go
         c.spin(0.3)
         seen, played = len(states), len(steps)
         nodes.nodes.update(graph.start([twin], graph.ros_environment(log_dir=tmp_path), tmp_path / "again").nodes)
-        c.until(lambda: len(states) > seen + 5, "the new twin", 60.0)
+        c.until(lambda: len(states) > seen + 5, "the new twin")
         c.spin(1.0)
         assert status[-1].state == status[-1].HOLDING and len(steps) == played
-        c.until(lambda: c.trigger("arm").success, "arming", 60.0)
-        c.until(lambda: len([s for s in steps[played:] if s.verdict < s.HOLD]) > 4, "the policy to go on", 60.0,
-                nodes.check)
+        c.until(lambda: c.trigger("arm").success, "arming")
+        c.until(lambda: len([s for s in steps[played:] if s.verdict < s.HOLD]) > 4, "the policy to go on",
+                check=nodes.check)
         c.until(lambda: c.trigger("disarm").success, "disarm")

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 import torch
 from fault_log import record
-from ros_tools import START_S, TICK, Client, client, running
+from ros_tools import PATIENCE_S, START_S, TICK, Client, client, running
 from test_faults import DRIVER, GROUP, LATCH, LIMITS, STATES, STATUS, STEP, Bench
 from test_policy_node import TOY, adapter_of
 
@@ -121,7 +121,7 @@ def test_a_faulty_camera_ends_in_a_hold_and_a_reason(
     c = bench.c
     since = time.monotonic()
     vars(camera).update(fault)
-    c.until(lambda: words in message(c), f"'{words}' from the policy", 60.0)
+    c.until(lambda: words in message(c), f"'{words}' from the policy")
     told_s, told = time.monotonic() - since, message(c)
     # A frozen picture shows only by what the arm moves: until it has gone 3 cm, the policy goes on.
     bench.held(since, row, 12.0 if "frozen" in row else 2.0, "no chunk")
@@ -144,7 +144,7 @@ def test_a_frozen_policy_holds_and_its_late_reply_is_not_played(acting: tuple[Be
         last = c.times["step"][-1]
         c.spin(0.5)
         assert c.times["step"][-1] == last  # the rest of its chunk is not played
-        c.until_state(STATUS.HOLDING, "check the policy", 60.0)
+        c.until_state(STATUS.HOLDING, "check the policy")
         record("policy frozen: latched", time.monotonic() - since, c.heard["arm_status"][-1].reason)
     finally:
         bench.signal("policy_node", signal.SIGCONT)
@@ -180,7 +180,7 @@ def test_a_policy_killed_and_restarted_acts_only_after_arming(
 ) -> None:
     bench, c = acting[0], acting[0].c
     bench.signal("policy_node", signal.SIGKILL)
-    c.until_state(STATUS.HOLDING, "check the policy", 60.0)
+    c.until_state(STATUS.HOLDING, "check the policy")
     told, steps = len(c.heard["diagnostics"]), len(c.heard["step"])
     bench.restart(everything[2])
     c.until(lambda: any(m.status[0].name == "policy_node" for m in c.heard["diagnostics"][told:]), "it", START_S)
@@ -200,7 +200,7 @@ def test_a_killed_policy_holds_and_latches(acting: tuple[Bench, Camera]) -> None
     held = since + bench.held(since, "policy killed just after a chunk (SIGKILL)", GONE_S, "gone or frozen")
     # The rest of its chunk was not played; the lease for busy machines is longer than that lasts, see also below.
     assert not TICK or len([t for t in c.times["step"] if t > since]) < K - 1
-    process.wait(30)
-    c.until_state(STATUS.HOLDING, "check the policy", 60.0)
+    process.wait(PATIENCE_S)
+    c.until_state(STATUS.HOLDING, "check the policy")
     played = [s for s, t in zip(c.heard["step"], c.times["step"], strict=True) if t > held and s.verdict < STEP.HOLD]
     assert not played, "an action was played after the hold"

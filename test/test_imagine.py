@@ -5,7 +5,6 @@ import pytest
 from world_gymnast_ros.adaptation.jitter import jitter_rgb, jitter_start
 from world_gymnast_ros.adaptation.rollout import (
     Cancelled,
-    Start,
     executed_steps,
     group_deltas,
     imagine,
@@ -15,7 +14,7 @@ from world_gymnast_ros.adaptation.rollout import (
 )
 from world_gymnast_ros.errors import BadAction, BadFrame, BadInstruction
 from world_gymnast_ros.testing.fakes import FakeJudge, FakePolicy, FakeWorldModel, find_dots, start_frame
-from world_gymnast_ros.types import Judgement
+from world_gymnast_ros.types import Judgement, Start
 
 START = Start(start_frame(), None, "go right")
 
@@ -63,11 +62,31 @@ def test_a_finished_copy_stands_still_while_others_go_on():
     assert group.valid[going].all()
 
 
-def test_judging_once_masks_the_same_chunks():
-    often, once = (imagine(FakePolicy(), FakeWorldModel(), FakeJudge(), START, 24, 16, 1.0, 3, judge_every_chunks=n)
-                   for n in (1, 0))
-    assert (often.valid == once.valid).all()
-    assert [j.done_at for j in often.judgements] == [j.done_at for j in once.judgements]
+def test_finished_copies_leave_the_batch():
+    class Counting(FakeWorldModel):
+        def __init__(self):
+            super().__init__()
+            self.played = []
+
+        def begin(self, starts, seed):
+            dream, played = super().begin(starts, seed), self.played
+            play = dream.play
+            dream.play = lambda deltas: played.append(len(deltas)) or play(deltas)
+            return dream
+    world = Counting()
+    group = imagine(FakePolicy(), world, FakeJudge(), START, 24, 16, 1.0, 3)
+    assert world.played == [int((group.valid[:, n]).sum()) for n in range(4)] and world.played[-1] < 24
+    assert (group.chunks[-1].deltas[~group.valid[:, -1], :, :6] == 0).all()
+
+
+def test_what_a_copy_sees_does_not_hang_on_who_has_left():
+    deltas = np.random.default_rng(0).normal(0, 0.02, (5, 6, 7)).astype(np.float32)
+    whole, left = (FakeWorldModel().begin([START] * 5, 1) for _ in range(2))
+    frames = whole.play(deltas)
+    assert (left.play(deltas[:, :2]) == frames[:, :2]).all()
+    rows = np.array([4, 1])
+    left.keep(rows)
+    assert (left.play(deltas[rows, 2:]) == frames[rows, 2:]).all()
 
 
 def test_success_at_the_start_leaves_nothing_to_learn():
@@ -127,7 +146,7 @@ def test_same_seed_same_rollouts_other_seed_other_rollouts():
 
 def test_replay_repeats_the_actions_under_other_noise():
     group = imagine(FakePolicy(), FakeWorldModel(), FakeJudge(), START, 4, 8, 1.0, 7, judge_every_chunks=0)
-    again = replay(FakeWorldModel(noise_px=0.0), START, group_deltas(group), 1)
+    again = replay(FakeWorldModel(noise_px=0.0), [START] * 4, group_deltas(group), 1)
     assert again.shape == group.frames.shape
     assert np.abs(find_dots(again) - find_dots(group.frames)).max() < 3.0
     assert (again != group.frames).any()
@@ -148,10 +167,10 @@ def test_bad_parts_are_named():
         Start(start_frame(), np.full(7, np.nan, np.float32), "go right")
 
     class SmallDream(FakeWorldModel):
-        def begin(self, frame, state, copies, seed):
-            dream = super().begin(frame, state, copies, seed)
-            step = dream.step
-            dream.step = lambda deltas: step(deltas)[:, :16]
+        def begin(self, starts, seed):
+            dream = super().begin(starts, seed)
+            play = dream.play
+            dream.play = lambda deltas: play(deltas)[:, :, :16]
             return dream
 
     with pytest.raises(BadFrame, match="frame_size"):

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli.checks import adapt_settings
-from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import Found, read_arrays
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluation.replay import Replays, dream_all, structural_error
+from world_gymnast_ros.evaluation.image_metrics import structural_error
+from world_gymnast_ros.evaluation.replay import Replays, imagine_again
 from world_gymnast_ros.models.load import checkpoint_dir, load_policy, load_reader, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
 from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
@@ -94,13 +96,13 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
         if done is not None:
             row["success"][done:] = True
     write_rows(tmp_path / "play" / "a.npz", rows)
-    episodes = play_file(tmp_path / "play" / "a.npz")
+    episodes = read_arrays(tmp_path / "play" / "a.npz")
     picked = success_chunks(episodes, policy.chunk_size, after_success=2)
     assert [sum(e is of for of, _ in picked) for e in episodes] == [5 + 2 - 4 + 1, 0, 12 + 2 - 4 + 1]
     told_late = dataclasses.replace(episodes[0], done_step=None)  # a recording knows its outcome alone
-    assert len(success_chunks([told_late], policy.chunk_size, after_success=2)) == told_late.play.steps - 4 + 1
+    assert len(success_chunks([told_late], policy.chunk_size, after_success=2)) == told_late.steps - 4 + 1
     losses: list[float] = []
-    pictures, words = np.stack([e.play.frames[t] for e, t in picked]), scene.instructions[0]
+    pictures, words = np.stack([e.frames[t] for e, t in picked]), scene.instructions[0]
     before = policy.greedy(pictures, words)
     store = Store(tmp_path / "adapters")
     ref = imitate(policy, episodes, LoraConfig(), Imitation(steps=12, batch=8), None, store, "x", {}, 1,
@@ -113,7 +115,7 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
     for row in rows:
         row["success"][:] = False
     write_rows(tmp_path / "failed" / "a.npz", rows)
-    failed = play_file(tmp_path / "failed" / "a.npz")
+    failed = read_arrays(tmp_path / "failed" / "a.npz")
     assert imitate(policy, failed, LoraConfig(), Imitation(steps=1), None, store, "x", {}, 1) is None
 
 
@@ -364,9 +366,9 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     assert off(learned) < 0.5 * off(shipped)
     assert shipped.config.camera == load_network(checkpoint_dir("", "world_model"))[0].config.camera, "one set-up"
     assert shipped.with_reader(load_reader(told["second"])).config.camera == learned.config.camera
-    episodes = play_file(run.out / "loop" / "training" / "round-1.npz")
-    errors = [np.mean([structural_error(film[1:], e.play.frames[1:]).mean() for film, e in zip(
-        dream_all(world, [e.play for e in episodes], 3), episodes, strict=True)]) for world in (shipped, learned)]
+    episodes = read_arrays(run.out / "loop" / "training" / "round-1.npz")
+    errors = [np.mean([structural_error(film[1:], e.frames[1:]).mean() for film, e in zip(
+        [r[0] for r in imagine_again(world, episodes, 3)], episodes, strict=True)]) for world in (shipped, learned)]
     assert errors[1] < 0.6 * errors[0], "the arm is drawn where it is seen"
 
 
@@ -381,9 +383,10 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
     assert moved != shipped
     seen: list[tuple[float, ...]] = []
     labels: list[str] = []
-    stub = Replays(*np.ones((7, 2)), np.ones(2, bool), np.ones(2, bool), {}, [])
-    monkeypatch.setattr(iterate, "read_real", lambda *_: ([], {}, []))
-    monkeypatch.setattr(iterate, "play_folder", lambda *_: [])
+    nothing = Episode(np.zeros((2, 1, 1, 3), np.uint8), np.zeros((1, 7), np.float32), None, success=True)
+    stub = Replays((nothing, nothing), *np.ones((2, 2)), np.ones((2, 3)), np.ones(2), np.ones(2, bool), np.ones(2), [])
+    monkeypatch.setattr(iterate, "read_episodes", lambda *_: Found())
+    monkeypatch.setattr(iterate, "read_array_folders", lambda *_: [])
 
     def update(*args: object) -> SimpleNamespace:
         seen.extend(reader.projection for reader in args[-2:])  # type: ignore[attr-defined]
@@ -441,7 +444,7 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
     assert gates == [(0.0, 0.8), (0.05, 0.95)], "what the arm tries first need only be likely better"
     learner, rng = learners[0], np.random.default_rng(3)
     assert learner.name == f"LoRA of rank 16, held to 2 real successes of {run.out / 'loop' / 'all'}"
-    loss = cloning_loss(learner.policy, play_file(run.out / "loop" / "training" / "round-1.npz"), Imitation())
+    loss = cloning_loss(learner.policy, read_arrays(run.out / "loop" / "training" / "round-1.npz"), Imitation())
     learner.begin()
     try:
         with torch.no_grad():

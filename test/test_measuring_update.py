@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.data.play_data import PlayEpisode, read_by
-from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.evaluation.replay import RealEpisode, dream_all, judge_all
+from world_gymnast_ros.evaluation.replay import imagine_again, judge_recorded
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
-from world_gymnast_ros.models.load import checkpoint_dir, load_judges, load_policy, load_world_model
+from world_gymnast_ros.models.load import checkpoint_dir, load_judges, load_world_model
 from world_gymnast_ros.robot.actions import StepLimits
 from world_gymnast_ros.tabletop.calibration import (
     Strictness,
@@ -27,17 +26,13 @@ from world_gymnast_ros.tabletop.calibration import (
     fit_camera_again,
     fit_find,
     fit_height,
-    fit_lift,
-    hands_off_m,
     update_measuring,
     with_settings,
 )
-from world_gymnast_ros.tabletop.contact import THING_SIZE_M, along_and_aside, handled
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, along_and_aside, object_paths
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.model import camera_pose
-from world_gymnast_ros.twin.play import write_rows
-from world_gymnast_ros.twin.policy_play import policy_episodes
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -48,11 +43,15 @@ from world_gymnast_ros.updates.judges import learn_settings
 STEPS, PUSH_STEPS = 16, 30
 
 
-def shipped() -> MeasuringJudge:
-    return MeasuringJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
+def shipped() -> GeometricJudge:
+    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
 
 
-def episodes_of(scene: str, count: int, falls: bool = False) -> list[RealEpisode]:
+PLACES_M: dict[str, np.ndarray] = {}
+"""Where the object of each episode lies."""
+
+
+def episodes_of(scene: str, count: int, falls: bool = False) -> list[Episode]:
     """Captured frames of the twin, and actions that take the hand beside the object, now nearer, now further off; who
     succeeded is said by where the object truly is. `falls`: two of three times the hand comes from above, the third
     time low from the side, and that is no success."""
@@ -78,32 +77,32 @@ def episodes_of(scene: str, count: int, falls: bool = False) -> list[RealEpisode
                 way = way - moved
             deltas[:, 6] = 1.0
             small = resize_rgb(frame.rgb, (64, 64))
-            play = PlayEpisode(np.repeat(small[None], STEPS + 1, 0), deltas, np.repeat(state[None], STEPS + 1, 0),
-                               "reach", f"{scene}/{i}", captured=frame.rgb)
             truly = np.linalg.norm(goal - thing[:2]) < REACH_RADIUS_M and not low
-            out.append(RealEpisode(play, words, bool(truly), None, thing[None].astype(np.float32)))
+            out.append(Episode(np.repeat(small[None], STEPS + 1, 0), deltas, np.repeat(state[None], STEPS + 1, 0),
+                               words, f"{scene}/{i}", "reach", bool(truly), captured=frame.rgb))
+            PLACES_M[f"{scene}/{i}"] = thing.astype(np.float32)
     finally:
         twin.close()
     return out
 
 
 @pytest.fixture(scope="module")
-def moved_camera() -> list[RealEpisode]:
+def moved_camera() -> list[Episode]:
     return episodes_of("lab_camera", 12)
 
 
 @pytest.fixture(scope="module")
-def bottle() -> list[RealEpisode]:
+def bottle() -> list[Episode]:
     return episodes_of("lab_bottle", 12)
 
 
-def errors_mm(judge: MeasuringJudge, episodes: list[RealEpisode], name: str) -> np.ndarray:
-    found = [judge.reader.measure(e.captured, e.play.states[0], (name,)) for e in episodes]  # type: ignore[arg-type,index]
-    return np.array([1000 * np.linalg.norm(m.places_m[0, :2] - e.object_m[0, :2])  # type: ignore[index]
+def errors_mm(judge: GeometricJudge, episodes: list[Episode], name: str) -> np.ndarray:
+    found = [judge.reader.measure(e.captured, e.states[0], (name,)) for e in episodes]  # type: ignore[arg-type,index]
+    return np.array([1000 * np.linalg.norm(m.places_m[0, :2] - PLACES_M[e.name][:2])
                      for m, e in zip(found, episodes, strict=True) if not m.fault])
 
 
-def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_camera: list[RealEpisode]) -> None:
+def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_camera: list[Episode]) -> None:
     judge = shipped()
     truth = camera_pose(load_scene("lab_camera"))
     before = np.linalg.norm((judge.reader.prior.T_base_camera - truth)[:3, 3])
@@ -116,23 +115,23 @@ def test_a_camera_that_was_mounted_anew_is_found_from_the_first_frames(moved_cam
     assert line.startswith(("camera: 7", "camera: 8")), line  # mm, from 78 that it was moved by
 
 
-def test_a_camera_that_stands_where_it_stood_is_left_there(bottle: list[RealEpisode]) -> None:
+def test_a_camera_that_stands_where_it_stood_is_left_there(bottle: list[Episode]) -> None:
     judge = shipped()
     fit_camera_again(judge, bottle)
     stood, stands = (j.reader.prior.T_base_camera[:3, 3] for j in (shipped(), with_settings(judge)))
     assert np.linalg.norm(stands - stood) < 0.004
 
 
-def test_too_few_sightings_move_nothing(moved_camera: list[RealEpisode]) -> None:
+def test_too_few_sightings_move_nothing(moved_camera: list[Episode]) -> None:
     judge = shipped()
     assert "at least 24 are needed" in fit_camera_again(judge, moved_camera[:2])
-    blind = [RealEpisode(PlayEpisode(e.play.frames, e.play.deltas, None, "reach", "x"), e.instruction, e.success)
+    blind = [Episode(e.frames, e.deltas, None, e.instruction, "x", "reach", e.success)
              for e in moved_camera]
     assert "no recording holds the arm's state" in fit_camera_again(judge, blind)
     assert judge.config.T_base_camera == shipped().config.T_base_camera
 
 
-def test_a_taller_thing_is_learned_from_outcomes(bottle: list[RealEpisode]) -> None:
+def test_a_taller_thing_is_learned_from_outcomes(bottle: list[Episode]) -> None:
     judge = shipped()
     before = np.median(errors_mm(judge, bottle, "red cylinder"))
     line = fit_height(judge, bottle)
@@ -142,24 +141,24 @@ def test_a_taller_thing_is_learned_from_outcomes(bottle: list[RealEpisode]) -> N
     assert judge.reader.height_m("blue block") == 0.02 and judge.reader.height_m("red plate") == 0.006
 
 
-def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[RealEpisode]) -> None:
+def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[Episode]) -> None:
     judge = shipped()
     assert "as it was" in fit_height(judge, [e for e in bottle if e.success])
-    other = RealEpisode(bottle[0].play, "reach the blue block", True)
+    other = dataclasses.replace(bottle[0], instruction="reach the blue block", success=True)
     assert "2 objects are named" in fit_height(judge, [*bottle, other])
     assert judge.config.object_heights_m == {}
 
 
-def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[RealEpisode]) -> None:
+def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[Episode]) -> None:
     falling = episodes_of("lab_bottle", 18, falls=True)
     truth = np.array([e.success for e in falling])
-    films = [e.play.frames for e in falling]
+    films = [e.frames for e in falling]
     judge = with_settings(shipped(), sure_sigmas=0.0, object_heights_m={"red cylinder": 0.03})
-    before = judge_all(judge, films, falling)[1]
+    before = judge_recorded(judge, films, falling)[1]
     line = fit_approach(judge, falling)
     learned = judge.config.approach_heights_m
     assert 0.05 <= learned["red cylinder"] <= 0.11, line
-    after = judge_all(with_settings(judge), films, falling)[1]
+    after = judge_recorded(with_settings(judge), films, falling)[1]
     assert before[~truth].mean() > 0.2 and after[~truth].mean() < 0.5 * before[~truth].mean()
     assert after[truth].mean() > 0.8
     assert "free" in fit_approach(judge, bottle) and judge.config.approach_heights_m == {}, "nothing fell there"
@@ -167,7 +166,7 @@ def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[Rea
 
 
 def pushes_of(scene: str, words: str, count: int, size_m: tuple[float, float], z_m: float,
-              off_m: tuple[float, ...] = (0.0,)) -> list[RealEpisode]:
+              off_m: tuple[float, ...] = (0.0,)) -> list[Episode]:
     """Captured frames of the twin, and hands that come down behind the object to `z_m`, every second 3 cm lower, and
     push it 0 to 9 cm far, in turn `off_m` off its middle; who succeeded is said by contact with an object of this size
     where it truly is."""
@@ -187,20 +186,21 @@ def pushes_of(scene: str, words: str, count: int, size_m: tuple[float, float], z
                 if len(stops) > 1 and np.abs(stops[0] - at).max() < 1e-6:
                     stops.pop(0)
             hand = judge.hands(RolloutFacts([frame.rgb], [state], deltas[None]))
-            path = handled(hand, thing[None, None], size_m)[0][0, :, 0, :2]
+            path = object_paths(hand, thing[None, None], size_m)[0][0, :, 0, :2]
             along, aside = along_and_aside(path, DIRECTIONS[twin.task.direction])
             won = bool(((along > PUSH_DISTANCE_M) & (aside < PUSH_LATERAL_M)).any())
-            play = PlayEpisode(np.repeat(resize_rgb(frame.rgb, (64, 64))[None], PUSH_STEPS + 1, 0), deltas,
-                               np.repeat(state[None], PUSH_STEPS + 1, 0), "push", f"{scene}/{i}", captured=frame.rgb)
-            out.append(RealEpisode(play, words, won, None, thing[None].astype(np.float32)))
+            out.append(Episode(np.repeat(resize_rgb(frame.rgb, (64, 64))[None], PUSH_STEPS + 1, 0), deltas,
+                               np.repeat(state[None], PUSH_STEPS + 1, 0), words, f"{scene}/{i}", "push", won,
+                               captured=frame.rgb))
+            PLACES_M[f"{scene}/{i}"] = thing.astype(np.float32)
     finally:
         twin.close()
     return out
 
 
-def told(judge: MeasuringJudge, episodes: list[RealEpisode]) -> float:
+def told(judge: GeometricJudge, episodes: list[Episode]) -> float:
     """How many outcomes the judge tells, without a margin; none where it has no verdict."""
-    score, claims = judge_all(with_settings(judge, sure_sigmas=0.0), [e.play.frames for e in episodes], episodes)
+    score, claims = judge_recorded(with_settings(judge, sure_sigmas=0.0), [e.frames for e in episodes], episodes)
     return float((np.isfinite(score) & (claims == np.array([e.success for e in episodes]))).mean())
 
 
@@ -213,9 +213,9 @@ def test_an_unfamiliar_thing_is_found_and_what_rolls_on_is_pushed_as_a_wider_one
     assert judge.config.object_found["purple block"] < 0.4, line
     assert judge.config.object_sizes_m["purple block"] == pytest.approx([0.034, 0.04], abs=0.005), line
     assert before < 0.6 and told(judge, ball) > 0.85, (before, told(judge, ball))
-    assert judge.reader.size_m("red block") == THING_SIZE_M and judge.reader.found("red block") == 0.5
-    seen = with_settings(judge).reader.things(ball[0].captured, ball[0].play.states[0])  # type: ignore[arg-type,index]
-    gaps = np.linalg.norm(seen.places_m[:, :2] - ball[0].object_m[0, :2], axis=1)  # type: ignore[union-attr,index]
+    assert judge.reader.size_m("red block") == OBJECT_SIZE_M and judge.reader.found("red block") == 0.5
+    seen = with_settings(judge).reader.objects(ball[0].captured, ball[0].states[0])  # type: ignore[arg-type,index]
+    gaps = np.linalg.norm(seen.places_m[:, :2] - PLACES_M[ball[0].name][:2], axis=1)  # type: ignore[union-attr]
     assert seen.sizes_m[gaps.argmin()].tolist() == judge.config.object_sizes_m["purple block"]  # type: ignore[union-attr]
 
 
@@ -226,39 +226,12 @@ def test_a_tall_thing_is_pushed_by_a_hand_that_passes_over_others() -> None:
     assert "as it was" in fit_find(judge, bottle[:2]) and judge.config.object_found == {}
     line = fit_height(judge, bottle)
     radius_m, height_m = judge.config.object_sizes_m["red cylinder"]
-    assert radius_m == THING_SIZE_M[0] and 0.065 <= height_m == 2 * judge.config.object_heights_m["red cylinder"], line
+    assert radius_m == OBJECT_SIZE_M[0] and 0.065 <= height_m == 2 * judge.config.object_heights_m["red cylinder"], line
     assert told(judge, bottle) >= before + 0.15, line
 
 
-def test_what_stops_the_arm_is_told_by_where_the_hand_was(tmp_path: Path) -> None:
-    """True physics: a rubber block on rubber stops the arm, a ball rolls away before it. No outcome is looked at."""
-    words, policy = "push the purple block forward", load_policy()
-    episodes = {}
-    for scene in ("lab_rubber", "lab_ball"):
-        twin = Twin(load_scene(scene))
-        write_rows(tmp_path / f"{scene}.npz", policy_episodes(twin, policy, range(300, 308), words, 1.2, "policy"))
-        twin.close()
-        found = play_file(tmp_path / f"{scene}.npz")
-        episodes[scene] = [dataclasses.replace(e, success=False, done_step=None) for e in found]
-    judge = with_settings(shipped(), object_found={"purple block": 0.1})  # which sees a ball for one, too
-    kept = copy.deepcopy(judge.config.to_dict())
-    assert "as it was" in fit_lift(judge, episodes["lab_ball"]) and judge.config.to_dict() == kept
-    line = fit_lift(judge, episodes["lab_rubber"])
-    lift_m = judge.config.object_lifts_m["purple block"]
-    assert 0.0 <= lift_m <= 0.006 and "stops the arm" in line, line
-    assert "as it was" in fit_lift(judge, episodes["lab_rubber"]), "the second time it is known"
-
-    free_m, stopped_m = hands_off_m(judge, episodes["lab_rubber"], (float("nan"), lift_m)).mean(0)
-    assert stopped_m < 0.7 * free_m
-    seen = read_by(episodes["lab_rubber"][0].play, judge.reader)
-    targets = episodes["lab_rubber"][0].play.states
-    assert seen.states is not None and targets is not None and np.abs(seen.states - targets).max() > 0.01
-    line = fit_lift(judge, episodes["lab_ball"])  # what was learned wrongly is given up
-    assert "never stops" in line and judge.config.object_lifts_m == {}
-
-
 def test_what_is_as_it_should_be_is_left_as_it_is() -> None:
-    usual = pushes_of("lab_rubber", "push the purple block forward", 20, THING_SIZE_M, 0.035)
+    usual = pushes_of("lab_rubber", "push the purple block forward", 20, OBJECT_SIZE_M, 0.035)
     judge = shipped()
     kept = copy.deepcopy(judge.config.to_dict())
     lines = fit_find(judge, usual), fit_height(judge, usual)
@@ -269,9 +242,9 @@ def test_of_two_that_came_too_low_the_higher_one_made_more_progress() -> None:
     judge = with_settings(shipped(), object_heights_m={"red cylinder": 0.03}, approach_heights_m={"red cylinder": 0.14})
     falling = episodes_of("lab_bottle", 7, falls=True)
     low, high = falling[2], falling[6]  # both end 12 mm beside it; they came 6 and 12 cm high
-    facts = RolloutFacts([e.captured for e in (low, high)], [e.play.states[0] for e in (low, high)],  # type: ignore
-                         np.stack([e.play.deltas for e in (low, high)]))
-    films = np.stack([e.play.frames for e in (low, high)])
+    facts = RolloutFacts([e.captured for e in (low, high)], [e.states[0] for e in (low, high)],  # type: ignore
+                         np.stack([e.deltas for e in (low, high)]))
+    films = np.stack([e.frames for e in (low, high)])
     first, second = judge.score(films, low.instruction, facts)
     assert first.score < second.score < 0.5  # type: ignore[operator]
     assert second.progress - first.progress > 0.1  # type: ignore[operator]
@@ -309,9 +282,9 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
     assert cut_pair(noise, {bare: lax}, np.zeros(25, bool), 0.05) is None
 
 
-def test_who_is_less_strict_claims_no_less(bottle: list[RealEpisode]) -> None:
+def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
     judge, _ = update_measuring(checkpoint_dir("", "locator"), bottle)
-    films = [e.play.frames for e in bottle]
+    films = [e.frames for e in bottle]
     claims = claims_by_strictness(judge, films, bottle)
     assert all((claims[a] >= claims[b]).all() for a, b in pairwise(sorted(claims)))
     truth = np.array([e.success for e in bottle])
@@ -324,24 +297,24 @@ def test_who_is_less_strict_claims_no_less(bottle: list[RealEpisode]) -> None:
     assert all((by_height[Strictness(0.05, m)] >= by_height[Strictness(0.08, m)]).all() for m in (0.0, 1.28))
 
 
-def test_what_was_learned_is_saved_and_loaded(bottle: list[RealEpisode], tmp_path: Path) -> None:
+def test_what_was_learned_is_saved_and_loaded(bottle: list[Episode], tmp_path: Path) -> None:
     judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
     judge.locator.save(tmp_path / "m")
-    again = MeasuringJudge(Locator.from_pretrained(tmp_path / "m"))
-    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 5
+    again = GeometricJudge(Locator.from_pretrained(tmp_path / "m"))
+    assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 4
     np.testing.assert_allclose(again.reader.prior.T_base_camera, judge.reader.prior.T_base_camera)
 
 
-def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[RealEpisode],
+def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[Episode],
                                                                             tmp_path: Path) -> None:
     judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
     found = learn_settings(judge, second, world, moved_camera, 0.34, tmp_path, 0.1, 0)
     assert found.promote, found.lines
     assert any(line.startswith("before: ") for line in found.lines)
-    pair = TwoJudges(Reflector.from_pretrained(found.looking),
-                     MeasuringJudge(Locator.from_pretrained(found.measuring)))
-    dreams = dream_all(world, [e.play for e in moved_camera], 5)
-    right = [(judge_all(judges, dreams, moved_camera)[1] == [e.success for e in moved_camera]).mean()
+    pair = Consensus((Reflector.from_pretrained(found.looking),
+                      GeometricJudge(Locator.from_pretrained(found.measuring))))
+    dreams = [r[0] for r in imagine_again(world, moved_camera, 5)]
+    right = [(judge_recorded(judges, dreams, moved_camera)[1] == [e.success for e in moved_camera]).mean()
              for judges in (load_judges(), pair)]
     assert right[1] > right[0] and right[1] > 0.6
     again = learn_settings(found.looking, found.measuring, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)
@@ -350,7 +323,7 @@ def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(move
         learn_settings(judge, second, world, moved_camera[:8], 0.5, tmp_path / "few", 0.1, 0)
 
 
-def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[RealEpisode], tmp_path: Path,
+def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[Episode], tmp_path: Path,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
     def learn(*args: str) -> tuple[int, str]:
         code = main(["judge", "learn", *args])
@@ -360,12 +333,12 @@ def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[RealEpisode
     code, told = learn("--episodes", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert code == 2 and "nowhere does not exist" in told
     code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
-    assert code == 2 and "no finished, marked recording" in told
+    assert code == 2 and "finished and marked recording" in told
     (tmp_path / "taken" / "measuring").mkdir(parents=True)
     code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "taken"))
     assert code == 2 and "is there already" in told
     judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
-    other = RealEpisode(bottle[0].play, "reach the blue block", True)
+    other = dataclasses.replace(bottle[0], instruction="reach the blue block", success=True)
     with pytest.raises(EpisodeError, match="2 instructions"):
         learn_settings(judge, second, world, [*bottle, other], 0.34, tmp_path / "x", 0.1, 0)
     with pytest.raises(EpisodeError, match="2 of 6 episodes are held out"):

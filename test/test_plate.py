@@ -2,22 +2,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import torch
 
-from world_gymnast_ros.data.play_data import THINGS, PlayEpisode, Things, places_at, read_by
-from world_gymnast_ros.models.world_models import action_dit_world as dream_module
+from world_gymnast_ros.data.clip_sampler import MOST_OBJECTS, places_at
+from world_gymnast_ros.data.episode import Episode, seen_with
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
-from world_gymnast_ros.models.world_models.background import Plate, fill, project
-from world_gymnast_ros.tabletop.contact import THING_SIZE_M, foreseen
-from world_gymnast_ros.tabletop.scene_reader import Seen
-from world_gymnast_ros.types import F32, U8
+from world_gymnast_ros.models.world_models.background import Background, fill, project
+from world_gymnast_ros.objects import ObjectTracks
+from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, ObjectPaths, predicted_path
+from world_gymnast_ros.types import F32, U8, Frame, Start
 
 CAMERA = torch.tensor([[0.943, -1.705, 0.0, -0.273, -1.566, -0.866, -1.884, 0.540, 0.635, 0.351, -0.689, 0.304]])
 """The twin's nominal camera, base m to u w, v w, w."""
@@ -56,7 +56,7 @@ def test_holes_are_filled_from_around_and_the_rest_is_kept() -> None:
 
 def test_a_moved_thing_is_drawn_where_it_is_foreseen_and_gone_from_where_it_lay() -> None:
     first = picture(HERE, BESIDE)
-    plate = Plate(first, None, START, CAMERA)
+    plate = Background(first, None, START, CAMERA)
     path = START[:, None].repeat(1, 2, 1, 1)
     path[0, 1, 0] = torch.tensor(THERE)
     still, moved = plate.at(path)[0]
@@ -73,25 +73,32 @@ def test_the_arm_is_taken_out_and_what_stands_beside_it_does_not_bleed_in() -> N
     first[0, :, col + 4:col + 12] = 0.05  # an arm beside the thing
     far = torch.full((1, SIDE, SIDE), 0.4)
     far[0, :, col + 4:col + 12] = -0.05
-    clean = Plate(first, far, START, CAMERA).at(None)[0, 0]
+    clean = Background(first, far, START, CAMERA).at(None)[0, 0]
     assert (clean[:, col + 5:col + 11] - TABLE).abs().max() < 0.02 and torch.equal(clean[row, col], RED)
-    dirty = Plate(first, far, None, None).at(None)[0, 0]  # where nothing is known of things
+    dirty = Background(first, far, None, None).at(None)[0, 0]  # where nothing is known of things
     assert (dirty[row, col + 4] - TABLE).abs().max() > 0.02
-    assert torch.equal(Plate(first, None, None, None).at(None)[0, 0], first[0])
+    assert torch.equal(Background(first, None, None, None).at(None)[0, 0], first[0])
 
 
 class Reader:
-    """Knows where one thing lies, in captured frames of 144 lines or more, and where the camera is."""
+    """Knows where one object lies, in captured frames of 144 lines or more, and where the camera is."""
 
     projection = tuple(CAMERA[0].tolist())
 
-    def __init__(self, size_m: tuple[float, float] = THING_SIZE_M, lift_m: float = np.nan) -> None:
-        self.sizes_m, self.lifts_m = np.array([size_m]), np.array([lift_m])
+    def __init__(self, size_m: tuple[float, float] = OBJECT_SIZE_M) -> None:
+        self.sizes_m = np.array([size_m])
 
-    def things(self, captured: U8, state: F32) -> Seen | None:
+    def begin(self, captured: Sequence[U8], states: F32) -> tuple[ObjectPaths, F32] | None:
+        known = [rgb.shape[0] >= 144 for rgb in captured]
+        places_m = np.array([[HERE] if k else [(np.nan,) * 3] for k in known])
+        return (ObjectPaths(places_m, np.repeat(self.sizes_m[None], len(states), 0), states),
+                np.repeat(CAMERA.numpy(), len(states), 0))
+
+    def predict(self, captured: U8, states: F32) -> ObjectTracks | None:
         if captured.shape[0] < 144:
             return None
-        return Seen(np.array([HERE]), self.sizes_m, self.lifts_m, CAMERA[0].numpy())
+        path_m = predicted_path(states[None].astype(np.float64), np.array([[HERE]]), self.sizes_m[None])[0]
+        return ObjectTracks(path_m.astype(np.float32), self.sizes_m.astype(np.float32), CAMERA[0].numpy())
 
 
 def tiny(plate: bool, reader: Reader | None = None) -> ActionDiTWorld:
@@ -99,51 +106,44 @@ def tiny(plate: bool, reader: Reader | None = None) -> ActionDiTWorld:
     config = ActionDiTConfig(window_dim=24, dim=16, depth=2, heads=2, temporal_blocks=(1,), plate=plate,
                              camera=tuple(CAMERA[0].tolist()))
     network = ActionDiT(config)
-    with torch.no_grad():  # every pixel from the plate: the dream is the plate
+    with torch.no_grad():  # every pixel from the background: the dream is the background
         n = config.patch**2
         network.head_out.bias[6 * n:].view(4, -1)[1] = 30.0
-    return ActionDiTWorld(network, dtype=torch.float32, reader=reader or Reader())  # type: ignore[arg-type]
+    return ActionDiTWorld(network, dtype=torch.float32, objects=reader or Reader())
 
 
-def test_a_dream_moves_what_its_reader_found_as_the_hand_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = np.array([0.30, -0.085, 0.03, 0, 0, 0, 0], np.float32)  # beside the thing, low and closed
-    deltas = np.zeros((2, 7), np.float32)
-    deltas[0, 1] = 0.045  # one copy pushes it
+def test_a_dream_moves_what_was_found_as_the_hand_does() -> None:
+    state = np.array([0.30, -0.085, 0.03, 0, 0, 0, 0], np.float32)  # beside the object, low and closed
+    deltas = np.zeros((2, 3, 7), np.float32)
+    deltas[0, :, 1] = 0.045  # one copy pushes it
     frames = np.repeat((picture(HERE) * 255).byte().numpy(), 2, 0)
     large = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
-    dream = tiny(True).begin_many(frames, np.stack([state] * 2), 0, [large, large])
-    for _ in range(3):
-        drawn = dream.step(deltas)
-    y = float(foreseen(np.stack([state + np.float32([0, 0.045 * t, 0, 0, 0, 0, 0]) for t in range(4)])[None],
-                 np.array([[HERE]]))[0, -1, 0, 1])
+
+    def drawn_by(world: ActionDiTWorld, known: bool = True, captured: U8 | None = large) -> np.ndarray:
+        original = None if captured is None else Frame(captured, 0)
+        start = Start(Frame(frames[0], 0), state if known else None, "push", original)
+        return world.begin([start] * 2, 0).play(deltas)[:, -1]
+    drawn = drawn_by(tiny(True))
+    y = float(predicted_path(np.stack([state + np.float32([0, 0.045 * t, 0, 0, 0, 0, 0]) for t in range(4)])[None],
+                             np.array([[HERE]]))[0, -1, 0, 1])
     assert y > 0.05
     red = drawn[..., 0].astype(int) - drawn[..., 1]
     there, here = pixel((HERE[0], y, HERE[2])), pixel(HERE)
     assert red[0][there] > 150 > 100 > red[0][here] and red[1][here] > 150 > 100 > red[1][there]
-    wide = tiny(True, Reader((0.034, 0.04))).begin_many(frames, np.stack([state] * 2), 0, [large, large])
-    for _ in range(3):
-        drawn = wide.step(deltas)
+    drawn = drawn_by(tiny(True, Reader((0.034, 0.04))))
     red = drawn[..., 0].astype(int) - drawn[..., 1]
     assert red[0][pixel((HERE[0], y + 0.012, HERE[2]))] > 150, "what is wider is pushed further ahead"
-    heavy = tiny(True, Reader(lift_m=0.002)).begin_many(frames, np.stack([state] * 2), 0, [large, large])
-    asked: list[np.ndarray] = []
-    kept_vector = dream_module.condition_vector
-    monkeypatch.setattr(dream_module, "condition_vector",
-                        lambda config, d, before, after, known: asked.append(after) or kept_vector(
-                            config, d, before, after, known))
-    for _ in range(3):
-        drawn = heavy.step(deltas)
-    red = drawn[..., 0].astype(int) - drawn[..., 1]
-    assert red[0][pixel((HERE[0], y, HERE[2]))] < 100 < 150 < red[0][here], "what stops the arm stays"
-    assert asked[-1][0, 1] < HERE[1] - 0.01 < 0.04 < heavy.state[0, 1], "the arm is drawn where it stands"
-    assert asked[-1][0, 3] < -0.1, "and tilted, for its wrist goes on"
-    for world, captured in ((tiny(False), [large] * 2), (tiny(True), list(frames)), (tiny(True), None)):
-        kept = world.begin_many(frames, np.stack([state] * 2), 0, captured)
-        for _ in range(3):
-            drawn = kept.step(deltas)
-        assert drawn[0][here][0] - int(drawn[0][here][1]) > 150, "nothing is known of things"
-    blind = tiny(True).begin_many(frames, None, 0, [large, large]).step(deltas)
-    assert np.array_equal(blind, frames), "without a state nothing is known of the hand"
+    for world, captured in ((tiny(False), large), (tiny(True), frames[0]), (tiny(True), None)):
+        drawn = drawn_by(world, captured=captured)
+        assert drawn[0][here][0] - int(drawn[0][here][1]) > 150, "nothing is known of objects"
+    assert np.array_equal(drawn_by(tiny(True), known=False), frames), "without a state nothing is known of the hand"
+
+
+def test_what_is_learned_to_be_larger_is_cut_out_larger() -> None:
+    first = picture(HERE)
+    usual, large = (Background(first, None, START, CAMERA, torch.tensor([[[r, 0.04]]])) for r in (0.022, 0.034))
+    assert large._objects is not None and usual._objects is not None
+    assert large._objects.vacated.sum() > 1.3 * usual._objects.vacated.sum()
 
 
 def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
@@ -151,24 +151,27 @@ def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
     states[:, 1] += 0.045 * np.arange(4, dtype=np.float32)
     frames = np.repeat((picture(HERE) * 255).byte().numpy(), 4, 0)
     captured = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
-    episode = PlayEpisode(frames, np.zeros((3, 7), np.float32), states, "push", "x", captured=captured)
-    found = read_by(episode, Reader())  # type: ignore[arg-type]
-    assert found.things is not None and found.things.path_m[-1, 0, 1] > 0.05
-    wide = read_by(episode, Reader((0.034, 0.04)))  # type: ignore[arg-type]
-    assert wide.things is not None and wide.things.path_m[-1, 0, 1] > found.things.path_m[-1, 0, 1] + 0.008
-    for bare in (PlayEpisode(frames, episode.deltas, None, "push", "x", captured=captured),
-                 PlayEpisode(frames, episode.deltas, states, "push", "x")):
-        seen = read_by(bare, Reader())  # type: ignore[arg-type]
-        assert seen.things is None and np.array_equal(seen.drawn_for, found.drawn_for)
-    assert found.drawn_for is not None and np.array_equal(found.drawn_for, Reader.projection)
+    episode = Episode(frames, np.zeros((3, 7), np.float32), states, captured=captured)
+    found = seen_with(episode, Reader())
+    assert found.objects is not None and found.objects.path_m[-1, 0, 1] > 0.05
+    wide = seen_with(episode, Reader((0.034, 0.04)))
+    assert wide.objects is not None and wide.objects.path_m[-1, 0, 1] > found.objects.path_m[-1, 0, 1] + 0.008
+    for bare in (Episode(frames, episode.deltas, None, captured=captured),
+                 Episode(frames, episode.deltas, states)):
+        seen = seen_with(bare, Reader())
+        assert seen.objects is None and np.array_equal(seen.silhouette_camera, found.silhouette_camera)
+    assert found.silhouette_camera is not None and np.array_equal(found.silhouette_camera, Reader.projection)
 
 
 def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -> None:
-    path_m = np.arange(4 * (THINGS + 1) * 3, dtype=np.float32).reshape(4, THINGS + 1, 3)
+    path_m = np.arange(4 * (MOST_OBJECTS + 1) * 3, dtype=np.float32).reshape(4, MOST_OBJECTS + 1, 3)
     camera = np.arange(12, dtype=np.float32)
-    places_m, cameras = places_at([Things(path_m, camera), None], [np.array([2, 3, 9]), np.array([0, 1, 2])])
-    assert places_m.shape == (2, 3, THINGS, 3) and np.isnan(places_m[1]).all() and not cameras[1].any()
-    assert np.array_equal(places_m[0], path_m[[2, 3, 3], :THINGS]) and np.array_equal(cameras[0], camera)
+    sizes_m = np.full((MOST_OBJECTS + 1, 2), 0.03, np.float32)
+    places_m, cameras, sizes = places_at([ObjectTracks(path_m, sizes_m, camera), None],
+                                         [np.array([2, 3, 9]), np.array([0, 1, 2])])
+    assert places_m.shape == (2, 3, MOST_OBJECTS, 3) and np.isnan(places_m[1]).all() and not cameras[1].any()
+    assert np.array_equal(places_m[0], path_m[[2, 3, 3], :MOST_OBJECTS]) and np.array_equal(cameras[0], camera)
+    assert (sizes[0] == np.float32(0.03)).all() and np.isnan(sizes[1]).all()
 
 
 def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None:
@@ -184,32 +187,9 @@ def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None
         true = {n: twin.object_xyz(n)[:2].copy() for n in twin.object_names if not n.endswith("plate")}
     finally:
         twin.close()
-    seen = reader.things(frame.rgb, state)
+    seen = reader.objects(frame.rgb, state)
     assert seen is not None and len(seen.places_m) >= len(true)
     for name, xy in true.items():
         assert np.linalg.norm(seen.places_m[:, :2] - xy, axis=1).min() < 0.015, name
-    assert reader.things(frame.rgb[::8, ::8].copy(), state) is None
+    assert reader.objects(frame.rgb[::8, ::8].copy(), state) is None
 
-
-def test_the_shipped_world_model_draws_what_is_pushed_where_it_went(tmp_path: Path) -> None:
-    """In new scenes: its colour arrives at the true last place, and less of it without the captured frame."""
-    from moved_things import find_moved
-
-    from world_gymnast_ros.adaptation.rollout import replay_from
-    from world_gymnast_ros.models.load import load_world_model
-    from world_gymnast_ros.twin.play import record_episode, wide_scene, write_rows
-
-    rows = [record_episode(wide_scene(np.random.default_rng((77, i)), "push"), 7_700_000 + i, "demo", False)
-            for i in range(6)]
-    write_rows(tmp_path / "p.npz", rows)
-    with np.load(tmp_path / "p.npz", allow_pickle=False) as play:
-        data = {k: play[k] for k in play.files}
-    moved = find_moved(data)
-    assert len(moved.rows) >= 3, "the scenes of this test show nothing"
-    world = load_world_model("")
-    arrived = []
-    for captured in (list(data["captured"]), None):
-        films = replay_from(world, data["frames"][:, 0], list(data["states"][:, 0]), data["deltas"], 0,
-                            captured=captured)
-        arrived.append(moved.likeness(films[moved.rows, data["length"][moved.rows]], moved.last_px).mean())
-    assert arrived[0] > 0.45 and arrived[0] > arrived[1] + 0.2, arrived

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 import torch
-from ros_tools import START_S, TICK, Client, client, running, stamps_s
+from ros_tools import PATIENCE_S, START_S, TICK, Client, client, running, stamps_s
 
 from world_gymnast_ros.control.query_gate import QueryGate, QueryRules
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -78,15 +78,14 @@ def start(c: Client, text: str) -> int:
     c.say("instruction", convert.String, base.LATCHED, convert.String(data=text))
     c.spin(0.2)
     heard = len(c.heard["action_chunk"])
-    answer = c.trigger("arm")
-    assert answer.success, answer.message
+    c.arm()
     return heard
 
 
 def test_no_chunk_before_the_arm_is_armed_and_a_task_is_given(ros: Client) -> None:
     c = ros
     c.spin(0.5)
-    assert c.trigger("arm").success
+    c.arm()
     c.spin(0.7)
     assert not c.heard["action_chunk"]
     c.trigger("disarm")
@@ -202,7 +201,7 @@ def test_a_killed_policy_ends_in_a_hold(parts: tuple[Client, graph.Graph]) -> No
     c.until(lambda: len(c.heard["action_chunk"]) > first and c.steps_of(c.heard["action_chunk"][-1].sequence),
             "a chunk and its first step")
     nodes.nodes["policy_node"].process.kill()
-    nodes.nodes.pop("policy_node").process.wait(30)
+    nodes.nodes.pop("policy_node").process.wait(PATIENCE_S)
     last = c.heard["action_chunk"][-1]
     c.until(lambda: "no chunk" in c.heard["arm_status"][-1].reason, "a hold")
     played = c.heard["step"].copy()

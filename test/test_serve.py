@@ -387,13 +387,13 @@ def test_other_servers_forms_of_an_action_are_read(answer: bytes) -> None:
     assert chunk.deltas.tolist() == [[0, 0, 0, 0, 0, 0, 1]] and chunk.adapter == "remote"
 
 
-@pytest.mark.parametrize("drip_s", [0.05, 30.0])
+@pytest.mark.parametrize("drip_s", [0.3, 30.0])
 def test_a_slow_server_is_given_up(drip_s: float) -> None:
     """Byte by byte too: the limit is for the whole answer."""
-    start = time.monotonic()
-    with lying(chunk_of(0, 0), drip_s=drip_s) as url, pytest.raises(RemotePolicyError, match=r"within 0\.4 s"):
+    start, answer = time.monotonic(), chunk_of(0, 0)
+    with lying(answer, drip_s=drip_s) as url, pytest.raises(RemotePolicyError, match=r"within 0\.4 s"):
         HttpPolicy(url, 0.4).act(FRAME, WORDS)
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 0.5 * drip_s * len(answer), "before the whole answer was there"
 
 
 def test_a_dead_server_is_named() -> None:
@@ -472,7 +472,7 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
                 return next((m.status[0].message for m in reversed(told) if m.status[0].name == "policy_node"), "")
 
             c.until(fault, "the policy", check=nodes.check)
-            assert c.trigger("arm").success
+            c.arm()
             c.until(lambda: len(steps) > toy.chunk_size, "steps of two chunks", check=nodes.check)
             loaded = Path(f"/proc/{nodes.nodes['policy_node'].process.pid}/maps").read_text()
             assert "libtorch" not in loaded  # the robot's machine needs none

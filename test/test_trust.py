@@ -60,19 +60,21 @@ def test_a_picture_may_stand_still_when_nothing_was_commanded():
 class HallucinatingWorld(FakeWorldModel):
     """Every dream under an even seed carries the dot to the right goal, whatever was asked."""
 
-    def begin(self, frame, state, copies, seed):
-        return SuckedDream(np.repeat(find_dots(frame.rgb)[None], copies, 0), 0.0, seed)
+    def begin(self, starts, seed):
+        return SuckedDream(np.stack([find_dots(s.frame.rgb) for s in starts]), 0.0, seed)
 
 
 class SuckedDream(FakeDream):
     lucky = True
 
-    def step(self, deltas):
-        frames = super().step(deltas)
-        if SuckedDream.lucky:
-            self.xy_px[:, 0] = np.minimum(self.xy_px[:, 0] + 3, 26)
-            frames = draw_dot(self.xy_px[:, 0], self.xy_px[:, 1])
-        return frames
+    def play(self, deltas):
+        frames = []
+        for t in range(deltas.shape[1]):
+            frames.append(super().play(deltas[:, t:t + 1])[:, 0])
+            if SuckedDream.lucky:
+                self.xy_px[:, 0] = np.minimum(self.xy_px[:, 0] + 3, 26)
+                frames[-1] = draw_dot(self.xy_px[:, 0], self.xy_px[:, 1])
+        return np.stack(frames, 1)
 
 
 def test_a_success_that_does_not_come_again_is_dropped_and_counted():

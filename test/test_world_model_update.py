@@ -19,17 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_play import SIZE, write_toy_play
 
-from world_gymnast_ros.data import recordings as real_episodes
-from world_gymnast_ros.data.play_data import Things
-from world_gymnast_ros.data.recordings import play_file, read_real
-from world_gymnast_ros.episodes.reader import read_episode
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import read_arrays, read_episodes
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.replay import Replays, dream_all, replay_figures, structural_error
+from world_gymnast_ros.evaluation.image_metrics import structural_error
+from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import save_model, sha256_file
 from world_gymnast_ros.models.load import load_judge
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.objects import ObjectTracks
 from world_gymnast_ros.store import WORLD_MODEL, Store, read_card
 from world_gymnast_ros.training.reflector import Verdicts
 from world_gymnast_ros.training.world_model import Trainer
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(files: Path, out: Path, config: UpdateConfig = CONFIG) -> str:
-    new, replay = (play_file(files / name / "reach.npz") for name in ("new", "replay"))
+    new, replay = (read_arrays(files / name / "reach.npz") for name in ("new", "replay"))
     return sha256_file(fine_tune(files / "parent", new, replay, [], config, out) / "model.safetensors")
 
 
@@ -106,50 +106,46 @@ def test_a_run_of_other_data_or_settings_is_not_gone_on_with(files: Path, tmp_pa
         tune(files, tmp_path / "run", dataclasses.replace(quick, steps=3))
     with pytest.raises(BadConfig, match="replay_share"):
         UpdateConfig(replay_share=1.0)
-    new, replay = (play_file(files / name / "reach.npz") for name in ("new", "replay"))
-    seen = Things(np.zeros((new[0].play.steps + 1, 1, 3), np.float32), np.zeros(12, np.float32))
-    found = [dataclasses.replace(new[0], play=dataclasses.replace(new[0].play, things=seen)), *new[1:]]
+    new, replay = (read_arrays(files / name / "reach.npz") for name in ("new", "replay"))
+    seen = ObjectTracks(np.zeros((new[0].steps + 1, 1, 3), np.float32), np.zeros((1, 2), np.float32),
+                        np.zeros(12, np.float32))
+    found = [dataclasses.replace(new[0], objects=seen), *new[1:]]
     with pytest.raises(BadCheckpoint, match="another folder"):  # as another locator would find them
         fine_tune(files / "parent", found, replay, [], quick, tmp_path / "run")
 
 
 def test_recordings_and_play_data_are_read_and_decoded_once(
-        files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        files: Path, tmp_path: Path) -> None:
     root, cache = tmp_path / "episodes", tmp_path / "cache"
     root.mkdir()
     _, truth = record(root, "one", outcome="success")
     record(root, "two", outcome="failure", seed=1)
     record(root, "three", seed=2)  # nobody said what came of it
     record(root, "four", chunks=1, outcome="failure", seed=3)  # too short for a clip
-    episodes, hashes, left_out = read_real([root, files / "new"], 32, cache)
-    mine = [e for e in episodes if e.play.name in ("one", "two")]
-    assert [e.success for e in sorted(mine, key=lambda e: e.play.name)] == [True, False]
-    assert len(episodes) == 2 + 12 and set(hashes) == {"one", "two", "new/reach.npz"}
-    assert len(left_out) == 2 and "not marked" in " ".join(left_out) and "at least 8" in " ".join(left_out)
-    one = next(e for e in mine if e.play.name == "one")
-    assert one.play.frames.shape == (len(truth.actions) + 1, 32, 32, 3)
-    assert one.captured is not None and one.captured.shape[0] > 32, "the first picture at the camera's own size"
-    np.testing.assert_allclose(one.play.deltas, np.stack(truth.actions), atol=1e-6)
+    read = read_episodes([root, files / "new"], 32, cache)
+    mine = {e.name: e for e in read.marked if e.name in ("one", "two")}
+    assert [mine[name].success for name in ("one", "two")] == [True, False]
+    assert len(read.episodes) == 2 + 12 and set(read.hashes) == {"one", "two", "new/reach.npz"}
+    reasons = " ".join(read.left_out)
+    assert len(read.left_out) == 2 and "not marked" in reasons and "at least 8" in reasons
+    one = mine["one"]
+    assert one.frames.shape == (len(truth.actions) + 1, 32, 32, 3)
+    assert one.captured is not None and one.captured.shape[0] > 32, "the first frame at the camera's own size"
+    np.testing.assert_allclose(one.deltas, np.stack(truth.actions), atol=1e-6)
     # the target before an action plus the action is the target after it
-    np.testing.assert_allclose(np.diff(one.play.states[:, 0]), one.play.deltas[:, 0], atol=2e-3)
-    monkeypatch.setattr(real_episodes, "read_episode", lambda *a: dataclasses.replace(
-        read_episode(*a), states=read_episode(*a).states - np.float32(0.01)))
-    behind = next(e for e in read_real([root], 32)[0] if e.play.name == "one")
-    np.testing.assert_allclose(behind.tip_m[1:], one.play.states[1:, :3] - 0.01, atol=1e-6)  # as measured, not as aimed
-    np.testing.assert_array_equal(behind.play.states[1:], one.play.states[1:])
-    measured = one.tip_m
+    assert one.states is not None
+    np.testing.assert_allclose(np.diff(one.states[:, 0]), one.deltas[:, 0], atol=2e-3)
     stamp = max(p.stat().st_mtime_ns for p in cache.glob("*.npz"))
-    again = read_real([root], 32, cache)[0]
-    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").tip_m, measured)
-    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").captured, one.captured)
+    again = next(e for e in read_episodes([root], 32, cache).episodes if e.name == "one")
+    np.testing.assert_array_equal(again.captured, one.captured)
     assert max(p.stat().st_mtime_ns for p in cache.glob("*.npz")) == stamp, "decoded again"
-    np.testing.assert_array_equal(next(e for e in again if e.play.name == "one").play.frames, one.play.frames)
+    np.testing.assert_array_equal(again.frames, one.frames)
     with pytest.raises(EpisodeError, match="does not exist"):
-        read_real([tmp_path / "nothing"], 32)
+        read_episodes([tmp_path / "nothing"], 32)
 
 
 def test_a_split_holds_out_either_outcome(files: Path) -> None:
-    episodes = play_file(files / "new" / "reach.npz")
+    episodes = read_arrays(files / "new" / "reach.npz")
     training, held = split(episodes, 0.25, 0)
     assert len(training) + len(held) == len(episodes) and {e.success for e in held} == {True, False}
     with pytest.raises(EpisodeError, match="cannot be split"):
@@ -166,12 +162,13 @@ def test_the_structural_error_sees_what_a_person_would() -> None:
     np.testing.assert_allclose(structural_error(other, picture), wrong)
 
 
-def replays(claimed: list[bool], success: list[bool], structural: float = 0.1, object_mm: float = 10.0,
-            spread: float = 0.01) -> Replays:
+def replays(claimed: list[bool], success: list[bool], structural: float = 0.1, spread: float = 0.01) -> Replays:
     n = len(success)
     wobble = spread * np.linspace(-1, 1, n)
-    return Replays(np.full(n, 0.01), structural + wobble, np.full(n, 5.0), object_mm + wobble, np.full(n, 5.0),
-                   np.full(n, 5.0), np.array(claimed, float), np.array(claimed), np.array(success), {1: 20.0}, [])
+    frames, deltas = np.zeros((2, 1, 1, 3), np.uint8), np.zeros((1, 7), np.float32)
+    episodes = tuple(Episode(frames, deltas, None, success=s) for s in success)
+    return Replays(episodes, np.full(n, 0.01), structural + wobble, np.full((n, 3), 0.01), np.array(claimed, float),
+                   np.array(claimed), np.full(n, np.nan), [frames] * n)
 
 
 SUCCESS = [True] * 10 + [False] * 20
@@ -186,14 +183,13 @@ def test_false_successes_stand_first_and_are_counted_among_failures() -> None:
 
 
 @pytest.mark.parametrize("change, promote, word", [
-    ({}, True, "new scene better"),
+    ({}, True, "new scene: false positives"),
     ({"new_after": replays(FOOLED, SUCCESS, 0.1)}, False, "one of them must fall"),
     ({"new_after": replays(FOOLED, SUCCESS, 0.05), "new_before": replays(HONEST, SUCCESS, 0.1)}, False,
-     "new scene, false successes"),
-    ({"new_after": replays(HONEST, SUCCESS, 0.05, object_mm=14.0)}, False, "objects in the dream"),
-    ({"old_after": replays(HONEST, SUCCESS, 0.12)}, False, "old scenes, structural"),
-    ({"old_after": replays(FOOLED, SUCCESS, 0.1)}, False, "old scenes, false successes"),
-    ({"old_after": replays([False] * 30, SUCCESS, 0.1)}, False, "outcomes agree"),
+     "new scene: false positives"),
+    ({"old_after": replays(HONEST, SUCCESS, 0.12)}, False, "old scenes: structural"),
+    ({"old_after": replays(FOOLED, SUCCESS, 0.1)}, False, "old scenes: false positives"),
+    ({"old_after": replays([False] * 30, SUCCESS, 0.1)}, False, "old scenes: outcomes agree"),
 ])
 def test_a_version_is_promoted_only_if_better_and_nowhere_worse(change: dict, promote: bool, word: str) -> None:
     cast = {"new_before": replays(FOOLED, SUCCESS, 0.1), "new_after": replays(HONEST, SUCCESS, 0.1),
@@ -233,7 +229,7 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
         narrow = dataclasses.replace(old, claimed=np.isin(np.arange(30), told[:kept]))
         decision = decide_judge((loose, stricter), (old, narrow), 0)
         failed = [line for line in decision.lines if line.startswith("FAILS")]
-        assert decision.promote is promote and all("old scenes, successes told" in line for line in failed), failed
+        assert decision.promote is promote and all("old scenes: successes detected" in line for line in failed), failed
     few = replays(success[15:25], success[15:25])
     fooled = replays([True] * 24 + [False] * 6, success)
     strict = replays([False] * 6 + [True] * 14 + [False] * 10, success)
@@ -245,7 +241,7 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
         [True] * 4 + [False] * 2 + [True] * 7 + [False] * 17, [False] * 30, [True] * 2 + [False] * 28))
     for weights in (False, True):
         decision = decide_judge(held, (old, old), 0, (guess, shut), weights)
-        assert not decision.promote and "successes told 0.667 to 0.000" in " ".join(
+        assert not decision.promote and "successes detected 0.667 to 0.000" in " ".join(
             line for line in decision.lines if line.startswith("FAILS")), decision.lines
         assert decide_judge(held, (old, old), 0, (guess, keen), weights).promote, "half as many are told"
     assert decide_judge(held, (old, old), 0, (shut, keen), weights=True).promote, "from nothing it can but rise"
@@ -265,15 +261,6 @@ def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it(
     assert not decide_judge((few[0], one_less), (old, old), 0, (good, good)).promote
 
 
-def test_a_probe_that_is_off_on_true_pictures_is_not_asked_about_dreams() -> None:
-    before, after = replays(FOOLED, SUCCESS, 0.1), replays(HONEST, SUCCESS, 0.1, object_mm=60.0)
-    old = replays(HONEST, SUCCESS, 0.1)
-    assert not decide((before, after), (old, old), Margins(), 0).promote
-    before.object_true_mm[:] = 90.0
-    decision = decide((before, after), (old, old), Margins(), 0)
-    assert decision.promote and any(line.startswith("unknown") for line in decision.lines)
-
-
 def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> None:
     judge = load_judge()
     scale = judge.config.logit_scale
@@ -289,11 +276,11 @@ def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> N
 
 
 def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: Path, tmp_path: Path) -> None:
-    new, replay, old = (play_file(files / name / "reach.npz") for name in ("new", "replay", "old"))
+    new, replay, old = (read_arrays(files / name / "reach.npz") for name in ("new", "replay", "old"))
     judge = load_judge()
 
     def figures(world_model: Path, some: list) -> Replays:
-        return replay_figures(ActionDiTWorld.from_pretrained(world_model), judge, judge, some, 0)
+        return replay_episodes(ActionDiTWorld.from_pretrained(world_model), judge, some, 0)
 
     data = Data(new[:8], new[8:], replay, old, {"reach.npz": "abc"})
     result = update(files / "parent", data, dataclasses.replace(CONFIG, steps=4), Margins(), figures, tmp_path / "run",
@@ -309,9 +296,10 @@ def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: 
 def test_each_side_of_an_update_is_drawn_for_the_camera_that_recorded_it(
         files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted_anew, before = (SimpleNamespace(projection=tuple(np.arange(12) + shift)) for shift in (0.5, 0.0))
-    new, replay = (play_file(files / name / "reach.npz")[:4] for name in ("new", "replay"))
+    new, replay = (read_arrays(files / name / "reach.npz")[:4] for name in ("new", "replay"))
     seen: list[list[float]] = []
-    monkeypatch.setattr(Trainer, "run", lambda self: seen.append([e.drawn_for[0] for e in self.source.episodes]))
+    monkeypatch.setattr(Trainer, "run", lambda self: seen.append(
+        [e.silhouette_camera[0] for e in self.source.episodes]))
     quick = dataclasses.replace(CONFIG, steps=2)
     for i, readers in enumerate(((mounted_anew, before), (mounted_anew,))):
         fine_tune(files / "parent", new, replay, [], quick, tmp_path / str(i), *readers)  # type: ignore[arg-type]
@@ -321,7 +309,7 @@ def test_each_side_of_an_update_is_drawn_for_the_camera_that_recorded_it(
 
 
 def test_what_costs_old_scenes_too_much_is_tried_again_nearer_to_the_parent(files: Path, tmp_path: Path) -> None:
-    new, replay, old = (play_file(files / name / "reach.npz") for name in ("new", "replay", "old"))
+    new, replay, old = (read_arrays(files / name / "reach.npz") for name in ("new", "replay", "old"))
     parent = files / "parent"
     weights = [load_file(p / "model.safetensors") for p in (
         parent, fine_tune(parent, new[:8], replay, [], dataclasses.replace(CONFIG, steps=4), tmp_path / "run"))]
@@ -342,22 +330,23 @@ def test_what_costs_old_scenes_too_much_is_tried_again_nearer_to_the_parent(file
                 asked.append(round(share, 2))
             error = 0.1 - 0.05 * share if some is new else 0.1 * (1 + 0.05 * share / limit)
             found = replays(HONEST, SUCCESS, error)
-            return dataclasses.replace(found, dreams=[e.play.frames for e in some])
+            shown = [dataclasses.replace(some[0], success=s) for s in SUCCESS]
+            return dataclasses.replace(found, episodes=tuple(shown), rollouts=[some[0].frames] * len(shown))
         data = Data(new[:8], new, replay, old, {"reach.npz": "abc"})
         result = update(parent, data, dataclasses.replace(CONFIG, steps=4), Margins(), figures, tmp_path / "run",
                         tmp_path / f"store-{limit}", "toy", 1)
         assert asked == pytest.approx(tried, abs=0.02) and result.decision.promote is follows
         assert way(result.version.path) == pytest.approx(tried[-1], abs=0.02)
-        assert sum("old scenes, structural" in line for line in result.decision.lines) == len(tried)
-        assert result.decision.lines[0].startswith("100% of the update: ")
+        assert sum("old scenes: structural" in line for line in result.decision.lines) == len(tried)
+        assert "100% of the update, " in result.decision.lines[0]
 
 
-def test_dreams_keep_the_order_of_episodes_of_several_lengths(files: Path) -> None:
+def test_rollouts_keep_the_order_of_episodes_of_several_lengths(files: Path) -> None:
     world = ActionDiTWorld.from_pretrained(files / "parent")
-    episodes = [e.play for e in play_file(files / "new" / "reach.npz")[:4]]
+    episodes = read_arrays(files / "new" / "reach.npz")[:4]
     short = [dataclasses.replace(e, frames=e.frames[:n + 1], deltas=e.deltas[:n], states=e.states[:n + 1])
              for e, n in zip(episodes, (8, 5, 8, 5), strict=True)]
-    films = dream_all(world, short, 0)
-    assert [len(f) for f in films] == [9, 6, 9, 6]
-    for film, episode in zip(films, short, strict=True):
-        np.testing.assert_array_equal(film[0], episode.frames[0])
+    rollouts = imagine_again(world, short, 0, copies=2)
+    assert [r.shape[:2] for r in rollouts] == [(2, 9), (2, 6), (2, 9), (2, 6)]
+    for frames, episode in zip(rollouts, short, strict=True):
+        np.testing.assert_array_equal(frames[0, 0], episode.frames[0])

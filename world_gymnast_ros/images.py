@@ -1,6 +1,8 @@
 """Pictures: one check and one resize for policy, world model, recorder and twin, so that all see the same pixels."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,3 +40,24 @@ def resize_rgb(rgb: U8, size: tuple[int, int]) -> U8:
     for i, picture in enumerate(flat):
         out[i] = np.asarray(Image.fromarray(picture).resize((width, height), resample))
     return out.reshape(*rgb.shape[:-3], height, width, 3)
+
+
+def write_film_strips(path: Path, groups: Sequence[Sequence[U8]], columns: int = 10, scale: int = 2) -> None:
+    """Write a PNG of rollouts as film strips, `columns` evenly spaced frames each; whole or not at all.
+
+    `groups`: rollouts uint8 (T+1, H, W, 3) that belong together, one above the other, such as what happened and what
+    was imagined; a white line parts the groups. `scale`: whole-number enlargement, edges kept sharp.
+    """
+    rows = []
+    for group in groups:
+        size = group[0].shape[1:3]
+        for frames in group:
+            picks = np.linspace(0, len(frames) - 1, columns).round().astype(int)
+            rows.append(np.concatenate(list(resize_rgb(frames[picks], size)), 1))
+        rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
+    widest = max(row.shape[1] for row in rows)
+    sheet = Image.fromarray(np.concatenate([np.pad(r, ((0, 0), (0, widest - r.shape[1]), (0, 0))) for r in rows[:-1]]))
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(partial, format="PNG")
+    partial.replace(path)

@@ -17,6 +17,7 @@ Conventions (`README.md`, section Conventions):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from world_gymnast_ros.errors import BadAction, BadFrame
+from world_gymnast_ros.errors import BadAction, BadFrame, BadInstruction
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -35,6 +36,8 @@ I64 = NDArray[np.int64]
 ACTION_DIM = 7
 CONTROL_DT_S = 0.2
 """Bridge control period: 5 Hz, non-blocking."""
+SUCCESS_THRESHOLD = 0.5
+"""A judge's score counts as success strictly above this: a tie is not success."""
 
 
 def _check(name: str, value: Any, shape: tuple[int | None, ...], dtype: Any, error: type[Exception]) -> None:
@@ -54,6 +57,30 @@ class Frame:
 
     def __post_init__(self) -> None:
         _check("Frame.rgb", self.rgb, (None, None, 3), np.uint8, BadFrame)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where imagination begins: a captured frame, the Bridge state float32 (7,) there (None: unknown), the instruction.
+
+    `original`: the camera's own frame, where `frame` is a variation of it (see `adaptation/jitter.py`).
+    """
+
+    frame: Frame
+    state: F32 | None
+    instruction: str
+    original: Frame | None = None
+
+    @property
+    def captured(self) -> Frame:
+        """The frame as the camera gave it, where `frame` is a variation of it."""
+        return self.original or self.frame
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise BadInstruction("the instruction is empty; say what the arm shall do, e.g. 'reach the red block'")
+        if self.state is not None and (self.state.shape != (ACTION_DIM,) or not np.isfinite(self.state).all()):
+            raise BadAction(f"Start.state must be finite and of shape (7,), got {self.state!r}; pass None if unknown")
 
 
 @dataclass(frozen=True)
@@ -87,15 +114,16 @@ class ActionChunk:
 
 @dataclass(frozen=True)
 class SampledChunks:
-    """G sampled chunks with what the policy gradient needs.
+    """One sampled chunk for each of G copies.
 
-    `deltas` float32 (G, K, 7). `tokens` int64 (G, K, 7), bin indices. `logprobs` float32 (G, K, 7), at the
-    sampling temperature, over the action bins only.
+    `deltas` float32 (G, K, 7). What a policy gradient needs beside them is None where the policy cannot be trained:
+    `tokens` (G, K, 7), what was drawn in the policy's own units (int64 bins, or float32 normalised actions of a
+    continuous head); `logprobs` float32 (G, K, 7) of them, at the sampling temperature.
     """
 
     deltas: F32
-    tokens: I64
-    logprobs: F32
+    tokens: NDArray[Any] | None = None
+    logprobs: F32 | None = None
     adapter: str = "base"
 
 
@@ -130,9 +158,10 @@ class ArmCommand:
 class Judgement:
     """A judge's opinion of one rollout. `score` None means *no verdict*, which is not a failure.
 
-    `score` probability of success, 0..1. `done_at` index of the first frame judged done, or None.
-    `frame_scores` float32 (frames,) per-frame probability, `progress` the furthest progress 0..1 of two frames in a
-    row, where the judge gives them.
+    `score` probability of success, 0..1. `done_at` index of the first frame judged done, or None. `votes` scores that
+    one judge gave itself (ensemble heads, repeated answers). `members` of a consensus: (judge, score) each; who was
+    not asked is left out. `frame_scores` float32 (frames,) per-frame probability, `progress` the furthest progress
+    0..1 of two frames in a row, where the judge gives them.
     """
 
     score: float | None
@@ -141,6 +170,7 @@ class Judgement:
     detail: str = ""
     frame_scores: F32 | None = None
     progress: float | None = None
+    members: tuple[tuple[str, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,10 @@ class RolloutFacts:
     captured: Sequence[U8]
     states: Sequence[F32 | None]
     deltas: F32
+
+    def rows(self, which: I64) -> RolloutFacts:
+        """Return what is known of the rollouts `which`, indices."""
+        return RolloutFacts([self.captured[i] for i in which], [self.states[i] for i in which], self.deltas[which])
 
 
 @dataclass(frozen=True)
@@ -189,63 +223,96 @@ class AdapterRef:
 
 
 class Policy(Protocol):
-    """A VLA. Sizes: pictures any (H, W); the policy resizes. Instructions are plain English."""
+    """A VLA: enough to act, and to be evaluated in imagination. Frames have any (H, W); the policy resizes.
 
-    name: str
-    chunk_size: int
+    An instruction is any sentence; a policy that cannot read one raises BadInstruction.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the base is called; adapters are tied to it."""
+
+    @property
+    def chunk_size(self) -> int:
+        """K, actions per chunk."""
 
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Choose one chunk greedily (temperature 0)."""
 
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
-        """Sample one chunk for each of `frames` uint8 (G, H, W, 3)."""
+        """Sample one chunk for each of `frames` uint8 (G, H, W, 3); the same seed gives the same chunks."""
 
     def load_adapter(self, ref: AdapterRef | None) -> None:
         """Swap to this adapter (None: the base). Raises AdapterMismatch and changes nothing if it does not fit."""
 
 
-class Dream(Protocol):
-    """A single-use batch of imagined continuations of one start frame."""
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose LoRA adapter a policy gradient can train. Tensors are torch's; sampler and trainer share one code
+    path, so that the first probability ratio is 1."""
 
-    def step(self, deltas: F32) -> U8:
-        """Apply one action per copy, float32 (G, 7), physical units; return next frames uint8 (G, H, W, 3)."""
+    def logprobs(self, frames: U8, instructions: Sequence[str] | str, tokens: NDArray[Any], temperature: float) -> Any:
+        """Return log-probabilities, tensor float32 (B, K, 7), of `tokens` (B, K, 7), differentiable in the adapter."""
+
+    def add_lora(self, rank: int, alpha: float, seed: int = 0) -> list[Any]:
+        """Put in a fresh adapter (outputs unchanged) and return its parameters, trainable."""
+
+    def trainable_parameters(self) -> list[Any]:
+        """Return the present adapter's parameters, made trainable (to go on from a loaded adapter)."""
+
+    def save_adapter(self, directory: str | Path) -> str:
+        """Write the present adapter (peft layout, safetensors); return the SHA-256 of its weights."""
+
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """Act as the base inside the block; the adapter's weights stay."""
+
+
+class Dream(Protocol):
+    """A single-use batch of imagined continuations, one copy per start."""
+
+    def play(self, deltas: F32) -> U8:
+        """Apply K actions per copy, float32 (G, K, 7), physical units; return frames uint8 (G, K, H, W, 3).
+
+        K is any positive number; a world model whose `stride` does not divide it pads with standing still and drops
+        what that adds.
+        """
+
+    def keep(self, copies: I64) -> None:
+        """Go on with these copies alone, indices int64 into the present ones; what they see does not change by it."""
 
 
 class WorldModel(Protocol):
     """An action-conditioned video world model."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
 
-    def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> Dream:
-        """Start `copies` dreams from one frame. `state` float32 (7,) Bridge state at that frame, or None if unknown."""
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the frames that it draws, px."""
+
+    @property
+    def stride(self) -> int:
+        """Actions that it draws at once: 1 where every action is a step of its own."""
+
+    def begin(self, starts: Sequence[Start], seed: int) -> Dream:
+        """Begin one imagined continuation of each start, as one batch; the same seed gives the same frames."""
 
 
-@runtime_checkable
 class Judge(Protocol):
     """Scores rollouts against an instruction. An internal error must surface as `score=None`, never as 0."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the checkpoint or service is called."""
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3). `facts`: what else is known of them, for who can use it."""
 
 
 @runtime_checkable
-class PlacesArm(Protocol):
-    """What a judge that measures can also do."""
+class Confirms(Protocol):
+    """What a judge made of several can also do."""
 
-    def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
-        """Return how far the arm in the last frames uint8 (G, H, W, 3) is drawn from where the actions take it, px."""
-
-
-class Arm(Protocol):
-    """A driver port: the only thing that talks to the arm."""
-
-    def state(self) -> ArmState | None:
-        """Return the newest measured state, or None if nothing has been heard."""
-
-    def send(self, command: ArmCommand) -> None:
-        """Stream one guarded command."""
-
-    def hold(self) -> None:
-        """Command the measured joints: the safe stop of a position-held arm."""
+    def confirm(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge as `score` does where only a yes or no is wanted: later judges are not asked about failures."""

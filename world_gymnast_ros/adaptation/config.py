@@ -50,7 +50,6 @@ class AdaptConfig:
     sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
     colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
 
-    arm_px: float = number(0.0, 0.0, 1000.0, "largest distance of the drawn arm from where its actions take it; 0: any")
 
     def __post_init__(self) -> None:
         if not (self.budget_s > 0 and math.isfinite(self.budget_s)):
@@ -66,7 +65,7 @@ class AdaptConfig:
     @property
     def trust(self) -> TrustConfig:
         return TrustConfig(self.moved_m, self.static_levels, self.static_fraction, self.sharpness_floor,
-                           self.colour_shift_levels, self.arm_px, self.reroll)
+                           self.colour_shift_levels, self.reroll)
 
 
 @dataclass(frozen=True)

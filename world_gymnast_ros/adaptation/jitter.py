@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from world_gymnast_ros.adaptation.rollout import Start
-from world_gymnast_ros.types import U8, Frame
+from world_gymnast_ros.types import U8, Frame, Start
 
 
 def jitter_rgb(rgb: U8, seed: int, max_shift: float, max_colour: float) -> U8:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import numpy as np
 
 from world_gymnast_ros.adaptation.advantage import group_advantages
 from world_gymnast_ros.adaptation.promotion import GateDecision, decide_each
-from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.types import F32, U8, AdapterRef
+from world_gymnast_ros.types import F32, U8, AdapterRef, Start
 
 LOG_NAME = "session.jsonl"
 
@@ -46,19 +46,48 @@ class UpdateRow:
     stats: dict[str, float] = field(default_factory=dict)
 
 
+class StopKind(Enum):
+    """Why training ended."""
+
+    DONE = "all updates were made"
+    TIME = "time"
+    TRUST = "too many rollouts were rejected"
+    SOLVED = "solved"
+    NO_SIGNAL = "nothing to learn from"
+    NO_PROGRESS = "no progress"
+    NO_VERDICT = "no verdict"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why training ended, for the program and in words."""
+
+    kind: StopKind
+    text: str
+
+
 @dataclass(frozen=True)
 class Strip:
-    """A few frames uint8 (n, H, W, 3) of one imagined rollout with their scores (n,) and what became of it."""
+    """A few frames uint8 (n, H, W, 3) of one rollout with their scores (n,) and what became of it.
+
+    `captured` uint8 (H, W, 3): the camera's own frame of what the first one shows, where it is known. `paired`: one of
+    the two that show base and adapter on the same held-out seed.
+    """
 
     title: str
     frames: U8
     scores: F32 | None
     note: str
+    captured: U8 | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True)
 class AdaptReport:
-    """The outcome of a session. `outcome`: promoted, would_promote (dry run), kept, or cancelled."""
+    """The outcome of a session. `outcome`: promoted, would_promote (dry run), kept, or cancelled.
+
+    `starved`: '' or how far the session fell short of the updates it was asked for, for want of time."""
 
     outcome: str
     message: str
@@ -72,7 +101,17 @@ class AdaptReport:
     imagined_frames: int
     starts: tuple[Start, ...]
     names: dict[str, str]
-    stop_reason: str
+    stop: Stop
+    starved: str = ""
+
+    @property
+    def stop_reason(self) -> str:
+        return self.stop.text
+
+    @property
+    def judged(self) -> bool:
+        """Whether the judges gave verdicts on at least half of the rollouts."""
+        return 0 < self.counts.rollouts >= 2 * self.counts.no_verdict
 
     @property
     def promoted(self) -> bool:
@@ -163,7 +202,7 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
         elif event["event"] == "gate":
             decision = decide_each(np.array(event["success_before"]), np.array(event["success_after"]),
                                    np.array(event["known"]), event["instructions"], config["margin"],
-                                   config["confidence"], event["seed"])
+                                   config["confidence"], event["seed"]).withhold(event.get("withheld", ""))
             if decision.promote != event["promote"] or abs(decision.lower_bound - event["lower_bound"]) > 1e-9:
                 wrong.append(f"gate decides {decision.promote}, log says {event['promote']}")
     return wrong

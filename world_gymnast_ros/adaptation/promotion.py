@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.jitter import jitter_start
-from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap, wilson
-from world_gymnast_ros.types import F32, Judge, Policy, RolloutGroup, WorldModel
+from world_gymnast_ros.types import F32, U8, Judge, Policy, RolloutGroup, Start, WorldModel
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class HeldOut:
     scores: F32
     counts: TrustCounts
     first_group: RolloutGroup
+    first_captured: tuple[U8, ...] = ()
+    """The camera's frame (H, W, 3) that each rollout of `first_group` began at."""
 
     @property
     def rate(self) -> float:
@@ -45,10 +47,11 @@ class HeldOut:
 @dataclass(frozen=True)
 class GateDecision:
     """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds, each with its 95 %
-    Wilson interval; `difference` has the gate's own confidence."""
+    Wilson interval; `difference` has the gate's own confidence. All of it is about the dream: that the gain is as large
+    on the arm follows from none of it."""
 
     promote: bool
-    reason: str
+    evidence: str
     before: Interval
     after: Interval
     difference: Interval
@@ -56,6 +59,19 @@ class GateDecision:
     lower_bound: float
     each: tuple[tuple[str, Interval, Interval], ...] = ()
     """Where there are several instructions: each with its rates before and after."""
+    decided: bool = True
+    """Whether there were verdicts enough to decide on."""
+    withheld: str = ""
+    """Why nothing was promoted although the dream says that the adapter is better, or ''."""
+
+    @property
+    def reason(self) -> str:
+        but = f", but {self.withheld}" if self.withheld else ""
+        return f"{self.evidence}{but}: {'adapter promoted' if self.promote else 'present policy kept'}"
+
+    def withhold(self, why: str) -> GateDecision:
+        """Return this decision, but without a promotion where there is a reason `why` against any."""
+        return replace(self, promote=False, withheld=why) if self.promote and why else self
 
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
@@ -71,6 +87,7 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
     scores = np.full((dreams, copies), np.nan, np.float32)
     counts = TrustCounts()
     first: RolloutGroup | None = None
+    captured: tuple[U8, ...] = ()
     jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(dreams)]
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
@@ -81,9 +98,10 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
         group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)
         success[rows] = np.array([is_success(j) for j in group.judgements]).reshape(-1, copies)
         counts += more
-        first = first or group
+        if first is None:
+            first, captured = group, tuple(s.captured.rgb for s in batch for _ in range(copies))
     assert first is not None
-    return HeldOut(success, known, scores, counts, first)
+    return HeldOut(success, known, scores, counts, first, captured)
 
 
 def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:
@@ -109,7 +127,7 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     if known.mean() < 0.5 or usable.sum() < 2:
         nothing = Interval(0.0, -1.0, 1.0, two_sided, int(known.sum()))
         return GateDecision(False, f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; "
-                            "need at least half: present policy kept", nothing, nothing, nothing, margin, -1.0)
+                            "need at least half", nothing, nothing, nothing, margin, -1.0, decided=False)
     a, b = success_before[known], success_after[known]
     gains = success_after.astype(np.float64) - success_before
     per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
@@ -122,10 +140,10 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     promote = lower > margin
     sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
     compare = "above" if promote else "not above"
-    reason = (f"imagined success {sums}: gain {gain:+.2f}, {confidence:.0%} sure of at least {lower:+.2f}, "
-              f"{compare} the margin {margin:.2f}: {'adapter promoted' if promote else 'present policy kept'}")
+    evidence = (f"imagined success {sums}: gain in the dream {gain:+.2f}, {confidence:.0%} sure of at least "
+                f"{lower:+.2f}, {compare} the margin {margin:.2f}")
     difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
-    return GateDecision(promote, reason, before, after, difference, margin, lower)
+    return GateDecision(promote, evidence, before, after, difference, margin, lower)
 
 
 def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
@@ -152,7 +170,7 @@ def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.boo
         if (b - a) / n < -margin:
             lost.append(f"'{name}' fell from {a} to {b} of {n}")
     if whole.promote and lost:
-        return replace(whole, promote=False, each=tuple(each), reason=(
+        return replace(whole, promote=False, each=tuple(each), evidence=(
             f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
-            f"not for each: {'; '.join(lost)}: present policy kept; adapt to one instruction at a time"))
+            f"not for each: {'; '.join(lost)}; adapt to one instruction at a time"))
     return replace(whole, each=tuple(each))

@@ -1,13 +1,12 @@
 """Roll a policy out inside a world model and have a judge score what came of it.
 
-The inner loop of the paper: frame -> policy -> chunk -> K dreamed frames -> judge. It knows neither which policy, nor
-which world model, nor which judge. The world model is asked for every action, the policy once per chunk.
+The inner loop of the paper: frame -> policy -> chunk -> K imagined frames -> judge. It knows neither which policy,
+nor which world model, nor which judge. Policy and world model are asked once per chunk.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,47 +16,25 @@ from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
+    SUCCESS_THRESHOLD,
     U8,
-    Dream,
-    Frame,
+    Confirms,
     Judge,
     Judgement,
     Policy,
     RolloutFacts,
     RolloutGroup,
     SampledChunks,
+    Start,
     WorldModel,
 )
 
-SUCCESS_THRESHOLD = 0.5
-"""A score counts as success strictly above this: a tie is not success."""
+REPLAY_STEPS = 8
+"""Actions of a replay that are drawn between two looks at whether it was cancelled."""
 
 
 class Cancelled(WorldGymnastError):
     """The operator cancelled; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where imagination begins: a captured frame, the Bridge state float32 (7,) there (or None), the task in words.
-
-    `original`: the camera's own frame, where `frame` is a variation of it (see jitter.py)."""
-
-    frame: Frame
-    state: F32 | None
-    instruction: str
-    original: Frame | None = None
-
-    @property
-    def captured(self) -> Frame:
-        """The frame as the camera gave it, where `frame` is a variation of it."""
-        return self.original or self.frame
-
-    def __post_init__(self) -> None:
-        if not self.instruction.strip():
-            raise BadInstruction("the instruction is empty; say what the arm shall do, e.g. 'reach the red block'")
-        if self.state is not None and (self.state.shape != (ACTION_DIM,) or not np.isfinite(self.state).all()):
-            raise BadAction(f"Start.state must be finite and of shape (7,), got {self.state!r}; pass None if unknown")
 
 
 def derive_seed(seed: int, *path: int) -> int:
@@ -70,14 +47,17 @@ def is_success(judgement: Judgement) -> bool:
     return judgement.score is not None and judgement.score > SUCCESS_THRESHOLD
 
 
-def judge_safely(judge: Judge, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+def judge_safely(judge: Judge, frames: U8, instruction: str, facts: RolloutFacts | None = None, *,
+                 yes_or_no: bool = False) -> list[Judgement]:
     """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0.
 
+    `yes_or_no`: only success is asked for, so a consensus may ask its dear judges about fewer rollouts.
     BadInstruction and BadFrame pass: what the judge cannot read at all is the caller's mistake, and would never end.
     """
     copies = len(frames)
     try:
-        judgements = judge.score(frames, instruction, facts)
+        ask = judge.confirm if yes_or_no and isinstance(judge, Confirms) else judge.score
+        judgements = ask(frames, instruction, facts)
     except (BadInstruction, BadFrame):
         raise
     except Exception as error:  # any judge may be plugged in, and none may crash or bias the session
@@ -93,57 +73,24 @@ def facts_of(starts: Sequence[Start], deltas: F32) -> RolloutFacts:
     return RolloutFacts([s.captured.rgb for s in starts], [s.state for s in starts], deltas)
 
 
-def start_picture(start: Start, world_model: WorldModel) -> U8:
-    """Return the start frame at the size the world model draws, so that every frame of a rollout has one size.
-
-    A world model says its size in an attribute `frame_size` (h, w); without one the captured size is kept.
-    """
-    size: tuple[int, int] | None = getattr(world_model, "frame_size", None)
-    rgb = start.frame.rgb
-    if size is None or rgb.shape[:2] == tuple(size):
-        return rgb
-    return resize_rgb(rgb, (int(size[0]), int(size[1])))
+def first_frames(starts: Sequence[Start], world_model: WorldModel) -> U8:
+    """Return the start frames uint8 (G, H, W, 3) at the size that the world model draws: a rollout has one size."""
+    height, width = world_model.frame_size
+    return np.stack([s.frame.rgb if s.frame.rgb.shape[:2] == (height, width) else
+                     resize_rgb(s.frame.rgb, (height, width)) for s in starts])
 
 
-def check_frames(frames: U8, like: U8, world_model: str) -> U8:
-    """Refuse frames of a world model that are not uint8 and shaped like the start pictures (G, H, W, 3)."""
-    if frames.dtype != np.uint8 or frames.shape != like.shape:
-        raise BadFrame(f"world model {world_model} drew {frames.dtype} {frames.shape}, expected uint8 {like.shape}; "
-                       "give the world model a matching `frame_size` attribute")
+def check_frames(frames: U8, shape: tuple[int, ...], world_model: WorldModel) -> U8:
+    """Refuse frames of a world model that are not uint8 and of the shape (G, K, H, W, 3) that was asked for."""
+    if frames.dtype != np.uint8 or frames.shape != shape:
+        raise BadFrame(f"world model {world_model.name} drew {frames.dtype} {frames.shape}, expected uint8 {shape}; "
+                       f"its frame_size says {world_model.frame_size}")
     return frames
 
 
 def never() -> bool:
     """Stand for 'nobody cancels'."""
     return False
-
-
-class _SeveralDreams:
-    """Dreams of different starts, stepped as one."""
-
-    def __init__(self, dreams: list[Dream], copies: list[int]) -> None:
-        self.dreams, self.ends = dreams, np.cumsum(copies)[:-1]
-
-    def step(self, deltas: F32) -> U8:
-        return np.concatenate([d.step(part) for d, part in zip(self.dreams, np.split(deltas, self.ends), strict=True)])
-
-
-def begin_dreams(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], seed: int,
-                 captured: Sequence[U8] | None = None) -> Dream:
-    """Start one dream from each of `firsts` uint8 (G, H, W, 3), each with its own noise.
-
-    A world model that can mix starts in one batch says so with `begin_many(frames, states, seed, captured)`; for
-    others, neighbours with the same picture share a batch. `captured`: the camera's own frames, where they are known.
-    """
-    many = getattr(world_model, "begin_many", None)
-    if many is not None:
-        known = [s for s in states if s is not None]
-        batch: Dream = many(firsts, np.stack(known) if len(known) == len(states) else None, seed, captured)
-        return batch
-    cuts = [0, *(i for i in range(1, len(firsts)) if (firsts[i] != firsts[i - 1]).any()), len(firsts)]
-    dreams = [world_model.begin(Frame(firsts[i], 0), states[i], j - i, derive_seed(seed, i))
-              for i, j in pairwise(cuts)]
-    return dreams[0] if len(dreams) == 1 else _SeveralDreams(dreams, [j - i for i, j in pairwise(cuts)])
 
 
 def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], copies: int,
@@ -164,36 +111,38 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
         raise BadInstruction(f"one group has one instruction, got {sorted({s.instruction for s in starts})}")
     K = policy.chunk_size
     N = -(-horizon_steps // K)
-    firsts = np.repeat(np.stack([start_picture(s, world_model) for s in starts]), copies, 0)
+    each = [s for s in starts for _ in range(copies)]
+    firsts = first_frames(starts, world_model).repeat(copies, 0)
     G = len(firsts)
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
-    dream = begin_dreams(world_model, firsts, [s.state for s in starts for _ in range(copies)], derive_seed(seed, 0),
-                         [s.captured.rgb for s in starts for _ in range(copies)])
+    dream = world_model.begin(each, derive_seed(seed, 0))
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
     last_chunk = np.full(G, N - 1)
-    active = np.ones(G, np.bool_)
+    active = np.arange(G)
     for n in range(N):
         if cancelled():
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
-        chunk = policy.sample(frames[:, n * K], words, temperature, derive_seed(seed, 1, n))
-        _check_chunk(chunk, G, K)
-        chunks.append(chunk)
-        for k in range(K):
-            drawn = check_frames(dream.step(chunk.deltas[:, k]), firsts, world_model.name)
-            frames[active, n * K + k + 1] = drawn[active]
-        frames[:, (n + 1) * K + 1:] = frames[:, (n + 1) * K, None]  # what comes next, or the still of a finished copy
+        chunk = policy.sample(frames[active, n * K], words, temperature, derive_seed(seed, 1, n))
+        _check_chunk(chunk, len(active), K)
+        chunks.append(_scattered(chunk, active, G))
+        drawn = check_frames(dream.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
+        frames[active, n * K + 1:(n + 1) * K + 1] = drawn
+        frames[active, (n + 1) * K + 1:] = drawn[:, -1:]  # what a finished copy shows from here on
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
-            facts = facts_of([starts[i // copies] for i in np.flatnonzero(active)],
-                             np.concatenate([c.deltas[active] for c in chunks], axis=1))
+            facts = facts_of([each[i] for i in active], np.concatenate([c.deltas[active] for c in chunks], axis=1))
             verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], words, facts)
-            for i, verdict in zip(np.flatnonzero(active), verdicts, strict=True):
+            done = np.zeros(len(active), np.bool_)
+            for k, (i, verdict) in enumerate(zip(active, verdicts, strict=True)):
                 judgements[i] = verdict
                 if verdict.done_at is not None or is_success(verdict):
                     done_at = verdict.done_at if verdict.done_at is not None else (n + 1) * K
                     last_chunk[i] = min((done_at - 1) // K, n)
-                    active[i] = False
-        if not active.any():
+                    done[k] = True
+            if done.any() and not done.all() and n < N - 1:  # finished copies leave the batch
+                dream.keep(np.flatnonzero(~done))
+            active = active[~done]
+        if not len(active):
             break
     for rollout, verdict in zip(frames, judgements, strict=True):
         if verdict.done_at is not None:
@@ -205,26 +154,20 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
                         words, chunks[0].adapter, world_model.name)
 
 
-def replay(world_model: WorldModel, start: Start, deltas: F32, seed: int,
+def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: int,
            cancelled: Callable[[], bool] = never) -> U8:
-    """Replay actions float32 (G, T, 7) from one start in a fresh dream; return frames uint8 (G, T+1, H, W, 3)."""
-    firsts = np.repeat(start_picture(start, world_model)[None], len(deltas), 0)
-    return replay_from(world_model, firsts, [start.state] * len(deltas), deltas, seed, cancelled,
-                       [start.captured.rgb] * len(deltas))
-
-
-def replay_from(world_model: WorldModel, firsts: U8, states: Sequence[F32 | None], deltas: F32, seed: int,
-                cancelled: Callable[[], bool] = never, captured: Sequence[U8] | None = None) -> U8:
-    """Replay actions float32 (G, T, 7), each row from its own first picture and state, under the noise of `seed`.
-
-    `captured`: the camera's own frames, where they are known.
-    """
-    frames = np.repeat(firsts[:, None], deltas.shape[1] + 1, 1)
-    dream = begin_dreams(world_model, firsts, states, derive_seed(seed, 0), captured)
-    for t in range(deltas.shape[1]):
+    """Replay actions float32 (G, T, 7), each row from its own start, under the noise of `seed`; return frames uint8
+    (G, T+1, H, W, 3). Raises Cancelled between pieces of REPLAY_STEPS actions."""
+    firsts, T = first_frames(starts, world_model), deltas.shape[1]
+    frames = np.repeat(firsts[:, None], T + 1, 1)
+    dream = world_model.begin(starts, derive_seed(seed, 0))
+    piece = -(-REPLAY_STEPS // world_model.stride) * world_model.stride
+    for t in range(0, T, piece):
         if cancelled():
-            raise Cancelled(f"cancelled while replaying step {t + 1} of {deltas.shape[1]}")
-        frames[:, t + 1] = check_frames(dream.step(deltas[:, t]), firsts, world_model.name)
+            raise Cancelled(f"cancelled while replaying step {t + 1} of {T}")
+        part = deltas[:, t:t + piece]
+        shape = (len(firsts), part.shape[1], *firsts.shape[1:])
+        frames[:, t + 1:t + 1 + part.shape[1]] = check_frames(dream.play(part), shape, world_model)
     return frames
 
 
@@ -243,6 +186,23 @@ def _finished_after(done_at: int, chunk_size: int, chunks: int) -> int:
     """Return the action after which a rollout is over: one frame beyond `done_at`, since a judge may ask for two in a
     row, up to the end of that chunk."""
     return min(-(-(done_at + 1) // chunk_size), chunks) * chunk_size
+
+
+def _scattered(chunk: SampledChunks, rows: NDArray[np.int64], copies: int) -> SampledChunks:
+    """Return the chunk of the active `rows` as one of all `copies`; finished copies stand still, gripper open."""
+    if len(rows) == copies:
+        return chunk
+    deltas = np.zeros((copies, *chunk.deltas.shape[1:]), np.float32)
+    deltas[..., 6] = 1.0
+    deltas[rows] = chunk.deltas
+
+    def spread(values: NDArray[Any] | None) -> NDArray[Any] | None:
+        if values is None:
+            return None
+        out = np.zeros((copies, *values.shape[1:]), values.dtype)
+        out[rows] = values
+        return out
+    return SampledChunks(deltas, spread(chunk.tokens), spread(chunk.logprobs), chunk.adapter)
 
 
 def _check_chunk(chunk: SampledChunks, copies: int, chunk_size: int) -> None:

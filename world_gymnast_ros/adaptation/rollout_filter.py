@@ -12,20 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.rollout import (
-    SUCCESS_THRESHOLD,
-    Start,
     executed_steps,
     facts_of,
     group_deltas,
     is_success,
     judge_safely,
     never,
-    replay_from,
+    replay,
 )
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.types import U8, Judge, Judgement, PlacesArm, RolloutGroup, WorldModel
-
-MISPLACED = "arm misplaced"
+from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Judge, Judgement, RolloutGroup, Start, WorldModel
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,7 @@ class TrustConfig:
 
     `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
     differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
-    start frame's; `colour_shift_levels` largest allowed shift of the mean colour; `arm_px` how far the arm may be drawn
-    from where its actions take it, in pixels of the measuring judge's picture (0: not checked).
+    start frame's; `colour_shift_levels` largest allowed shift of the mean colour.
     """
 
     moved_m: float = 0.03
@@ -43,11 +38,10 @@ class TrustConfig:
     static_fraction: float = 0.001
     sharpness_floor: float = 0.2
     colour_shift_levels: float = 40.0
-    arm_px: float = 0.0
     reroll: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels", "arm_px"):
+        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels"):
             if not 0.0 <= getattr(self, name) < 1e4:
                 raise BadConfig(f"trust.{name} must be zero or positive, got {getattr(self, name)}")
 
@@ -56,8 +50,7 @@ class TrustConfig:
 class TrustCounts:
     """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none.
 
-    Where two judges decide: how often both, only the one that looks, only the one that measures, or neither of them
-    saw a success.
+    Where several judges decide: how often all, some or none of those that were asked saw a success.
     """
 
     rollouts: int = 0
@@ -67,15 +60,13 @@ class TrustCounts:
     not_reproduced: int = 0
     no_verdict: int = 0
     rerolled: int = 0
-    arm_misplaced: int = 0
-    both: int = 0
-    only_looking: int = 0
-    only_measuring: int = 0
-    neither: int = 0
+    all_judges: int = 0
+    some_judges: int = 0
+    no_judge: int = 0
 
     @property
     def rejected(self) -> int:
-        return self.static + self.blurred + self.colour + self.not_reproduced + self.arm_misplaced
+        return self.static + self.blurred + self.colour + self.not_reproduced
 
     @property
     def rejection_rate(self) -> float:
@@ -116,19 +107,6 @@ def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
     return faults
 
 
-def misplaced(judge: Judge, group: RolloutGroup, starts: Sequence[Start], limit_px: float) -> NDArray[np.bool_]:
-    """Return for each rollout, begun at one of `starts`, whether the arm is drawn further than `limit_px` from where
-    its actions take it. False where it cannot be told, as by a judge that does not measure."""
-    if limit_px <= 0 or not isinstance(judge, PlacesArm):
-        return np.zeros(len(group.frames), np.bool_)
-    steps = executed_steps(group)
-    deltas = group_deltas(group).copy()
-    for i, end in enumerate(steps):
-        deltas[i, int(end):, :6] = 0.0
-    off = judge.arm_misplaced_px(group.frames[:, -1], facts_of(starts, deltas))
-    return np.asarray(np.nan_to_num(off, nan=0.0) > limit_px)
-
-
 def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], group: RolloutGroup,
                  config: TrustConfig, seed: int, cancelled: Callable[[], bool] = never
                  ) -> tuple[RolloutGroup, TrustCounts]:
@@ -143,8 +121,6 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
     starts = [start] if isinstance(start, Start) else list(start)
     began = [starts[i * len(starts) // len(judgements)] for i in range(len(judgements))]
     faults = picture_faults(group, config)
-    faults = [fault or (MISPLACED if off else "") for fault, off in
-              zip(faults, misplaced(judge, group, began, config.arm_px), strict=True)]
     for i, fault in enumerate(faults):
         if judgements[i].score is None:
             faults[i] = ""
@@ -163,11 +139,12 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
                 judgements[i] = Judgement(None, detail=f"rejected: not reproduced ({first.score:.2f}, then {told})",
                                           frame_scores=first.frame_scores)
     valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
-    votes = [(j.votes[0] > SUCCESS_THRESHOLD, j.votes[1] > SUCCESS_THRESHOLD) for j in group.judgements
-             if len(j.votes) == 2]
+    saw = [[score > SUCCESS_THRESHOLD for _, score in j.members if score is not None] for j in group.judgements
+           if len(j.members) > 1]
+    agreed = sum(all(some) for some in saw)
+    none = sum(not any(some) for some in saw)
     counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
-                         lost, no_verdict, len(claims), faults.count(MISPLACED), votes.count((True, True)),
-                         votes.count((True, False)), votes.count((False, True)), votes.count((False, False)))
+                         lost, no_verdict, len(claims), agreed, len(saw) - agreed - none, none)
     return replace(group, judgements=tuple(judgements), valid=valid), counts
 
 
@@ -178,9 +155,8 @@ def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: li
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)
     deltas = group_deltas(group)[which, :longest]
-    frames = replay_from(world_model, group.frames[which, 0], [s.state for s in starts], deltas, seed, cancelled,
-                         [s.captured.rgb for s in starts])
+    frames = replay(world_model, starts, deltas, seed, cancelled)
     for i, end in enumerate(steps):
         frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
         deltas[i, int(end):, :6] = 0.0
-    return judge_safely(judge, frames, group.instruction, facts_of(starts, deltas))
+    return judge_safely(judge, frames, group.instruction, facts_of(starts, deltas), yes_or_no=True)

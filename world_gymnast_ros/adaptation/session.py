@@ -2,7 +2,8 @@
 
     repeat   imagine a group from a jittered start -> judge -> distrust -> advantages -> learner.update
     now and then   measure on held-out seeds and remember the best weights
-    at the end     gate: base against best on other held-out seeds; promote only what is surely better
+    at the end     gate: base against best on other held-out seeds; promote only what is surely better, and nothing of
+                   a session that was starved of time
 
 Policy, world model, judge and learner are arguments; so are time and randomness. Whatever happens, the policy leaves
 this function as it came: a promoted adapter is saved, and loading it is the caller's act.
@@ -17,13 +18,25 @@ from typing import Any, Protocol
 from world_gymnast_ros.adaptation.advantage import Advantages, group_advantages, rollout_rewards
 from world_gymnast_ros.adaptation.config import AdaptConfig
 from world_gymnast_ros.adaptation.jitter import jitter_start
-from world_gymnast_ros.adaptation.log import AdaptReport, Progress, SessionLog, Stopwatch, Strip, UpdateRow
+from world_gymnast_ros.adaptation.log import (
+    AdaptReport,
+    Progress,
+    SessionLog,
+    Stop,
+    StopKind,
+    Stopwatch,
+    Strip,
+    UpdateRow,
+)
 from world_gymnast_ros.adaptation.promotion import GateDecision, HeldOut, decide_each, hold_out
-from world_gymnast_ros.adaptation.rollout import Cancelled, Start, derive_seed, imagine, is_success, never
+from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
 from world_gymnast_ros.errors import BadInstruction
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, WorldModel
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
+
+STARVED_SHARE = 0.5
+"""A session that time cut off after fewer than this share of its updates was starved."""
 
 
 class Learner(Protocol):
@@ -58,10 +71,10 @@ class _Session:
 
     def __init__(self, policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start],
                  config: AdaptConfig, seed: int, watch: Stopwatch, log: SessionLog,
-                 progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> None:
+                 progress: Callable[[Progress], None], cancelled: Callable[[], bool], withheld: str) -> None:
         self.policy, self.world_model, self.judge, self.starts = policy, world_model, judge, tuple(starts)
         self.config, self.seed, self.watch, self.log = config, seed, watch, log
-        self.progress, self.cancelled = progress, cancelled
+        self.progress, self.cancelled, self.withheld = progress, cancelled, withheld
         self.counts, self.rollouts, self.frames = TrustCounts(), 0, 0
         self.curve: list[UpdateRow] = []
         self.strips: list[Strip] = []
@@ -116,25 +129,37 @@ class _Session:
         self.tell(label, update, result.mean_score, result.rate)
         return result
 
-    def must_stop(self, last: TrustCounts) -> str:
-        """Return why training must end now, or ''. Keeps the time that the gate will need."""
+    def must_stop(self, last: TrustCounts) -> Stop | None:
+        """Return why training must end now, or None. Keeps the time that the gate will need."""
         c = self.config
         reserve_s = min(2.0 * c.gate_dreams * self.held_out_s, 0.5 * c.budget_s)
         if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
-            return f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate"
+            return Stop(StopKind.TIME, f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate")
         if last.rejection_rate > c.max_rejection_rate:
-            return (f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
-                    f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
+            return Stop(StopKind.TRUST, f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
+                        f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
         # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
         practised = not self.curve or len(self.curve) * c.groups_per_update >= len(self.starts)
         if practised and min(self.best) >= c.solved_rate:
-            return (f"solved: {self.best[0]:.0%} held-out success in imagination, of which the judges are sure; "
-                    "more training could only learn the dream's mistakes")
+            return Stop(StopKind.SOLVED, f"solved: {self.best[0]:.0%} held-out success in imagination, of which the "
+                        "judges are sure; more training could only learn the dream's mistakes")
         if self.idle >= c.max_idle_updates:
-            return f"no signal: {self.idle} updates in a row had equal rewards or no verdict"
+            return Stop(StopKind.NO_SIGNAL, f"no signal: {self.idle} updates in a row had equal rewards or no verdict")
         if self.stale >= c.patience:
-            return f"no progress: {self.stale} held-out evaluations in a row without improvement"
-        return ""
+            return Stop(StopKind.NO_PROGRESS,
+                        f"no progress: {self.stale} held-out evaluations in a row without improvement")
+        return None
+
+    def starved(self, stop: Stop) -> str:
+        """Return '' or how far the session fell short for want of time, and how much of it would do."""
+        c, made = self.config, len(self.curve)
+        if stop.kind is not StopKind.TIME or made >= STARVED_SHARE * c.max_updates:
+            return ""
+        evaluations = 1 + -(-c.max_updates // c.evaluate_every)
+        needed_s = (c.max_updates * self.update_s
+                    + (evaluations * c.select_dreams + 2 * c.gate_dreams) * self.held_out_s)
+        return (f"{made} of {c.max_updates} updates in its {c.budget_s:.0f} s; all of them would take about "
+                f"{needed_s:.0f} s here")
 
     def train_once(self, learner: Learner, update: int) -> TrustCounts:
         """Do one update: groups, advantages, gradient. Returns the trust counts of its groups."""
@@ -153,7 +178,8 @@ class _Session:
         verdicts = [j for group, _, _ in groups for j in group.judgements if j.score is not None]
         success = sum(map(is_success, verdicts)) / max(len(verdicts), 1)
         self.curve.append(UpdateRow(update, reward, success, counts.rejected, self.watch.elapsed_s, None, stats))
-        self.strips = keep_extremes(self.strips, groups[0][0], update)
+        first = self.starts[((update - 1) * self.config.groups_per_update) % len(self.starts)]
+        self.strips = keep_extremes(self.strips, groups[0][0], update, first.captured.rgb)
         self.log.write("update", update=update, mean_reward=reward, imagined_success=success, idle=not batch, **stats)
         self.update_s = max(self.update_s, self.watch.elapsed_s - began_s)
         self.tell("training", update, reward, success)
@@ -163,13 +189,14 @@ class _Session:
 def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learner, starts: Sequence[Start],
           config: AdaptConfig, seed: int, now_s: Callable[[], float],
           progress: Callable[[Progress], None] = lambda _: None, cancelled: Callable[[], bool] = never, *,
-          log_path: Path | None = None,
-          save: Callable[[Learner, dict[str, Any]], AdapterRef] | None = None) -> AdaptReport:
+          log_path: Path | None = None, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None = None,
+          withheld: str = "") -> AdaptReport:
     """Run one session and report. The policy is as before when this returns or raises.
 
     `save(learner, scores)` stores the promoted adapter (see store.AdapterStore); None is a dry run: everything but
-    promotion. Every decision goes to `log_path` as JSON lines. Errors of any part propagate after the policy is
-    restored; a cancel is an ordinary outcome.
+    promotion. `withheld`: why nothing may be promoted whatever the dream says, or ''; a session that was starved of
+    time promotes nothing either. Every decision goes to `log_path` as JSON lines. Errors of any part propagate after
+    the policy is restored; a cancel is an ordinary outcome.
     """
     if not starts:
         raise BadInstruction("nothing to adapt to: give at least one captured frame with an instruction")
@@ -178,12 +205,13 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     names = {"policy": policy.name, "world_model": world_model.name, "judge": judge.name,
              "learner": learner.name}
     log.write("session", config=asdict(config), seed=seed, names=names, instructions=[s.instruction for s in starts])
-    session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled)
+    session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled, withheld)
     try:
         learner.begin()
         outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
     except Cancelled as cancel:
-        outcome, message, stop, gate, ref = "cancelled", f"{cancel}; present policy kept", "cancelled", None, None
+        outcome, message, gate, ref = "cancelled", f"{cancel}; present policy kept", None, None
+        stop = Stop(StopKind.CANCELLED, "cancelled")
     except BaseException as error:
         log.write("crash", error=f"{type(error).__name__}: {error}")
         raise
@@ -194,10 +222,10 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
                  gate.after.value if gate else 0.0)
     return AdaptReport(outcome, message, ref, gate, tuple(session.curve), tuple(session.strips), session.counts,
                        dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames, tuple(starts),
-                       names, stop)
+                       names, stop, session.starved(stop))
 
 
-_Result = tuple[str, str, str, GateDecision | None, AdapterRef | None]
+_Result = tuple[str, str, Stop, GateDecision | None, AdapterRef | None]
 
 
 def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None
@@ -207,12 +235,13 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     before = s.held_out("measuring the base", 0, 2, c.select_dreams)
     if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
         why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
-        stop = f"no verdict: {why}"
-        s.log.write("stop", reason=stop)
-        return "kept", f"the judges gave no verdict on any rollout ({why}): present policy kept", stop, None, None
+        mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
+        s.log.write("stop", reason=mute.text)
+        return "kept", f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
     s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
     best, best_update, s.best = base, 0, before.rank
-    counts, stop = TrustCounts(), ""
+    counts = TrustCounts()
+    stop: Stop | None = None
     for update in range(1, c.max_updates + 1):
         if stop := s.must_stop(counts):
             break
@@ -224,15 +253,16 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
             if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
                 best, best_update, s.best = learner.snapshot(), update, result.rank
                 s.stale = 0
-    stop = stop or f"done: all {c.max_updates} updates"
-    s.log.write("stop", reason=stop)
+    stop = stop or Stop(StopKind.DONE, f"done: all {c.max_updates} updates")
+    s.log.write("stop", reason=stop.text)
     s.log.write("select", update=best_update)
     if best_update == 0:
         why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
-        short = not s.curve and stop.startswith("time")
+        short = not s.curve and stop.kind is StopKind.TIME
         remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
-        return "kept", f"{why} ({stop}): present policy kept{remedy}", stop, None, None
-    gate = _gate(s, learner, base, best)
+        return "kept", f"{why} ({stop.text}): present policy kept{remedy}", stop, None, None
+    starved = s.starved(stop)
+    gate = _gate(s, learner, base, best, s.withheld or (f"the session was starved: {starved}" if starved else ""))
     if not gate.promote:
         return "kept", gate.reason, stop, gate, None
     if save is None:
@@ -246,8 +276,12 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
     return "promoted", gate.reason, stop, gate, ref
 
 
-def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any]) -> GateDecision:
-    """Measure base and best on the same gate seeds, which chose nothing before; leaves the best weights in place."""
+def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any], withheld: str
+          ) -> GateDecision:
+    """Measure base and best on the same gate seeds, which chose nothing before; leaves the best weights in place.
+
+    `withheld`: why nothing may be promoted whatever comes of it, or ''.
+    """
     c = s.config
     learner.restore(base)
     before = s.held_out("gate: base", len(s.curve), 3, c.gate_dreams)
@@ -256,9 +290,9 @@ def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[
     known = before.known & after.known
     seed = derive_seed(s.seed, 4)
     words = [s.starts[d % len(s.starts)].instruction for d in range(c.gate_dreams)]
-    gate = decide_each(before.success, after.success, known, words, c.margin, c.confidence, seed)
+    gate = decide_each(before.success, after.success, known, words, c.margin, c.confidence, seed).withhold(withheld)
     s.log.write("gate", instructions=words, success_before=before.success,
-                success_after=after.success, known=known, seed=seed,
+                success_after=after.success, known=known, seed=seed, withheld=withheld,
                 promote=gate.promote, lower_bound=gate.lower_bound, reason=gate.reason)
-    s.strips = s.strips + strip_pair(before.first_group, after.first_group)
+    s.strips = s.strips + strip_pair(before.first_group, after.first_group, before.first_captured)
     return gate

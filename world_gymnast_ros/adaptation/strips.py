@@ -1,17 +1,23 @@
 """Choose and cut the few frames of a session that a person will look at."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from world_gymnast_ros.adaptation.log import Strip
 from world_gymnast_ros.adaptation.rollout import executed_steps, is_success
-from world_gymnast_ros.types import RolloutGroup
+from world_gymnast_ros.types import U8, RolloutGroup
 
-FRAMES_PER_STRIP = 8
+FRAMES_PER_STRIP = 5
+"""Few and large: a miss by a finger's width must be seen."""
 
 
-def cut_strip(group: RolloutGroup, i: int, title: str) -> Strip:
-    """Return evenly spaced frames of rollout `i`, up to where it was finished, with the judge's score at each."""
+def cut_strip(group: RolloutGroup, i: int, title: str, captured: U8 | None = None, paired: bool = False) -> Strip:
+    """Return evenly spaced frames of rollout `i`, up to where it was finished, with the judge's score at each.
+
+    `captured`: the camera's frame uint8 (H, W, 3) that it began at; `paired`: see `Strip`.
+    """
     judgement = group.judgements[i]
     end = int(executed_steps(group)[i]) or group.frames.shape[1] - 1
     picks = np.unique(np.linspace(0, end, FRAMES_PER_STRIP).round().astype(int))
@@ -23,29 +29,35 @@ def cut_strip(group: RolloutGroup, i: int, title: str) -> Strip:
     else:
         done = f", done at frame {judgement.done_at}" if judgement.done_at is not None else ""
         note = f"{'success' if is_success(judgement) else 'not a success'}, score {judgement.score:.2f}{done}"
-    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note)
+    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note, captured, paired)
 
 
-def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int) -> list[Strip]:
-    """Return the strips with the newest best and worst rollout, and up to two rejected ones of the whole session."""
+def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int, captured: U8 | None = None) -> list[Strip]:
+    """Return the strips with the newest best and worst rollout, and up to two rejected ones of the whole session.
+
+    `captured`: the camera's frame that the group began at.
+    """
     rejected = [s for s in strips if s.title.startswith("rejected")]
     for i, judgement in enumerate(group.judgements):
         if judgement.score is None and judgement.detail.startswith("rejected") and len(rejected) < 2:
-            rejected.append(cut_strip(group, i, f"rejected, update {update}"))
+            rejected.append(cut_strip(group, i, f"rejected, update {update}", captured))
     scored = [(j.score, i) for i, j in enumerate(group.judgements) if j.score is not None]
     extremes = []
     if scored:
-        extremes = [cut_strip(group, max(scored)[1], f"best, update {update}"),
-                    cut_strip(group, min(scored)[1], f"worst, update {update}")]
+        extremes = [cut_strip(group, max(scored)[1], f"best, update {update}", captured),
+                    cut_strip(group, min(scored)[1], f"worst, update {update}", captured)]
     return extremes + rejected
 
 
-def strip_pair(before: RolloutGroup, after: RolloutGroup) -> list[Strip]:
+def strip_pair(before: RolloutGroup, after: RolloutGroup, captured: Sequence[U8] = ()) -> list[Strip]:
     """Return one pair of held-out rollouts with the same seed, base and adapter.
 
     Shows a pair that the adapter turned from failure into success where there is one, otherwise the first pair.
+    `captured`: the camera's frame that each rollout began at.
     """
     turned = [i for i, (a, b) in enumerate(zip(before.judgements, after.judgements, strict=True))
               if is_success(b) and not is_success(a)]
     i = turned[0] if turned else 0
-    return [cut_strip(before, i, "before, held-out seed"), cut_strip(after, i, "after, same seed")]
+    camera = captured[i] if len(captured) else None
+    return [cut_strip(before, i, "before, held-out seed", camera, paired=True),
+            cut_strip(after, i, "after, same seed", camera, paired=True)]

@@ -1,8 +1,8 @@
 """Measure what is promised: the release gate of a world model, and true success before and after adaptation.
 
 examples:
-  world-gymnast bench replay --data data/held_out          replay true episodes in the shipped dream, print the table
-  world-gymnast bench replay --data data/held_out --write  also store it beside the world model (release.json)
+  world-gymnast bench replay --episodes runs/episodes --task drawer          may this world model be trusted with it?
+  world-gymnast bench replay --episodes runs/episodes --task drawer --write  also store it beside the world model
   world-gymnast bench adaptation --seeds 0 1 2             ten novel scenes on the twin: true success before and after
   world-gymnast bench adaptation --arms dream sft simulator twin --out DIR      beside what else one could do
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
@@ -26,15 +27,20 @@ ARMS = ("dream", "sft", "simulator", "twin")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     replay = sub.add_parser("replay", help="AUC of imagined reward against true success, same first frame and actions")
-    replay.add_argument("--data", type=Path, required=True, help="folder of play-data files (*.npz) of held-out scenes")
+    replay.add_argument("--episodes", type=Path, nargs="+", required=True, metavar="DIR",
+                        help="folders of recordings with marked outcomes, of *.npz files, or LeRobot data sets")
+    replay.add_argument("--task", default="", help="what to call the task of all these episodes (default: as they say, "
+                        "else each instruction by itself)")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--second-judge", default="", help="checkpoint folder, or 'off' (default: the shipped one)")
-    whole(replay, "--episodes", 1, default=100, help="episodes per file (default: %(default)s)")
+    whole(replay, "--most", 1, default=100, help="episodes per task at most (default: %(default)s)")
     whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
     whole(replay, "--seed", 0, default=0)
     whole(replay, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
+    replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
+                        "simulated twin, the lab's webcam ... (default: the name of the folder)")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
@@ -122,49 +128,54 @@ def _replay(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from world_gymnast_ros.evaluation import release as replay_gate
+    from world_gymnast_ros.data.read import read_episodes
+    from world_gymnast_ros.evaluation.replay import episodes_needed, release_markdown, replay_episodes
     from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.report.rollout_video import write_replays
 
     torch.set_num_threads(args.threads)
-    files = sorted(args.data.glob("*.npz"))
-    if not files:
-        raise EpisodeError(f"--data {args.data} holds no play data (*.npz); make some with `world-gymnast twin play`")
     if args.pictures:
         writable_folder(args.pictures.parent, "--pictures")
-    episodes = replay_gate.read_play(files, args.episodes)
     world_model = build.load_world_model(args.world_model, args.second_judge)
     judge = build.load_judges(args.judge, args.second_judge)
+    found = read_episodes(args.episodes, world_model.frame_size[0], min_steps=1)
+    for line in found.left_out:
+        print(f"left out: {line}")
+    episodes = [e for task in dict.fromkeys(e.task for e in found.marked)
+                for e in [f for f in found.marked if f.task == task][:args.most]]
     with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
-        replayed = replay_gate.replay_all(world_model, judge, episodes, args.copies, args.seed, lambda _: bar.update())
-    rows = replay_gate.release_rows(replayed)
-    table = replay_gate.release_markdown(rows)
+        def progress(done: int) -> None:
+            bar.n = done
+            bar.refresh()
+        replays = replay_episodes(world_model, judge, episodes, args.seed, copies=args.copies, ceiling=True,
+                                  progress=progress)
+    rows = replays.by_task(args.task, args.source or f"episodes of {args.episodes[0].resolve().name}")
+    table = release_markdown(rows)
     print(table)
+    for task, row in rows.items():
+        if words := episodes_needed(row):
+            print(f"{task}: {words}")
     if args.pictures:
-        film_strips(replayed[:: max(1, len(replayed) // 12)], args.pictures)
+        write_replays(args.pictures, replays, count=12)
     if args.write:
-        file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
-        payload = {"world_model": world_model.name, "judge": judge.name, "seed": args.seed,
-                   **build.release_hashes(args.world_model, args.judge, args.second_judge), "families": rows}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
-        partial.replace(file)
-        card = file.with_name("README.md")
-        before = card.read_text(encoding="utf-8").split(RELEASE_TITLE)[0] if card.is_file() else ""
-        how = f"Paired replay of recorded held-out episodes, judged by `{judge.name}`, {args.copies} dreams each."
-        card.write_text(f"{before.rstrip()}\n\n{RELEASE_TITLE}\n\n{how}\n\n{table}\n", encoding="utf-8")
+        _store_release(args, world_model.name, judge.name, rows, table)
     return 0
 
 
-def film_strips(replayed: list, path: Path) -> None:  # type: ignore[type-arg]
-    """Write pairs of film strips: above what happened, below what was dreamed."""
-    import numpy as np
-    from PIL import Image
+def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows: dict[str, dict[str, Any]],
+                   table: str) -> None:
+    """Write release.json beside the world model, for exactly this set of models; other tasks that were measured with
+    the same set stay."""
+    from world_gymnast_ros.models import load as build
 
-    rows = []
-    for r in replayed:
-        picks = np.linspace(0, len(r.dream) - 1, 12).round().astype(int)
-        rows.append(np.concatenate([np.concatenate(list(f[picks]), 1) for f in (r.recorded.frames, r.dream)]))
-        rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    strip = Image.fromarray(np.concatenate(rows))
-    strip.resize((strip.width * 2, strip.height * 2), Image.Resampling.NEAREST).save(path)
+    file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
+    kept = build.release_rows(args.world_model, args.judge, args.second_judge)
+    payload = {"world_model": world_model, "judge": judge, "seed": args.seed,
+               **build.release_hashes(args.world_model, args.judge, args.second_judge), "families": {**kept, **rows}}
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
+    partial.replace(file)
+    card = file.with_name("README.md")
+    before = card.read_text(encoding="utf-8").split(RELEASE_TITLE)[0] if card.is_file() else ""
+    how = f"Paired replay of recorded held-out episodes, judged by `{judge}`, {args.copies} rollouts each."
+    card.write_text(f"{before.rstrip()}\n\n{RELEASE_TITLE}\n\n{how}\n\n{table}\n", encoding="utf-8")

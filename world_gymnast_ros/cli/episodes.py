@@ -3,13 +3,13 @@
 examples:
   world-gymnast episodes list runs/episodes
   world-gymnast episodes check runs/episodes                  every episode there; exit status 1 if one has a fault
-  world-gymnast episodes repair runs/episodes/<id>.partial    after a crash or a full disk
-  world-gymnast episodes mark runs/episodes/<id> success --by alice
+  world-gymnast episodes repair runs/episodes/CUT.partial   after a crash or a full disk
+  world-gymnast episodes mark runs/episodes/ID success --by alice
   world-gymnast episodes keys --by alice                      while the graph records: s success, f failure, ...
   world-gymnast episodes review runs/episodes --by alice      a page to play and mark them, on this machine alone
   world-gymnast episodes judge runs/episodes                  have the judge's opinion stored beside the outcome
   world-gymnast episodes export runs/episodes dataset --format lerobot
-  world-gymnast episodes show runs/episodes/<id> strip.png
+  world-gymnast episodes show runs/episodes/ID strip.png
 """
 from __future__ import annotations
 

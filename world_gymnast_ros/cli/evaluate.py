@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(parser, "--limit-pairs", 1, 10_000, default=50, help="give up after so many pairs (default: %(default)s)")
     real(parser, "--confidence", 0.5, 0.999, default=0.95, help="of the decision (default: %(default)s)")
     real(parser, "--trial-s", 1.0, 600.0, default=20.0, help="with --robot: longest trial (default: %(default)s s)")
+    real(parser, "--wait-s", 1.0, 3600.0, default=300.0, help="with --robot: longest wait for nodes to come up, "
+         "and for the policy to load what it is offered (default: %(default)s s)")
     whole(parser, "--seed", 0, default=0, help="of the order and of the twin's scenes")
     parser.add_argument("--policy", default="", help="with --scene: checkpoint folder (default: the shipped tiny one)")
     parser.add_argument("--out", type=Path, help="result folder; one that was stopped goes on "

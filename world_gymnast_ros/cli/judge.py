@@ -16,8 +16,8 @@ examples:
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
   world-gymnast judge veto --play data/dreams --family push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
-  world-gymnast bench replay --data DIR --judge judges/mine --write     release it with the world model, then
-  world-gymnast adapt ... --set judge=judges/mine                       use it; second_judge= names the measuring one
+  world-gymnast bench replay --data data/held_out --judge judges/mine --write   release it with the world model
+  world-gymnast adapt --scene novel_evening --set judge=judges/mine   and use it; second_judge= names the measuring one
 
 exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong or no better, 2
 bad input
@@ -116,7 +116,7 @@ def run_learn(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.recordings import read_real
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.updates.judges import learn_settings
 
@@ -128,7 +128,8 @@ def run_learn(args: argparse.Namespace) -> int:
     judge = build.checkpoint_dir(args.judge, "reflector")
     second = build.checkpoint_dir(args.second_judge, "locator")
     world = build.load_world_model(args.world_model, second)
-    episodes, _, left_out = read_real(args.episodes, world.frame_size[0], min_steps=2)
+    read = read_episodes(args.episodes, world.frame_size[0], min_steps=2)
+    episodes, left_out = read.marked, read.left_out
     for why in left_out:
         print(f"left out {why}")
     with tempfile.TemporaryDirectory(dir=args.out) as scratch:

@@ -26,7 +26,7 @@ from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
-    from world_gymnast_ros.data.play_data import PlayEpisode
+    from world_gymnast_ros.data.episode import Episode
     from world_gymnast_ros.models.world_models.action_dit import ActionDiT
     from world_gymnast_ros.training.world_model import Trainer
 
@@ -39,7 +39,7 @@ TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the j
          "locator": "the judge that measures: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
-MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "data.imagined",
+MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "training.imagined",
            "locator": "tabletop.train_locator"}
 
 
@@ -171,8 +171,8 @@ def _update(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.recordings import read_real
-    from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
+    from world_gymnast_ros.data.read import read_array_folders, read_episodes
+    from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.models.world_models.action_dit_world import load_network
     from world_gymnast_ros.store import slug
@@ -182,7 +182,6 @@ def _update(args: argparse.Namespace) -> int:
         REPLAY_SEED,
         Data,
         fresh_play,
-        play_folder,
         update,
     )
 
@@ -191,27 +190,28 @@ def _update(args: argparse.Namespace) -> int:
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
     parent = build.checkpoint_dir(args.init, "world_model")
     size = load_network(parent)[0].config.image_size
-    episodes, hashes, left_out = read_real(args.episodes, size, args.out / "decoded")
-    for line in left_out:
+    found = read_episodes(args.episodes, size, args.out / "decoded")
+    for line in found.left_out:
         print(f"left out: {line}")
-    new, held = split(episodes, HELD_OUT_SHARE, args.seed)
+    new, held = split(found.marked, HELD_OUT_SHARE, args.seed)
     writable_folder(args.out)
     folders = [given or fresh_play(args.out / "play" / name, 16, first, print)
                for name, given, first in (("replay", args.replay, REPLAY_SEED), ("old", args.old, OLD_SEED))]
-    judge, probe = build.load_judge(args.judge), build.load_judge("")
+    judge = build.load_judges(args.judge, args.second_judge)
 
-    def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
+    def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
         reads = "" if some is old else args.second_judge  # old scenes were seen by the old camera
-        return replay_figures(build.load_world_model(world_model, reads), judge, probe, some, args.seed)
+        return replay_episodes(build.load_world_model(world_model, reads), judge, some, args.seed)
 
     print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
-    replay, old = (play_folder(folder) for folder in folders)
-    result = update(parent, Data(new, held, replay, old, hashes), config, Margins(), figures, args.out, args.store,
+    replay, old = (read_array_folders([folder]) for folder in folders)
+    data = Data(new, held, replay, old, found.hashes)
+    result = update(parent, data, config, Margins(), figures, args.out, args.store,
                     slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge), build.load_reader())
     for name in ("new", "old"):
         before, after = result.figures[name]
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in
-                                             ("false_success", "agreement", "psnr_db", "structural", "object_mm")))
+                                             ("false_success", "agreement", "psnr_db", "structural")))
     print("\n".join(result.decision.lines))
     promoted = result.decision.promote
     print(f"{'promoted' if promoted else 'not promoted, the old version is kept'}: {result.version.path}")
@@ -237,19 +237,26 @@ def _card(args: argparse.Namespace, trainer: Trainer, errors: dict[str, Any]) ->
     write_card(args.out, "World model (ActionDiT), tiny", figures, settings)
 
 
-def _play(args: argparse.Namespace) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:
-    from world_gymnast_ros.data.play_data import read_play
+def _play(args: argparse.Namespace) -> tuple[list[Episode], list[Episode], list[Episode]]:
+    from world_gymnast_ros.data.read import read_array_folders
+    from world_gymnast_ros.tabletop.tracks import object_tracks
 
-    return read_play(args.play), read_play(args.held_out, every=6) if args.held_out else [], []
+    training = read_array_folders(args.play, tracks=object_tracks)
+    if not training:
+        raise BadConfig(f"--play {' '.join(map(str, args.play))} holds no *.npz; make some with `world-gymnast twin "
+                        "play`")
+    return training, read_array_folders(args.held_out, 6, object_tracks), []
 
 
-def _clips(args: argparse.Namespace, size: int) -> tuple[list[PlayEpisode], list[PlayEpisode], list[PlayEpisode]]:
+def _clips(args: argparse.Namespace, size: int) -> tuple[list[Episode], list[Episode], list[Episode]]:
     """Return training variants, the clip that decides when to stop, and the clip that is only tested at the end."""
     import numpy as np
 
-    from world_gymnast_ros.data.play_data import read_clips, resized, variants
+    from world_gymnast_ros.data.clip_sampler import variants
+    from world_gymnast_ros.data.episode import resized
+    from world_gymnast_ros.data.read import read_episodes
 
-    clips = {e.name: e for e in read_clips(args.clips)}
+    clips = {e.name: e for e in read_episodes([args.clips]).episodes}
     for name in filter(None, (args.hold_out, args.validate)):
         if name not in clips:
             raise BadConfig(f"there is no clip '{name}' in {args.clips}; choose from {', '.join(clips)}")
@@ -262,7 +269,7 @@ def _clips(args: argparse.Namespace, size: int) -> tuple[list[PlayEpisode], list
     return training, [resized(validation, size)], [resized(e, size) for e in test]
 
 
-def _choose_gain(network: ActionDiT, validation: list[PlayEpisode], out: Path) -> None:
+def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> None:
     """Choose the gain of drawn changes on the validation clip, and write it to the checkpoint.
 
     A few clips teach the direction of a change better than its size; the best gain keeps what is sure.
@@ -287,7 +294,7 @@ def _choose_gain(network: ActionDiT, validation: list[PlayEpisode], out: Path) -
           + ", ".join(f"{g:.1f} {s:.3f}" for g, s in scores.items()) + f"; chosen {best:.1f}")
 
 
-def _test(network: ActionDiT, test: list[PlayEpisode], out: Path) -> None:
+def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
     """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
     from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors, write_strips
     from world_gymnast_ros.models.checkpoint import write_text

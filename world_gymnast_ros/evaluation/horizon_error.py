@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from world_gymnast_ros.data.play_data import PlayEpisode, places_at
+from world_gymnast_ros.data.clip_sampler import places_at
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.evaluation.image_metrics import psnr_db
+from world_gymnast_ros.images import write_film_strips
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT
 from world_gymnast_ros.models.world_models.action_dit_world import FrameSampler, condition_vector, to_uint8
 from world_gymnast_ros.types import U8
@@ -24,7 +26,7 @@ CHANGED_LEVEL = 0.06
 class Cut:
     """A stretch of a true episode to be dreamed: from frame `start`, `steps` actions."""
 
-    episode: PlayEpisode
+    episode: Episode
     start: int
     steps: int
 
@@ -34,7 +36,7 @@ class Cut:
         return self.episode.frames[self.start:self.start + self.steps + 1]
 
 
-def cuts(episodes: Sequence[PlayEpisode], steps: int, stride: int) -> list[Cut]:
+def cuts(episodes: Sequence[Episode], steps: int, stride: int) -> list[Cut]:
     """Cut stretches of up to `steps` actions at every `stride`-th frame; at least one per episode."""
     return [Cut(e, s, min(steps, e.steps - s)) for e in episodes for s in range(0, max(1, e.steps - steps + 1), stride)]
 
@@ -49,10 +51,11 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
         first = np.stack([c.frames[0] for c in part])
         generator = torch.Generator(device).manual_seed(seed + i)
         ahead = np.arange(max(c.steps for c in part) + 1)
-        places_m, cameras = places_at([c.episode.things if known else None for c in part],
+        places_m, cameras, sizes_m = places_at([c.episode.objects if known else None for c in part],
                                       [c.start + ahead for c in part])
         sampler = FrameSampler(network, torch.from_numpy(first).to(device).float() / 255.0,
-                               denoising_steps or network.config.sampling_steps, generator, places_m[:, 0], cameras)
+                               denoising_steps or network.config.sampling_steps, generator,
+                               (places_m[:, 0], cameras, sizes_m))
         drawn = [first]
         for t in range(max(c.steps for c in part)):
             condition = np.stack([_condition(network, c, t, known) for c in part])
@@ -66,7 +69,7 @@ def _condition(network: ActionDiT, cut: Cut, t: int, known: bool) -> np.ndarray:
     e, row = cut.episode, min(cut.start + t, cut.episode.steps - 1)  # past its end a shorter stretch is not looked at
     has = known and e.states is not None
     before, after = (e.states[row], e.states[row + 1]) if has and e.states is not None else np.zeros((2, 7), np.float32)
-    return condition_vector(network.config, e.deltas[row], before, after, has, e.drawn_for)
+    return condition_vector(network.config, e.deltas[row], before, after, has, e.silhouette_camera)
 
 
 def horizon_errors(stretches: Sequence[Cut], films: Sequence[U8], horizons: Sequence[int] = HORIZONS) -> dict[str, Any]:
@@ -82,20 +85,16 @@ def horizon_errors(stretches: Sequence[Cut], films: Sequence[U8], horizons: Sequ
         changed = (np.abs(true - start).max(-1) > CHANGED_LEVEL)[..., None]
         mse, copy = float(np.mean((dream - true) ** 2)), float(np.mean((start - true) ** 2))
         inside, inside_copy = float(((dream - true) ** 2 * changed).sum()), float(((start - true) ** 2 * changed).sum())
-        rows[str(h)] = {"mse": mse, "mse_copy": copy, "ratio": mse / max(copy, 1e-12), "psnr_db": _psnr(mse),
-                        "psnr_copy_db": _psnr(copy), "changed_ratio": inside / max(inside_copy, 1e-12),
+        rows[str(h)] = {"mse": mse, "mse_copy": copy, "ratio": mse / max(copy, 1e-12), "psnr_db": psnr_db(mse),
+                        "psnr_copy_db": psnr_db(copy), "changed_ratio": inside / max(inside_copy, 1e-12),
                         "count": len(pairs)}
     return rows
 
 
-def _psnr(mse: float) -> float:
-    return float(-10.0 * np.log10(max(mse, 1e-10)))
-
-
-def by_family(stretches: Sequence[Cut], films: Sequence[U8]) -> dict[str, Any]:
+def by_task(stretches: Sequence[Cut], films: Sequence[U8]) -> dict[str, Any]:
     """Return `horizon_errors` of each task family."""
-    families = sorted({c.episode.family for c in stretches})
-    mine = {f: [i for i, c in enumerate(stretches) if c.episode.family == f] for f in families}
+    tasks = sorted({c.episode.task for c in stretches})
+    mine = {f: [i for i, c in enumerate(stretches) if c.episode.task == f] for f in tasks}
     return {f: horizon_errors([stretches[i] for i in ids], [films[i] for i in ids]) for f, ids in mine.items()}
 
 
@@ -106,15 +105,7 @@ def error_line(errors: dict[str, Any]) -> str:
 
 
 def write_strips(path: Path, stretches: Sequence[Cut], films: Sequence[U8], count: int = 9, columns: int = 12) -> None:
-    """Write a PNG: above what happened, below what was dreamed, for up to `count` stretches, families mixed."""
-    order = np.argsort([c.episode.family for c in stretches], kind="stable")
-    rows = []
-    for i in order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]:
-        picks = np.linspace(0, stretches[i].steps, columns).round().astype(int)
-        rows += [np.concatenate(list(f[picks]), 1) for f in (stretches[i].frames, films[i])]
-        rows.append(np.full((3, rows[-1].shape[1], 3), 255, np.uint8))
-    image = Image.fromarray(np.concatenate(rows))
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(partial, format="PNG")
-    partial.replace(path)
+    """Write film strips as a PNG: above what happened, below what was imagined; up to `count` stretches, all tasks."""
+    order = np.argsort([c.episode.task for c in stretches], kind="stable")
+    picks = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    write_film_strips(path, [(stretches[i].frames, films[i]) for i in picks], columns)

@@ -1,184 +1,209 @@
-"""How far a world model with a judge may be believed about given true episodes: replayed from their first frame.
+"""Paired replay: recorded episodes imagined again, from their first frame with their own actions, and judged.
 
-Every figure is per episode, so that two versions of a model can be compared in pairs. Image error is PSNR and a
-structural error (1 - SSIM, mean over 64, 32 and 16 pixels): what a person would see, computed, not learned. Poses are
-read off pictures by a probe (a judge's trunk, which was taught to localise), from the dream and from the true picture,
-and compared with physics where the recording knows it; the probe's own error stands beside.
+Does the imagined reward rank episodes as reality did, and which failures pass for successes? Adaptation gained only
+where this AUC was above 0.9, while image error and imagined success predicted nothing; so it decides which tasks a
+world model is offered for. Every figure is per episode, so that two versions of a model can be compared in pairs.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay_from
-from world_gymnast_ros.data.play_data import PlayEpisode
+from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay
+from world_gymnast_ros.adaptation.trust import RELEASE_AUC, PictureKind
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error, structural_error
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.judges.reflector import Reflector
-from world_gymnast_ros.models.policies.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M
-from world_gymnast_ros.models.vision import fast_math
-from world_gymnast_ros.statistics import auc, wilson
-from world_gymnast_ros.types import F32, F64, U8, Judge, RolloutFacts, WorldModel
+from world_gymnast_ros.instructions import normalise
+from world_gymnast_ros.statistics import auc, paired_replay_auc, wilson
+from world_gymnast_ros.types import F64, U8, Judge, RolloutFacts, WorldModel
 
 BATCH = 64
-SSIM_WINDOW_PX = 7
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-SCALES = 3
-
-
-@dataclass(frozen=True)
-class RealEpisode:
-    """A true episode of known outcome. `tip_m`, `object_m` (T+1, 3): gripper tip and named object, base frame, or None
-    where nobody knows; `done_step`: the frame at which success came, None where only its outcome is known."""
-
-    play: PlayEpisode
-    instruction: str
-    success: bool
-    tip_m: F32 | None = None
-    object_m: F32 | None = None
-    done_step: int | None = None
-
-    @property
-    def captured(self) -> U8 | None:
-        """The first frame at the camera's own size (H, W, 3), where it was kept."""
-        return self.play.captured
+"""Rollouts imagined at once."""
+HORIZONS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class Replays:
-    """E episodes replayed. `mse`, `structural` (E,): mean over the horizon; `tip_mm`, `object_mm` (E,): horizontal
-    error of the probe at the last frame of the dream, `tip_true_mm`, `object_true_mm` on the true picture, NaN where
-    unknown;
-    `score` (E,) NaN without a verdict; `claimed`, `success` bool (E,)."""
+    """E recorded episodes replayed. `mse`, `structural` (E,): image error, mean over the horizon; `horizon_mse` (E, 3)
+    at HORIZONS, NaN beyond an episode's end. `score` (E,): imagined score, mean over copies, NaN without a verdict;
+    `claimed` bool (E,): more than half of the copies were called a success; `true_score` (E,): what the judge says of
+    the recorded frames, the ceiling that it sets, NaN where not asked. `rollouts`: the frames of each first copy."""
 
+    episodes: tuple[Episode, ...]
     mse: F64
     structural: F64
-    tip_mm: F64
-    object_mm: F64
-    tip_true_mm: F64
-    object_true_mm: F64
+    horizon_mse: F64
     score: F64
-    claimed: np.ndarray
-    success: np.ndarray
-    horizon_psnr_db: dict[int, float]
-    dreams: list[U8]
+    claimed: NDArray[np.bool_]
+    true_score: F64
+    rollouts: list[U8]
+
+    @property
+    def success(self) -> NDArray[np.bool_]:
+        """The recorded outcomes bool (E,)."""
+        return np.array([bool(e.success) for e in self.episodes])
+
+    def rows(self, which: NDArray[np.int64]) -> Replays:
+        """Return those of some episodes."""
+        return Replays(tuple(self.episodes[i] for i in which), self.mse[which], self.structural[which],
+                       self.horizon_mse[which], self.score[which], self.claimed[which], self.true_score[which],
+                       [self.rollouts[i] for i in which])
 
     def summary(self) -> dict[str, Any]:
-        """Return plain figures; false success rate first."""
-        failed, won = ~self.success, self.success
+        """Return plain figures; false positive rate first."""
+        success, known = self.success, np.isfinite(self.score)
+        failed = ~success
         false = wilson(int((self.claimed & failed).sum()), max(1, int(failed.sum())))
-        agree = wilson(int((self.claimed == self.success).sum()), len(self.success))
-        known = np.isfinite(self.score)
+        agree = wilson(int((self.claimed == success).sum()), len(success))
+        steps = np.isfinite(self.horizon_mse).any(0)
         return {
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
-            "failures": int(failed.sum()), "episodes": len(self.success),
-            "missed": float((~self.claimed[won]).mean()) if won.any() else float("nan"),
+            "failures": int(failed.sum()), "episodes": len(success),
+            "missed": float((~self.claimed[success]).mean()) if success.any() else float("nan"),
             "agreement": agree.value, "agreement_low": agree.low, "agreement_high": agree.high,
-            "auc": auc(self.score[known], self.success[known]),
-            "imagined_success": float(self.claimed.mean()), "true_success": float(self.success.mean()),
-            "psnr_db": float(-10 * np.log10(max(self.mse.mean(), 1e-10))), "structural": float(self.structural.mean()),
-            "psnr_db_by_step": {str(h): v for h, v in self.horizon_psnr_db.items()},
-            **{name: _mean(getattr(self, name)) for name in ("tip_mm", "object_mm", "tip_true_mm", "object_true_mm")}}
+            "auc": auc(self.score[known], success[known]),
+            "imagined_success": float(self.claimed.mean()), "true_success": float(success.mean()),
+            "psnr_db": psnr_db(float(self.mse.mean())), "structural": float(self.structural.mean()),
+            "psnr_db_by_step": {str(h): psnr_db(float(np.nanmean(self.horizon_mse[:, k])))
+                                for k, h in enumerate(HORIZONS) if steps[k]}}
+
+    def by_task(self, task: str = "", source: str = "recordings") -> dict[str, dict[str, Any]]:
+        """Return the release table: per task AUC in imagination and on recorded frames, false and true positive rate,
+        with 95 % intervals, and counts.
+
+        A task is called `task` where that is given, else as the recording says, else by the sentence itself. `source`
+        says in words where the episodes were taken.
+        """
+        names = np.array([task or e.task or normalise(e.instruction) for e in self.episodes])
+        return {str(name): self.rows(np.flatnonzero(names == name)).release_row(source) for name in np.unique(names)}
+
+    def release_row(self, source: str = "recordings") -> dict[str, Any]:
+        """Return one row of the release table, of all these episodes. `pictures` is the kind that they began with, None
+        where the camera's own frames were not kept."""
+        captured = [e.captured for e in self.episodes if e.captured is not None]
+        kind = PictureKind.of(captured, source).to_json() if len(captured) == len(self.episodes) else None
+        judged = np.isfinite(self.score)
+        success, claimed = self.success[judged], self.claimed[judged]
+        imagined = paired_replay_auc(self.score[judged].tolist(), success.tolist())
+        ceiling = paired_replay_auc(np.nan_to_num(self.true_score[judged]).tolist(), success.tolist())
+        false = wilson(int(claimed[~success].sum()), max(1, int((~success).sum())))
+        recall = wilson(int(claimed[success].sum()), max(1, int(success.sum())))
+        asked = bool(np.isfinite(self.true_score).any())
+        return {"auc": imagined.value, "low": imagined.low, "high": imagined.high,
+                "auc_true_frames": ceiling.value if asked else float("nan"),
+                "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
+                "recall": recall.value if success.any() else float("nan"), "recall_low": recall.low,
+                "recall_high": recall.high, "episodes": len(self.episodes), "successes": int(self.success.sum()),
+                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "pictures": kind}
 
 
-def _mean(values: F64) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def structural_error(a: U8, b: U8) -> F64:
-    """Return 1 - SSIM (N,) of grey pictures uint8 (N, H, W, 3), mean over whole, half and quarter size."""
-    x, y = (torch.from_numpy(np.ascontiguousarray(v)).float().div_(255.0).mean(-1)[:, None] for v in (a, b))
-    errors = []
-    for _ in range(SCALES):
-        def mean(v: torch.Tensor) -> torch.Tensor:
-            return F.avg_pool2d(v, SSIM_WINDOW_PX, 1)
-        mx, my = mean(x), mean(y)
-        vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
-        ssim = ((2 * mx * my + SSIM_C1) * (2 * cov + SSIM_C2)) / ((mx**2 + my**2 + SSIM_C1) * (vx + vy + SSIM_C2))
-        errors.append(1.0 - ssim.mean((1, 2, 3)))
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return torch.stack(errors).mean(0).double().numpy()
-
-
-def locate(probe: Reflector, pictures: U8, instructions: Sequence[str]) -> F64:
-    """Return where the probe sees tip, object and destination, m, float64 (N, 3, 3), in pictures uint8 (N, H, W, 3)."""
-    size = probe.model.trunk.config.image_size
-    pictures = pictures if pictures.shape[1:3] == (size, size) else resize_rgb(pictures, (size, size))
-    ids = torch.tensor(probe.reader.batch(list(instructions)), device=probe.device)
-    out = []
-    with torch.inference_mode(), fast_math(probe.device):
-        for i in range(0, len(pictures), BATCH):
-            seen = probe.model.trunk.see(torch.from_numpy(np.ascontiguousarray(pictures[i:i + BATCH])).to(probe.device))
-            out.append(probe.model.trunk.read(seen, ids[i:i + BATCH])[1].float().cpu().numpy())
-    return np.concatenate(out).reshape(-1, 3, 3).astype(np.float64) * PLACE_SCALE_M + np.array(PLACE_CENTRE_M)
-
-
-def dream_all(world: WorldModel, episodes: Sequence[PlayEpisode], seed: int) -> list[U8]:
-    """Return the dream uint8 (T+1, H, W, 3) of each episode, from its first frame with its own actions."""
-    dreams: list[U8] = [np.empty(0, np.uint8)] * len(episodes)
+def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: int, copies: int = 1,
+                  progress: Callable[[int], object] = lambda done: None) -> list[U8]:
+    """Return `copies` rollouts uint8 (copies, T+1, H, W, 3) of each episode, from its first frame with its actions."""
+    out: list[U8] = [np.empty(0, np.uint8)] * len(episodes)
+    done = 0
     for steps in sorted({e.steps for e in episodes}):
         same = [i for i, e in enumerate(episodes) if e.steps == steps]
-        for part in np.array_split(same, -(-len(same) // BATCH)):
+        for part in np.array_split(same, -(-len(same) * copies // BATCH)):
             mine = [episodes[i] for i in part]
-            states = [None if e.states is None else e.states[0] for e in mine]
-            captured = [e.frames[0] if e.captured is None else e.captured for e in mine]
-            films = replay_from(world, np.stack([e.frames[0] for e in mine]), states,
-                                np.stack([e.deltas for e in mine]), seed + int(part[0]), captured=captured)
-            for i, film in zip(part, films, strict=True):
-                dreams[i] = film
-    return dreams
+            starts = [start for e in mine for start in [e.start()] * copies]
+            frames = replay(world_model, starts, np.stack([e.deltas for e in mine]).repeat(copies, 0),
+                            seed + int(part[0]) if len(part) else seed)
+            for k, i in enumerate(part):
+                out[i] = frames[k * copies:(k + 1) * copies]
+            progress(done := done + len(part))
+    return out
 
 
-def judge_all(judge: Judge, films: Sequence[U8], episodes: Sequence[RealEpisode]) -> tuple[F64, np.ndarray]:
-    """Return scores (E,), NaN without a verdict, and claims bool (E,), of films of what the episodes did."""
-    score, claimed = np.full(len(films), np.nan), np.zeros(len(films), np.bool_)
-    groups: dict[tuple[str, int], list[int]] = {}
-    for i, (film, episode) in enumerate(zip(films, episodes, strict=True)):
-        groups.setdefault((episode.instruction, len(film)), []).append(i)
-    for (words, _), rows in groups.items():
+def judge_recorded(judge: Judge, rollouts: Sequence[U8], episodes: Sequence[Episode]
+                   ) -> tuple[F64, NDArray[np.bool_]]:
+    """Return scores (E,), NaN without a verdict, and claims bool (E,), of frames (T+1, H, W, 3) of each episode."""
+    score, claimed = np.full(len(rollouts), np.nan), np.zeros(len(rollouts), np.bool_)
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for i, (frames, episode) in enumerate(zip(rollouts, episodes, strict=True)):
+        groups.setdefault((episode.instruction, frames.shape), []).append(i)
+    for (instruction, _), rows in groups.items():
         mine = [episodes[i] for i in rows]
-        facts = RolloutFacts([e.play.frames[0] if e.captured is None else e.captured for e in mine],
-                             [None if e.play.states is None else e.play.states[0] for e in mine],
-                             np.stack([e.play.deltas for e in mine]))
-        verdicts = judge_safely(judge, np.stack([films[i] for i in rows]), words, facts)
+        facts = RolloutFacts([e.first_frame for e in mine], [None if e.states is None else e.states[0] for e in mine],
+                             np.stack([e.deltas for e in mine]))
+        verdicts = judge_safely(judge, np.stack([rollouts[i] for i in rows]), instruction, facts)
         for i, verdict in zip(rows, verdicts, strict=True):
             claimed[i] = is_success(verdict)
             score[i] = np.nan if verdict.score is None else verdict.score
     return score, claimed
 
 
-def replay_figures(world: WorldModel, judge: Judge, probe: Reflector, episodes: Sequence[RealEpisode], seed: int,
-                   dreams: list[U8] | None = None) -> Replays:
-    """Replay the episodes in the dream of `world` and compare with what happened.
+def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Episode], seed: int, *, copies: int = 1,
+                    ceiling: bool = False, rollouts: list[U8] | None = None,
+                    progress: Callable[[int], object] = lambda done: None) -> Replays:
+    """Replay recorded episodes of known outcome and judge what was imagined.
 
-    `dreams`: those of an earlier call with the same world model, episodes and seed, for another judge.
+    `copies`: rollouts per episode, whose scores are averaged. `ceiling`: judge the recorded frames too. `rollouts`:
+    those of an earlier call with the same world model, episodes and seed, for another judge. EpisodeError where an
+    outcome is not known.
     """
-    words = [e.instruction for e in episodes]
-    dreams = dream_all(world, [e.play for e in episodes], seed) if dreams is None else dreams
-    score, claimed = judge_all(judge, dreams, episodes)
-    mse, structural = [], []
-    by_step: dict[int, list[float]] = {}
-    for episode, dream in zip(episodes, dreams, strict=True):
-        true = episode.play.frames
-        error = ((dream[1:].astype(np.float32) - true[1:]) ** 2).mean((1, 2, 3)) / 255.0**2
-        mse.append(float(error.mean()))
-        structural.append(float(structural_error(dream[1:], true[1:]).mean()))
-        for step in (1, 5, 10, len(error)):
-            if step <= len(error):
-                by_step.setdefault(step, []).append(float(error[step - 1]))
-    in_dream = locate(probe, np.stack([d[-1] for d in dreams]), words)
-    in_truth = locate(probe, np.stack([e.play.frames[-1] for e in episodes]), words)
-    gaps = {}
-    for name, slot in (("tip", 0), ("object", 1)):
-        where = [getattr(e, f"{name}_m") for e in episodes]
-        known = np.array([[np.nan] * 2 if w is None else w[-1, :2] for w in where])
-        gaps[f"{name}_mm"] = 1000 * np.linalg.norm(in_dream[:, slot, :2] - known, axis=1)
-        gaps[f"{name}_true_mm"] = 1000 * np.linalg.norm(in_truth[:, slot, :2] - known, axis=1)
-    psnr = {step: float(-10 * np.log10(max(np.mean(v), 1e-10))) for step, v in sorted(by_step.items())}
-    return Replays(np.array(mse), np.array(structural), gaps["tip_mm"], gaps["object_mm"], gaps["tip_true_mm"],
-                   gaps["object_true_mm"], score, claimed, np.array([e.success for e in episodes]), psnr, dreams)
+    unmarked = [e.name for e in episodes if e.success is None]
+    if unmarked:
+        raise EpisodeError(f"episode {unmarked[0]} has no outcome ({len(unmarked)} of {len(episodes)}); mark it with "
+                           "`world-gymnast episodes mark`, or leave it out")
+    if not episodes:
+        raise EpisodeError("no episode to replay; name folders of marked recordings or of *.npz files")
+    imagined = [r[None] for r in rollouts] if rollouts is not None else imagine_again(world_model, episodes, seed,
+                                                                                     copies, progress)
+    scores, claims = zip(*(judge_recorded(judge, [r[c] for r in imagined], episodes)
+                           for c in range(len(imagined[0]))), strict=True)
+    known = np.isfinite(scores)
+    score = np.where(known.any(0), np.where(known, scores, 0.0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+    true_score = judge_recorded(judge, [e.frames for e in episodes], episodes)[0] if ceiling else \
+        np.full(len(episodes), np.nan)
+    by_step = np.full((len(episodes), len(HORIZONS)), np.nan)
+    mse, structural = np.zeros(len(episodes)), np.zeros(len(episodes))
+    for i, (episode, frames) in enumerate(zip(episodes, imagined, strict=True)):
+        recorded = resize_rgb(episode.frames[1:], frames.shape[2:4])
+        error = squared_error(frames[0, 1:], recorded)
+        mse[i], structural[i] = error.mean(), structural_error(frames[0, 1:], recorded).mean()
+        by_step[i, [k for k, h in enumerate(HORIZONS) if h <= len(error)]] = [
+            error[h - 1] for h in HORIZONS if h <= len(error)]
+    return Replays(tuple(episodes), mse, structural, by_step, score, 2 * np.sum(claims, 0) > len(claims), true_score,
+                   [r[0] for r in imagined])
+
+
+def episodes_needed(row: Mapping[str, Any], limit: float = RELEASE_AUC) -> str:
+    """Say what is missing for the AUC's whole interval to clear `limit`; '' where nothing is.
+
+    The interval narrows with the square root of the number of episodes.
+    """
+    wins, count = int(row["successes"]), int(row["episodes"])
+    if not 0 < wins < count:
+        other = "failure" if wins else "success"
+        return f"all {count} episodes are of one outcome; record and mark at least 10 of the other ({other})"
+    if row["low"] >= limit:
+        return ""
+    if row["auc"] <= limit:
+        return (f"AUC {row['auc']:.2f} is not above {limit:g}: more episodes would not change that; fine-tune the "
+                "world model on such episodes (`world-gymnast train world-model --episodes`), or calibrate the judges")
+    ratio = (row["auc"] - row["low"]) / max(row["auc"] - limit, 1e-3)
+    more = max(1, math.ceil(count * (ratio**2 - 1.0)))
+    return (f"AUC {row['auc']:.2f} has the lower bound {row['low']:.2f}; about {more} more episodes, half of them "
+            f"successes, are needed for it to clear {limit:g}")
+
+
+def release_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the release table."""
+    lines = ["| task | episodes (successes) | no verdict | AUC in imagination [95 %] | AUC on recorded frames "
+             "| false positive rate [95 %] | recall [95 %] | offered |",
+             "|---|---|---|---|---|---|---|---|"]
+    for task, r in rows.items():
+        why = "yes" if r["released"] else f"no: AUC below {RELEASE_AUC}"
+        lines.append(f"| {task} | {r['episodes']} ({r['successes']}) | {r['no_verdict']} "
+                     f"| {r['auc']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['auc_true_frames']:.3f} "
+                     f"| {r['false_success']:.3f} [{r['false_success_low']:.3f}, {r['false_success_high']:.3f}] "
+                     f"| {r['recall']:.2f} [{r['recall_low']:.2f}, {r['recall_high']:.2f}] | {why} |")
+    return "\n".join(lines)

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.adaptation.trust import TaskRelease
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
-from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.paths import share_dir
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.types import Judge
@@ -36,7 +38,7 @@ def load_policy(path: str | Path | None = None) -> OpenVLA:
 
 def load_world_model(path: str | Path | None = None, locator: str | Path | None = None) -> ActionDiTWorld:
     """Load the world model, which finds things with `locator`, the second judge's folder ("off": the shipped one)."""
-    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), reader=load_reader(locator))
+    return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), objects=load_reader(locator))
 
 
 def load_reader(locator: str | Path | None = None) -> SceneReader:
@@ -54,7 +56,8 @@ def load_judges(judge: str | Path | None = None, second: str | Path | None = Non
     """Load the judge that looks and the one that measures, who must agree; `second` "off": the first alone."""
     if str(second or "") == OFF:
         return load_judge(judge)
-    return TwoJudges(load_judge(judge), MeasuringJudge(Locator.from_pretrained(checkpoint_dir(second, "locator"))))
+    return Consensus((load_judge(judge),
+                      GeometricJudge(Locator.from_pretrained(checkpoint_dir(second, "locator")))))
 
 
 def release_hashes(world_model: str | Path | None, judge: str | Path | None, second: str | Path | None
@@ -70,9 +73,9 @@ def release_hashes(world_model: str | Path | None, judge: str | Path | None, sec
             for kind, path, folder in kinds for part, name in (("weights", WEIGHTS), ("config", CONFIG))}
 
 
-def release_table(world_model: str | Path | None = None, judge: str | Path | None = None,
-                  second: str | Path | None = None) -> dict[str, dict[str, float]]:
-    """Return the paired-replay table measured for a world model *with its judges*: {family: {auc, low, high, ...}}.
+def release_rows(world_model: str | Path | None = None, judge: str | Path | None = None,
+                 second: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """Return the rows of the release table of a world model *with its judges*, by task, as they are stored.
 
     Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
     set, and nothing is offered for adaptation by default.
@@ -86,7 +89,15 @@ def release_table(world_model: str | Path | None = None, judge: str | Path | Non
         measured = {key: value for key, value in release.items() if key.endswith("_sha256")}
         if measured != release_hashes(world_model, judge, second):
             return {}
-        return {str(k): {str(n): float(v) for n, v in row.items()} for k, row in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for row in table.values():
+            TaskRelease.from_json(row)
+        return {str(task): dict(row) for task, row in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, BadConfig) as error:
         raise BadCheckpoint(f"{file} is not a release table ({error}); make it with `world-gymnast bench replay`"
                             ) from error
+
+
+def release_table(world_model: str | Path | None = None, judge: str | Path | None = None,
+                  second: str | Path | None = None) -> dict[str, TaskRelease]:
+    """Return the paired-replay table measured for a world model *with its judges*, by task; empty as `release_rows`."""
+    return {task: TaskRelease.from_json(row) for task, row in release_rows(world_model, judge, second).items()}

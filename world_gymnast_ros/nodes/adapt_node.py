@@ -26,11 +26,11 @@ from rclpy.node import Node
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.adaptation.rollout import Cancelled, Start
+from world_gymnast_ros.adaptation.rollout import Cancelled
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.types import F32, AdapterRef, Frame
+from world_gymnast_ros.types import F32, AdapterRef, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
 EXECUTOR_THREADS = 3
@@ -231,7 +231,7 @@ class AdaptNode(base.ConfiguredNode):
 
     def _fill(self, result: Any, session: SessionResult) -> None:
         report = session.report
-        result.promoted, result.message = report.promoted, report.message
+        result.promoted, result.message = report.promoted, session.advice.line
         result.report_path = str(session.report_path.resolve())
         if report.gate is not None:
             result.imagined_before = float(report.gate.before.value)
@@ -246,9 +246,27 @@ class AdaptNode(base.ConfiguredNode):
         self._server.destroy()
 
 
+USAGE = command_line.Usage(
+    name="adapt_node",
+    doc="""\
+Adapts the policy to the scene before the camera inside the world model, and offers an adapter that proved better.
+
+  in      image_raw, joint states, instruction
+  out     adapter
+  offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this picture for the next session)""",
+    parameters=AdaptNodeConfig,
+    moves="No. The arm need not be armed for it.",
+    examples=(
+        ("", "the small models that ship with the package"),
+        ("--ros-args -p threads:=1 -p directory:=FOLDER",
+         "one processor core for training; adapters and reports in FOLDER"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(AdaptNode, argv, EXECUTOR_THREADS)
+    return base.run(AdaptNode, argv, EXECUTOR_THREADS, usage=USAGE)
 
 
 if __name__ == "__main__":

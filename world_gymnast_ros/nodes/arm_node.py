@@ -18,7 +18,7 @@ from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control.chunk_player import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.driver import Driver, DryDriver
 from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
 from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
@@ -43,9 +43,10 @@ class ArmNode(base.ConfiguredNode):
 
     def __init__(self) -> None:
         super().__init__("arm_node")
-        self.config = c = self.read_config(ArmConfig)
+        self.config = c = self.read_config(ArmConfig, moves="")
         self.player = ChunkPlayer(c.safety())
         self.driver: Driver = DryDriver(self, c) if c.dry_run else DRIVERS[c.driver](self, c)
+        self.get_logger().info(self._motion())
         self._stop_pressed = False
         self._arming = False
         self._called_off = ""  # why an arming under way must not end in ARMED
@@ -70,7 +71,13 @@ class ArmNode(base.ConfiguredNode):
         self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
         if c.health_period_s > 0:
             self.create_timer(c.health_period_s, self._on_health, clock=steady, callback_group=self._waits)
-        self.get_logger().info(f"{'dry run of ' if c.dry_run else ''}{c.robot_name}, disarmed; ~/arm to play chunks")
+
+    def _motion(self) -> str:
+        """Say whether this node can move anything, and what."""
+        if self.config.dry_run:
+            return "dry run: moves nothing, no driver is sent anything; disarmed, ~/arm to play chunks"
+        return (f"LIVE: once armed it moves the arm of driver '{self.config.driver}' through "
+                f"{', '.join(self.driver.command_topics)}; disarmed, ~/arm to play chunks")
 
     def _connect(self) -> None:
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
@@ -385,9 +392,29 @@ class ArmNode(base.ConfiguredNode):
         time.sleep(EXIT_FLUSH_S)
 
 
+USAGE = command_line.Usage(
+    name="arm_node",
+    doc="""\
+Plays action chunks to the arm, every action through the guard. It starts DISARMED.
+
+  in      action_chunk, joint states of the driver, stop (std_msgs/Bool, latched), joy (dead-man button)
+  out     step, arm_status, diagnostics, and goals to the driver
+  offers  ~/arm ~/disarm ~/hold ~/go_home (std_srvs/Trigger)""",
+    parameters=ArmConfig,
+    moves="YES, once ~/arm was called, unless dry_run is true. The first line of its log says which driver it moves.",
+    examples=(
+        ("--ros-args -p dry_run:=true", "compute and publish everything, send nothing to any driver"),
+        ("--ros-args -p dry_run:=true -p dead_man_button:=4", "the same, armed only while button 4 on joy is held"),
+        ("--ros-args -p driver:=trajectory -p dry_run:=true",
+         "behind ros2_control; without dry_run it moves the arm once armed"),
+        ("--ros-args --params-file FILE", "with the parameters of a copy of config/arm.yaml"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(ArmNode, argv)
+    return base.run(ArmNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -20,6 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros import config
 from world_gymnast_ros.errors import BadConfig, WorldGymnastError
+from world_gymnast_ros.nodes import command_line
 from world_gymnast_ros.nodes.convert import FloatingPointRange, IntegerRange, ParameterDescriptor
 
 T = TypeVar("T")
@@ -55,18 +56,28 @@ ALIVE_PERIOD_S = 0.04
 """How often it asserts that it lives: three times before the shortest `policy_lease_s` is over."""
 
 _OWN = ("use_sim_time", "start_type_description_service")
+NO_MOTION = "publishes no motion"
+"""The first words of every node but the arm's."""
 
 
 class ConfiguredNode(Node):
     """A node whose ROS parameters are the fields of one config dataclass: read-only, typed, ranged."""
 
+    words: ClassVar[Sequence[str]] = ()
+    """The command line of this process, without the program's name."""
+
     def __init__(self, name: str) -> None:
         super().__init__(name, automatically_declare_parameters_from_overrides=True)
 
-    def read_config(self, cls: type[T]) -> T:
-        """Declare every field of `cls` as a parameter and return the values given. Raises BadConfig."""
+    def read_config(self, cls: type[T], moves: str = NO_MOTION) -> T:
+        """Declare every field of `cls` as a parameter and return the values given. Raises BadConfig.
+
+        `moves` is the node's first line in the log, which says whether it can move anything; "": it says so itself.
+        """
         given = {name: parameter.value for name, parameter in self.get_parameters_by_prefix("").items()
                  if name not in _OWN and not name.startswith("qos_overrides.")}
+        known = [spec.name for spec in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        command_line.check_reached(self.words, self.get_fully_qualified_name(), known, given)
         result = config.from_mapping(cls, given, self.get_name())
         for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
             if self.has_parameter(spec.name):  # replaced, so that it gets its range and description
@@ -74,6 +85,8 @@ class ConfiguredNode(Node):
             value = getattr(result, spec.name)
             value = list(value) if isinstance(value, tuple) else value
             self.declare_parameter(spec.name, value, _descriptor(spec), ignore_override=True)
+        if moves:
+            self.get_logger().info(moves)
         return result
 
     def now_ns(self) -> int:
@@ -107,15 +120,20 @@ def _descriptor(spec: dataclasses.Field[Any]) -> ParameterDescriptor:
     return descriptor
 
 
-def _check_params_files(argv: list[str]) -> None:
-    """Refuse a missing params file by name; rcl's own message does not say which argument was meant."""
-    for i, word in enumerate(argv[:-1]):
-        if word == "--params-file" and not Path(argv[i + 1]).is_file():
-            raise BadConfig(f"--params-file {argv[i + 1]} does not exist")
+def _init(argv: Sequence[str]) -> None:
+    """Start ROS, with one line where it refuses an argument. The signals are `run`'s."""
+    try:
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # the class of RCLError and of UnknownROSArgsError
+        raise BadConfig(f"ROS refuses the command line or the environment: {' '.join(str(error).split())}; a "
+                        "parameter is given as --ros-args -p NAME:=VALUE, see --help") from error
 
 
-def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1) -> int:
+def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1,
+        usage: command_line.Usage | None = None) -> int:
     """Run one node until a signal, and return the exit code: 0 after a signal or `SystemExit(0)`, 2 on a start error.
+
+    `argv` begins with the program's name. Words that nobody reads are a start error; with `usage`, --help is answered.
 
     SIGHUP is one of them, for the ssh session that drops; under nohup, which ignores it, it stays ignored.
 
@@ -124,14 +142,18 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
     with a callback that takes long, such as an action.
     """
     argv = sys.argv if argv is None else argv
+    if usage is not None and command_line.wants_help(argv[1:]):
+        print(usage.text())
+        return 0
     stopped: list[int] = []
     before = {number: signal.signal(number, lambda n, _frame: stopped.append(n))
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
               if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN}
     node: ConfiguredNode | None = None
     try:
-        _check_params_files(argv)
-        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+        command_line.check_words(argv[1:], usage.command if usage is not None else Path(argv[0]).name)
+        ConfiguredNode.words = argv[1:]
+        _init(argv)
         node = make()
         executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
         executor.add_node(node)

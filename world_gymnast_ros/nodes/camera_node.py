@@ -7,7 +7,7 @@ import numpy as np
 
 from world_gymnast_ros.config import CameraConfig
 from world_gymnast_ros.errors import BadConfig, BadFrame
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.clips import Device, clip_frames, list_clips
 from world_gymnast_ros.types import U8
 
@@ -71,9 +71,23 @@ class CameraNode(base.ConfiguredNode):
         self._infos.publish(convert.camera_info(stamp_ns, c.frame_id, width, height, K))
 
 
+USAGE = command_line.Usage(
+    name="camera_node",
+    doc="""\
+Publishes a camera, a video file or a folder of clips as image_raw and camera_info.""",
+    parameters=CameraConfig,
+    moves="No.",
+    examples=(
+        ('--ros-args -p source:=\'"0"\'', 'the first camera of this machine (quoted, since it is text)'),
+        ("--ros-args -p source:=FOLDER -p rate_hz:=5.0",
+         "the clips of a folder in the order of their names, again and again"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(CameraNode, argv)
+    return base.run(CameraNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

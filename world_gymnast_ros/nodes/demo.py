@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,21 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from world_gymnast_ros.adaptation.arm_advice import Advice
+from world_gymnast_ros.adaptation.log import LOG_NAME
 from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import BadInstruction, WorldGymnastError
 from world_gymnast_ros.nodes import graph, verb
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
-from world_gymnast_ros.report.truth import TrueFilm, complete_report
+from world_gymnast_ros.report.truth import TrueFilm, complete_report, read_evidence
 from world_gymnast_ros.statistics import ABRow, ab_json, ab_markdown, ab_row, wilson
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
 
 CAPTURES, CAPTURE_SEED = 4, 9_999
+FILMS = 3
+"""So many true episodes before and after are shown; the pictures of the others are not kept."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def true_episodes(operator: Operator, o: DemoOptions, label: str) -> list[TrueRu
     runs: list[TrueRun] = []
     with tqdm(total=o.episodes, desc=label, unit="episode", file=sys.stdout) as bar:
         for i in range(o.episodes):
-            runs.append(operator.run_episode(o.scene, o.instruction, 10_000 + i, steps, o.record))
+            run = operator.run_episode(o.scene, o.instruction, 10_000 + i, steps, o.record)
+            runs.append(run if i < FILMS else replace(run, film=()))
             bar.set_postfix_str(f"{sum(r.success for r in runs)} succeeded")
             bar.update()
     return runs
@@ -105,19 +110,20 @@ def memory_mib(pids: Sequence[int]) -> float:
 
 
 def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], result: Any, row: ABRow,
-                  seconds: dict[str, float], peak_mib: float) -> Path:
-    """Write demo.json and complete the session's report with what truly happened; return the report's path."""
-    summary = {"scene": o.scene, "instruction": o.instruction, "seed": o.seed, "promoted": bool(result.promoted),
-               "message": result.message, "before": [r.success for r in before], "after": [r.success for r in after],
+                  seconds: dict[str, float], peak_mib: float) -> tuple[Path, Advice]:
+    """Complete the session's report with what truly happened and write demo.json; return the report's path and the line
+    that both begin with."""
+    report, source = o.out / "report.html", Path(result.report_path)
+    films = [TrueFilm(f"{label}, seed {r.seed}", r.success, r.film)
+             for label, runs in (("before", before), ("after", after)) for r in runs[:FILMS]]
+    advice = complete_report(source, report, read_evidence(source.parent / LOG_NAME), row, films)
+    summary = {"line": advice.line, "scene": o.scene, "instruction": o.instruction, "seed": o.seed,
+               "promoted": bool(result.promoted), "message": result.message,
+               "before": [r.success for r in before], "after": [r.success for r in after],
                "imagined_before": result.imagined_before, "imagined_after": result.imagined_after,
                "table": ab_json([row]), "seconds": seconds, "peak_memory_mib": round(peak_mib)}
-    o.out.mkdir(parents=True, exist_ok=True)
     (o.out / "demo.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
-    report = o.out / "report.html"
-    films = [TrueFilm(f"{label}, seed {r.seed}", r.success, r.film)
-             for label, runs in (("before", before), ("after", after)) for r in runs[:3]]
-    complete_report(Path(result.report_path), report, row, films, bool(result.promoted))
-    return report
+    return report, advice
 
 
 def run_demo(o: DemoOptions, domain_id: int | None) -> int:
@@ -155,9 +161,9 @@ def run_demo(o: DemoOptions, domain_id: int | None) -> int:
             operator.destroy_node()
             rclpy.try_shutdown()
     row = ab_row(f"{o.scene}: {o.instruction}", [r.success for r in before], [r.success for r in after])
-    report = write_results(o, before, after, result, row, seconds, peak_mib)
+    report, advice = write_results(o, before, after, result, row, seconds, peak_mib)
     total = time.monotonic() - began
-    print(f"\n{ab_markdown([row])}\n")
+    print(f"\n{advice.line}\n\n{ab_markdown([row])}\n")
     print(f"imagined success {result.imagined_before:.0%} -> {result.imagined_after:.0%} (an estimate, not the truth)")
     print(f"{'adapter promoted: ' + result.adapter.name if result.promoted else 'base kept'}; true success after: "
           f"{wilson(sum(r.success for r in after), len(after))}")

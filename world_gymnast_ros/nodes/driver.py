@@ -80,7 +80,7 @@ class Driver(ABC):
         self._node, self._config, self._timeout_s = node, config, config.service_timeout_s
         self.joints = JointStates(node, joint_states_topic(config), self._on_gap)
         self.temperatures: list[int] = []
-        self._command_topics: list[str] = []  # that only we may publish to
+        self.command_topics: list[str] = []  # that only we may publish to
         self._sources: frozenset[bytes] | None = None  # who published joint states when the driver was prepared
 
     def state(self, now_ns: int) -> tuple[ArmState | None, float]:
@@ -121,7 +121,7 @@ class Driver(ABC):
 
     def rivals(self) -> str:
         """Return who else commands the arm past the guard, by publishing where goals go, or ""."""
-        for topic in self._command_topics:
+        for topic in self.command_topics:
             ends = self._node.get_publishers_info_by_topic(topic)
             if len(ends) > 1:
                 names = sorted(f"{end.node_namespace.rstrip('/')}/{end.node_name}" for end in ends)

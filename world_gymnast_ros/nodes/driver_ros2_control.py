@@ -90,7 +90,7 @@ class ControllerDriver(Driver):
         super().__init__(node, config)
         self._goals = node.create_publisher(message, topic, base.RELIABLE)
         self._gripper = PositionGripper(node, config)
-        self._command_topics = [self._goals.topic_name, *self._gripper.command_topics]
+        self.command_topics = [self._goals.topic_name, *self._gripper.command_topics]
 
     def send_gripper(self, goal: float, finger_m: float) -> None:
         """Tell the gripper's controller when the goal changes; its own loop does the rest."""

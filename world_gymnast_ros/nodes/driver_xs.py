@@ -29,7 +29,7 @@ class XsDriver(Driver):
         self._group = node.create_publisher(msg.JointGroupCommand, f"{robot_name}/commands/joint_group", base.RELIABLE)
         self._single = node.create_publisher(msg.JointSingleCommand, f"{robot_name}/commands/joint_single",
                                              base.RELIABLE)
-        self._command_topics = [self._group.topic_name, self._single.topic_name]
+        self.command_topics = [self._group.topic_name, self._single.topic_name]
         self._info = node.create_client(srv.RobotInfo, f"{robot_name}/get_robot_info")
         self._modes = node.create_client(srv.OperatingModes, f"{robot_name}/set_operating_modes")
         self._set = node.create_client(srv.RegisterValues, f"{robot_name}/set_motor_registers")

@@ -26,12 +26,16 @@ from world_gymnast_ros.store import load_adapter
 from world_gymnast_ros.types import AdapterRef
 
 ANSWERS: dict[str, bool | None] = {"y": True, "n": False, "?": None}
-HOME_S = 30.0
+ANSWER_S = 15.0
+"""Longest wait for the arm's status to say what its service has granted."""
+HOME_S = 60.0
 """Longest walk home."""
 RECORDER_S = 5.0
 """A recorder is looked for this long; without one the trials go on unrecorded."""
 CONFIRM_S = 5.0
 """After Ctrl-C the answers of arm and recorder are waited for so long, each."""
+SAY_AFTER_S = 3.0
+"""What is waited for longer than this is said on the terminal."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -41,24 +45,42 @@ class Stopped(KeyboardInterrupt):
 class Evaluator(Operator):
     """An operator who can offer adapters, and who asks a person."""
 
-    def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, limit_pairs: int) -> None:
+    def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, limit_pairs: int, wait_s: float) -> None:
+        """`wait_s`: longest wait for the nodes to come up, and for the policy to load what it is offered."""
         super().__init__()
         self._offered, self._instruction, self._trial_s, self._pairs = adapter, instruction, trial_s, limit_pairs
-        self._in_use, self._told_pair = "", -1
+        self._wait_s = wait_s
+        self._in_use, self._refused, self._policy_says, self._told_pair = "", -1, "", -1
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.DiagnosticArray, "diagnostics", self._on_diagnostics, base.RELIABLE)
 
     def _on_diagnostics(self, msg: Any) -> None:
         for status in msg.status:
             if status.name == "policy_node":
-                self._in_use = next((v.value for v in status.values if v.key == "adapter"), "")
+                values = {v.key: v.value for v in status.values}
+                self._in_use, self._policy_says = values.get("adapter", ""), status.message
+                self._refused = int(values.get("adapters_refused", "0"))
 
-    def wait_for_robot(self, timeout_s: float = 20.0) -> None:
+    def _wait_for(self, done: Callable[[], Any], what: str) -> None:
+        """Wait at most `wait_s`, and say what for when it takes long: a large policy needs minutes to load."""
+        begun, said = time.monotonic(), False
+
+        def done_or_said() -> bool:
+            nonlocal said
+            if not said and time.monotonic() - begun > SAY_AFTER_S:
+                print(f"waiting for {what}, at most {self._wait_s:g} s (--wait-s)", flush=True)
+                said = True
+            return bool(done())
+
+        self.spin_until(done_or_said, self._wait_s, f"{what} (--wait-s waits longer)")
+
+    def wait_for_robot(self) -> None:
         """Wait for the arm node and the policy node."""
-        self.spin_until(lambda: self.status is not None, timeout_s, "arm_status: start the graph (bringup.launch.py)")
+        self._wait_for(lambda: self.status is not None, "arm_status: start the graph (bringup.launch.py)")
         for client in self._triggers.values():
-            self.spin_until(client.service_is_ready, timeout_s, f"service {client.srv_name}")
-        self.spin_until(lambda: self._offers.get_subscription_count() > 0, timeout_s, "the policy node")
+            self._wait_for(client.service_is_ready, f"service {client.srv_name}")
+        self._wait_for(lambda: self._in_use and self._offers.get_subscription_count() > 0,
+                       "the policy node on /diagnostics: it loads its policy, or was not started")
         try:  # DDS may find it later than the others; a trial that is not recorded for that is lost for good
             self.spin_until(self._start.service_is_ready, RECORDER_S, "the recorder")
         except GraphFault:
@@ -66,11 +88,17 @@ class Evaluator(Operator):
         self.say(self._instruction)
 
     def offer(self, adapter: AdapterRef | None) -> None:
-        """Have the policy run an adapter (None: the base) and wait until it says so."""
+        """Have the policy run an adapter (None: the base) and wait until it says so; GraphFault once it refuses.
+
+        What is said meanwhile does not name the adapter: the person who marks the trial must not know.
+        """
+        refused = self._refused
         self._offers.publish(convert.adapter_msg(adapter, self.get_clock().now().nanoseconds))
         wanted = adapter.name if adapter else "base"
-        self.spin_until(lambda: self._in_use == wanted, 20.0,
-                        f"the policy to run '{wanted}'; policy_node says on /diagnostics why it does not")
+        self._wait_for(lambda: self._in_use == wanted or self._refused > refused,
+                       "the policy node to load the policy of this trial")
+        if self._in_use != wanted:
+            raise GraphFault(f"the policy node does not run '{wanted}': {self._policy_says}")
 
     def run_trial(self, trial: Trial) -> bool | None:
         """Run one trial and return what the person says came of it."""
@@ -157,7 +185,7 @@ class Evaluator(Operator):
 
     def _wait_for_enter(self) -> str:
         """Let the arm act until Enter, or for `trial_s`, or until it stops by itself; return how it ended."""
-        self.spin_until(lambda: self.status.state == self.status.ARMED, 5.0, "the arm to say that it is armed")
+        self.spin_until(lambda: self.status.state == self.status.ARMED, ANSWER_S, "the arm to say that it is armed")
         print(f"armed for {self._trial_s:g} s; Enter ends the trial ", end="", flush=True)
         deadline = time.monotonic() + self._trial_s
         pressed: list[str] = []
@@ -184,7 +212,7 @@ class Evaluator(Operator):
         print("the arm goes home, keep clear")
         try:
             self.trigger("go_home")
-            self.spin_until(lambda: "home" in self.status.reason, 5.0, "the arm to set out")
+            self.spin_until(lambda: "home" in self.status.reason, ANSWER_S, "the arm to set out")
             self.spin_until(lambda: "going home" not in self.status.reason, HOME_S, "the arm at home")
             print(self.status.reason)
         except GraphFault as error:
@@ -203,7 +231,7 @@ def evaluate(args: argparse.Namespace) -> int:
                             "seed": args.seed})
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = Evaluator(adapter, args.instruction, args.trial_s, args.limit_pairs)
+    node = Evaluator(adapter, args.instruction, args.trial_s, args.limit_pairs, args.wait_s)
     try:
         node.wait_for_robot()
         told: Callable[[PairedTest, int], None] = lambda test, dropped: print(  # noqa: E731

@@ -89,10 +89,13 @@ def twin_graph(scene: str = "", seed: int = 0) -> list[NodeSpec]:
     return [TWIN.with_overrides(**overrides), POLICY, ARM, ADAPT, RECORDER]
 
 
-def clip_graph(clips: str, rate_hz: float = 5.0) -> list[NodeSpec]:
-    """Return the graph over recorded clips: frames in, chunks out, no arm moves."""
-    return [CAMERA.with_overrides(source=clips, rate_hz=rate_hz), POLICY.with_overrides(dry_run_without_arm=True),
-            ARM.with_overrides(dry_run=True), ADAPT, RECORDER]
+def dry_graph(source: str, rate_hz: float = 5.0) -> list[NodeSpec]:
+    """Return the graph in which no arm moves: frames in, chunks out, nothing to a driver.
+
+    `source` is a camera, a video or recorded clips. Empty: another driver is the camera.
+    """
+    camera = [CAMERA.with_overrides(source=source, rate_hz=rate_hz)] if source else []
+    return [*camera, POLICY.with_overrides(dry_run_without_arm=True), ARM.with_overrides(dry_run=True), ADAPT, RECORDER]
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
@@ -124,13 +127,35 @@ def claim_domain() -> IO[str]:
                      "name one with --domain-id")
 
 
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+"""Where Fast DDS looks for its profile: Jazzy's name, Kilted's name."""
+
+
+def network_environment(open_to_network: bool, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep a graph on this machine, or open it to the network, whatever `env` says.
+
+    Either way shared memory is large enough for camera pictures. A graph on this machine has its ports on the loopback
+    interface alone and asks no other machine; processes of this machine reach it with any environment. An open one
+    keeps a Fast DDS profile that `env` names: it may be what joins the machines.
+    """
+    if not open_to_network:
+        return {RANGE: "LOCALHOST", "ROS_STATIC_PEERS": "",
+                **dict.fromkeys(PROFILES, str(share_path("config/fastdds.xml")))}
+    own = next((env[name] for name in PROFILES if env.get(name)), str(share_path("config/fastdds_network.xml")))
+    wanted = env.get(RANGE, "SUBNET")
+    return {RANGE: "SUBNET" if wanted in ("LOCALHOST", "OFF") else wanted, **dict.fromkeys(PROFILES, own),
+            **({"ROS_LOCALHOST_ONLY": "0"} if env.get("ROS_LOCALHOST_ONLY") else {})}
+
+
 def ros_environment(domain_id: int | None = None, log_dir: Path | None = None) -> dict[str, str]:
-    """Return this process's environment with what a graph on one workstation needs; what is set already stays."""
+    """Return this process's environment with what a graph on one workstation needs; what is set already stays.
+
+    So a shell whose discovery range reaches further opens what it starts, too.
+    """
     env = dict(os.environ)
-    profile = str(share_path("config/fastdds.xml"))
-    env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    env.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", profile)
-    env.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", profile)
+    is_open = env.get(RANGE, "LOCALHOST") not in ("LOCALHOST", "OFF")
+    env = {**network_environment(is_open, env), **env}
     env.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     env["PYTHONUNBUFFERED"] = "1"  # so that the log file has the last words of a node that is killed
     if domain_id is not None:

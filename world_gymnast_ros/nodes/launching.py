@@ -1,22 +1,76 @@
-"""`graph.NodeSpec` as launch actions. Imported by the launch files alone: pip has no `launch`."""
+"""`graph.NodeSpec` as launch descriptions. Imported by the launch files alone: pip has no `launch`."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from world_gymnast_ros.nodes.graph import NodeSpec
+from launch import LaunchDescription
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.nodes import graph
 from world_gymnast_ros.paths import PACKAGE, share_path
 
+YES, NO = ("true", "True"), ("false", "False")
+ALONE = "the graph stays on this machine (loopback); open_to_network:=true opens it"
+OPEN = ("the graph is OPEN TO THE NETWORK: every machine there in ROS domain {domain} can see the camera and command "
+        "the arm, nothing is encrypted")
 
-def actions(specs: Iterable[NodeSpec], context: Any) -> list[Any]:
-    """Return one launch_ros Node per spec, in the namespace given by the launch argument of that name."""
-    namespace = LaunchConfiguration("namespace", default="").perform(context)
-    return [
-        Node(package=PACKAGE, executable=spec.name, name=spec.name, namespace=namespace, output="screen",
-             parameters=[*([str(share_path(spec.params))] if spec.params else []), dict(spec.overrides)],
-             remappings=list(spec.remaps.items()))
-        for spec in specs
+Values = Callable[[str], str]
+"""Name of a launch argument -> what it was set to."""
+
+
+def describe(file: str, specs: Callable[[Values], Iterable[graph.NodeSpec]],
+             *arguments: DeclareLaunchArgument) -> LaunchDescription:
+    """Return the description of a launch file: its nodes in one namespace, on this machine unless it is opened."""
+    declared = [
+        *arguments,
+        DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
+        flag("open_to_network",
+             "true: every machine on the network in the same ROS domain can see the camera and command the arm; DDS as "
+             "used here encrypts nothing and asks nobody who he is. Needed for a graph that spans machines. false: "
+             "this machine alone, on the loopback interface"),
     ]
+
+    def setup(context: Any) -> list[Any]:
+        _refuse_unknown(file, [argument.name for argument in declared], context)
+
+        def value(name: str) -> str:
+            return str(LaunchConfiguration(name).perform(context))
+
+        is_open = value("open_to_network") in YES
+        network = graph.network_environment(is_open, os.environ)
+        domain = os.environ.get("ROS_DOMAIN_ID") or "0"
+        return [LogInfo(msg=OPEN.format(domain=domain) if is_open else ALONE),
+                *(_node(spec, value("namespace"), network) for spec in specs(value))]
+
+    return LaunchDescription([*declared, OpaqueFunction(function=setup)])
+
+
+def flag(name: str, description: str) -> DeclareLaunchArgument:
+    """Return a launch argument that is true or false; any other word is refused, so that no typo means false."""
+    return DeclareLaunchArgument(name, default_value="false", description=description, choices=[*YES, *NO])
+
+
+def _node(spec: graph.NodeSpec, namespace: str, network: dict[str, str]) -> Node:
+    return Node(package=PACKAGE, executable=spec.name, name=spec.name, namespace=namespace, output="screen",
+                parameters=[*([str(share_path(spec.params))] if spec.params else []), dict(spec.overrides)],
+                remappings=list(spec.remaps.items()), additional_env=network)
+
+
+def _refuse_unknown(file: str, known: list[str], context: Any) -> None:
+    """Refuse launch arguments that this file does not declare: `launch` would drop them without a word.
+
+    Only where the command line names this very file; in one that another file includes they may be that file's own.
+    """
+    if Path(file).name not in (Path(word).name for word in sys.argv):
+        return
+    for word in context.argv or ():
+        name = word.partition(":=")[0]
+        if ":=" in word and name not in known:
+            raise BadConfig(f"launch argument {word} reaches nobody; {Path(file).name} has {', '.join(known)}")

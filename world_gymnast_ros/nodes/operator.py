@@ -20,7 +20,7 @@ from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.types import U8
 
-FILM_PX = 160
+FILM_PX = 320
 
 
 class GraphFault(WorldGymnastError):
@@ -29,7 +29,7 @@ class GraphFault(WorldGymnastError):
 
 @dataclass(frozen=True)
 class TrueRun:
-    """One true episode. `film` uint8 (n, 120, 160, 3): a picture per action. `path`: the recording, if any."""
+    """One true episode. `film` uint8 (n, 240, 320, 3): a picture per action. `path`: the recording, if any."""
 
     seed: int
     success: bool

@@ -25,7 +25,7 @@ from world_gymnast_ros.errors import (
     WorldGymnastError,
     WrongConvention,
 )
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.types import F64, ActionChunk, Frame
 
@@ -335,9 +335,26 @@ class PolicyNode(base.ConfiguredNode):
         self._worker.join(timeout=5.0)
 
 
+USAGE = command_line.Usage(
+    name="policy_node",
+    doc="""\
+Asks the policy for an action chunk whenever the arm has come to rest and a newer picture is there.
+
+  in   image_raw, instruction (std_msgs/String, latched), adapter, arm_status, step
+  out  action_chunk, policy_alive, diagnostics""",
+    parameters=PolicyConfig,
+    moves="Not by itself: an armed arm_node plays its chunks.",
+    examples=(
+        ("", "the small policy that ships with the package"),
+        ("--ros-args -p policy_url:=http://127.0.0.1:8000", "a policy server, asked with POST /act"),
+        ("--ros-args -p dry_run_without_arm:=true -p threads:=1", "act on pictures alone, with no arm in the graph"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(PolicyNode, argv)
+    return base.run(PolicyNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from world_gymnast_ros.config import RecorderConfig
 from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance
 from world_gymnast_ros.episodes.files import check_episode_id
 from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 
 MIB = 2**20
 LONGEST_ROUND_NS = 150_000_000
@@ -271,9 +271,23 @@ def _score(value: float) -> float | None:
     return None if value < 0 else float(value)
 
 
+USAGE = command_line.Usage(
+    name="recorder_node",
+    doc="""\
+Records episodes: every message of the graph into one MCAP file, with a table of the steps.
+
+  offers  ~/start_episode ~/stop_episode ~/mark_outcome""",
+    parameters=RecorderConfig,
+    moves="No.",
+    examples=(
+        ("--ros-args -p directory:=FOLDER", "episodes in FOLDER"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(RecorderNode, argv)
+    return base.run(RecorderNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

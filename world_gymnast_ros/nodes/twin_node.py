@@ -11,7 +11,7 @@ import numpy as np
 
 from world_gymnast_ros.config import TwinConfig
 from world_gymnast_ros.errors import WorldGymnastError
-from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -25,7 +25,7 @@ class TwinNode(base.ConfiguredNode):
     def __init__(self) -> None:
         super().__init__("twin_node")
         convert.require_interbotix()
-        self.config = c = self.read_config(TwinConfig)
+        self.config = c = self.read_config(TwinConfig, f"{base.NO_MOTION}: its arm is simulated")
         self.twin = Twin(load_scene(c.scene), c.seed)
         if c.instruction:
             self.twin.reset(c.seed, c.instruction)
@@ -186,9 +186,26 @@ class TwinNode(base.ConfiguredNode):
         self.twin.close()
 
 
+USAGE = command_line.Usage(
+    name="twin_node",
+    doc="""\
+The MuJoCo twin in place of driver and camera, under their names: never run it beside the real driver.
+
+  in      the driver's command topics
+  out     the driver's joint states, image_raw, camera_info, twin/truth
+  offers  the driver's services, ~/reset""",
+    parameters=TwinConfig,
+    moves="A simulated arm alone.",
+    examples=(
+        ("", "the scene train_oak"),
+        ("--ros-args -p scene:=novel_evening -p seed:=3", "another scene, another start"),
+    ),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the node."""
-    return base.run(TwinNode, argv)
+    return base.run(TwinNode, argv, usage=USAGE)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from world_gymnast_ros.cli import os_words
 from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.nodes import graph
 
 
 def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int], argv: Sequence[str] | None,
         stopped: str) -> int:
-    """Parse, do the work, and return the exit status: 2 with one line for an error, 130 and `stopped` for Ctrl-C."""
+    """Parse, do the work, and return the exit status: 2 with one line for an error, 130 and `stopped` for Ctrl-C.
+
+    What is started stays on this machine, unless the environment's discovery range says otherwise.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
         signal.signal(number, signal.default_int_handler)
     try:
-        return work(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        os.environ.update(graph.ros_environment())
+        return work(args)
     except WorldGymnastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,29 +1,18 @@
-"""Film strips of held-out episodes: what happened above, what the old and the new world model dreamed below."""
+"""Film strips of replayed episodes, for a person."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from world_gymnast_ros.evaluation.replay import RealEpisode
-from world_gymnast_ros.types import U8
-
-COLUMNS = 10
+from world_gymnast_ros.evaluation.replay import Replays
+from world_gymnast_ros.images import write_film_strips
 
 
-def write_dreams(path: Path, episodes: Sequence[RealEpisode], before: Sequence[U8], after: Sequence[U8], count: int = 4
-                 ) -> None:
-    """Write a PNG of up to `count` episodes, successes and failures mixed: truth, old dream, new dream."""
-    order = np.argsort([e.success for e in episodes], kind="stable")
-    rows = []
-    for i in order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]:
-        picks = np.linspace(0, episodes[i].play.steps, COLUMNS).round().astype(int)
-        rows += [np.concatenate(list(f[picks]), 1) for f in (episodes[i].play.frames, before[i], after[i])]
-        rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
-    image = Image.fromarray(np.concatenate(rows[:-1]))
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(partial, format="PNG")
-    partial.replace(path)
+def write_replays(path: Path, *replays: Replays, count: int = 4) -> None:
+    """Write a PNG of up to `count` episodes, successes and failures mixed: what was recorded, and below it what each of
+    `replays` (of the same episodes, such as the old and the new world model) imagined."""
+    episodes = replays[0].episodes
+    order = np.argsort([bool(e.success) for e in episodes], kind="stable")
+    picks = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    write_film_strips(path, [(episodes[i].frames, *(r.rollouts[i] for r in replays)) for i in picks])

@@ -4,7 +4,6 @@ The session knows only imagination; whoever ran the true episodes (`world-gymnas
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,14 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.arm_advice import Advice, Evidence, advise
+from world_gymnast_ros.adaptation.log import Strip, read_session
+from world_gymnast_ros.adaptation.strips import FRAMES_PER_STRIP
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.report.session_report import BEFORE, _interval_row, _quiet, _section, _strip
+from world_gymnast_ros.report.session_report import (
+    AFTER,
+    BEFORE,
+    HEAD,
+    HEAD_END,
+    TRUTH_PLACE,
+    head,
+    interval_row,
+    quiet,
+    section,
+    strip_html,
+    write_whole,
+)
 from world_gymnast_ros.statistics import ABRow
 from world_gymnast_ros.types import U8
-
-GATE_SECTION = "<section><h2>Gate</h2>"
-"""The truth goes in front of it: a reader should meet what happened before what was imagined."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +41,49 @@ class TrueFilm:
     frames: Sequence[U8]
 
 
+def read_evidence(log: Path) -> Evidence:
+    """Return what a session knew at its end, from its log. Raises BadCheckpoint or EpisodeError."""
+    for event in reversed(read_session(log)):
+        if event.get("event") == "evidence":
+            try:
+                return Evidence.from_json(event)
+            except (KeyError, TypeError) as error:
+                raise EpisodeError(f"the last line of {log} is not of this version ({error})") from error
+    raise EpisodeError(f"{log} does not say what the session came to: it did not end, or is of another version")
+
+
 def _film(film: TrueFilm) -> str:
-    picks = np.linspace(0, len(film.frames) - 1, min(8, len(film.frames))).round().astype(int)
+    picks = np.linspace(0, len(film.frames) - 1, min(FRAMES_PER_STRIP, len(film.frames))).round().astype(int)
     note = "success" if film.success else "not a success"
-    return _strip(Strip(film.title, np.stack([film.frames[i] for i in picks]), None, note)) if len(picks) else ""
+    return strip_html(Strip(film.title, np.stack([film.frames[i] for i in picks]), None, note)) if len(picks) else ""
 
 
-def complete_report(source: Path, target: Path, row: ABRow, films: Sequence[TrueFilm], promoted: bool) -> Path:
-    """Write `source` to `target` with the true table, films and a sentence on top; whole or not at all."""
+def complete_report(source: Path, target: Path, found: Evidence, row: ABRow, films: Sequence[TrueFilm]) -> Advice:
+    """Write the page `source` to `target` with true episodes, and with the line that they lead to, on top of it.
+
+    `found`: what the session knew at its end. Returns the line. Whole or not at all; raises EpisodeError.
+    """
     try:
         html = source.read_text(encoding="utf-8")
     except OSError as error:
         raise EpisodeError(f"the session's report {source} cannot be read ({error}); look at the log of adapt_node"
                            ) from error
-    after_name = "adapter" if promoted else "base again (the gate kept it)"
-    table = (_interval_row("base", row.before, BEFORE) + _interval_row(after_name, row.after, "#0b6e4f"))
+    if not all(html.count(mark) == 1 for mark in (HEAD, HEAD_END, TRUTH_PLACE)):
+        raise EpisodeError(f"{source} is not a report of this version; nothing was written")
+    advice = advise(found, row)
+    after_name = "adapter" if found.promoted else "base again (nothing was promoted)"
+    table = interval_row("base", row.before, BEFORE) + interval_row(after_name, row.after, AFTER)
     d = row.difference
     sentence = (f"Truly measured, {row.name}: {round(row.before.value * row.before.n)} of {row.before.n} before, "
                 f"{round(row.after.value * row.after.n)} of {row.after.n} after "
-                f"({d.confidence:.0%} interval of the gain {100 * d.low:+.0f} to {100 * d.high:+.0f} points).")
-    truth = _section("What really happened",
-                     f"<p>{escape(sentence)}</p><div class='scroll'><table>{table}</table></div>",
-                     _quiet("True episodes with the same seeds before and after; success is read from physics, "
-                            "not from pictures."), *map(_film, films))
-    if GATE_SECTION not in html:
-        raise EpisodeError(f"{source} is not a report of this version; nothing was written")
-    html = html.replace(GATE_SECTION, truth + GATE_SECTION, 1)
-    caution = "Imagined success is an estimate by world model and judge; nothing was measured on an arm."
-    html = html.replace(f"<p class='quiet'>{caution}</p>", f"<p class='verdict'>{escape(sentence)}</p>", 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, target)
-    return target
+                f"({d.confidence:.0%} interval of the gain {100 * d.low:+.0f} to {100 * d.high:+.0f} points)")
+    red = " class='red'" if advice.contradicted else ""
+    truth = section("What really happened",
+                    f"<p{red}>{escape(sentence)}.</p><div class='scroll'><table>{table}</table></div>",
+                    quiet("True episodes with the same seeds before and after; success is read from physics, "
+                          "not from pictures."), *map(_film, films))
+    imagined = f"The session itself, before any of these: {found.evidence}."
+    top = head(advice, sentence, imagined)
+    html = html[:html.index(HEAD)] + top + html[html.index(HEAD_END) + len(HEAD_END):]
+    write_whole(target, html.replace(TRUTH_PLACE, truth))
+    return advice

@@ -3,8 +3,6 @@
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
-    lift      how much higher than where it is the hand must be drawn for what stops the arm to give way: from where the
-              measured hand fell behind in pushes; no outcome is needed
     find      how sure it must be that what it sees is the named object, where that looks unfamiliar
     radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
     margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
@@ -22,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.evaluation.replay import RealEpisode, judge_all
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.evaluation.replay import judge_recorded
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import fit_camera, project
-from world_gymnast_ros.tabletop.contact import behind
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import F64, U8, RolloutFacts
+from world_gymnast_ros.types import F64, U8
 
 MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
 """How far a camera may have been moved since the judge was made."""
@@ -43,11 +41,6 @@ APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
 FINDS = (0.1, 0.2, 0.3, 0.5)
 RADII_M = tuple(float(r) for r in np.arange(0.014, 0.0421, 0.002).round(4))
 RADIUS_SIGMA_M = 0.01
-LIFTS_M = (-0.02, -0.01, -0.005, -0.002, 0.0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008)
-BEHIND_SIGMA_M = 0.01
-LIFT_GAIN = 3.0
-"""So much more likely, in nats, must an episode's measured hands be, in the mean of its frames, for something to be
-believed to stop the arm; BEHIND_SIGMA_M, how far they are usually from where they are expected."""
 FIND_GAIN = 3.0
 """So much more likely, in nats, must outcomes be for another find and radius to be believed."""
 APPROACH_GAIN = 3.0
@@ -62,23 +55,23 @@ SURE = 0.97
 """No single outcome counts as more certain than this, for arms slip and labels err."""
 
 
-def first_frames(episodes: Sequence[RealEpisode]) -> list[U8]:
+def first_frames(episodes: Sequence[Episode]) -> list[U8]:
     """Return the first frames at the camera's own size where they were kept, else as recorded."""
-    return [e.play.frames[0] if e.captured is None else e.captured for e in episodes]
+    return [e.frames[0] if e.captured is None else e.captured for e in episodes]
 
 
-def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Move the judge's nominal camera to where all first frames together show the arm; return a line about it.
 
     Left where it was when too little of the arm is seen, or the parts agree no better with the new place.
     """
-    known = [e for e in episodes if e.play.states is not None]
+    known = [e for e in episodes if e.states is not None]
     if not known:
         return "camera: as it was; no recording holds the arm's state"
     seen = [judge.locator.find(frame[None], ())[2:] for frame in first_frames(known)]
     uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
     sure = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
-    points = part_points(np.stack([e.play.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
+    points = part_points(np.stack([e.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
     use = sure > judge.config.found
     if use.sum() < MIN_SIGHTINGS:
         return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
@@ -97,7 +90,7 @@ def fit_camera_again(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> 
             f"{before:.4f} off before and {after:.4f} after (halves of the picture)")
 
 
-def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Set the named object's height to the most probable one, given outcomes; return a line about it.
 
     Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
@@ -119,7 +112,7 @@ def fit_height(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
 
 
-def set_height(judge: MeasuringJudge, name: str, height_m: float, pushed: bool) -> None:
+def set_height(judge: GeometricJudge, name: str, height_m: float, pushed: bool) -> None:
     """Let the middle of an object be `height_m` above the table: there it is seen, and where it is `pushed`, the hand
     passes over it only above twice that. Changes the judge's settings in place."""
     if pushed:
@@ -128,12 +121,12 @@ def set_height(judge: MeasuringJudge, name: str, height_m: float, pushed: bool) 
     judge.config.object_heights_m = {**judge.config.object_heights_m, name: height_m}
 
 
-def is_push(episodes: Sequence[RealEpisode]) -> bool:
+def is_push(episodes: Sequence[Episode]) -> bool:
     """Return whether the episodes, all of one instruction, are of pushing."""
     return parse_instruction(episodes[0].instruction).family == "push"
 
 
-def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Learn how high the hand must be when it first comes near the named object; return a line about it.
 
     Only where a limit explains the outcomes of a reach by APPROACH_GAIN better than none; a limit that is there
@@ -156,53 +149,7 @@ def fit_approach(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
             f"{likely[best] - free:.1f} nats better")
 
 
-def fit_lift(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
-    """Learn whether the named object stops the arm where it is pushed, and what it takes for it to give way; return a
-    line about it.
-
-    Where the arm is compliant and a thing heavy or rough, the hand stays behind its targets, which the joints measure
-    (`RealEpisode.tip_m`). Sets the lift that explains the measured hands best, by LIFT_GAIN better than the present one
-    (Laplace, BEHIND_SIGMA_M).
-    """
-    names = sorted({parse_instruction(e.instruction).target for e in episodes})
-    if len(names) != 1 or not is_push(episodes):
-        return "lift: as it was; learned for pushing one object alone"
-    name = names[0]
-    present = judge.reader.lift_m(name)
-    lifts = [float("nan"), *sorted({*LIFTS_M, *([present] if np.isfinite(present) else [])})]
-    off_m = hands_off_m(judge, episodes, lifts)
-    likely, used = -off_m.sum(0) / BEHIND_SIGMA_M, len(off_m)
-    best = int(np.argmax(likely))
-    gain = likely[best] - likely[lifts.index(present) if np.isfinite(present) else 0]
-    if gain < LIFT_GAIN:
-        return (f"lift of the {name}: as it was; none explains where the hand was in {used} episodes by {LIFT_GAIN:g} "
-                "nats better")
-    others = {k: v for k, v in judge.config.object_lifts_m.items() if k != name}
-    judge.config.object_lifts_m = {**others, name: lifts[best]} if best else others
-    told = (f"it stops the arm, and gives way where that would go {1000 * lifts[best]:.0f} mm higher than its hand is"
-            if best else "it never stops the arm")
-    return f"lift of the {name}: {told}; explains where the hand was in {used} episodes by {gain:.1f} nats better"
-
-
-def hands_off_m(judge: MeasuringJudge, episodes: Sequence[RealEpisode], lifts_m: Sequence[float]) -> F64:
-    """Return how far hands are from where they were measured (E, L), m, horizontally, in the mean of an episode's
-    frames, were the named object's lift each of `lifts_m` (L,); episodes whose hand or object is not known are left
-    out."""
-    known = [e for e in episodes if e.play.states is not None and e.tip_m is not None]
-    off: list[F64] = []
-    for e, frame in zip(known, first_frames(known), strict=True):
-        name, state = parse_instruction(e.instruction).target, e.play.states[0]  # type: ignore[index]
-        place = judge.reader.measure(frame, state, (name,))
-        if place.fault:
-            continue
-        hand = np.repeat(judge.hands(RolloutFacts([frame], [state], e.play.deltas[None])), len(lifts_m), 0)
-        behind_m = behind(hand, np.repeat(place.places_m[None], len(lifts_m), 0), judge.reader.size_m(name),
-                          np.array(lifts_m, np.float64)[:, None])
-        off.append(np.linalg.norm((hand[..., :3] + behind_m - e.tip_m)[..., :2], axis=-1).mean(1))
-    return np.array(off).reshape(-1, len(lifts_m))
-
-
-def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
+def fit_find(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Learn how sure a find of the named object must be, and where it is pushed, its radius; return a line about it.
 
     Both at once, the pair that explains the outcomes best: with too few finds nothing can be said of the radius, and
@@ -215,8 +162,8 @@ def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
     usual_m, top_m = judge.reader.size_m(name)
     present = judge.reader.found(name), usual_m
     open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
-    known = [e for e in episodes if e.play.states is not None]
-    sure = np.array([open_minded.reader.measure(frame, e.play.states[0], (name,)).sure[0]  # type: ignore[index]
+    known = [e for e in episodes if e.states is not None]
+    sure = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).sure[0]  # type: ignore[index]
                      for frame, e in zip(first_frames(known), known, strict=True)])
     likely = {}
     for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
@@ -236,7 +183,7 @@ def fit_find(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> str:
             f"{1000 * best[1]:.0f} mm, was {1000 * usual_m:.0f}; explains the outcomes by {gain:.1f} nats better")
 
 
-def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
+def named(episodes: Sequence[Episode]) -> tuple[str, str]:
     """Return the one object that all episodes name, and why nothing can be learned about it, or ''."""
     names = sorted({parse_instruction(e.instruction).target for e in episodes})
     if len(names) != 1:
@@ -248,26 +195,26 @@ def named(episodes: Sequence[RealEpisode]) -> tuple[str, str]:
     return names[0], ""
 
 
-def log_likelihood(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> float:
+def log_likelihood(judge: GeometricJudge, episodes: Sequence[Episode]) -> float:
     """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames, where it can."""
     p = outcome_chance(judge, episodes)
     return float(np.log(p[np.isfinite(p)]).sum())
 
 
-def outcome_chance(judge: MeasuringJudge, episodes: Sequence[RealEpisode]) -> F64:
+def outcome_chance(judge: GeometricJudge, episodes: Sequence[Episode]) -> F64:
     """Return how likely the judge holds each outcome (E,) on true frames; NaN where it has no verdict."""
     won = np.array([e.success for e in episodes])
-    p = np.clip(judge_all(judge, [e.play.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
+    p = np.clip(judge_recorded(judge, [e.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
     return np.asarray(np.where(won, p, 1.0 - p), np.float64)
 
 
-def with_settings(judge: MeasuringJudge, **settings: object) -> MeasuringJudge:
+def with_settings(judge: GeometricJudge, **settings: object) -> GeometricJudge:
     """Return a judge with other settings and the same network; nothing that it measured before is kept."""
     locator = copy.copy(judge.locator)
     locator.config = copy.deepcopy(judge.config)
     for key, value in settings.items():
         setattr(locator.config, key, {**getattr(locator.config, key), **value} if isinstance(value, dict) else value)
-    return MeasuringJudge(locator)
+    return GeometricJudge(locator)
 
 
 @dataclass(frozen=True, order=True)
@@ -302,19 +249,19 @@ def cut_pair(looked: F64, measured: dict[Strictness, np.ndarray], success: np.nd
     return found
 
 
-def strictness_of(judge: MeasuringJudge, name: str) -> Strictness:
+def strictness_of(judge: GeometricJudge, name: str) -> Strictness:
     """Return how strict the judge is about the object `name`."""
     return Strictness(judge.config.approach_heights_m.get(name, 0.0), judge.config.sure_sigmas)
 
 
-def set_strictness(judge: MeasuringJudge, name: str, strictness: Strictness) -> None:
+def set_strictness(judge: GeometricJudge, name: str, strictness: Strictness) -> None:
     """Change the judge's settings in place; what it measured stays true."""
     judge.config.sure_sigmas = strictness.margin_sigmas
     others = {k: v for k, v in judge.config.approach_heights_m.items() if k != name}
     judge.config.approach_heights_m = {**others, name: strictness.approach_m} if strictness.approach_m else others
 
 
-def claims_by_strictness(judge: MeasuringJudge, films: Sequence[U8], episodes: Sequence[RealEpisode]
+def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: Sequence[Episode]
                          ) -> dict[Strictness, np.ndarray]:
     """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
     an approach to the object that the episodes name, at each of HIGHER_M above it too."""
@@ -325,21 +272,21 @@ def claims_by_strictness(judge: MeasuringJudge, films: Sequence[U8], episodes: S
     try:
         for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
             set_strictness(judge, name, strictness)
-            claims[strictness] = judge_all(judge, films, episodes)[1]
+            claims[strictness] = judge_recorded(judge, films, episodes)[1]
     finally:
         set_strictness(judge, name, present)
     return claims
 
 
-def update_measuring(start: Path, episodes: Sequence[RealEpisode]) -> tuple[MeasuringJudge, list[str]]:
+def update_measuring(start: Path, episodes: Sequence[Episode]) -> tuple[GeometricJudge, list[str]]:
     """Load the judge that measures from `start`, teach it what the module says but the margin; return it and a
     line about each.
 
     The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).
     """
-    judge = MeasuringJudge(Locator.from_pretrained(start))
+    judge = GeometricJudge(Locator.from_pretrained(start))
     lines = [fit_camera_again(judge, episodes)]
     judge = with_settings(judge)
-    lines += [fit(judge, episodes) for fit in (fit_lift, fit_find, fit_height, fit_approach)]
+    lines += [fit(judge, episodes) for fit in (fit_find, fit_height, fit_approach)]
     return with_settings(judge), lines
 

@@ -3,11 +3,9 @@
 A dream of 64x64 pixels smears what is touched, so where an object ends cannot be read from it. Where the hand goes is
 known from the actions, and where the object lay from the captured frame; on a table with friction a push and a grasp
 follow from these two to within a cm. Mass, friction and tipping are not in it: what slides on or falls over is not
-foreseen; other sizes than about 4 cm, and things that stop the arm, only where recordings have taught them
-(`measuring_update.py`).
+foreseen; other sizes than about 4 cm only where recordings have taught them (`calibration.py`).
 
-The lengths were fitted to play in the twin (docs/benchmarks.md says what else was looked at); on pushes made afterwards
-last places are 2.6 mm off in the median, a tenth of them more than 32 mm (`bench/contact.py`).
+The lengths were fitted to scripted play in the simulated twin.
 """
 from __future__ import annotations
 
@@ -17,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from world_gymnast_ros.robot.actions import matrix_to_rpy, rpy_to_matrix
-from world_gymnast_ros.types import F32, F64
+from world_gymnast_ros.types import F64
 
 THIN_M, EDGE_M, FACE_M = 0.002, 0.018, 0.012
 """Half of what the closed fingers fill along the hand's x axis (forward where its yaw is 0), and across: as far as they
 touch what lies beside them, and as far as they push what lies before them, their edges being round."""
-THING_SIZE_M = (0.022, 0.04)
+OBJECT_SIZE_M = (0.022, 0.04)
 """What is pushed is an upright disc of this radius, and this high, unless others are given: a ball, which rolls on,
 acts as a greater one."""
 TURN_ASIDE, TURN_AHEAD, SLIP = 1.2, 2.0, 1.5
@@ -39,11 +36,6 @@ GRAZING = 0.05
 SUBSTEPS = 16
 LONGEST_PUSH_M = 0.012
 """In one of them: how far it throws aside what the hand was lowered onto."""
-STALL_CREEP, STALL_RISE = 0.15, 0.15
-"""How much a hand that is stopped goes on and is lifted, of the way that its target goes on: what it pushes against
-tips. Fitted, as the next is, to the measured hand of a compliant arm that pushes a rubber block on rubber."""
-STALL_TILT = 5.9
-"""How much it tilts, rad per m of that way: the wrist follows the target, the finger tips stay."""
 HAND_LAG = 0.3
 HAND_SAG_M = (0.0015, 0.0, 0.003)
 """Where the hand is, given its targets: this share of the last step behind, and below (base axes)."""
@@ -56,8 +48,8 @@ def hand_after(before: F64, after: F64, lag: float = HAND_LAG, sag_m: Sequence[f
     return hand
 
 
-def shoved(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_],
-           sizes_m: F64 | tuple[float, float] = THING_SIZE_M) -> F64:
+def push(places_m: F64, before: F64, after: F64, pushing: NDArray[np.bool_],
+           sizes_m: F64 | tuple[float, float] = OBJECT_SIZE_M) -> F64:
     """Return where objects at `places_m` (G, N, 2) are after hands go from `before` to `after` (G, 7).
 
     `pushing` (G, N): which of them the hand may push at all. `sizes_m` (G, N, 2): their radii and
@@ -104,34 +96,43 @@ def _nearest(gap_m: F64, yaw: F64, across_m: F64) -> tuple[F64, F64]:
     return off / np.maximum(distance, 1e-9)[..., None], distance
 
 
-class Handled:
+class ObjectPaths:
     """Objects of G scenes, N in each, as hands push, lift, carry and drop them, step by step.
 
     A closed hand pushes; a hand that closes takes what is in it, and opening lets it fall to the height it lay at.
+    Implements `models.world_models.objects.ObjectPaths`.
     """
 
-    def __init__(self, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M,
-                 lifts_m: F64 | float = np.nan) -> None:
-        """Begin with objects at `places_m` (G, N, 3) in base axes, NaN where there is none; sizes as of `shoved`.
+    def __init__(self, places_m: F64, sizes_m: F64 | tuple[float, float] = OBJECT_SIZE_M,
+                 hand: F64 | None = None, lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> None:
+        """Begin with objects at `places_m` (G, N, 3) in base axes, NaN where there is none; sizes as of `push`.
 
-        `lifts_m` (G, N), or one for all: what stops the arm, a compliant one (what is heavy, or does not slide), gives
-        way only where the arm would go so much higher than its hand is; below zero: unless it presses down so much.
-        NaN: it always gives way.
+        `hand` (G, 7), Bridge states at the start, with the `lag` and `sag_m` of `hand_after`, is what `step` needs.
         """
-        self.places_m, self.sizes_m = np.array(places_m, np.float64), sizes_m
-        self.lifts_m = np.broadcast_to(np.asarray(lifts_m, np.float64), self.places_m.shape[:2])
-        self.behind_m = np.zeros((len(self.places_m), 3))
-        """How far hands that are stopped are from where they would be, base axes; zero where nothing stops them."""
-        self._lead_m = np.zeros(len(self.places_m))
+        self.places_m = np.array(places_m, np.float64)
+        self.sizes_m = np.broadcast_to(np.asarray(sizes_m, np.float64), (*self.places_m.shape[:2], 2)).copy()
         self.rest_m = self.places_m[..., 2].copy()
         self.held = np.zeros(self.places_m.shape[:2], np.bool_)
         self._offset = np.zeros_like(self.places_m)
+        self._hand = None if hand is None else np.array(hand, np.float64)
+        self._target, self._lag, self._sag_m = self._hand, lag, sag_m
 
-    def step(self, before: F64, after: F64) -> F64:
-        """Move the hands from `before` to `after` (G, 7), Bridge states where nothing stops them; return the places
-        (G, N, 3)."""
-        if np.isfinite(self.lifts_m).any():
-            before, after = self._stopped(before, after)
+    def step(self, targets: NDArray[Any]) -> F64:
+        """Go on to target states (G, 7), after which the hands follow; return the places (G, N, 3)."""
+        assert self._hand is not None and self._target is not None
+        hand = hand_after(self._target, np.asarray(targets, np.float64), self._lag, self._sag_m)
+        places_m = self.move(self._hand, hand)
+        self._hand, self._target = hand, np.array(targets, np.float64)
+        return places_m
+
+    def keep(self, copies: NDArray[np.int64]) -> None:
+        """Go on with these scenes alone."""
+        for name in ("places_m", "sizes_m", "rest_m", "held", "_offset", "_hand", "_target"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[copies])
+
+    def move(self, before: F64, after: F64) -> F64:
+        """Move the hands from `before` to `after` (G, 7), Bridge states; return the places (G, N, 3)."""
         place = np.where(self.held[..., None], after[:, None, :3] + self._offset, self.places_m)
         closed, was_closed = (hand[:, 6, None] <= 0.5 for hand in (after, before))
         near = np.linalg.norm(place[..., :2] - after[:, None, :2], axis=-1) < GRASP_RADIUS_M
@@ -139,89 +140,34 @@ class Handled:
         self._offset = np.where(taken[..., None], place - after[:, None, :3], self._offset)
         self.held = (self.held | taken) & closed
         place[..., 2] = np.where(self.held, place[..., 2], self.rest_m)
-        place[..., :2] = shoved(place[..., :2], before, after, closed & ~self.held, self.sizes_m)
+        place[..., :2] = push(place[..., :2], before, after, closed & ~self.held, self.sizes_m)
         self.places_m = place
         return place.copy()
 
-    def _stopped(self, before: F64, after: F64) -> tuple[F64, F64]:
-        """Return where the hands really are before and after a step that is free between `before` and `after` (G, 7).
 
-        A hand stays where it touches what does not give way, until its target is lifted or turns away.
-        """
-        start, end = np.array(before, np.float64), np.array(after, np.float64)
-        start[:, :3] += self.behind_m
-        way = (end - start)[:, :2]
-        length = np.linalg.norm(way, axis=1)
-        ahead = (way / np.maximum(length, 1e-9)[:, None])[:, None]
-        radii_m, over_m = np.asarray(self.sizes_m)[..., 0], np.asarray(self.sizes_m)[..., 1] + OVER_M
-        stubborn = (after[:, 6, None] <= 0.5) & ~self.held & np.isfinite(self.lifts_m) & (length > 1e-4)[:, None]
-        done = np.zeros(len(start), np.bool_)
-        for k in range(SUBSTEPS):
-            here = start + (end - start) * (k / SUBSTEPS)
-            there = start + (end - start) * ((k + 1) / SUBSTEPS)
-            across_m = np.where(_wide_side_leads(ahead, there[:, None, 5]), FACE_M, EDGE_M)
-            normal, distance = _nearest(self.places_m[..., :2] - there[:, None, :2], there[:, 5, None], across_m)
-            touched = stubborn & (there[:, 2, None] < over_m) & (distance < radii_m) & ((normal * ahead).sum(-1) > 0)
-            stops = (touched & ((after[:, 2] - here[:, 2])[:, None] < self.lifts_m)).any(1) & ~done
-            done |= touched.any(1)
-            if stops.any():
-                lead_m = np.linalg.norm(after[:, :2] - here[:, :2], axis=1)
-                more_m = np.maximum(0.0, lead_m - self._lead_m)
-                here[:, :2] += STALL_CREEP * more_m[:, None] * ahead[:, 0]
-                here[:, 2] += STALL_RISE * more_m
-                end[stops, :3] = here[stops, :3]
-        self.behind_m = end[:, :3] - after[:, :3]
-        self._lead_m = np.linalg.norm(self.behind_m[:, :2], axis=1)
-        return start, end
-
-
-def handled(hands: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M,
-            lifts_m: F64 | float = np.nan) -> tuple[F64, NDArray[np.bool_]]:
+def object_paths(hands: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = OBJECT_SIZE_M
+                 ) -> tuple[F64, NDArray[np.bool_]]:
     """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under hands (G, T+1, 7), and at
-    which frames they are in the hand (G, T+1, N). `hands` as they would be where nothing stops them."""
-    things = Handled(places_m, sizes_m, lifts_m)
-    path, held = [things.places_m.copy()], [things.held]
+    which frames they are in the hand (G, T+1, N)."""
+    objects = ObjectPaths(places_m, sizes_m)
+    path, held = [objects.places_m.copy()], [objects.held]
     for t in range(hands.shape[1] - 1):
-        path.append(things.step(hands[:, t], hands[:, t + 1]))
-        held.append(things.held)
+        path.append(objects.move(hands[:, t], hands[:, t + 1]))
+        held.append(objects.held)
     return np.stack(path, 1), np.stack(held, 1)
 
 
-def behind(hands: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M,
-           lifts_m: F64 | float = np.nan) -> F64:
-    """Return how far `hands` (G, T+1, 7) are stopped from being there, m (G, T+1, 3), by objects as of `handled`."""
-    things = Handled(places_m, sizes_m, lifts_m)
-    out = [things.behind_m]
-    for t in range(hands.shape[1] - 1):
-        things.step(hands[:, t], hands[:, t + 1])
-        out.append(things.behind_m)
-    return np.stack(out, 1)
-
-
-def where_stopped(states: NDArray[Any], behind_m: F64) -> F32:
-    """Return the states float32 (..., 7) in which an arm is seen that aims at `states` (..., 7) and whose hand is
-    `behind_m` (..., 3) from there."""
-    out = np.array(states, np.float32)
-    stopped = behind_m.any(-1)
-    if stopped.any():
-        lead_m = -behind_m[stopped]
-        tilt = np.stack([-lead_m[:, 1], lead_m[:, 0], np.zeros(len(lead_m))], -1) * STALL_TILT
-        out[stopped, :3] += behind_m[stopped]
-        out[stopped, 3:6] = matrix_to_rpy(rpy_to_matrix(tilt) @ rpy_to_matrix(out[stopped, 3:6].astype(np.float64)))
-    return out
-
-
-def hands_of(states: F64) -> F64:
-    """Return the hands (G, T+1, 7) of target states (G, T+1, 7), where nothing stops them."""
+def hands_of(states: F64, lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> F64:
+    """Return the hands (G, T+1, 7) of target states (G, T+1, 7)."""
     hands = np.array(states, np.float64)
-    hands[:, 1:] = hand_after(states[:, :-1], states[:, 1:])
+    hands[:, 1:] = hand_after(states[:, :-1], states[:, 1:], lag, sag_m)
     return hands
 
 
-def foreseen(states: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = THING_SIZE_M,
-             lifts_m: F64 | float = np.nan) -> F64:
+def predicted_path(states: F64, places_m: F64, sizes_m: F64 | tuple[float, float] = OBJECT_SIZE_M,
+                   lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> F64:
     """Return where objects at `places_m` (G, N, 3) are at each frame (G, T+1, N, 3) under target states (G, T+1, 7)."""
-    return handled(hands_of(states), places_m, sizes_m, lifts_m)[0]
+    return object_paths(hands_of(states, lag, sag_m), places_m, sizes_m)[0]
 
 
 def along_and_aside(path_m: F64, direction: Sequence[float]) -> tuple[F64, F64]:

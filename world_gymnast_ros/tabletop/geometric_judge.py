@@ -1,4 +1,4 @@
-"""`MeasuringJudge`: the second judge. It does not look whether a task seems done: it measures where things are.
+"""`GeometricJudge`: it does not look whether a task seems done, it measures where objects are.
 
 In the captured frame, at the camera's own resolution, it finds where the named object lies on the table
 (`scene_reader.py`). Where the hand goes follows from the actions, and so does where it takes what it pushes or grasps
@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.judges.reflector import two_in_a_row
 from world_gymnast_ros.robot.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
-from world_gymnast_ros.robot.arm_parts import part_points
-from world_gymnast_ros.robot.camera import project
-from world_gymnast_ros.tabletop.contact import along_and_aside, behind, hand_after, handled, where_stopped
+from world_gymnast_ros.tabletop.contact import along_and_aside, hand_after, object_paths
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.tasks import (
@@ -40,7 +38,7 @@ APPROACH_SIGMA_M = 0.02
 """Not how exactly that height is known: how gradually things begin to stand as the hand comes from higher."""
 
 
-class MeasuringJudge:
+class GeometricJudge:
     """Measures rollouts with a `Locator`. Implements `types.Judge`; without facts, or an arm's state, no verdict."""
 
     def __init__(self, locator: Locator) -> None:
@@ -60,18 +58,6 @@ class MeasuringJudge:
         path = np.stack(targets, axis=1).astype(np.float64)
         path[:, 1:] = hand_after(path[:, :-1], path[:, 1:], self.config.hand_lag, self.config.hand_sag_m)
         return path
-
-    def _stopped(self, facts: RolloutFacts) -> F64:
-        """Return where the hand is at each frame (G, T+1, 7), where things that stop the arm have been learned of."""
-        hands = self.hands(facts)
-        if not self.config.object_lifts_m:
-            return hands
-        for i, (captured, state) in enumerate(zip(facts.captured, facts.states, strict=True)):
-            seen = self.reader.things(captured, state)  # type: ignore[arg-type]
-            if seen is not None and np.isfinite(seen.lifts_m).any():
-                hands[i] = where_stopped(hands[i], behind(hands[i:i + 1], seen.places_m[None], seen.sizes_m[None],
-                                                          seen.lifts_m)[0])
-        return hands
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3) by measurement."""
@@ -102,8 +88,7 @@ class MeasuringJudge:
             judged = [self._reach(hand, target_m, names[0])
                       for hand, target_m in zip(hands[good], places_m[:, 0], strict=True)]
         else:
-            paths, held = handled(hands[good], places_m[:, :1], self.reader.size_m(names[0]),
-                                  self.reader.lift_m(names[0]))
+            paths, held = object_paths(hands[good], places_m[:, :1], self.reader.size_m(names[0]))
             judged = [self._moved(path[:, 0, :2], in_hand[:, 0], task, goal_m)
                       for path, in_hand, goal_m in zip(paths, held, places_m[:, -1], strict=True)]
         for k, verdict in zip(good, judged, strict=True):
@@ -152,29 +137,6 @@ class MeasuringJudge:
             chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(held, 0.1, 1.0)
             progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
-
-    def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
-        """Return how far the arm in the last frames (G, H, W, 3) is drawn from where it was computed to be.
-
-        Median over its parts that are seen, in pixels of the locator's picture; NaN where it cannot be told.
-        """
-        out = np.full(len(frames), np.nan)
-        rows = [i for i, s in enumerate(facts.states) if s is not None]
-        if not rows:
-            return out
-        known = RolloutFacts([facts.captured[i] for i in rows], [facts.states[i] for i in rows], facts.deltas[rows])
-        points = part_points(self._stopped(known)[:, -1].astype(np.float32)).astype(np.float64)
-        _, _, uv, sure = self.locator.find(frames[rows], ())
-        half = np.array([self.config.width / 2, self.config.height / 2])
-        for k, i in enumerate(rows):
-            m = self.reader.measure(known.captured[k], known.states[k], ())  # type: ignore[arg-type]
-            if m.camera is None:
-                continue
-            expected = project(m.camera.T_base_camera, self.reader.prior, points[k])
-            use = (np.abs(expected).max(-1) < 0.95) & (sure[k] > self.config.found)
-            if use.any():
-                out[i] = np.median(np.linalg.norm((uv[k] - expected) * half, axis=-1)[use])
-        return out
 
 
 def _verdict(chance: F32, progress: F32) -> Judgement:

@@ -32,7 +32,7 @@ WINDOW = 3
 
 
 class LocatorConfig(PretrainedConfig):
-    """What the network is, and what `MeasuringJudge` needs to turn places in the picture into m.
+    """What the network is, and what `GeometricJudge` needs to turn places in the picture into m.
 
     Network: picture size in pixels, words it knows, number of arm parts, widths. Camera: nominal `T_base_camera`
     (16 numbers, row-major), `focal` in halves of the picture, how far from it a tripod may stand (one sigma), how
@@ -40,10 +40,10 @@ class LocatorConfig(PretrainedConfig):
     `hand_sag_m` below. Objects: `object_height_m`, the height of their middle above the table, `object_heights_m` of
     those by name that are otherwise, `approach_heights_m` how high the hand must be when it first comes near those
     that fall over where it does not come from above, `object_sizes_m` radius and height of those that are pushed as
-    if they were wider, narrower, higher or lower than usual (`contact.py`), `object_lifts_m` how much higher than where
-    it is the hand must be drawn for those to give way that stop the arm, `object_found` how sure a find of those must
-    be that look unfamiliar. `sigma_m`: the error of a measured place, one sigma per axis; a limit counts as kept
-    only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: how sure a find must be.
+    if they were wider, narrower, higher or lower than usual (`contact.py`), `object_found` the
+    detection threshold of those that look unfamiliar. `sigma_m`: the error of a measured place, one sigma per axis; a
+    limit counts as kept only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: the detection
+    threshold.
     `camera_rms`: parts that fit the camera worse than this are no basis for a verdict.
     """
 
@@ -69,7 +69,6 @@ class LocatorConfig(PretrainedConfig):
     object_heights_m: dict[str, float] = field(default_factory=dict)
     approach_heights_m: dict[str, float] = field(default_factory=dict)
     object_sizes_m: dict[str, list[float]] = field(default_factory=dict)
-    object_lifts_m: dict[str, float] = field(default_factory=dict)
     object_found: dict[str, float] = field(default_factory=dict)
     sigma_m: float = 0.004
     sure_sigmas: float = 1.28
@@ -163,15 +162,12 @@ def check_objects(config: LocatorConfig) -> None:
     """Raise ValueError where what a lab taught about objects by name cannot be."""
     def number(value: object, most: float) -> bool:
         return isinstance(value, int | float) and 0.0 < value <= most
-    sizes_m, lifts_m, found = config.object_sizes_m, config.object_lifts_m, config.object_found
+    sizes_m, found = config.object_sizes_m, config.object_found
     if not (isinstance(sizes_m, dict) and all(isinstance(size_m, list) and len(size_m) == 2
                                               and all(number(s, MAX_SIZE_M) for s in size_m)
                                               for size_m in sizes_m.values())):
         raise ValueError(f"object_sizes_m is {sizes_m}; give radius and height by name, each above 0, up to "
                          f"{MAX_SIZE_M} m")
-    if not (isinstance(lifts_m, dict) and all(isinstance(lift_m, int | float) and abs(lift_m) <= MAX_SIZE_M
-                                              for lift_m in lifts_m.values())):
-        raise ValueError(f"object_lifts_m is {lifts_m}; give a height by name, -{MAX_SIZE_M} to {MAX_SIZE_M} m")
     if not (isinstance(found, dict) and all(number(sure, 1.0) for sure in found.values())):
         raise ValueError(f"object_found is {found}; give how sure a find must be by name, above 0, up to 1")
 

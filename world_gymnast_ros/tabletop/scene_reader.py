@@ -7,15 +7,17 @@ things of a task, the world model for everything that a hand could move.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 
 import numpy as np
 
+from world_gymnast_ros.objects import ObjectTracks
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import CameraPrior, FittedCamera, fit_camera
-from world_gymnast_ros.tabletop.contact import THING_SIZE_M
+from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, ObjectPaths, predicted_path
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.types import F32, F64, U8
 
@@ -40,13 +42,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Seen:
-    """Things that a hand could move: `places_m` float64 (N, 3), base axes, `sizes_m` (N, 2), radius and height that
-    they are pushed with, and `lifts_m` (N,), NaN where they never stop the arm (`contact.py`); `camera` float32 (12,),
-    the projection that sees them, as from `outline.projection`."""
+    """Objects that a hand could move: `places_m` float64 (N, 3), base axes, `sizes_m` (N, 2), radius and height that
+    they are pushed with; `camera` float32 (12,), the projection that sees them, as from `arm_silhouette.projection`."""
 
     places_m: F64
     sizes_m: F64
-    lifts_m: F64
     camera: F32
 
 
@@ -85,8 +85,8 @@ class SceneReader:
         heights = np.array([self.height_m(n) for n in names])
         return Measured(camera.on_plane(uv, heights), sure, camera)
 
-    def things(self, captured: U8, state: F32) -> Seen | None:
-        """Find all things that this locator has words for and a hand could move; None where the camera is not known.
+    def objects(self, captured: U8, state: F32) -> Seen | None:
+        """Find all objects that this locator has words for and a hand could move; None where the camera is not known.
 
         BadFrame where the frame is none; a frame of fewer pixels than the locator looks at says nothing.
         """
@@ -106,8 +106,35 @@ class SceneReader:
                 kept.append(i)
         rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
         sizes_m = np.array([self.size_m(names[k]) for k in kept]).reshape(-1, 2)
-        lifts_m = np.array([self.lift_m(names[k]) for k in kept])
-        return Seen(places_m[kept].reshape(-1, 3), sizes_m, lifts_m, rows.astype(np.float32))
+        return Seen(places_m[kept].reshape(-1, 3), sizes_m, rows.astype(np.float32))
+
+    def begin(self, captured: Sequence[U8], states: F32) -> tuple[ObjectPaths, F32] | None:
+        """Find the objects in captured frames, one for each copy, taken at states (G, 7); return them as hands will
+        move them, and the cameras float32 (G, 12) that see them. None where a frame says nothing of any."""
+        found: dict[tuple[int, bytes], Seen | None] = {}  # copies of one start are looked at once
+        keys = [(id(rgb), state.tobytes()) for rgb, state in zip(captured, states, strict=True)]
+        for key, rgb, state in zip(keys, captured, states, strict=True):
+            if key not in found:
+                found[key] = self.objects(rgb, state)
+        most = max((len(s.places_m) for s in found.values() if s is not None), default=0)
+        places_m, sizes_m = np.full((len(keys), most, 3), np.nan), np.full((len(keys), most, 2), np.nan)
+        cameras = np.zeros((len(keys), 12), np.float32)
+        for i, key in enumerate(keys):
+            seen = found[key]
+            if seen is not None:
+                count = len(seen.places_m)
+                places_m[i, :count], sizes_m[i, :count], cameras[i] = seen.places_m, seen.sizes_m, seen.camera
+        c = self.config
+        return ObjectPaths(places_m, sizes_m, states, c.hand_lag, c.hand_sag_m), cameras
+
+    def predict(self, captured: U8, states: F32) -> ObjectTracks | None:
+        """Return where the objects in a captured frame will be under target states (T+1, 7); None: camera unknown."""
+        seen = self.objects(captured, states[0])
+        if seen is None:
+            return None
+        path_m = predicted_path(states[None].astype(np.float64), seen.places_m[None], seen.sizes_m[None],
+                                self.config.hand_lag, self.config.hand_sag_m)[0]
+        return ObjectTracks(path_m.astype(np.float32), seen.sizes_m.astype(np.float32), seen.camera)
 
     def height_m(self, name: str) -> float:
         """Return at what height the middle of what is seen of a named thing lies, m above the table."""
@@ -116,12 +143,8 @@ class SceneReader:
 
     def size_m(self, name: str) -> tuple[float, float]:
         """Return radius and height of the upright disc as which a named thing is pushed, m."""
-        radius_m, top_m = self.config.object_sizes_m.get(name, THING_SIZE_M)
+        radius_m, top_m = self.config.object_sizes_m.get(name, OBJECT_SIZE_M)
         return radius_m, top_m
-
-    def lift_m(self, name: str) -> float:
-        """Return how much higher than its hand the arm must aim for a named thing to give way; NaN: it always does."""
-        return self.config.object_lifts_m.get(name, float("nan"))
 
     def found(self, name: str) -> float:
         """Return how sure a find of a named thing must be."""

@@ -17,7 +17,7 @@ from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.models.policies.words import COLOURS, SHAPES
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.robot.arm_parts import part_points
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import STRIDE, Locator, LocatorConfig, LocatorNetwork, places
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
 from world_gymnast_ros.types import F32, F64, I64, U8
@@ -201,7 +201,7 @@ def hand_follows(files: Iterable[Path]) -> tuple[float, list[float]]:
 
 def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
     """Return how far off in m (N,) the objects of stills are measured to be, those that are found and in reach."""
-    judge = MeasuringJudge(locator)
+    judge = GeometricJudge(locator)
     errors = []
     with np.load(path, allow_pickle=False) as d:
         for i in range(min(count, len(d["picture"]))):

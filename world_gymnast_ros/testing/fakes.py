@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import AdapterMismatch
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
+    I64,
     U8,
     ActionChunk,
     AdapterRef,
@@ -24,6 +26,7 @@ from world_gymnast_ros.types import (
     Judgement,
     RolloutFacts,
     SampledChunks,
+    Start,
 )
 
 SIZE = 32
@@ -63,15 +66,17 @@ class FakeWorldModel:
 
     name = "fake-point-mass"
     frame_size = (SIZE, SIZE)
+    stride = 1
 
     def __init__(self, noise_px: float = 0.3, fail_after_begins: int | None = None) -> None:
         self.noise_px, self.fail_after_begins, self.begins = noise_px, fail_after_begins, 0
 
-    def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> FakeDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> FakeDream:
         self.begins += 1
         if self.fail_after_begins is not None and self.begins > self.fail_after_begins:
             raise RuntimeError("the world model ran out of memory (a fault put in on purpose)")
-        return FakeDream(np.repeat(find_dots(frame.rgb)[None], copies, 0), self.noise_px, seed)
+        return FakeDream(np.stack([find_dots(resize_rgb(s.frame.rgb, self.frame_size)) for s in starts]),
+                         self.noise_px, seed)
 
 
 class FakeDream:
@@ -79,11 +84,18 @@ class FakeDream:
 
     def __init__(self, xy_px: NDArray[np.float64], noise_px: float, seed: int) -> None:
         self.xy_px, self.noise_px, self.rng = xy_px, noise_px, np.random.default_rng(seed)
+        self.begun, self.rows = len(xy_px), np.arange(len(xy_px))
 
-    def step(self, deltas: F32) -> U8:
-        move = deltas[:, :2].astype(np.float64) / PIXEL_M + self.rng.normal(0, self.noise_px, (len(deltas), 2))
-        self.xy_px = np.clip(self.xy_px + move, 0, SIZE - 1)
-        return draw_dot(self.xy_px[:, 0], self.xy_px[:, 1])
+    def play(self, deltas: F32) -> U8:
+        frames = []
+        for t in range(deltas.shape[1]):
+            noise = self.rng.normal(0, self.noise_px, (self.begun, 2))[self.rows]
+            self.xy_px = np.clip(self.xy_px + deltas[:, t, :2].astype(np.float64) / PIXEL_M + noise, 0, SIZE - 1)
+            frames.append(draw_dot(self.xy_px[:, 0], self.xy_px[:, 1]))
+        return np.stack(frames, 1)
+
+    def keep(self, copies: I64) -> None:
+        self.xy_px, self.rows = self.xy_px[copies], self.rows[copies]
 
 
 class FakeJudge:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from world_gymnast_ros.data.play_data import PlayEpisode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, OutlineFeatures, moved
 from world_gymnast_ros.robot.arm_silhouette import outline
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
@@ -27,7 +27,7 @@ def fit_parts(features: OutlineFeatures) -> list[torch.nn.Module]:
     return [features.look, features.read_in, features.read_head]
 
 
-def draw(episodes: Sequence[PlayEpisode], camera: tuple[float, ...], rng: np.random.Generator, count: int
+def draw(episodes: Sequence[Episode], camera: tuple[float, ...], rng: np.random.Generator, count: int
          ) -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures (B, H, W, 3), 0..1, and the arm's capsules (B, 6, 6) under nominal and true camera."""
     frames, states, true = [], [], []
@@ -52,7 +52,7 @@ def misfit(affine: Tensor, nominal: Tensor, true: Tensor) -> Tensor:
     return gap.square().sum(-1).add(1e-8).sqrt().mean((1, 2))
 
 
-def train_camera_fit(network: ActionDiT, episodes: Sequence[PlayEpisode], steps: int, seed: int) -> float:
+def train_camera_fit(network: ActionDiT, episodes: Sequence[Episode], steps: int, seed: int) -> float:
     """Train the fit in place on frames of `episodes`; return its mean misfit in pixels on episodes set aside.
 
     Does nothing (returns nan) where the network has no camera or no episode knows its own.

@@ -20,9 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from world_gymnast_ros.data.play_data import Batch, ClipSource, PlayEpisode
+from world_gymnast_ros.data.clip_sampler import Batch, ClipSource
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
-from world_gymnast_ros.evaluation.horizon_error import by_family, cuts, dream_cuts, error_line, write_strips
+from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, error_line, write_strips
 from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors, write_text
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
@@ -30,7 +31,7 @@ from world_gymnast_ros.models.world_models.action_dit_world import condition_vec
 from world_gymnast_ros.training.optim import MuonAdamW
 from world_gymnast_ros.types import F64, U8
 
-FAMILY_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
+TASK_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
 """Contact is learned last, so it is shown most."""
 TRAINING, STATE = "training", "state.safetensors"
 """Sub-folder of a run that holds what only resuming needs, and the file."""
@@ -41,7 +42,7 @@ class TrainConfig:
     """One training run. The budget is `minutes` of wall time, or `steps` where that is not 0.
 
     `moved_tokens`, `other_tokens`: places trained per clip in a sparse step, those that move most and random others;
-    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `thing_weight`:
+    `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `object_weight`:
     of one where a thing that the hand moves is foreseen, or was.
     `rollouts_from`: share of the budget after which own dreams join, 1 for never; they are redrawn every
     `rollout_every` steps, `rollout_count` at a time. `keep_best`: the checkpoint is the best report's, judged by the
@@ -61,7 +62,7 @@ class TrainConfig:
     full_share: float = 0.12
     state_dropout: float = 0.15
     moving_weight: float = 3.0
-    thing_weight: float = 6.0
+    object_weight: float = 6.0
     ema: float = 0.998
     rollouts_from: float = 0.22
     rollout_every: int = 500
@@ -99,11 +100,11 @@ def choose_tokens(network: ActionDiT, batch: Batch, moved: int, other: int, gene
     return torch.cat([top, rest], 1)
 
 
-def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float, thing_weight: float,
+def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, moving_weight: float, object_weight: float,
                   generator: torch.Generator) -> Tensor:
     """Return the weighted squared error of the predicted change, on `tokens` (None: all places).
 
-    Extra weight: `moving_weight` where a pixel truly changes, `thing_weight` where moved things are foreseen.
+    Extra weight: `moving_weight` where a pixel truly changes, `object_weight` where moved objects are predicted.
     """
     def grey(frames: U8, cut: Any) -> Tensor:
         picked: Tensor = cut(torch.from_numpy(frames), tokens)
@@ -116,23 +117,23 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     level, noise = level.to(target.device), noise.to(target.device)
     s = level[..., None, None]
     condition = condition_vector(network.config, batch.deltas, batch.states[:, :-1], batch.states[:, 1:],
-                                 batch.known[:, None], batch.drawn_for[:, None])
+                                 batch.known[:, None], batch.silhouette_camera[:, None])
     at_start = condition_vector(network.config, batch.deltas[:, 0], batch.first_states, batch.first_states, batch.known,
-                                batch.drawn_for)
+                                batch.silhouette_camera)
     places = None if tokens is None else tokens.to(target.device)
-    first, start, places_m, cameras = (torch.from_numpy(x).to(target.device) for x in (
-        batch.first[:, 0], at_start, batch.places_m, batch.cameras))
+    first, start, places_m, cameras, sizes_m = (torch.from_numpy(x).to(target.device) for x in (
+        batch.first[:, 0], at_start, batch.places_m, batch.cameras, batch.sizes_m))
     first = first.float().div_(255.0)
     with fast_math(target.device):
         affine = network.fit(first, start)
-    plate = network.plate(first, start, affine, places_m[:, 0], cameras)
-    plates = plate.at(places_m[:, 1:] if network.config.plate else None)
-    # Where things are foreseen to leave or to be is little of the picture, and what decides about a task.
-    touched = ((plates - plate.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
+    background = network.background(first, start, affine, places_m[:, 0], cameras, sizes_m)
+    behind = background.at(places_m[:, 1:] if network.config.plate else None)
+    # Where objects are predicted to leave or to be is little of the picture, and what decides about a task.
+    touched = ((behind - background.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
     with fast_math(target.device):
-        out = network(previous, network.windows(plates, tokens), (1.0 - s) * target + s * noise, level,
+        out = network(previous, network.windows(behind, tokens), (1.0 - s) * target + s * noise, level,
                       torch.from_numpy(condition).to(target.device), places, affine)
-    weight = 1.0 + moving_weight * (target.abs() > 0.03) + thing_weight * network.patches(touched, tokens)
+    weight = 1.0 + moving_weight * (target.abs() > 0.03) + object_weight * network.patches(touched, tokens)
     weight = weight / (s + 0.25)
     return 100.0 * ((out.float() - target).square_() * weight).mean()
 
@@ -140,12 +141,12 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
 class Trainer:
     """A training run in a folder: `out/` is a loadable checkpoint (averaged weights), `out/training/` the rest."""
 
-    def __init__(self, network: ActionDiT, episodes: list[PlayEpisode], held_out: list[PlayEpisode],
+    def __init__(self, network: ActionDiT, episodes: list[Episode], held_out: list[Episode],
                  config: TrainConfig, out: Path, weights: F64 | None = None) -> None:
-        """`weights` (E,): how often each episode is drawn (None: families balanced by FAMILY_WEIGHTS)."""
+        """`weights` (E,): how often each episode is drawn (None: tasks balanced by TASK_WEIGHTS)."""
         self.config, self.out, self.held_out = config, Path(out), held_out
         self.network, self.average = network.train(), copy.deepcopy(network).eval().requires_grad_(False)
-        self.source = ClipSource(episodes, config.clip_frames, FAMILY_WEIGHTS, weights)
+        self.source = ClipSource(episodes, config.clip_frames, TASK_WEIGHTS, weights)
         self.optimiser = MuonAdamW(network, config.muon_lr, config.adamw_lr, config.weight_decay)
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -176,7 +177,7 @@ class Trainer:
         full = self.rng.random() < (c.full_share if done < 0.8 else max(c.full_share, 0.3))
         sparse = c.moved_tokens + c.other_tokens < self.network.config.tokens and not full
         tokens = choose_tokens(self.network, batch, c.moved_tokens, c.other_tokens, self.generator) if sparse else None
-        loss = residual_loss(self.network, batch, tokens, c.moving_weight, c.thing_weight, self.generator)
+        loss = residual_loss(self.network, batch, tokens, c.moving_weight, c.object_weight, self.generator)
         loss.backward()
         self.optimiser.set_scale(self.learning_rate_scale())
         self.optimiser.step(1.0)
@@ -201,7 +202,7 @@ class Trainer:
             return {}
         stretches = cuts(self.held_out, steps, stride)
         with fast_math(self.average.age_bias.device):
-            errors = by_family(stretches, dream_cuts(self.average, stretches, seed=1))
+            errors = by_task(stretches, dream_cuts(self.average, stretches, seed=1))
             whole = cuts(self.held_out, 10**6, 1)[:: max(1, len(self.held_out) // 48)]
             films = dream_cuts(self.average, whole, seed=2)
         write_strips(self.out / f"held_out_{self.step_count:06d}.png", whole, films)

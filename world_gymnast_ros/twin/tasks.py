@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.instructions import normalise
 from world_gymnast_ros.types import F64
 
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (0.0, 1.0), "right": (0.0, -1.0), "forward": (1.0, 0.0)}
@@ -49,11 +50,12 @@ def parse_instruction(instruction: str) -> Task:
 
 
 def family_of(instruction: str) -> str:
-    """Return the task family of an instruction, or 'other' for one outside the families that were measured."""
+    """Return the task family of an instruction; one outside the twin's grammar is a task of its own, called as it reads
+    in lower case, without the punctuation at its end."""
     try:
         return parse_instruction(instruction).family
     except BadInstruction:
-        return "other"
+        return normalise(instruction)
 
 
 @dataclass(frozen=True)

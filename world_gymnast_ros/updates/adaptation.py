@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from world_gymnast_ros.adaptation.arm_advice import Advice, advise, evidence_of
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress
-from world_gymnast_ros.adaptation.rollout import Start
+from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress, SessionLog
 from world_gymnast_ros.adaptation.session import Learner, adapt
-from world_gymnast_ros.data.recordings import read_real
+from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt, trust_of
+from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.twin.tasks import HORIZON_STEPS, family_of
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, WorldModel
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
 
@@ -30,7 +31,7 @@ REPORT_NAME = "report.html"
 
 @dataclass(frozen=True)
 class Parts:
-    """Loaded models, the world model's paired-replay table {family: {auc, low, high, episodes}}, and a learner.
+    """Loaded models, the paired-replay table of the world model with its judges by task, and a learner.
 
     `learner(parent)` makes one for `policy` that starts from an adapter (None: the base).
     """
@@ -38,15 +39,18 @@ class Parts:
     policy: Policy
     world_model: WorldModel
     judge: Judge
-    release: Mapping[str, Mapping[str, float]]
+    release: Mapping[str, TaskRelease]
     learner: Callable[[AdapterRef | None], Learner]
 
 
 @dataclass(frozen=True)
 class SessionResult:
-    """The outcome of a session and where its report and log lie."""
+    """The outcome of a session, how far its dream may be believed for each task, the line that it ends with, and where
+    its report and log lie."""
 
     report: AdaptReport
+    trusts: tuple[Trust, ...]
+    advice: Advice
     report_path: Path
     log_path: Path
 
@@ -64,12 +68,12 @@ def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
     """
     if not config.episodes:
         return None
-    episodes, _, left_out = read_real([Path(config.episodes)], policy.config.image_size,
-                                      Path(config.directory) / "decoded")
+    found = read_episodes([Path(config.episodes)], policy.config.image_size, Path(config.directory) / "decoded")
+    episodes, left_out = found.marked, found.left_out
     loss = cloning_loss(policy, episodes, Imitation())
     if loss is None:
         return None
-    told = f"{sum(e.success for e in episodes)} real successes of {config.episodes}"
+    told = f"{sum(bool(e.success) for e in episodes)} real successes of {config.episodes}"
     if left_out:
         told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
     return Anchor(lambda rng: config.anchor * loss(rng), told)
@@ -86,7 +90,7 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
                  build.release_table(config.world_model, config.judge, config.second_judge), learner)
 
 
-def check_released(release: Mapping[str, Mapping[str, float]], instructions: Sequence[str], min_auc: float,
+def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,
                    max_false_success: float = 1.0) -> None:
     """Refuse tasks that this world model with this judge was not shown to rank well. Raises NotTrusted.
 
@@ -94,18 +98,18 @@ def check_released(release: Mapping[str, Mapping[str, float]], instructions: Seq
     success rises. `max_false_success` bounds the upper end of that share's 95 % interval. `min_auc` 0 accepts any.
     """
     for words in instructions if min_auc > 0 else ():
-        family = family_of(words)
-        auc = release.get(family, {}).get("auc")
-        if auc is None or not auc >= min_auc:
-            known = ", ".join(f"{k} {v.get('auc', 0):.2f}" for k, v in release.items()) or "none measured"
-            found = "unknown" if auc is None else f"{auc:.2f}"
-            raise NotTrusted(f"'{words}' ({family}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
+        task = family_of(words)
+        row = release.get(task)
+        if row is None or not row.auc >= min_auc:
+            known = ", ".join(f"{name} {other.auc:.2f}" for name, other in release.items()) or "none measured"
+            found = "unknown" if row is None else f"{row.auc:.2f}"
+            raise NotTrusted(f"'{words}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
                              f"required (known of this world model with this judge: {known}); measure with "
                              "`world-gymnast bench replay --write`, train the world model on such tasks, or set "
                              "min_release_auc to 0")
-        false = release[family].get("false_success_high", 0.0)
-        if false > max_false_success:
-            raise NotTrusted(f"'{words}' ({family}): up to {false:.0%} of failures pass for successes in paired "
+        false = row.false_success_high
+        if not false <= max_false_success:
+            raise NotTrusted(f"'{words}' ({task}): up to {false:.0%} of failures pass for successes in paired "
                              f"replay, at most {max_false_success:.0%} is allowed; calibrate the judge "
                              "(`world-gymnast judge calibrate`), or raise max_false_success")
 
@@ -139,12 +143,20 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                          base_policy=parts.policy.name, scores={**scores, "session": str(folder)},
                          created_ns=created_ns)
 
+    tasks = list(dict.fromkeys(map(family_of, instructions)))
+    pictures = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
+    doubts = [doubt for task in tasks if (doubt := picture_doubt(parts.release.get(task), pictures))]
     parts.policy.load_adapter(parent)
     log_path = folder / LOG_NAME
     report = adapt(parts.policy, parts.world_model, parts.judge, parts.learner(parent), starts, config, seed, now_s,
-                   progress, cancelled, log_path=log_path, save=None if dry_run else save)
-    report_path = write_report(folder / REPORT_NAME, report, release=parts.release)
-    return SessionResult(report, report_path, log_path)
+                   progress, cancelled, log_path=log_path, save=None if dry_run else save,
+                   withheld=doubts[0] if doubts and config.min_release_auc > 0 else "")
+    trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
+                   for task in tasks)
+    evidence = evidence_of(report, trusts)
+    SessionLog(log_path, lambda: report.seconds["total"]).write("evidence", **evidence.to_json())
+    report_path = write_report(folder / REPORT_NAME, report, advise(evidence), trusts=trusts, release=parts.release)
+    return SessionResult(report, trusts, advise(evidence), report_path, log_path)
 
 
 def _unused(path: Path) -> Path:

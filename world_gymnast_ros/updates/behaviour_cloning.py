@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluation.replay import RealEpisode
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.training.optim import warm_then_decay
@@ -38,17 +38,17 @@ class Imitation:
             raise BadConfig(f"steps {self.steps}, batch {self.batch}: both must be at least 1")
 
 
-def success_chunks(episodes: Sequence[RealEpisode], chunk: int, after_success: int) -> list[tuple[RealEpisode, int]]:
+def success_chunks(episodes: Sequence[Episode], chunk: int, after_success: int) -> list[tuple[Episode, int]]:
     """Return every place in a successful episode, up to its success, at which `chunk` actions begin."""
     out = []
     for e in episodes:
         if e.success:
-            done = e.play.steps if e.done_step is None else e.done_step + after_success
-            out += [(e, t) for t in range(max(0, min(e.play.steps, done) - chunk + 1))]
+            done = e.steps if e.done_step is None else e.done_step + after_success
+            out += [(e, t) for t in range(max(0, min(e.steps, done) - chunk + 1))]
     return out
 
 
-def cloning_loss(policy: OpenVLA, episodes: Sequence[RealEpisode], settings: Imitation
+def cloning_loss(policy: OpenVLA, episodes: Sequence[Episode], settings: Imitation
                  ) -> Callable[[np.random.Generator], Tensor] | None:
     """Return a function that draws a batch of what succeeded and gives its loss; None where nothing did."""
     chunks = success_chunks(episodes, policy.chunk_size, settings.after_success)
@@ -57,14 +57,14 @@ def cloning_loss(policy: OpenVLA, episodes: Sequence[RealEpisode], settings: Imi
 
     def loss(rng: np.random.Generator) -> Tensor:
         picks = [chunks[i] for i in rng.integers(len(chunks), size=min(settings.batch, max(8, len(chunks))))]
-        frames = relight(torch.from_numpy(np.stack([e.play.frames[t] for e, t in picks])), rng).numpy()
-        deltas = np.stack([e.play.deltas[t:t + policy.chunk_size] for e, t in picks])
+        frames = relight(torch.from_numpy(np.stack([e.frames[t] for e, t in picks])), rng).numpy()
+        deltas = np.stack([e.deltas[t:t + policy.chunk_size] for e, t in picks])
         logits = policy.logits(frames, [e.instruction for e, _ in picks])
         return soft_target_loss(logits.float(), torch.from_numpy(policy.stats.normalise(deltas)), settings.sigma_bins)
     return loss
 
 
-def imitate(policy: OpenVLA, episodes: Sequence[RealEpisode], lora: LoraConfig, settings: Imitation,
+def imitate(policy: OpenVLA, episodes: Sequence[Episode], lora: LoraConfig, settings: Imitation,
             parent: AdapterRef | None, store: Store, name: str, scores: dict[str, Any], created_ns: int,
             progress: Callable[[int, float], object] = lambda step, loss: None) -> AdapterRef | None:
     """Clone the successes of `episodes` into an adapter that starts from `parent`; None where there are none.

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.frame_table import read_play
-from world_gymnast_ros.data.imagined import dream_file
+from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, dream_all, replay_figures
+from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
 from world_gymnast_ros.models.checkpoint import CONFIG
-from world_gymnast_ros.models.judges.consensus import TwoJudges
+from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, offset_at, two_in_a_row
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
@@ -31,8 +32,9 @@ from world_gymnast_ros.tabletop.calibration import (
     strictness_of,
     update_measuring,
 )
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
+from world_gymnast_ros.training.imagined import imagine_file
 from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
     Verdicts,
@@ -42,7 +44,7 @@ from world_gymnast_ros.training.reflector import (
 )
 from world_gymnast_ros.twin.tasks import parse_instruction
 from world_gymnast_ros.types import U8
-from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, Decision, split
+from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, split
 
 SETTINGS = "settings"
 """The candidate that learned a few settings and no weights."""
@@ -84,28 +86,28 @@ def update_judge(start: Path, world: ActionDiTWorld, old_world: ActionDiTWorld, 
     tables = []
     for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
         for i, path in enumerate(sorted(folder.glob("*.npz"))):
-            dream_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
+            imagine_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
         tables += [read_play(folder), read_play(out / "dreams" / name)]
     samplers = [WindowSampler(table, table.episodes) for table in tables]
     fit(judge, samplers, settings.shares, ReflectorTraining(
         steps=settings.steps, windows=settings.windows, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr,
         seed=settings.seed))
     for i, path in enumerate(sorted(calibration.glob("*.npz"))):
-        dream_file(world, path, out / "dreams" / "calibration" / path.name, 10**6, settings.seed + 7000 + i)
+        imagine_file(world, path, out / "dreams" / "calibration" / path.name, 10**6, settings.seed + 7000 + i)
     held = read_play(out / "dreams" / "calibration")
     calibrate(judge, judge_episodes(judge, held, held.episodes), settings.max_false_success)
     judge.save(out)
     return out
 
 
-def logits_of(judge: Reflector, films: Sequence[U8], episodes: Sequence[RealEpisode]) -> np.ndarray:
-    """Return the uncalibrated logit (E,) on which the judge decides about each film."""
-    return np.array([two_in_a_row(judge.raw(film[None], e.instruction)[0][0].mean(-1)).max()
-                     for film, e in zip(films, episodes, strict=True)], np.float64)
+def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episode]) -> np.ndarray:
+    """Return the uncalibrated logit (E,) on which the judge decides about each rollout."""
+    return np.array([two_in_a_row(judge.raw(frames[None], e.instruction)[0][0].mean(-1)).max()
+                     for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
 
 
-def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, training: Sequence[RealEpisode],
-                calibration: Sequence[RealEpisode], out: Path, settings: JudgeUpdate
+def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, training: Sequence[Episode],
+                calibration: Sequence[Episode], out: Path, settings: JudgeUpdate
                 ) -> tuple[dict[str, Path], Path, list[str]]:
     """Teach the judge that measures (checkpoint `second`), and cut it with one that looks as a pair.
 
@@ -116,10 +118,11 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
     """
     episodes = [*training, *calibration]
     measuring, lines = update_measuring(second, episodes)
-    if world.reader is not None:
-        world = world.with_reader(measuring.reader)  # the camera that was just learned
-    films = dream_all(world, [e.play for e in episodes], settings.seed + 9000)
-    claims, target = claims_by_strictness(measuring, films, episodes), parse_instruction(episodes[0].instruction).target
+    if world.objects is not None:
+        world = world.with_objects(measuring.reader)  # the camera that was just learned
+    rollouts = [r[0] for r in imagine_again(world, episodes, settings.seed + 9000)]
+    claims = claims_by_strictness(measuring, rollouts, episodes)
+    target = parse_instruction(episodes[0].instruction).target
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)
     pairs: dict[str, Path] = {}
@@ -128,7 +131,7 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
         rows = np.ones_like(held) if name == SETTINGS else held
         present = strictness_of(measuring, target)
         some = claims if name == SETTINGS else {present: claims[present]}
-        found = cut_pair(logits_of(judge, films, episodes)[rows], {s: c[rows] for s, c in some.items()},
+        found = cut_pair(logits_of(judge, rollouts, episodes)[rows], {s: c[rows] for s, c in some.items()},
                          success[rows], settings.max_false_success)
         if found is None:
             lines.append(f"pair with {name}: too few outcomes to cut it")
@@ -155,7 +158,7 @@ class Learned:
     lines: tuple[str, ...]
 
 
-def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[RealEpisode],
+def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[Episode],
                    held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
     """Learn settings of both judges from real episodes of one scene and instruction, and decide whether to use them:
     where more of all outcomes are told, and of those held out none fewer.
@@ -177,18 +180,18 @@ def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: S
         raise EpisodeError(f"{'; '.join(lines)}: {sum(e.success for e in fitted)} successes and "
                            f"{sum(not e.success for e in fitted)} failures among {len(fitted)} episodes to learn from, "
                            f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
-    probe = Reflector.from_pretrained(judge)
 
     def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
-        pair = TwoJudges(Reflector.from_pretrained(look), MeasuringJudge(Locator.from_pretrained(measure)))
-        return (replay_figures(world, pair, probe, held, seed, dreams[0]),
-                replay_figures(world, pair, probe, episodes, seed, dreams[1]))
-    dreams = (dream_all(world, [e.play for e in held], seed + 1), dream_all(world, [e.play for e in episodes], seed))
+        pair = Consensus((Reflector.from_pretrained(look), GeometricJudge(Locator.from_pretrained(measure))))
+        return (replay_episodes(world, pair, held, seed, rollouts=dreams[0]),
+                replay_episodes(world, pair, episodes, seed, rollouts=dreams[1]))
+    dreams = ([r[0] for r in imagine_again(world, held, seed + 1)],
+              [r[0] for r in imagine_again(world, episodes, seed)])
     before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], measuring, dreams)
     decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
-    figures = [f"{when}: {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes told, "
-               f"{r[1].summary()['missed']:.2f} of the successes missed, {r[1].summary()['false_success']:.2f} of the "
-               "failures called successes" for when, r in (("before", before), ("after", after))]
+    figures = [f"{when}: agrees with {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes, "
+               f"{r[1].summary()['missed']:.2f} false negatives, {r[1].summary()['false_success']:.2f} "
+               "false positives" for when, r in (("before", before), ("after", after))]
     return Learned(pairs[SETTINGS], measuring, decision.promote, (*lines, *figures, *decision.lines))
 
 
@@ -215,63 +218,75 @@ def cut_at(judge: Reflector, cut: float) -> None:
     config.calibrate(config.logit_scale, offset_at(cut, config.logit_scale, config.done_threshold))
 
 
+def false_positive_rate(replays: Replays) -> float:
+    """Return the share of recorded failures that are called a success; 0 where there is no failure."""
+    failed = ~replays.success
+    return float(replays.claimed[failed].mean()) if failed.any() else 0.0
+
+
+def recall(replays: Replays) -> float:
+    """Return the share of recorded successes that are detected; 0 where there is no success."""
+    return float(replays.claimed[replays.success].mean()) if replays.success.any() else 0.0
+
+
+def agreement_change(pair: tuple[Replays, Replays], seed: int) -> Interval:
+    """Return by how much more outcomes a judge agrees with, paired."""
+    before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
+    return paired_bootstrap(after - before, seed=seed)
+
+
 def decide_judge(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, seed: int,
                  everything: tuple[Replays, Replays] | None = None, weights: bool = False) -> Decision:
-    """Decide from the same dreams judged by (the present, the new) judges: on held-out episodes of the new scene, and
+    """Decide from the same rollouts judged by (the present, the new) judges: on held-out episodes of the new scene, and
     on old scenes (None: the judges are for this scene alone).
 
-    `everything`: on all real episodes. Held-out episodes are few, so agreement must rise on all for a candidate that
-    has learned nothing from them but a few settings, and on those held out it must not fall; for one that has learned
-    `weights` from them those held out decide. Where false successes fall by 10 points, agreement on held-out episodes
-    may fall by as many. Who claims nothing is no judge, however many failures there are to be right about: of all
-    successes half as many as before must be told, and of those in old scenes, too, where a cut that three new successes
-    just pass may pass none.
+    `everything`: on all recorded episodes. Held-out episodes are few. So for a candidate that learned nothing but a few
+    settings from the others, agreement must rise over all, and must not fall on those held out; for one that learned
+    `weights` from them, those held out decide. Where the false positive rate falls by 10 points, agreement on held-out
+    episodes may fall by as many. A candidate that detects fewer than half of the successes that the present judge
+    detects is rejected, in new and in old scenes.
     """
-    if len(new[0].success) < MIN_HELD_OUT:
-        return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
-                                f"{MIN_HELD_OUT} are needed to compare",))
-    lines = []
-
-    def rule(holds: bool, text: str) -> bool:
-        lines.append(f"{'holds' if holds else 'FAILS'}: {text}")
-        return holds
-
-    def false(r: Replays) -> float:
-        return float(r.claimed[~r.success].mean()) if (~r.success).any() else 0.0
-
-    def told(r: Replays) -> float:
-        return float(r.claimed[r.success].mean()) if r.success.any() else 0.0
-
-    def agreement(pair: tuple[Replays, Replays]) -> Interval:
-        before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
-        return paired_bootstrap(after - before, seed=seed)
-
-    change = agreement(new)
+    rules = Rules()
+    count = len(new[0].episodes)
+    if not rules.check("held-out episodes", count, MIN_HELD_OUT, count >= MIN_HELD_OUT,
+                       f"{count} held-out episodes of the new scene; at least {MIN_HELD_OUT} are needed to compare"):
+        return rules.decide(False)
+    change = agreement_change(new, seed)
     most = new if weights else everything or new
-    stricter = false(most[1]) < false(most[0]) - EXCHANGE and change.value >= -EXCHANGE - 1e-9
+    false = [false_positive_rate(r) for r in most]
+    stricter = false[1] < false[0] - EXCHANGE and change.value >= -EXCHANGE - 1e-9
+    instead = f"or the false positive rate must fall by 10 points ({false[0]:.3f} to {false[1]:.3f}) at no higher price"
     if everything is None or weights:
-        good = rule(change.value > 0 or stricter,
-                    f"new scene, agreement with outcomes changes by {change}; it must rise, or false successes fall by "
-                    f"10 points ({false(new[0]):.3f} to {false(new[1]):.3f}) and agreement by at most as many")
+        good = rules.check("agreement", change.value, 0.0, change.value > 0 or stricter,
+                           f"new scene: agreement with outcomes changes by {change}; it must rise, {instead}")
     else:
-        good = rule(agreement(everything).value > 0 and (change.value >= 0 or stricter),
-                    f"new scene, agreement with outcomes changes by {agreement(everything)} over all "
-                    f"{len(everything[0].success)} real episodes and by {change} over those held out; it must rise, "
-                    "and not fall, or by no more than 10 points where false successes fall by as many (over all "
-                    f"{false(most[0]):.3f} to {false(most[1]):.3f})")
+        over_all = agreement_change(everything, seed)
+        good = rules.check("agreement", over_all.value, 0.0, over_all.value > 0 and (change.value >= 0 or stricter),
+                           f"new scene: agreement with outcomes changes by {over_all} over all "
+                           f"{len(everything[0].episodes)} episodes and by {change} over those held out; it must rise "
+                           f"over all and not fall on those held out, {instead}")
     for where, pair in (("held out", new), ("all", None if weights else everything)):
         if pair is not None:
-            good &= rule(false(pair[1]) <= false(pair[0]) + 0.05, f"new scene, {where}, false successes "
-                         f"{false(pair[0]):.3f} to {false(pair[1]):.3f}; at most 5 points more")
-    first, last = (told(r) for r in everything or new)
-    good &= rule(last >= first / 2, f"new scene, {'all' if everything else 'held out'}, successes told {first:.3f} to "
-                 f"{last:.3f}; at least half as many")
-    if old is not None and len(old[0].success) >= MIN_HELD_OUT:
+            good &= _limited(rules, f"new scene, {where}", pair, 0.05)
+    good &= _detects(rules, f"new scene, {'all' if everything else 'held out'}", everything or new)
+    if old is not None and len(old[0].episodes) >= MIN_HELD_OUT:
         ranks = [auc(r.score[known], r.success[known]) for r in old for known in (np.isfinite(r.score),)]
-        good &= rule(not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
-                     f"old scenes, AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")
-        good &= rule(false(old[1]) <= false(old[0]) + 0.1,
-                     f"old scenes, false successes {false(old[0]):.3f} to {false(old[1]):.3f}; at most 10 points more")
-        first, last = (told(r) for r in old)
-        good &= rule(last >= first / 2, f"old scenes, successes told {first:.3f} to {last:.3f}; at least half as many")
-    return Decision(good, tuple(lines))
+        good &= rules.check("old scenes ranking", ranks[1], ranks[0] - 0.05,
+                            not np.isfinite(ranks[0]) or ranks[1] >= ranks[0] - 0.05,
+                            f"old scenes: AUC {ranks[0]:.3f} to {ranks[1]:.3f}; at most 0.05 less")
+        good &= _limited(rules, "old scenes", old, 0.1)
+        good &= _detects(rules, "old scenes", old)
+    return rules.decide(good)
+
+
+def _limited(rules: Rules, where: str, pair: tuple[Replays, Replays], most: float) -> bool:
+    before, after = map(false_positive_rate, pair)
+    return rules.check(f"{where}, false positives", after, before + most, after <= before + most,
+                       f"{where}: false positive rate {before:.3f} to {after:.3f}; at most {100 * most:.0f} points "
+                       "more")
+
+
+def _detects(rules: Rules, where: str, pair: tuple[Replays, Replays]) -> bool:
+    before, after = map(recall, pair)
+    return rules.check(f"{where}, recall", after, before / 2, after >= before / 2,
+                       f"{where}: successes detected {before:.3f} to {after:.3f}; at least half as many")

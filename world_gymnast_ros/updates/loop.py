@@ -28,16 +28,17 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.rollout import Start, derive_seed, imagine, is_success
-from world_gymnast_ros.data.recordings import play_file, read_real
+from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.read import read_array_folders, read_arrays, read_episodes
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.evaluation.replay import RealEpisode, Replays, replay_figures
+from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
-from world_gymnast_ros.statistics import chance_better, paired_replay_auc, wilson
+from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
-from world_gymnast_ros.tabletop.calibration import fit_camera_again, fit_lift, with_settings
-from world_gymnast_ros.tabletop.geometric_judge import MeasuringJudge
+from world_gymnast_ros.tabletop.calibration import fit_camera_again
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.play import write_rows
 from world_gymnast_ros.twin.policy_play import policy_episodes
@@ -45,7 +46,7 @@ from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import family_of
-from world_gymnast_ros.types import AdapterRef, Frame
+from world_gymnast_ros.types import AdapterRef, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 from world_gymnast_ros.updates.judges import (
@@ -57,7 +58,7 @@ from world_gymnast_ros.updates.judges import (
     update_pair,
 )
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
-from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, play_folder, update
+from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, update
 
 METHODS = ("loop", "unchanged", "imitation")
 REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
@@ -70,7 +71,7 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
-LAYOUT = 10
+LAYOUT = 11
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
 """Of the twin's play data."""
@@ -180,7 +181,6 @@ class Run:
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
                             "folder, or give its own")
-        self.probe = build.load_judge("")
         self._figures: dict[tuple[str, str, str, str], Replays] = {}
         self._dreams: dict[tuple[str, str, str], list[Any]] = {}
 
@@ -238,7 +238,7 @@ class Run:
         starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
                   for r in rows]
         claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
-        replays = replay_figures(parts.world_model, parts.judge, self.probe, play_file(out), derive_seed(seed, 7))
+        replays = replay_episodes(parts.world_model, parts.judge, read_arrays(out), derive_seed(seed, 7))
         summary = replays.summary()
         imagined = wilson(sum(claims), len(claims))
         return {"true": asdict(true), "imagined": asdict(imagined),
@@ -386,7 +386,7 @@ class Run:
         self._figures.clear()
         self._dreams.clear()
 
-    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[RealEpisode]
+    def figures(self, world_model: str, judge: str, second: str, which: str, episodes: Sequence[Episode]
                 ) -> Replays:
         """Replay the set of episodes called `which` in a world model, judged by a judge or a pair.
 
@@ -397,26 +397,23 @@ class Run:
             reads = self.seen_by(which) if which == "old" else second  # finds things and camera for the world model
             same = (world_model, reads, which)
             dreams = self._dreams.get(same)
-            self._figures[key] = replay_figures(
-                build.load_world_model(world_model, reads), build.load_judges(judge, second), self.probe, episodes,
-                derive_seed(self.config.seed, 11), dreams)
-            self._dreams[same] = self._figures[key].dreams
+            self._figures[key] = replay_episodes(
+                build.load_world_model(world_model, reads), build.load_judges(judge, second), episodes,
+                derive_seed(self.config.seed, 11), rollouts=dreams)
+            self._dreams[same] = self._figures[key].rollouts
         return self._figures[key]
 
     def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
-        seen, and whether the named object stops the arm, from where the measured hand was. The judge that measures
-        and the world model share both."""
+        seen. The geometric judge and the world model share it."""
         if state.second == build.OFF:
             return {"second": build.OFF, "message": "nobody measures"}
         method = folder.parent
         start = build.checkpoint_dir(state.second, "locator")
-        judge = MeasuringJudge(Locator.from_pretrained(start))
+        judge = GeometricJudge(Locator.from_pretrained(start))
         before = judge.config.to_dict()
-        episodes, _, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
+        episodes = read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked
         message = fit_camera_again(judge, episodes)
-        judge = with_settings(judge)  # which looks again, where the camera stands now
-        message += f"; {fit_lift(judge, episodes)}"
         self.say(f"loop, round {number}: {message}")
         if judge.config.to_dict() == before:
             return {"second": state.second, "message": message}
@@ -428,13 +425,13 @@ class Run:
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Update, check, store; the version is used where it was promoted."""
         c, method = self.config, folder.parent
-        training, hashes, _ = read_real([method / "training", method / "calibration"], PICTURE_PX)
-        data = Data(training, play_folder(method / "held_out"), play_folder(self.play("replay")),
-                    play_folder(self.play("old")), hashes)
+        found = read_episodes([method / "training", method / "calibration"], PICTURE_PX)
+        data = Data(found.marked, read_array_folders([method / "held_out"]), read_array_folders([self.play("replay")]),
+                    read_array_folders([self.play("old")]), found.hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
         self._forget_replays()
 
-        def figures(world_model: Path, some: Sequence[RealEpisode]) -> Replays:
+        def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
             return self.figures(str(world_model), state.judge, state.second,
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
@@ -456,7 +453,7 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, state.second)
-        old_world = world.with_reader(build.load_reader(self.seen_by("replay")))
+        old_world = world.with_objects(build.load_reader(self.seen_by("replay")))
         run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
                            self.play("replay"), folder / "judge", settings)
         # Without the judge that measures nobody would know a camera that was learned.
@@ -468,10 +465,11 @@ class Run:
             looks, measures, lines = update_pair(
                 build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
                                                              "weights": run}, world,
-                play_folder(method / "training"), play_folder(method / "calibration"), folder / "pair", settings)
+                read_array_folders([method / "training"]), read_array_folders([method / "calibration"]),
+                folder / "pair", settings)
             candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
-        held, old = play_folder(method / "held_out"), play_folder(self.play("old"))
-        all_real = [e for part in dict.fromkeys(PARTS) for e in play_folder(method / part)]
+        held, old = read_array_folders([method / "held_out"]), read_array_folders([self.play("old")])
+        all_real = [e for part in dict.fromkeys(PARTS) for e in read_array_folders([method / part])]
 
         def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
             """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
@@ -516,13 +514,7 @@ class Run:
 
         Returns the table. It is measured on the held-out episodes of this scene, which also chose the pair.
         """
-        known = np.isfinite(found.score)
-        area = paired_replay_auc(found.score[known].tolist(), found.success[known].tolist())
-        summary = found.summary()
-        rows = {family_of(self.instruction): {
-            "auc": area.value, "low": area.low, "high": area.high, "episodes": len(found.success),
-            "successes": int(found.success.sum()), "recall": 1.0 - summary["missed"],
-            **{k: summary[k] for k in ("false_success", "false_success_low", "false_success_high")}}}
+        rows = {family_of(self.instruction): found.release_row(f"the twin, {self.scene.name}")}
         if Path(world_model).is_relative_to(self.out):
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
                        **build.release_hashes(world_model, judge, second), "families": rows}
@@ -573,7 +565,7 @@ class Run:
         parts = self.parts(method, state)
         began = time.monotonic()
         settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
-        episodes, _, _ = read_real([self.all_real(method)], PICTURE_PX)
+        episodes = read_episodes([self.all_real(method)], PICTURE_PX).marked
         ref = imitate(parts.policy, episodes, lora_config(self.adapt), settings, self.adapter(method, state),
                       Store(self.out / method / "adapters"), self.instruction,
                       {"method": "imitation", "round": number}, self.now_ns())

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from world_gymnast_ros.data.play_data import family_balance, read_by
+from world_gymnast_ros.data.clip_sampler import task_balance
+from world_gymnast_ros.data.episode import Episode, seen_with
+from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.replay import RealEpisode, Replays
+from world_gymnast_ros.evaluation.replay import Replays
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
+from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
-from world_gymnast_ros.tabletop.scene_reader import SceneReader
-from world_gymnast_ros.training.world_model import FAMILY_WEIGHTS, STATE, TRAINING, TrainConfig, Trainer
+from world_gymnast_ros.training.world_model import STATE, TASK_WEIGHTS, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.types import AdapterRef
 
 INPUTS = "inputs.json"
@@ -56,10 +58,11 @@ class UpdateConfig:
             raise BadConfig(f"replay_share {self.replay_share} is outside 0..1; 0.5 keeps earlier scenes")
 
 
-def split(episodes: Sequence[RealEpisode], held_out_share: float, seed: int
-          ) -> tuple[list[RealEpisode], list[RealEpisode]]:
+def split(episodes: Sequence[Episode], held_out_share: float, seed: int
+          ) -> tuple[list[Episode], list[Episode]]:
     """Split into (training, held out), each outcome by itself; EpisodeError where a side would be empty."""
-    rng, held = np.random.default_rng((seed, 5)), set()
+    rng = np.random.default_rng((seed, 5))
+    held: set[int] = set()
     for outcome in (True, False):
         rows = [i for i, e in enumerate(episodes) if e.success == outcome]
         held.update(rng.permutation(rows)[:round(len(rows) * held_out_share)].tolist() if rows else [])
@@ -69,34 +72,34 @@ def split(episodes: Sequence[RealEpisode], held_out_share: float, seed: int
     return ([e for i, e in enumerate(episodes) if i not in held], [e for i, e in enumerate(episodes) if i in held])
 
 
-def fine_tune(parent: Path, new: Sequence[RealEpisode], replay: Sequence[RealEpisode], held_out: Sequence[RealEpisode],
-              config: UpdateConfig, out: Path, reader: SceneReader | None = None,
-              replay_reader: SceneReader | None = None) -> Path:
+def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], held_out: Sequence[Episode],
+              config: UpdateConfig, out: Path, objects: ObjectDynamics | None = None,
+              replay_objects: ObjectDynamics | None = None) -> Path:
     """Train on from the checkpoint `parent` in the run folder `out`, which then is a checkpoint; returns it.
 
-    `reader` finds things in the new episodes' captured frames and knows their camera; `replay_reader` (None: the same)
-    does so for `replay`, which was recorded before a camera was mounted anew.
+    `objects` finds objects in the new episodes' captured frames and knows their camera; `replay_objects` (None: the
+    same) does so for `replay`, which was recorded before a camera was mounted anew.
 
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
     network, sha256 = load_network(parent)
-    network.config = seen_by(network.config, reader)
-    clips = [e.play if by is None else read_by(e.play, by)
-             for some, by in ((new, reader), (replay, replay_reader or reader)) for e in some]
-    inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.play.name for e in new],
+    network.config = seen_by(network.config, objects)
+    clips = [e if by is None else seen_with(e, by)
+             for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
+    inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
                          "pictures": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
     if note.is_file() and note.read_text() != inputs:
         raise BadCheckpoint(f"{out} holds an update of other episodes, settings or another parent; name another folder")
     shares = np.concatenate([np.full(len(new), 1.0 / len(new)) * (1.0 - config.replay_share if replay else 1.0),
-                             _normal(family_balance([e.play for e in replay], FAMILY_WEIGHTS)) * config.replay_share
+                             _normal(task_balance(replay, TASK_WEIGHTS)) * config.replay_share
                              if replay else np.empty(0)])
     training = TrainConfig(steps=config.steps, batch=config.batch, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr,
                            warmup_steps=max(1, config.steps // 10), ema=0.97, rollouts_from=0.0,
                            rollout_every=max(1, config.steps // 2), rollout_count=config.own_dreams,
                            report_every_s=1e9, save_every=config.save_every, seed=config.seed)
-    trainer = Trainer(network, clips, [e.play for e in held_out], training, out, shares)
+    trainer = Trainer(network, clips, held_out, training, out, shares)
     if (out / TRAINING / STATE).is_file():
         trainer.resume()
         if trainer.done_share >= 1.0 and (out / WEIGHTS).is_file():
@@ -130,10 +133,10 @@ def _fingerprint(clips: Sequence[Any]) -> str:
     for clip in clips:
         digest.update(np.ascontiguousarray(clip.frames).data)
         digest.update(np.ascontiguousarray(clip.deltas).data)
-        if clip.things is not None:  # as a locator found them: with another it is another run
-            digest.update(np.ascontiguousarray(clip.things.path_m).data)
-        if clip.drawn_for is not None:  # so it is for another camera
-            digest.update(clip.drawn_for.data)
+        if clip.objects is not None:  # as a locator found them: with another it is another run
+            digest.update(np.ascontiguousarray(clip.objects.path_m).data)
+        if clip.silhouette_camera is not None:  # so it is for another camera
+            digest.update(clip.silhouette_camera.data)
     return digest.hexdigest()
 
 
@@ -142,25 +145,13 @@ def _fingerprint(clips: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Margins:
-    """What a version must and may do. `false_success`: how much more of the failures it may take for successes, new and
-    old scenes alike; `structural`: how much worse, as a share, the image may become on old scenes; `object_mm`: how
-    much further off objects may be; `agreement`: how many fewer outcomes may agree on old scenes."""
+    """What a version may cost. `false_success`: how much more of the failures it may take for successes, new and old
+    scenes alike; `structural`: how much worse, as a share, the image may become on old scenes; `agreement`: how many
+    fewer outcomes may agree on old scenes."""
 
     false_success: float = 0.05
     structural: float = 0.05
-    object_mm: float = 3.0
-    probe_mm: float = 40.0
     agreement: float = 0.05
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`promote`, and one line per rule: what was asked, what was found, whether it holds. `better`: on the new scene,
-    whatever it costs elsewhere."""
-
-    promote: bool
-    lines: tuple[str, ...]
-    better: bool = False
 
 
 def false_success_change(before: Replays, after: Replays) -> Interval | None:
@@ -179,46 +170,37 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: 
     successes did not rise by more than the margin. Not worse: no other figure fell by more than its margin (point
     estimate).
     """
-    if len(new[0].success) < MIN_HELD_OUT:
-        return Decision(False, (f"FAILS: {len(new[0].success)} held-out episodes of the new scene, at least "
-                                f"{MIN_HELD_OUT} are needed to compare",))
-    lines: list[str] = []
-
-    def rule(holds: bool, text: str) -> bool:
-        lines.append(f"{'holds' if holds else 'FAILS'}: {text}")
-        return holds
-
+    rules = Rules()
+    count = len(new[0].episodes)
+    if not rules.check("held-out episodes", count, MIN_HELD_OUT, count >= MIN_HELD_OUT,
+                       f"{count} held-out episodes of the new scene; at least {MIN_HELD_OUT} are needed to compare"):
+        return rules.decide(False)
     fewer = false_success_change(*new)
     image = paired_bootstrap(new[1].structural - new[0].structural, seed=seed)
-    surely_fewer = fewer is not None and fewer.high < 0
-    better = rule(surely_fewer or image.high < 0,
-                  "new scene better: false successes change by "
-                  f"{'unknown (no failures)' if fewer is None else _points(fewer)}, structural error by {image}; one "
-                  "of them must fall with its whole 95 % interval")
-    good = rule(fewer is None or fewer.value <= margins.false_success,
-                f"new scene, false successes change by {'unknown' if fewer is None else _points(fewer)}; at most "
-                f"{100 * margins.false_success:+.0f} points")
-    known = np.isfinite(new[0].object_mm) & np.isfinite(new[1].object_mm)
-    blind = known.sum() >= 2 and float(new[0].object_true_mm[known].mean()) > margins.probe_mm
-    if blind:
-        lines.append(f"unknown: where objects are in the dream; the probe is {new[0].object_true_mm[known].mean():.0f} "
-                     f"mm off on the true pictures, more than {margins.probe_mm:g}")
-    elif known.sum() >= 2:
-        change = paired_bootstrap((new[1].object_mm - new[0].object_mm)[known], seed=seed)
-        good &= rule(change.value <= margins.object_mm, f"new scene, objects in the dream are off by {change} mm more; "
-                     f"at most {margins.object_mm:g} mm")
-    if len(old[0].success) >= MIN_HELD_OUT:
+    better = rules.check(
+        "new scene better", image.high, 0.0, image.high < 0 or (fewer is not None and fewer.high < 0),
+        f"new scene: false positives change by {'unknown (no failures)' if fewer is None else _points(fewer)}, "
+        f"structural error by {image}; one of them must fall with its whole 95 % interval")
+    more = 0.0 if fewer is None else fewer.value
+    good = rules.check("new scene false positives", more, margins.false_success, more <= margins.false_success,
+                       f"new scene: false positives change by {'unknown' if fewer is None else _points(fewer)}; at "
+                       f"most {100 * margins.false_success:+.0f} points")
+    if len(old[0].episodes) >= MIN_HELD_OUT:
         change = paired_bootstrap(old[1].structural - old[0].structural, seed=seed)
         limit = margins.structural * float(old[0].structural.mean())
-        good &= rule(change.value <= limit, f"old scenes, structural error changes by {change}; at most {limit:+.4f}")
-        more = false_success_change(*old)
-        if more is not None:
-            good &= rule(more.value <= margins.false_success, f"old scenes, false successes change by {_points(more)}; "
-                         f"at most {100 * margins.false_success:+.0f} points")
-        agree = [float((r.claimed == r.success).mean()) for r in old]
-        good &= rule(agree[1] >= agree[0] - margins.agreement, f"old scenes, outcomes agree in {agree[1]:.1%} of "
-                     f"episodes, were {agree[0]:.1%}; at most {100 * margins.agreement:.0f} points fewer")
-    return Decision(better and good, tuple(lines), better)
+        good &= rules.check("old scenes image", change.value, limit, change.value <= limit,
+                            f"old scenes: structural error changes by {change}; at most {limit:+.4f}")
+        also = false_success_change(*old)
+        if also is not None:
+            good &= rules.check("old scenes false positives", also.value, margins.false_success,
+                                also.value <= margins.false_success, f"old scenes: false positives change by "
+                                f"{_points(also)}; at most {100 * margins.false_success:+.0f} points")
+        before, after = (float((r.claimed == r.success).mean()) for r in old)
+        good &= rules.check("old scenes agreement", after, before - margins.agreement,
+                            after >= before - margins.agreement,
+                            f"old scenes: outcomes agree in {after:.1%} of episodes, were {before:.1%}; at most "
+                            f"{100 * margins.agreement:.0f} points fewer")
+    return rules.decide(better and good, better)
 
 
 def _points(change: Interval) -> str:

@@ -1,55 +1,73 @@
-"""Two unlike judges must agree on a success: one looks at the dreamed pictures, the other measures."""
+"""Several judges must agree on a success."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from world_gymnast_ros.types import F64, U8, Judge, Judgement, PlacesArm, RolloutFacts
+from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Judge, Judgement, RolloutFacts
 
 
 @dataclass(frozen=True)
-class TwoJudges:
-    """Asks both; a success needs both, and where either has no verdict there is none. Implements `types.Judge`.
+class Consensus:
+    """Asks every judge; a success needs all, and where one has no verdict there is none. Implements `types.Judge`.
 
-    The score is the lower one, and so are the scores of frames where both give them; a rollout is done when the later
-    one says so. `progress` is the measured one where there is one: it tells near misses from far ones. `votes` holds
-    both scores, the looking judge's first.
+    The score is the lowest one, and so are the scores of frames where all give them; a rollout is done when the last
+    one says so. `progress` is that of the last judge in the list that gives it. `members` holds each judge's score;
+    what a judge votes within itself stays its own.
     """
 
-    looking: Judge
-    measuring: Judge
+    judges: tuple[Judge, ...]
+
+    def __post_init__(self) -> None:
+        names = [judge.name for judge in self.judges]
+        if not names or len(set(names)) != len(names):
+            raise BadConfig(f"a consensus needs judges of different names, got {names or 'none'}; one judge asked "
+                            "twice is one judge")
 
     @property
     def name(self) -> str:
-        return f"{self.looking.name}+{self.measuring.name}"
+        return "+".join(judge.name for judge in self.judges)
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
-        """Judge rollouts uint8 (G, T+1, H, W, 3)."""
-        looked = self.looking.score(frames, instruction, facts)
-        measured = self.measuring.score(frames, instruction, facts)
-        return [agree(a, b, self.measuring.name) for a, b in zip(looked, measured, strict=True)]
+        """Judge rollouts uint8 (G, T+1, H, W, 3); every judge is asked about every rollout."""
+        verdicts = [judge.score(frames, instruction, facts) for judge in self.judges]
+        names = [judge.name for judge in self.judges]
+        return [combine(names, opinions) for opinions in zip(*verdicts, strict=True)]
 
-    def arm_misplaced_px(self, frames: U8, facts: RolloutFacts) -> F64:
-        """Ask the judge that measures, if it can tell; NaN otherwise."""
-        if isinstance(self.measuring, PlacesArm):
-            return self.measuring.arm_misplaced_px(frames, facts)
-        return np.full(len(frames), np.nan)
+    def confirm(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts where only a yes or no is wanted: each judge, in order, about what all before it called a
+        success. Put the cheap judges first."""
+        out: list[Judgement] = [Judgement(None)] * len(frames)
+        rows = np.arange(len(frames))
+        opinions: list[list[Judgement]] = [[] for _ in rows]
+        for n, judge in enumerate(self.judges):
+            some = None if facts is None else facts.rows(rows)
+            for i, verdict in zip(rows, judge.score(frames[rows], instruction, some), strict=True):
+                opinions[i].append(verdict)
+                out[i] = combine([j.name for j in self.judges[:n + 1]], opinions[i])
+            rows = np.array([i for i in rows if (out[i].score or 0.0) > SUCCESS_THRESHOLD], np.int64)
+            if not len(rows):
+                break
+        return out
 
 
-def agree(looked: Judgement, measured: Judgement, measurer: str = "the second judge") -> Judgement:
-    """Return the judgement that both stand behind."""
-    if looked.score is None:
-        return looked
-    if measured.score is None:
-        return Judgement(None, detail=f"{measurer}: {measured.detail or 'no verdict'}",
-                         frame_scores=looked.frame_scores)
-    both = looked.done_at is not None and measured.done_at is not None
-    frames = looked.frame_scores
-    if frames is not None and measured.frame_scores is not None and len(frames) == len(measured.frame_scores):
-        frames = frames.clip(max=measured.frame_scores)
-    return Judgement(
-        score=min(looked.score, measured.score),
-        done_at=max(looked.done_at or 0, measured.done_at or 0) if both else None,
-        votes=(looked.score, measured.score), frame_scores=frames,
-        progress=looked.progress if measured.progress is None else measured.progress)
+def combine(names: Sequence[str], opinions: Sequence[Judgement]) -> Judgement:
+    """Return the judgement that all named judges stand behind."""
+    members = tuple((name, opinion.score) for name, opinion in zip(names, opinions, strict=True))
+    frame_scores = [o.frame_scores for o in opinions if o.frame_scores is not None]
+    for name, opinion in zip(names, opinions, strict=True):
+        if opinion.score is None:
+            return Judgement(None, detail=f"{name}: {opinion.detail or 'no verdict'}", members=members,
+                             frame_scores=frame_scores[0] if frame_scores else None)
+    if len(opinions) == 1:
+        return replace(opinions[0], members=members)
+    done = [o.done_at for o in opinions if o.done_at is not None]
+    same = len({len(f) for f in frame_scores}) == 1
+    progress = [o.progress for o in opinions if o.progress is not None]
+    return Judgement(score=min(score for _, score in members if score is not None),
+                     done_at=max(done) if len(done) == len(opinions) else None,
+                     frame_scores=np.min(frame_scores, axis=0) if same else frame_scores[0] if frame_scores else None,
+                     progress=progress[-1] if progress else None, members=members)

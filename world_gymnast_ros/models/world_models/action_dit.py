@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.world_models.background import Plate, grid_of
+from world_gymnast_ros.models.world_models.background import Background, grid_of
 from world_gymnast_ros.robot.arm_silhouette import CAPSULE_DIM, CAPSULES, GROUPS
 
 NUMBERS = 15
@@ -280,6 +280,10 @@ class TemporalCache:
         age = (self.frame - torch.arange(self.context_frames)) % self.context_frames
         return torch.where(age > self.frame, -1, age)[None]
 
+    def keep(self, copies: Tensor) -> None:
+        """Go on with these copies alone, indices."""
+        self._rings = {block: (k[copies], v[copies]) for block, (k, v) in self._rings.items()}
+
     def commit(self) -> None:
         """Go on to the next frame; until then a frame's entries may be overwritten (further denoising steps)."""
         self.frame += 1
@@ -404,17 +408,18 @@ class ActionDiT(nn.Module):
         return self.outline.fit(start, condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM))[:, 0].float())
 
     @torch.no_grad()
-    def plate(self, start: Tensor, condition: Tensor, affine: Tensor | None, places_m: Tensor | None = None,
-              cameras: Tensor | None = None) -> Plate:
-        """Return the plate of dreams that begin at `start` (B, H, W, 3) with an action of `condition` (B, C).
+    def background(self, start: Tensor, condition: Tensor, affine: Tensor | None, places_m: Tensor | None = None,
+                   cameras: Tensor | None = None, sizes_m: Tensor | None = None) -> Background:
+        """Return the background of dreams that begin at `start` (B, H, W, 3) with an action of `condition` (B, C).
 
-        `affine` as from `fit`; `places_m` (B, N, 3) of things there, seen by `cameras` (B, 12); None: none are known.
+        `affine` as from `fit`; `places_m` (B, N, 3) of objects there, seen by `cameras` (B, 12), with
+        `sizes_m` (B, N, 2); None: none are known.
         """
         if self.outline is None or not self.config.plate:
-            return Plate(start, None, None, None)
+            return Background(start, None, None, None)
         arm = condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM))[:, 0].float()
         distance = self.outline.distance(arm if affine is None else moved(arm, affine))
-        return Plate(start, distance.view(start.shape[:3]), places_m, cameras)
+        return Background(start, distance.view(start.shape[:3]), places_m, cameras, sizes_m)
 
     # ---- prediction --------------------------------------------------------------------------------------------
 

@@ -18,17 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig, BadFrame
+from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.models.world_models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
-from world_gymnast_ros.models.world_models.background import Plate
+from world_gymnast_ros.models.world_models.background import Background
+from world_gymnast_ros.objects import ObjectDynamics, ObjectPaths
 from world_gymnast_ros.robot.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.robot.arm_silhouette import outline
-from world_gymnast_ros.tabletop.contact import Handled, hand_after, where_stopped
-from world_gymnast_ros.tabletop.scene_reader import SceneReader, Seen
-from world_gymnast_ros.types import ACTION_DIM, F32, F64, U8, Frame
+from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 LIMITS = StepLimits()
 
@@ -65,40 +64,43 @@ class FrameSampler:
     """Draw frames one after another for a batch of clips, each with its own start frame. Exact persistent cache."""
 
     def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator,
-                 places_m: NDArray[Any] | None = None, cameras: NDArray[Any] | None = None) -> None:
+                 objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None) -> None:
         """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame.
 
-        `places_m` (G, N, 3) of things on the table there, NaN where there is none, seen by `cameras` (G, 12).
+        `objects` on the table there: places (G, N, 3) m, NaN where there is none, cameras (G, 12) that see them, and
+        sizes (G, N, 2) m.
         """
         self.network, self.steps, self.generator = network, steps, generator
         self.dtype = network.age_bias.dtype
         self.frame = first
         self.affine: Tensor | None = None
-        self.plate: Plate | None = None
-        self._things = None if places_m is None or cameras is None else tuple(
-            torch.from_numpy(np.asarray(x, np.float32)).to(first.device) for x in (places_m, cameras))
+        self.background: Background | None = None
+        self._objects = None if objects is None else tuple(
+            torch.from_numpy(np.asarray(x, np.float32)).to(first.device) for x in objects)
         self.cache = TemporalCache(network.config.context_frames)
+        self._begun, self._rows = len(first), torch.arange(len(first), device=first.device)
 
     @torch.inference_mode()
     def step(self, condition: Tensor, places_m: NDArray[Any] | None = None) -> Tensor:
         """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C).
 
-        `places_m` (G, N, 3): where the things are then, as far as it is foreseen; None: where they were.
+        `places_m` (G, N, 3): where the objects are then, as predicted; None: where they were.
         """
         net, c = self.network, self.network.config
         previous = net.windows(self.frame[:, None]).to(self.dtype)
-        shape = (len(self.frame), 1, c.tokens, 3 * c.patch**2)
-        noisy = c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device)
+        # Noise of all copies that began, so that what one copy sees does not hang on which others are finished.
+        shape = (self._begun, 1, c.tokens, 3 * c.patch**2)
+        noisy = (c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device))[self._rows]
         condition = condition[:, None].to(self.frame.device)
-        if self.plate is None:  # before the first action the outline is that of the start frame
+        if self.background is None:  # before the first action the silhouette is that of the start frame
             self.affine = net.fit(self.frame, condition[:, 0])
-            self.plate = net.plate(self.frame, condition[:, 0], self.affine, *(self._things or ()))
+            self.background = net.background(self.frame, condition[:, 0], self.affine, *(self._objects or ()))
         now_m = None if places_m is None else torch.from_numpy(np.asarray(places_m, np.float32)).to(self.frame.device)
-        plate = net.windows(self.plate.at(None if now_m is None else now_m[:, None])).to(self.dtype)
+        behind = net.windows(self.background.at(None if now_m is None else now_m[:, None])).to(self.dtype)
         for i in range(self.steps):
             s, s_next = 1.0 - i / self.steps, 1.0 - (i + 1) / self.steps
-            level = torch.full(shape[:2], s, device=self.frame.device)
-            change = net(previous, plate, noisy.to(self.dtype), level, condition, affine=self.affine,
+            level = torch.full((len(self.frame), 1), s, device=self.frame.device)
+            change = net(previous, behind, noisy.to(self.dtype), level, condition, affine=self.affine,
                          cache=self.cache).float()
             if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
                 noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
@@ -107,42 +109,61 @@ class FrameSampler:
         self.frame = (self.frame + net.picture(change[:, 0])).clamp_(0.0, 1.0)
         return self.frame
 
+    def keep(self, copies: NDArray[np.int64]) -> None:
+        """Go on with these copies alone, indices into the present ones."""
+        rows = torch.from_numpy(np.ascontiguousarray(copies)).to(self.frame.device)
+        self.frame, self._rows = self.frame[rows], self._rows[rows]
+        self.affine = None if self.affine is None else self.affine[rows]
+        self._objects = None if self._objects is None else tuple(x[rows] for x in self._objects)
+        if self.background is not None:
+            self.background.keep(rows)
+        self.cache.keep(rows)
+
 
 class ActionDiTDream:
-    """A single-use batch of imagined continuations, each of its start frame."""
+    """A single-use batch of imagined continuations, each of its start frame. Implements `types.Dream`."""
 
-    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32 | None,
-                 things: Handled | None = None) -> None:
-        """`things` that the sampler knows, as the hand will move them (`contact.py`)."""
-        self._sampler, self._config, self._copies = sampler, config, len(sampler.frame)
-        self.state: F32 | None = None if states is None else np.array(states, np.float32)
-        self._hand = self._drawn = self.state
-        self._things = things
+    def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32, known: NDArray[np.bool_],
+                 objects: ObjectPaths | None = None) -> None:
+        """`states` float32 (G, 7), target states at the start, read where `known` (G,); `objects` that the hand moves.
+        """
+        self._sampler, self._config, self._known, self._objects = sampler, config, known, objects
+        self._states = np.where(known[:, None], states, np.float32(0.0)).astype(np.float32)
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
 
-    def step(self, deltas: F32) -> U8:
-        """Apply one action per copy, float32 (G, 7), physical units; return next frames uint8 (G, H, W, 3).
+    @property
+    def state(self) -> F32 | None:
+        """Target states (G, 7) by now; None where none is known."""
+        return self._states if self._known.any() else None
 
-        Actions beyond the step limits are clipped as on the arm. BadAction on a wrong shape or a non-finite number.
+    def play(self, deltas: F32) -> U8:
+        """Apply K actions per copy, float32 (G, K, 7), physical units; return frames uint8 (G, K, H, W, 3).
+
+        Actions beyond the step limits are clipped as on the arm. BadAction on a wrong shape.
         """
-        if np.shape(deltas) != (self._copies, ACTION_DIM):
-            raise BadAction(f"this dream takes actions of shape {(self._copies, ACTION_DIM)}, got {np.shape(deltas)}")
+        if np.ndim(deltas) != 3 or np.shape(deltas) != (len(self._states), np.shape(deltas)[1], ACTION_DIM):
+            raise BadAction(f"this dream takes actions of shape ({len(self._states)}, K, {ACTION_DIM}), got "
+                            f"{np.shape(deltas)}")
+        return np.stack([self._step(deltas[:, t]) for t in range(deltas.shape[1])], 1)
+
+    def _step(self, deltas: F32) -> U8:
         clipped = clip_delta(np.array(deltas, np.float32), LIMITS)
         clipped[:, 6] = gripper_is_open(clipped[:, 6])
-        before = np.zeros_like(clipped) if self.state is None else self.state
-        after = before if self.state is None else integrate_states(before, clipped, LIMITS, self._workspace)
-        places_m, drawn = None, after
-        if self.state is not None:
-            hand = hand_after(before, after)
-            if self._things is not None:
-                places_m = self._things.step(self._hand, hand)
-                drawn = where_stopped(after, self._things.behind_m)
-            self.state, self._hand = after, hand
-        condition = condition_vector(self._config, clipped, before if self._drawn is None else self._drawn, drawn,
-                                     self.state is not None)
-        self._drawn = None if self.state is None else drawn
+        before = self._states
+        after = np.where(self._known[:, None], integrate_states(before, clipped, LIMITS, self._workspace),
+                         np.float32(0.0)).astype(np.float32)
+        places_m = None if self._objects is None else self._objects.step(after)
+        condition = condition_vector(self._config, clipped, before, after, self._known)
+        self._states = after
         return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m))
+
+    def keep(self, copies: I64) -> None:
+        """Go on with these copies alone."""
+        self._states, self._known = self._states[copies], self._known[copies]
+        if self._objects is not None:
+            self._objects.keep(copies)
+        self._sampler.keep(copies)
 
 
 def to_uint8(frames: Tensor) -> U8:
@@ -152,99 +173,67 @@ def to_uint8(frames: Tensor) -> U8:
 
 
 class ActionDiTWorld:
-    """An action-conditioned video world model on an `ActionDiT`."""
+    """An action-conditioned video world model on an `ActionDiT`. Implements `types.WorldModel`."""
+
+    stride = 1
 
     def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None,
-                 reader: SceneReader | None = None) -> None:
+                 objects: ObjectDynamics | None = None) -> None:
         """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware.
 
-        `reader`: finds things in captured frames, so that those which the hand moves are drawn where it takes them. It
-        also knows where the set-up's camera is, which the arm is then drawn for: a camera that was mounted anew and
-        learned (`world-gymnast judge learn`) is a camera for both.
+        `objects`: finds objects in captured frames, so that those which the hand moves are drawn where it takes them.
+        It also knows where the camera of the set-up is, which the arm's silhouette is then computed for.
         """
-        self.reader = reader
+        self.objects = objects
         self.device = torch.device(device)
         if dtype is None:
             fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()
             dtype = torch.bfloat16 if fast else torch.float32
-        self.config = network.config = seen_by(network.config, reader)
+        self.config = network.config = seen_by(network.config, objects)
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
         self.name = self.config.name
         self.frame_size = (self.config.image_size, self.config.image_size)
         self.sampling_steps = self.config.sampling_steps
 
-    def with_reader(self, reader: SceneReader) -> ActionDiTWorld:
-        """Return the same model with another reader: another camera, other things found."""
-        return ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, reader)
+    def with_objects(self, objects: ObjectDynamics) -> ActionDiTWorld:
+        """Return the same model with another source of objects: another camera, other objects found."""
+        return ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, objects)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,
-                        reader: SceneReader | None = None) -> ActionDiTWorld:
+                        objects: ObjectDynamics | None = None) -> ActionDiTWorld:
         """Load a checkpoint directory (config.json, model.safetensors); BadCheckpoint names the file and the remedy."""
         network, _ = load_network(Path(path))
-        return cls(network, device, dtype, reader)
+        return cls(network, device, dtype, objects)
 
     def save(self, directory: str | Path) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights."""
         return save_model(self.network, self.config.to_dict(), Path(directory))
 
-    def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> ActionDiTDream:
-        """Start `copies` dreams from one frame (resized to `frame_size`); the same seed gives the same dreams.
+    def begin(self, starts: Sequence[Start], seed: int) -> ActionDiTDream:
+        """Begin one continuation of each start (its frame resized to `frame_size`); the same seed, the same frames.
 
-        `state` float32 (7,) Bridge state at that frame, or None where it is unknown.
+        A start without a state goes on without one: the arm's silhouette is not computed for it.
         """
-        if copies < 1:
-            raise BadConfig(f"copies is {copies}; a dream needs at least 1")
-        if state is not None and np.shape(state) != (ACTION_DIM,):
-            raise BadAction(f"state must be {ACTION_DIM} finite numbers or None, got {state!r}")
-        if check_rgb(frame.rgb, "Frame.rgb").ndim != 3:
-            raise BadFrame(f"Frame.rgb must have shape (H, W, 3), got {frame.rgb.shape}")
-        states = None if state is None else np.repeat(state[None].astype(np.float32), copies, 0)
-        return self.begin_many(np.repeat(resize_rgb(frame.rgb, self.frame_size)[None], copies, 0), states, seed,
-                               [frame.rgb] * copies)
-
-    def begin_many(self, frames: U8, states: F32 | None, seed: int, captured: Sequence[U8] | None = None
-                   ) -> ActionDiTDream:
-        """Start one dream from each of `frames` uint8 (G, H, W, 3) with `states` (G, 7), as one batch.
-
-        `captured`: the camera's own frame of each, before it was resized or varied, in which things can be found.
-        """
-        if check_rgb(frames, "frames").ndim != 4 or not len(frames):
-            raise BadFrame(f"frames must have shape (G, H, W, 3), got {frames.shape}")
-        if states is not None and (np.shape(states) != (len(frames), ACTION_DIM) or not np.isfinite(states).all()):
-            raise BadAction(f"states must be {(len(frames), ACTION_DIM)} finite numbers or None, got {states!r}")
-        first = torch.from_numpy(resize_rgb(frames, self.frame_size)).to(self.device).float().div_(255.0)
-        things, cameras = self._things(captured, states)
+        if not len(starts):
+            raise BadConfig("no start; a world model begins at one frame at least")
+        frames = np.stack([resize_rgb(check_rgb(s.frame.rgb, "Frame.rgb"), self.frame_size) for s in starts])
+        known = np.array([s.state is not None for s in starts])
+        states = np.stack([np.zeros(ACTION_DIM, np.float32) if s.state is None else s.state for s in starts]
+                          ).astype(np.float32)
+        first = torch.from_numpy(frames).to(self.device).float().div_(255.0)
+        found = None
+        if self.objects is not None and self.config.plate and known.all():
+            found = self.objects.begin([s.captured.rgb for s in starts], states)
+        objects, cameras = (None, None) if found is None else found
         sampler = FrameSampler(self.network, first, self.sampling_steps, torch.Generator(self.device).manual_seed(seed),
-                               None if things is None else things.places_m, cameras)
-        return ActionDiTDream(sampler, self.config, states, things)
-
-    def _things(self, captured: Sequence[U8] | None, states: F32 | None
-                ) -> tuple[Handled, F64] | tuple[None, None]:
-        """Return the things in captured frames, N at most in each, places NaN where there is none; cameras (G, 12)."""
-        if captured is None or states is None or self.reader is None or not self.config.plate:
-            return None, None
-        found: dict[tuple[int, bytes], Seen | None] = {}  # copies of one start are looked at once
-        keys = [(id(rgb), state.tobytes()) for rgb, state in zip(captured, states, strict=True)]
-        for key, rgb, state in zip(keys, captured, states, strict=True):
-            if key not in found:
-                found[key] = self.reader.things(rgb, state)
-        most = max((len(s.places_m) for s in found.values() if s is not None), default=0)
-        places_m, sizes_m = np.full((len(keys), most, 3), np.nan), np.full((len(keys), most, 2), np.nan)
-        lifts_m = np.full((len(keys), most), np.nan)
-        cameras = np.zeros((len(keys), 12))
-        for i, key in enumerate(keys):
-            seen = found[key]
-            if seen is not None:
-                count = len(seen.places_m)
-                places_m[i, :count], sizes_m[i, :count], cameras[i] = seen.places_m, seen.sizes_m, seen.camera
-                lifts_m[i, :count] = seen.lifts_m
-        return Handled(places_m, sizes_m, lifts_m), cameras
+                               None if objects is None else (objects.places_m, cameras, objects.sizes_m))
+        return ActionDiTDream(sampler, self.config, states, known, objects)
 
 
-def seen_by(config: ActionDiTConfig, reader: SceneReader | None) -> ActionDiTConfig:
-    """Return the settings with the camera that `reader` knows, where there is a reader and the model draws for one."""
-    return config if reader is None or config.camera is None else replace(config, camera=reader.projection)
+def seen_by(config: ActionDiTConfig, objects: ObjectDynamics | None) -> ActionDiTConfig:
+    """Return the settings with the camera that `objects` knows, where the model draws for one."""
+    return config if objects is None or config.camera is None else replace(config, camera=objects.projection)
 
 
 def load_network(directory: Path) -> tuple[ActionDiT, str]:

@@ -1,12 +1,12 @@
-"""The plate: what a scene would look like at each frame without the arm, as far as that can be computed.
+"""The background: what a scene looks like at each frame without the arm, as far as that can be computed.
 
-In film, the clean plate is the shot without the actor. Here it is the start frame with the arm taken out (its place is
-computed, `outline.py`; what is behind it is filled in from around it) and with the things that the hand has moved taken
-from where they lay to where they are foreseen (`contact.py`): their own pixels, shifted and scaled by the camera's
-perspective. The network sees it and may take its pixels, so what is uncovered or moved stays as sharp as it was
-captured however long the dream; it draws the arm and the shadows, and corrects what was foreseen wrongly.
+It is the start frame with the arm taken out (its place is computed, `arm_silhouette.py`; what is behind it is filled
+in from around it) and with the objects that the hand has moved taken from where they lay to where they are predicted
+(`contact.py`): their own pixels, shifted and scaled by the camera's perspective. The network sees it and may take its
+pixels, so what is uncovered or moved stays as sharp as it was captured however long the dream; it draws the arm and
+the shadows, and corrects what was predicted wrongly.
 
-Picture coordinates u, v in -1..1; B clips, T frames, N things.
+Picture coordinates u, v in -1..1; B clips, T frames, N objects.
 """
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from torch import Tensor
 
 ARM_MARGIN = 0.07
 """How far beyond the arm's outline it is taken out, in halves of the picture: 2 pixels of 64."""
-THING_RADIUS_M, THING_HEIGHT_M = 0.026, 0.045
-"""The upright capsule about a thing's place within which pixels may be its own."""
+OBJECT_SIZE_M = (0.022, 0.04)
+"""Radius and height of an object whose size nobody gives."""
+SIZE_MARGIN_M = (0.004, 0.005)
+"""How much wider and higher than an object the upright capsule is within which pixels may be its own."""
 VACATED_MARGIN = 0.03
 """How far beyond that its shadow and soft edges are taken out where it leaves."""
 OWN_FROM, OWN_FULL = 0.05, 0.15
-"""Difference (0..1 grey) from the bare table at which a pixel begins to be a thing's own, and is wholly."""
+"""Difference (0..1 grey) from the bare table at which a pixel begins to be an object's own, and is wholly."""
 MOVED_M = 0.002
-"""A thing foreseen nearer than this to where it lay has not moved."""
+"""An object predicted nearer than this to where it lay has not moved."""
 
 
 def fill(picture: Tensor, keep: Tensor) -> Tensor:
@@ -53,59 +55,76 @@ def project(cameras: Tensor, points_m: Tensor) -> tuple[Tensor, Tensor]:
     return seen[..., :2] / depth.unsqueeze(-1), depth
 
 
-class Plate:
-    """The plates of B clips. Things that are not there have NaN places."""
+class Background:
+    """The backgrounds of B clips. Objects that are not there have NaN places."""
 
-    def __init__(self, first: Tensor, arm_distance: Tensor | None, places_m: Tensor | None, cameras: Tensor | None
-                 ) -> None:
+    def __init__(self, first: Tensor, arm_distance: Tensor | None, places_m: Tensor | None, cameras: Tensor | None,
+                 sizes_m: Tensor | None = None) -> None:
         """Begin at start frames `first` float32 (B, H, W, 3), 0..1.
 
         `arm_distance` (B, H, W): how far each pixel is from the arm's outline, None where no arm is known. `places_m`
-        (B, N, 3) of things at the start frame, base axes, with `cameras` (B, 12); None: none are known.
+        (B, N, 3) of objects at the start frame, base axes, with `cameras` (B, 12) and `sizes_m` (B, N, 2), radius and
+        height (None or NaN: OBJECT_SIZE_M); None: no objects are known.
         """
         picture = first.permute(0, 3, 1, 2).contiguous()
         no_arm = torch.ones_like(picture[:, :1])
         if arm_distance is not None:
             no_arm = (arm_distance > ARM_MARGIN).float().unsqueeze(1)
-        self._things = None
+        self._objects = None
         table = no_arm
         if places_m is not None and cameras is not None and places_m.shape[1]:
-            self._things = _Things(picture, places_m, cameras)
-            table = no_arm * (1.0 - self._things.around.amax(1, keepdim=True))
+            self._objects = _Objects(picture, places_m, cameras, sizes_m)
+            table = no_arm * (1.0 - self._objects.around.amax(1, keepdim=True))
         bare = fill(picture, table)
         self.clean = picture * no_arm + bare * (1.0 - no_arm)
-        if self._things is not None:
-            self._things.cut_out(bare, no_arm)
+        if self._objects is not None:
+            self._objects.cut_out(bare, no_arm)
+
+    def keep(self, copies: Tensor) -> None:
+        """Go on with these clips alone, indices."""
+        self.clean = self.clean[copies]
+        if self._objects is not None:
+            self._objects.keep(copies)
 
     def at(self, places_m: Tensor | None) -> Tensor:
-        """Return the plates (B, T, H, W, 3) with things at `places_m` (B, T, N, 3); None: nothing has moved (T is 1).
+        """Return the backgrounds (B, T, H, W, 3) with objects at `places_m` (B, T, N, 3); None: nothing moved (T is 1).
         """
         out = self.clean.unsqueeze(1)
-        if self._things is not None and places_m is not None:
-            out = self._things.moved_to(places_m, out.repeat(1, places_m.shape[1], 1, 1, 1))
+        if self._objects is not None and places_m is not None:
+            out = self._objects.moved_to(places_m, out.repeat(1, places_m.shape[1], 1, 1, 1))
         return out.permute(0, 1, 3, 4, 2)
 
 
-class _Things:
-    """Things of B start frames: which pixels are theirs, and what the frame looks like with them elsewhere."""
+class _Objects:
+    """Objects of B start frames: which pixels are theirs, and what the frame looks like with them elsewhere."""
 
-    def __init__(self, picture: Tensor, places_m: Tensor, cameras: Tensor) -> None:
+    def __init__(self, picture: Tensor, places_m: Tensor, cameras: Tensor, sizes_m: Tensor | None) -> None:
         self.picture, self.cameras = picture, cameras
         self.there = places_m.isfinite().all(-1)  # (B, N)
         self.start_m = torch.nan_to_num(places_m)
         self.grid = grid_of(*picture.shape[-2:], picture.device)
         self.centre, self.depth = project(cameras, self.start_m)
-        foot, head, *sides = (project(cameras, self.start_m + torch.tensor(shift, device=picture.device))[0]
-                              for shift in ((0.0, 0.0, -THING_HEIGHT_M / 2), (0.0, 0.0, THING_HEIGHT_M / 2),
-                                            (THING_RADIUS_M, 0.0, 0.0), (0.0, THING_RADIUS_M, 0.0)))
+        usual = torch.tensor(OBJECT_SIZE_M, device=picture.device).expand(*self.start_m.shape[:2], 2)
+        size_m = usual if sizes_m is None else torch.where(sizes_m.isfinite(), sizes_m, usual)
+        size_m = size_m + torch.tensor(SIZE_MARGIN_M, device=picture.device)
+        none = torch.zeros_like(size_m[..., 0])
+        radius_m, half_m = size_m[..., 0], size_m[..., 1] / 2
+        foot, head, *sides = (project(cameras, self.start_m + torch.stack(shift, -1))[0]
+                              for shift in ((none, none, -half_m), (none, none, half_m), (radius_m, none, none),
+                                            (none, radius_m, none)))
         radius = torch.maximum(*((side - self.centre).norm(dim=-1) for side in sides))
         along, offset = (head - foot)[:, :, None, None], self.grid - foot[:, :, None, None]
         share = ((offset * along).sum(-1) / along.square().sum(-1).clamp_min(1e-9)).clamp(0.0, 1.0)
         self.beyond = (offset - share.unsqueeze(-1) * along).norm(dim=-1) - radius[:, :, None, None]  # (B, N, H, W)
         self.around = (self.beyond < VACATED_MARGIN).float() * self.there[:, :, None, None].float()
 
+    def keep(self, copies: Tensor) -> None:
+        """Go on with these clips alone, indices."""
+        for name in ("picture", "cameras", "there", "start_m", "centre", "depth", "bare", "own", "vacated"):
+            setattr(self, name, getattr(self, name)[copies])
+
     def cut_out(self, bare: Tensor, no_arm: Tensor) -> None:
-        """Find each thing's own pixels, by how they differ from the `bare` table (B, 3, H, W)."""
+        """Find each object's own pixels, by how they differ from the `bare` table (B, 3, H, W)."""
         self.bare = bare
         unlike = (self.picture - bare).abs().amax(1, keepdim=True)
         own = ((unlike - OWN_FROM) / (OWN_FULL - OWN_FROM)).clamp(0.0, 1.0)
@@ -116,7 +135,7 @@ class _Things:
         self.vacated = self.around * (1.0 - others)
 
     def moved_to(self, places_m: Tensor, out: Tensor) -> Tensor:
-        """Draw things at `places_m` (B, T, N, 3) into plates `out` (B, T, 3, H, W), in place."""
+        """Draw objects at `places_m` (B, T, N, 3) into backgrounds `out` (B, T, 3, H, W), in place."""
         now_m = torch.where(places_m.isfinite(), places_m, self.start_m[:, None])
         moved = ((now_m - self.start_m[:, None]).norm(dim=-1) > MOVED_M) & self.there[:, None]  # (B, T, N)
         some = torch.nonzero(moved.any(1).any(0)).flatten().tolist()

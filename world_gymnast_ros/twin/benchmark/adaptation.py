@@ -28,8 +28,7 @@ from world_gymnast_ros.adaptation.rollout import (
     imagine,
     is_success,
     judge_safely,
-    replay_from,
-    start_picture,
+    replay,
 )
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.statistics import ab_row, wilson
@@ -138,10 +137,8 @@ def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool
 def replayed_in_dream(parts: Parts, starts: Sequence[Start], episodes: Sequence[TrueEpisode], seed: int
                       ) -> list[bool | None]:
     """Dream true episodes again, each from its start with its own actions; return what the judges say of each."""
-    firsts = np.stack([start_picture(s, parts.world_model) for s in starts])
     deltas = np.stack([e.deltas for e in episodes])
-    frames = replay_from(parts.world_model, firsts, [s.state for s in starts], deltas, derive_seed(seed, 78),
-                         captured=[s.captured.rgb for s in starts])
+    frames = replay(parts.world_model, starts, deltas, derive_seed(seed, 78))
     verdicts = judge_safely(parts.judge, frames, starts[0].instruction, facts_of(starts, deltas))
     return [None if v.score is None else is_success(v) for v in verdicts]
 

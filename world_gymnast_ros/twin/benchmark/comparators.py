@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.adaptation.rollout import Start
-from world_gymnast_ros.data.recordings import play_file
+from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.store import Store
@@ -29,7 +28,7 @@ from world_gymnast_ros.twin.play import RENDER_HEIGHT, RENDER_WIDTH, SIZE_PX, re
 from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.types import F32, U8, AdapterRef, Frame, Judgement, RolloutFacts
+from world_gymnast_ros.types import F32, I64, U8, AdapterRef, Judgement, RolloutFacts, Start
 from world_gymnast_ros.updates.adaptation import Parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 
@@ -84,7 +83,7 @@ def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig,
     asked = dataclasses.replace(scene, instructions=(instruction,))
     write_rows(folder / "demos.npz", [record_episode(asked, 90_000 + 100 * seed + i, "demo", False)
                                       for i in range(DEMONSTRATIONS)])
-    ref = imitate(parts.policy, play_file(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
+    ref = imitate(parts.policy, read_arrays(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
                   Store(Path(config.directory).resolve() / "adapters"), f"{instruction} sft",
                   {"demonstrations": DEMONSTRATIONS}, time.time_ns())
     return ref, "cloned" if ref else "kept", f"{DEMONSTRATIONS} demonstrations"
@@ -99,7 +98,7 @@ class SimulatedWorld:
 
     def __init__(self, scene: Scene, instruction: str, seed: int) -> None:
         self.name = f"simulator of {scene.name}"
-        self.frame_size = (SIZE_PX, SIZE_PX)
+        self.frame_size, self.stride = (SIZE_PX, SIZE_PX), 1
         self.instruction, self.seed = instruction, seed
         self.scene, self.twins = scene, [Twin(scene, seed)]
         self._last: list[_Run] = []
@@ -117,15 +116,10 @@ class SimulatedWorld:
         for twin in self.twins:
             twin.close()
 
-    def begin(self, frame: Frame, state: F32 | None, copies: int, seed: int) -> SimulatedDream:
-        """Start `copies` runs as in one start picture."""
-        return self.begin_many(np.repeat(frame.rgb[None], copies, 0), None, seed)
-
-    def begin_many(self, frames: U8, states: F32 | None, seed: int, captured: Sequence[U8] | None = None
-                   ) -> SimulatedDream:
-        """Start one run for each of `frames` uint8 (G, H, W, 3); states and things are the simulator's own."""
-        seeds = [self._placed[f.tobytes()] for f in resize_rgb(frames, self.frame_size)]
-        while len(self.twins) < len(frames):
+    def begin(self, starts: Sequence[Start], seed: int) -> SimulatedDream:
+        """Start one run for each start; states and objects are the simulator's own."""
+        seeds = [self._placed[resize_rgb(s.frame.rgb, self.frame_size).tobytes()] for s in starts]
+        while len(self.twins) < len(starts):
             self.twins.append(Twin(self.scene, self.seed))
         self._last = [_Run(twin, s, self.instruction) for twin, s in zip(self.twins, seeds, strict=False)]
         return SimulatedDream(self._last)
@@ -159,11 +153,15 @@ class _Run:
 
 
 class SimulatedDream:
-    """Runs of the simulator, stepped as one."""
+    """Runs of the simulator, played as one."""
 
     def __init__(self, runs: Sequence[_Run]) -> None:
-        self._runs = runs
+        self._runs = list(runs)
 
-    def step(self, deltas: F32) -> U8:
-        """Apply one action per run (G, 7); return pictures uint8 (G, 64, 64, 3)."""
-        return np.stack([run.step(d) for run, d in zip(self._runs, deltas, strict=True)])
+    def play(self, deltas: F32) -> U8:
+        """Apply K actions per run (G, K, 7); return frames uint8 (G, K, 64, 64, 3)."""
+        return np.stack([np.stack([run.step(d) for d in row]) for run, row in zip(self._runs, deltas, strict=True)])
+
+    def keep(self, copies: I64) -> None:
+        """Go on with these runs alone."""
+        self._runs = [self._runs[i] for i in copies]

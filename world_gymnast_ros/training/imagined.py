@@ -1,0 +1,68 @@
+"""Dream recorded episodes: same first frames, same actions, imagined pictures, true labels. Data for the judge.
+
+A judge that has only seen true frames believes a flattering dream. Trained on dreams labelled with what the same
+actions truly did, it learns which dreams lie. To be done again after every change of the world model.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from world_gymnast_ros.data.read import read_arrays
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.evaluation.replay import imagine_again
+from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.models.load import load_world_model
+from world_gymnast_ros.types import WorldModel
+
+
+def imagine_file(world: WorldModel, source: Path, target: Path, episodes: int, seed: int) -> int:
+    """Imagine up to `episodes` of a file of episodes again, into a file of the same format; return how many."""
+    try:
+        with np.load(source, allow_pickle=False) as data:
+            arrays = {k: data[k][:episodes] for k in data.files}
+    except (OSError, ValueError) as error:
+        raise EpisodeError(f"{source} holds no episodes ({error}); `world-gymnast twin play` makes such files"
+                           ) from error
+    recorded = read_arrays(source)[:episodes]
+    frames = np.repeat(arrays["frames"][:, :1], arrays["frames"].shape[1], 1)
+    for i, rollout in enumerate(imagine_again(world, recorded, seed)):
+        frames[i, :rollout.shape[1]] = resize_rgb(rollout[0], frames.shape[2:4])
+        frames[i, rollout.shape[1]:] = frames[i, rollout.shape[1] - 1]
+    arrays["frames"] = frames
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, **arrays)
+    os.replace(partial, target)
+    return len(recorded)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dream from the command line."""
+    parser = argparse.ArgumentParser(prog="world-gymnast train dreams", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz)")
+    parser.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write, same file names")
+    parser.add_argument("--episodes", type=int, default=100, help="at most so many per file (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    world = load_world_model(args.world_model)
+    files = sorted(args.play.glob("*.npz"))
+    if not files:
+        raise EpisodeError(f"no *.npz in {args.play}; make play data with `world-gymnast twin play`")
+    for i, path in enumerate(tqdm(files, unit="file", desc="dreaming")):
+        imagine_file(world, path, args.out / path.name, args.episodes, args.seed + 1000 * i)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
