@@ -41,7 +41,7 @@ def load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     for directory in (folder, folder / "vae"):
         if (directory / CONFIG).is_file():
             return DiffusersAutoencoder(_from_diffusers(directory).to(device, dtype))
-    encoders, decoders = ([file for file in sorted(folder.glob(f"*_{part}.*")) if file.suffix in (".safetensors", ".pth")]
+    encoders, decoders = ([file for ending in ("safetensors", "pth") for file in folder.glob(f"*_{part}.{ending}")]
                           for part in ("encoder", "decoder"))
     if len(encoders) == 1 and len(decoders) == 1:
         return TinyAutoencoder(encoders[0], decoders[0], device, dtype)

@@ -286,6 +286,11 @@ class WorldGymDiT(nn.Module):
         """Type of the weights, and so of the computation."""
         return self.x_proj.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.x_proj.weight.device
+
     def modulate(self, levels: Tensor, actions: Tensor) -> Modulation:
         """Return the modulations of R frames under noise levels (R,) or (B, R) and actions (B, R, A)."""
         level = self.timestep_mlp(level_features(levels).to(self.dtype))

@@ -105,6 +105,16 @@ class LatentSampler:
         self.cache = TemporalCache(settings.window, settings.frames_at_once)
         self._context_scale = math.sqrt(signal_shares()[settings.context_level])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the frames are."""
+        return self._past[-1].latent.device
+
+    @property
+    def latent_size(self) -> torch.Size:
+        """(h, w, C) of a latent frame."""
+        return self._past[-1].latent.shape[1:]
+
     @torch.inference_mode()
     def advance(self, actions: Tensor, noise: Tensor) -> Tensor:
         """Draw K frames float32 (G, K, h, w, C) under the model's actions (G, K, A) from `noise` (G, K, h, w, C)."""

@@ -35,6 +35,8 @@ class WorldGymSettings:
     `after_window`: what a frame sees once the window is full. "recompute": the window's frames and nothing else; their
     keys are computed anew for each frame. "persistent": keys stay as they were computed, and so carry frames that have
     left the window; faster, and not the same.
+
+    `vae`: folder of the autoencoder, as seen from the folder of the weights.
     """
 
     model_type: ClassVar[str] = "worldgym"
@@ -51,6 +53,7 @@ class WorldGymSettings:
     guidance: float = 1.0
     frames_at_once: int = 1
     after_window: str = RECOMPUTE
+    vae: str = "vae"
 
     def __post_init__(self) -> None:
         for field in fields(self):
