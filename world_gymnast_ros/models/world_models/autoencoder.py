@@ -114,8 +114,8 @@ class DiffusersAutoencoder:
         return torch.cat(parts)
 
 
-def _batches(x: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    return x.split(max(1, PIXELS_AT_ONCE // pixels))
+def _batches(x: Tensor, pixels: int) -> list[Tensor]:
+    return list(x.split(max(1, PIXELS_AT_ONCE // pixels)))
 
 
 class TinyBlock(nn.Module):

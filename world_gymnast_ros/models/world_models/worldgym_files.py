@@ -66,4 +66,5 @@ def load_network(file: Path, heads: int, spatial_positions: str, device: torch.d
         if not bool(torch.isfinite(tensors[name]).all()):
             raise BadCheckpoint(f"{file}: {name} holds numbers that are not finite; fetch the file again")
     network.load_state_dict(tensors, assign=True)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network
