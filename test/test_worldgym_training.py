@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.errors import BadBudget, BadConfig, EpisodeError
+from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.models.policies.lora import LoraSlot, read_adapter
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT
-from world_gymnast_ros.models.world_models.worldgym_files import load_network
+from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, load_network
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.training.worldgym import ADAPTER, LORA_TARGETS, WorldGymTrainer, WorldGymTraining, diffusion_loss
 from world_gymnast_ros.training.worldgym import encode as encode_episode
+from world_gymnast_ros.updates.world_model import UpdateConfig, fine_tune, mixed, parent_name
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "worldgym.safetensors")
 WEIGHTS = {k.removeprefix("weights."): v for k, v in GOLDEN.items() if k.startswith("weights.")}
@@ -144,6 +145,69 @@ def test_the_written_tensors_have_the_published_names(tmp_path: Path) -> None:
     out = trainer.save(tmp_path / "run", tmp_path, "tiny", "")
     assert set(load_file(out / "model.safetensors")) == set(WEIGHTS)
     load_network(out / "model.safetensors", 2, "standard", torch.device("cpu"), torch.float32)
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_weights(tmp_path: Path) -> None:
+    whole = WorldGymTrainer(world(), episodes(), replace(QUICK, steps=6, average=0.9))
+    whole.run()
+    first = WorldGymTrainer(world(), episodes(), replace(QUICK, steps=6, average=0.9, save_every=2))
+    with pytest.raises(KeyboardInterrupt):
+        first.run(_stop_at(5), tmp_path / "state.safetensors")
+    again = WorldGymTrainer(world(), episodes(), replace(QUICK, steps=6, average=0.9, save_every=2))
+    again.resume(tmp_path / "state.safetensors")
+    assert again.steps_done == 4
+    again.run(state=tmp_path / "state.safetensors")
+    assert again.done and all(torch.equal(a, b) for a, b in zip(whole.trained, again.trained, strict=True))
+    other = WorldGymTrainer(world(), episodes(), replace(QUICK, lora_rank=2))
+    with pytest.raises(BadCheckpoint, match="another run"):
+        other.resume(tmp_path / "state.safetensors")
+
+
+def _stop_at(last: int) -> Any:
+    def report(step: int, loss: float) -> None:
+        if step == last:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_episodes_are_drawn_by_their_weights() -> None:
+    trainer = WorldGymTrainer(world(), episodes(3), replace(QUICK, action_dropout=0.0, batch=8), [0.0, 1.0, 0.0])
+    own = trainer.episodes[1].latents
+    latents, _ = trainer._clips()
+    assert all(any(torch.equal(clip[0], frame) for frame in own) for clip in latents)
+
+
+def test_the_update_of_the_loop_takes_a_published_file(tmp_path: Path) -> None:
+    """Through the same function as the tiny model: a run folder, then a version between before and after."""
+    parent = tmp_path / "published"
+    parent.mkdir()
+    torch.save({"ema": WEIGHTS}, parent / "ckpt_000580000.pt")
+    (parent / "config.json").write_text(json.dumps(SETTINGS.to_dict()))
+    config = UpdateConfig(steps=2, batch=2, lora_rank=4, save_every=1)
+    out = fine_tune(parent, episodes(2), episodes(2), [], config, tmp_path / "run")
+    written = (out / "model.safetensors").read_bytes()
+    assert is_worldgym(out) and fine_tune(parent, episodes(2), episodes(2), [], config, out) == out
+    assert (out / "model.safetensors").read_bytes() == written
+    half = mixed(parent, out, 0.5, tmp_path / "half")
+    after, between = (load_file(folder / "model.safetensors") for folder in (out, half))
+    name = "blocks.0.t_block.attn.qkv_proj.weight"
+    middle = (WEIGHTS[name] + after[name].float()) / 2
+    torch.testing.assert_close(between[name].float(), middle, rtol=0.01, atol=1e-3)
+    assert WorldGym.from_pretrained(half).begin([episodes(1)[0].start()], 0) is not None
+    assert parent_name(parent).startswith("published-")
+    with pytest.raises(BadCheckpoint, match="another parent"):
+        fine_tune(parent, episodes(1), [], [], config, out)
+
+
+def test_what_a_folder_holds_is_seen_without_loading_it(tmp_path: Path) -> None:
+    assert not is_worldgym(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"")
+    assert is_worldgym(tmp_path) and is_worldgym(tmp_path / "w.pt")
+    (tmp_path / "config.json").write_text('{"model_type": "action_dit"}')
+    assert not is_worldgym(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not is_worldgym(tmp_path)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.errors import BadBudget, BadConfig, EpisodeError
+from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.checkpoint import save_model
+from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors
 from world_gymnast_ros.models.policies.lora import LoraSlot, write_adapter
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
@@ -58,12 +59,14 @@ class WorldGymTraining:
     max_gradient: float = 1.0
     average: float = 0.999
     action_dropout: float = 0.1
+    save_every: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and not self.minutes > 0):
             raise BadBudget(f"minutes {self.minutes} and steps {self.steps}: give a positive number of one of them")
-        rules = (("batch", self.batch >= 1, "at least 1"), ("clip_frames", self.clip_frames >= 2, "at least 2"),
+        rules = (("batch", self.batch >= 1, "at least 1"), ("save_every", self.save_every >= 1, "at least 1"),
+                 ("clip_frames", self.clip_frames >= 2, "at least 2"),
                  ("lora_rank", 0 <= self.lora_rank <= 512, "within 0..512"),
                  ("average", 0.0 <= self.average < 1.0, "within 0..1, below 1"),
                  ("action_dropout", 0.0 <= self.action_dropout < 1.0, "within 0..1, below 1"))
@@ -105,17 +108,22 @@ def encode(world: WorldGym, episode: Episode) -> LatentEpisode:
 class WorldGymTrainer:
     """A training run: steps on random clips, an average of the weights, a checkpoint at the end."""
 
-    def __init__(self, world: WorldGym, episodes: Sequence[Episode], config: WorldGymTraining) -> None:
-        """`world` is trained in place. EpisodeError where no episode is as long as a clip."""
+    def __init__(self, world: WorldGym, episodes: Sequence[Episode], config: WorldGymTraining,
+                 weights: Sequence[float] | None = None) -> None:
+        """`world` is trained in place. `weights`: how often each episode is drawn (None: all alike).
+
+        EpisodeError where no episode is as long as a clip.
+        """
         self.world, self.config = world, config
         if config.clip_frames > world.settings.window:
             raise BadConfig(f"clip_frames {config.clip_frames} is above the {world.settings.window} frames of the "
                             "model's window; shorten the clips")
-        long_enough = [e for e in episodes if len(e.frames) >= config.clip_frames]
+        long_enough = [i for i, e in enumerate(episodes) if len(e.frames) >= config.clip_frames]
         if not long_enough:
             raise EpisodeError(f"none of {len(episodes)} episodes has {config.clip_frames} frames; record longer ones "
                                "or set fewer clip_frames")
-        self.episodes = [encode(world, e) for e in long_enough]
+        self.episodes = [encode(world, episodes[i]) for i in long_enough]
+        self.shares = torch.tensor([1.0 if weights is None else float(weights[i]) for i in long_enough])
         self.slot: LoraSlot | None = None
         if config.lora_rank:
             self.slot = LoraSlot(world.network, LORA_TARGETS)
@@ -148,15 +156,26 @@ class WorldGymTrainer:
         self.steps_done += 1
         return float(loss.detach())
 
-    def run(self, report: Callable[[int, float], None] = lambda step, loss: None) -> None:
-        """Spend the budget, then leave the averaged weights in the network. `report` hears each step and its loss."""
-        c, begin = self.config, time.monotonic()
-        while (self.steps_done < c.steps) if c.steps else (self.elapsed_s < 60.0 * c.minutes):
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        c = self.config
+        return self.steps_done >= c.steps if c.steps else self.elapsed_s >= 60.0 * c.minutes
+
+    def run(self, report: Callable[[int, float], None] = lambda step, loss: None, state: Path | None = None) -> None:
+        """Spend the budget, then leave the averaged weights in the network. `report` hears each step and its loss.
+
+        `state`: file to write every `save_every` steps, from which `resume` goes on to the same weights.
+        """
+        c, begin = self.config, time.monotonic() - self.elapsed_s
+        while not self.done:
             loss = self.step()
             if not math.isfinite(loss):
                 raise BadConfig(f"the loss is {loss} at step {self.steps_done}; lower learning_rate {c.learning_rate}")
             self.elapsed_s = time.monotonic() - begin
             report(self.steps_done, loss)
+            if state is not None and (self.done or self.steps_done % c.save_every == 0):
+                self._write_state(state)
         with torch.no_grad():
             torch._foreach_copy_(self.trained, self.average)
         self.world.network.requires_grad_(False)
@@ -174,6 +193,32 @@ class WorldGymTrainer:
         save_model(self.world.network, settings, out)
         return out
 
+    def _write_state(self, file: Path) -> None:
+        tensors = {"generator": self.generator.get_state()}
+        for i, (p, mean) in enumerate(zip(self.trained, self.average, strict=True)):
+            moments = self.optimiser.state[p]
+            tensors |= {f"{i}.trained": p, f"{i}.average": mean, f"{i}.first": moments["exp_avg"],
+                        f"{i}.second": moments["exp_avg_sq"]}
+        save_tensors(tensors, file, {"steps": str(self.steps_done), "seconds": repr(self.elapsed_s)})
+
+    @torch.no_grad()
+    def resume(self, file: Path) -> None:
+        """Go on from a state that `run` wrote; BadCheckpoint where it is of another run."""
+        tensors = read_tensors(file)
+        with safe_open(file, "pt") as header:
+            about = header.metadata()
+        if len(tensors) != 1 + 4 * len(self.trained) or any(
+                tensors[f"{i}.trained"].shape != p.shape for i, p in enumerate(self.trained)):
+            raise BadCheckpoint(f"{file} is the state of another run; name another folder")
+        self.steps_done, self.elapsed_s = int(about["steps"]), float(about["seconds"])
+        self.generator.set_state(tensors["generator"])
+        for i, (p, mean) in enumerate(zip(self.trained, self.average, strict=True)):
+            p.copy_(tensors[f"{i}.trained"])
+            mean.copy_(tensors[f"{i}.average"])
+            first, second = (tensors[f"{i}.{moment}"].to(p) for moment in ("first", "second"))
+            self.optimiser.state[p] = {"step": torch.tensor(float(self.steps_done)), "exp_avg": first,
+                                       "exp_avg_sq": second}
+
     def _clips(self) -> tuple[Tensor, Tensor]:
         """Draw latent frames (B, T, h, w, C) and actions (B, T, A), some clips without actions."""
         c = self.config
@@ -183,7 +228,7 @@ class WorldGymTrainer:
 
         latents, numbers = [], []
         for _ in range(c.batch):
-            episode = self.episodes[dice(len(self.episodes))]
+            episode = self.episodes[int(torch.multinomial(self.shares, 1, generator=self.generator))]
             start = dice(len(episode.latents) - c.clip_frames + 1)
             latents.append(episode.latents[start:start + c.clip_frames])
             told = episode.numbers[start:start + c.clip_frames].clone()

@@ -1,14 +1,16 @@
 """Read a WorldGym network from the file that its training wrote, or from safetensors of the same tensors."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import read_tensors
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT
+from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 
 ENDINGS = (".safetensors", ".pt", ".pth")
 ENTRIES = ("ema", "model")
@@ -16,10 +18,25 @@ ENTRIES = ("ema", "model")
 REMEDY = "name the .pt file that the WorldGym training wrote, or safetensors with the same tensor names"
 
 
+def is_worldgym(where: Path) -> bool:
+    """Tell whether a folder or file is a WorldGym world model: by config.json, or by a .pt where there is none."""
+    folder = where.parent if where.is_file() else where
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        return where.suffix in ENDINGS if where.is_file() else bool(list(folder.glob("*.pt")))
+    except (OSError, ValueError):  # whoever loads it says what is wrong
+        return False
+    return isinstance(values, dict) and values.get("model_type") == WorldGymSettings.model_type
+
+
 def weights_file(where: Path) -> Path:
-    """Return the one weights file of a folder, or the file itself; BadCheckpoint where there is none or a choice."""
+    """Return a folder's model.safetensors or else its one file of weights, or the file itself; BadCheckpoint where
+    there is none or a choice."""
     if where.is_file():
         return where
+    if (where / WEIGHTS).is_file():
+        return where / WEIGHTS
     files = sorted(file for file in where.glob("*") if file.suffix in ENDINGS) if where.is_dir() else []
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
