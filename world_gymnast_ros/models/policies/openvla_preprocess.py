@@ -45,8 +45,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.crop_area <= 1.0:
-            raise BadConfig(f"crop_area {self.crop_area} is outside 0.1..1; OpenVLA's own checkpoints have 1 (no crop), "
-                            "those trained with random crops 0.9")
+            raise BadConfig(f"crop_area {self.crop_area} is outside 0.1..1; OpenVLA's own checkpoints have 1 (no "
+                            "crop), those trained with random crops 0.9")
         if len(self.means) != len(self.stds) or not self.means or min(min(s) for s in self.stds) <= 0:
             raise BadCheckpoint(f"{PREPROCESSOR} needs as many positive stds as means, got {self.means}, {self.stds}")
 
@@ -57,10 +57,11 @@ class Preprocess:
         path = folder / PREPROCESSOR
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            means, stds = (tuple((float(r), float(g), float(b)) for r, g, b in values[key]) for key in ("means", "stds"))
+            means, stds = (tuple((float(r), float(g), float(b)) for r, g, b in values[key])
+                           for key in ("means", "stds"))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadCheckpoint(f"{path} is missing or has no means and stds ({error}); copy it from the checkpoint that "
-                                "this one was made from") from error
+            raise BadCheckpoint(f"{path} is missing or has no means and stds ({error}); copy it from the checkpoint "
+                                "that this one was made from") from error
         if len(means) != towers:
             raise BadCheckpoint(f"{path} normalises for {len(means)} vision towers, config.json has {towers}")
         return cls(size, means, stds, crop_area, jpeg, lanczos)
@@ -81,7 +82,8 @@ class Preprocess:
     def __call__(self, frames: U8) -> F32:
         """Return pixels float32 (B, 3 * towers, size, size) of frames uint8 (B, H, W, 3)."""
         images = np.stack([self.image(frame) for frame in frames]).astype(np.float32) / np.float32(255.0)
-        parts = [(images - np.float32(mean)) / np.float32(std) for mean, std in zip(self.means, self.stds, strict=True)]
+        parts = [(images - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+                 for mean, std in zip(self.means, self.stds, strict=True)]
         return np.ascontiguousarray(np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2))
 
 
@@ -100,11 +102,11 @@ def _lanczos_rows(size_in: int, size_out: int) -> NDArray[np.float32]:
     centres = (np.arange(size_out) + 0.5) * scale
     distance = np.abs(np.arange(size_in)[None] + 0.5 - centres[:, None]) / wide
     kernel = np.where(distance < LANCZOS_RADIUS, np.sinc(distance) * np.sinc(distance / LANCZOS_RADIUS), 0.0)
-    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True), np.float32)
 
 
 def lanczos3(rgb: U8, size: int) -> U8:
-    """Resize a frame uint8 (H, W, 3) to (size, size, 3). Pillow's Lanczos rounds between its two passes, this does not."""
+    """Resize a frame uint8 (H, W, 3) to (size, size, 3), in float: Pillow's Lanczos rounds between its two passes."""
     rows, columns = _lanczos_rows(rgb.shape[0], size), _lanczos_rows(rgb.shape[1], size)
     down = np.tensordot(rows, rgb.astype(np.float32), axes=(1, 0))
     both = np.tensordot(columns, down, axes=(1, 1)).transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""OpenVLA's prompt: the sentence it was trained with, in the ids of the Llama-2 tokenizer that lies in the checkpoint."""
+"""OpenVLA's prompt: the sentence it was trained with, in ids of the Llama-2 tokenizer that lies in the checkpoint."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -48,8 +48,8 @@ class PromptReader:
         ids = [BOS, *ids] if ids[:1] != [BOS] else list(ids)
         ids = [*ids, EMPTY] if ids[-1] != EMPTY else ids
         if len(ids) > self.max_tokens:
-            raise BadInstruction(f"the instruction makes a prompt of {len(ids)} tokens, the limit is {self.max_tokens}; "
-                                 "say it shorter")
+            raise BadInstruction(f"the instruction makes a prompt of {len(ids)} tokens, the limit is {self.max_tokens};"
+                                 " say it shorter")
         if max(ids) >= self.vocabulary:
             raise BadInstruction(f"the instruction needs token {max(ids)}, the policy embeds {self.vocabulary}")
         return ids
