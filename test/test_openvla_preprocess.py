@@ -8,7 +8,8 @@ from published_openvla import camera_frame
 from safetensors.numpy import load_file
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, BadFrame
-from world_gymnast_ros.models.policies.openvla_preprocess import Preprocess, centre_crop, jpeg_round_trip, lanczos3
+from world_gymnast_ros.models.policies.jpeg_fast import jpeg_round_trip
+from world_gymnast_ros.models.policies.openvla_preprocess import Preprocess, centre_crop, lanczos3
 
 GOLDEN = Path(__file__).parent / "golden" / "openvla_preprocess.safetensors"
 DINO, SIGLIP = ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)), ((0.5,) * 3, (0.5,) * 3)
@@ -29,6 +30,13 @@ def test_the_whole_path_is_tensorflows() -> None:
     whole = Preprocess(224, **NORMAL, crop_area=0.9).image(camera_frame(480, 640, 1))
     most, share = differ(whole, golden["camera.cropped"])
     assert most <= 1 and share < 1e-3
+
+
+def test_jpeg_is_tensorflows_to_the_bit() -> None:
+    """Also where the size is no multiple of a block, and colour is padded."""
+    golden = load_file(GOLDEN)
+    for name, frame in (("odd", camera_frame(37, 53, 3)), ("narrow", camera_frame(100, 30, 4))):
+        np.testing.assert_array_equal(jpeg_round_trip(frame), golden[f"{name}.jpeg"])
 
 
 def test_the_crop_is_tensorflows() -> None:

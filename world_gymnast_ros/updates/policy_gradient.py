@@ -84,8 +84,8 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
             for n in chunks:
                 sampled = group.chunks[n]
                 if sampled.tokens is None or sampled.logprobs is None:
-                    raise BadConfig(f"the rollouts of '{group.instruction}' hold no log-probabilities: this policy acts "
-                                    "and is evaluated in imagination, and cannot be trained")
+                    raise BadConfig(f"the rollouts of '{group.instruction}' hold no log-probabilities: this policy "
+                                    "acts and is evaluated in imagination, and cannot be trained")
                 rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
@@ -111,9 +111,9 @@ def trainable(policy: Policy) -> TrainablePolicy:
     """Return `policy` as one whose adapter can be trained; BadConfig says why where it cannot."""
     lacking = [name for name in TRAINABLE if not callable(getattr(policy, name, None))]
     if lacking:
-        raise BadConfig(f"policy '{policy.name}' cannot be trained: it has no {lacking[0]}. A policy gradient needs the "
-                        "log-probability of what was sampled, which policies of action tokens and of a Laplace head "
-                        "give; diffusion, flow and remote policies can act and be evaluated in imagination")
+        raise BadConfig(f"policy '{policy.name}' cannot be trained: it has no {lacking[0]}. A policy gradient needs "
+                        "the log-probability of what was sampled, which policies of action tokens and of a Laplace "
+                        "head give; diffusion, flow and remote policies can act and be evaluated in imagination")
     return cast(TrainablePolicy, policy)
 
 

@@ -14,6 +14,7 @@ wrong one answers plausible nonsense. So the recipe is stated, by the caller or 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, snapshot_download
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
@@ -192,12 +194,9 @@ def load_network(folder: Path, device: str, dtype: torch.dtype, four_bit: bool =
 
 def _four_bit(dtype: torch.dtype) -> Any:
     """Return the settings of a 4-bit language model; BadConfig names the package where it is missing."""
-    try:
-        import bitsandbytes  # noqa: F401
-        from transformers import BitsAndBytesConfig
-    except ImportError as error:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise BadConfig("a 4-bit policy needs the package bitsandbytes, which is not installed: "
-                        "pip install bitsandbytes, or load the policy in bfloat16") from error
+                        "pip install bitsandbytes, or load the policy in bfloat16")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
                               bnb_4bit_use_double_quant=True,
                               llm_int8_skip_modules=["vision_backbone", "projector", "lm_head"])

@@ -1,4 +1,4 @@
-"""What OpenVLA's evaluation does to a camera frame before the network sees it, in numpy and Pillow.
+"""What OpenVLA's evaluation does to a camera frame before the network sees it, without TensorFlow.
 
 Camera frame uint8 (H, W, 3), any size
   -> JPEG round trip (quality 95, 4:2:0), because the training frames were stored so
@@ -12,7 +12,6 @@ The reference does this in TensorFlow (openvla `experiments/robot/bridge/bridgev
 """
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from PIL import Image
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.images import check_rgb
+from world_gymnast_ros.models.policies.jpeg_fast import jpeg_round_trip
 from world_gymnast_ros.types import F32, U8
 
 PREPROCESSOR = "preprocessor_config.json"
-JPEG_QUALITY = 95
 LANCZOS_RADIUS = 3.0
 
 
@@ -85,13 +84,6 @@ class Preprocess:
         parts = [(images - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
                  for mean, std in zip(self.means, self.stds, strict=True)]
         return np.ascontiguousarray(np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2))
-
-
-def jpeg_round_trip(rgb: U8) -> U8:
-    """Return what is left of a frame uint8 (H, W, 3) after JPEG at TensorFlow's default settings."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
-    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 @lru_cache(maxsize=16)
