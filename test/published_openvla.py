@@ -96,10 +96,11 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_folder(folder: Path, *, recipe: dict[str, object] | None = None, l1_head: bool = False) -> Path:
+def write_folder(folder: Path, *, recipe: dict[str, object] | None = None, l1_head: bool = False,
+                 text: dict[str, object] = TEXT) -> Path:
     """Write the checkpoint: 139 tensors in 4 shards, config, statistics, tokenizer, normalisation, recipe, L1 head."""
     config = PrismaticConfig(
-        vision_towers=PrismaticConfig.describe([DINO, SIGLIP]), text_config=dict(TEXT), image_sizes=[224, 224],
+        vision_towers=PrismaticConfig.describe([DINO, SIGLIP]), text_config=dict(text), image_sizes=[224, 224],
         timm_model_ids=["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
         norm_stats={"bridge_orig": {"action": BRIDGE}})
     network = PrismaticVLA(config)
@@ -113,7 +114,7 @@ def write_folder(folder: Path, *, recipe: dict[str, object] | None = None, l1_he
     if recipe is not None:
         (folder / "world_gymnast.json").write_text(json.dumps(recipe))
     if l1_head:
-        shapes = {name: tuple(t.shape) for name, t in L1Head(TEXT["hidden_size"]).state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in L1Head(text["hidden_size"]).state_dict().items()}
         torch.save({f"module.{name}": torch.from_numpy(np.ascontiguousarray(drawn(f"action_head.{name}", shape)))
                     for name, shape in shapes.items()}, folder / "action_head--50000_checkpoint.pt")
     return folder

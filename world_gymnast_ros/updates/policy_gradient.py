@@ -58,6 +58,12 @@ class LoraConfig:
                 raise BadConfig(f"lora.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
 
 
+FULL_SIZE = LoraConfig(rank=32, alpha=64.0, learning_rate=2e-5, micro_chunks=8, leash=0.01)
+"""Where a policy of billions of parameters begins: OpenVLA's rank, and a step and KL coefficient of the size that
+fine-tunes of it use (1e-5 to 1e-4). Starting values: they were not tuned on one. An L1 head takes no larger step, since
+its density is steep where the scale is small."""
+
+
 @dataclass(frozen=True)
 class ChunkBatch:
     """C chunks flattened out of groups. `frames` uint8 (C, H, W, 3); `tokens` (C, K, 7); `old` logprobs (C, K, 7);

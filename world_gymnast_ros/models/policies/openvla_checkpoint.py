@@ -188,6 +188,9 @@ def load_network(folder: Path, device: str, dtype: torch.dtype, four_bit: bool =
     bad = [n for n, p in network.named_parameters() if p.is_floating_point() and not bool(torch.isfinite(p).all())]
     if bad:
         raise BadCheckpoint(f"{folder}: tensor {bad[0]} holds numbers that are not finite; fetch the files again")
+    for layer in network.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # a 4-bit layer whose repacked weights give no gradient
+            layer.support_avx512bf16_for_cpu = False
     loaded: PrismaticVLA = network.requires_grad_(False).eval()
     return loaded
 

@@ -95,11 +95,25 @@ class _PublishedPolicy(AdaptedPolicy):
         transformers does so in training mode alone; nothing here has dropout, so the mode changes no number.
         """
         layers = self.network.language_model.model.layers
+        before = layers.training
         layers.train(torch.is_grad_enabled())
         try:
             yield
         finally:
-            layers.eval()
+            layers.train(before)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Compute what sampled actions are scored with: as the learner will, but for the gradient.
+
+        A 4-bit layer multiplies with another kernel where no gradient is wanted; there the graph is built and dropped.
+        """
+        if getattr(self.network, "is_loaded_in_4bit", False):
+            with torch.enable_grad(), self._recomputing():
+                yield
+        else:
+            with torch.inference_mode():
+                yield
 
     def _uniform(self, seed: int, count: int) -> Tensor:
         """Return numbers float64 (count, K, 7) in 0..1 from `seed`, drawn on the CPU so that they are everywhere the
@@ -137,7 +151,12 @@ class OpenVLAPolicy(_PublishedPolicy):
             logits = self._logits(patches, prompts, None)
             flat = choose(logits.flatten(1, 2), slice(None))
             return flat.view(logits.shape[:-1]), logits
-        ids = decode(self.network, patches, prompts, lambda i, logits: choose(logits[:, None], slice(i, i + 1))[:, 0])
+
+        def one(i: int, logits: Tensor) -> Tensor:
+            return choose(logits[:, None], slice(i, i + 1))[:, 0]
+
+        with torch.no_grad(), self._recomputing():
+            ids = decode(self.network, patches, prompts, one)
         bins = ids_to_bins(self.network, ids)
         return bins[:, None], self._logits(patches, prompts, bins)
 
@@ -161,16 +180,16 @@ class OpenVLAPolicy(_PublishedPolicy):
         _check_temperature(temperature)
         noise = self._uniform(seed, len(frames)).flatten(1)
         bins, scores = [], []
-        with torch.inference_mode():
-            for rows in self._parts(len(frames)):
-                part = noise[rows]
+        for rows in self._parts(len(frames)):
+            part = noise[rows]
 
-                def pick(logits: Tensor, which: slice, part: Tensor = part) -> Tensor:
-                    return _draw(logits / temperature, part[:, which]).to(logits.device)
+            def pick(logits: Tensor, which: slice, part: Tensor = part) -> Tensor:
+                return _draw(logits.detach() / temperature, part[:, which]).to(logits.device)
 
+            with self._scoring():
                 taken, logits = self._choose(frames, instruction, pick, rows)
                 bins.append(taken)
-                scores.append(_taken(logits / temperature, taken))
+                scores.append(_taken(logits / temperature, taken).detach())
         tokens = torch.cat(bins).cpu().numpy()
         return SampledChunks(deltas=self.stats.unnormalise(decode_bins(tokens)), tokens=tokens,
                              logprobs=torch.cat(scores).cpu().numpy(), adapter=self.adapter)
@@ -224,15 +243,15 @@ class OFTL1Policy(_PublishedPolicy):
         _check_temperature(temperature)
         noise = self._uniform(seed, len(frames))
         values, scores = [], []
-        with torch.inference_mode():
-            for rows in self._parts(len(frames)):
+        for rows in self._parts(len(frames)):
+            with self._scoring():
                 mean, scale = self.distribution(frames[rows], instruction)
                 if scale is None:
-                    values.append(mean)
+                    values.append(mean.detach())
                     continue
                 hot = scale + float(np.log(temperature))
-                values.append(laplace_head.draw(mean, hot, noise[rows].to(mean)))
-                scores.append(laplace_head.log_density(values[-1], mean, hot))
+                values.append(laplace_head.draw(mean, hot, noise[rows].to(mean)).detach())
+                scores.append(laplace_head.log_density(values[-1], mean, hot).detach())
         actions: F32 = torch.cat(values).float().cpu().numpy()
         return SampledChunks(deltas=self.stats.unnormalise(actions), tokens=actions if scores else None,
                              logprobs=torch.cat(scores).float().cpu().numpy() if scores else None,
