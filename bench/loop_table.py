@@ -91,10 +91,10 @@ def last_adapter(rows: list[dict[str, Any]]) -> str:
 def run_more(table: dict[str, Any], count: int) -> None:
     """Put `count` more true outcomes of each method's last adapter into the last rows of `table`."""
     from tqdm import tqdm
+    from world_gymnast_ros.twin.policy_play import policy_episodes
 
     from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.store import Store
-    from world_gymnast_ros.twin.policy_play import policy_episodes
     from world_gymnast_ros.twin.sim import Twin
 
     def measure(folder: Path, adapter: str) -> dict[str, Any]:

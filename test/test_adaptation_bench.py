@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from world_gymnast_ros.twin.rollout import TrueEpisode
 
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.cli import main
@@ -14,7 +15,6 @@ from world_gymnast_ros.models import load as build
 from world_gymnast_ros.twin.benchmark import adaptation as bench
 from world_gymnast_ros.twin.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
 from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
-from world_gymnast_ros.twin.rollout import TrueEpisode
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import U8, Frame, SampledChunks, Start

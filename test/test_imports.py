@@ -52,7 +52,7 @@ ROOM_MAY_USE = {
     "updates": {"adaptation", "data", "episodes", "evaluation", "models", "report", "robot", "training"},
     "first_order": {"adaptation", "models", "report", "robot", "training"},
     "tabletop": {"robot", "data", "evaluation", "models", "training"},
-    "twin": {"robot"},
+    "twin": {"control", "data", "robot"},
     "twin/benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
     "testing": {"adaptation", "robot"},
     "cli": {"adaptation", "control", "data", "episodes", "evaluation", "first_order", "models", "report", "robot",

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from world_gymnast_ros.twin.policy_play import policy_episodes
+from world_gymnast_ros.twin.rollout import run_episode
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli.checks import adapt_settings
@@ -26,8 +28,6 @@ from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, w
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.play import write_rows
-from world_gymnast_ros.twin.policy_play import policy_episodes
-from world_gymnast_ros.twin.rollout import run_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.updates import loop as iterate
