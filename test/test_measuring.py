@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from world_gymnast_ros.twin.rollout import capture
 
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.rollout import facts_of
@@ -22,6 +21,7 @@ from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig, LocatorNe
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.model import camera_pose
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin

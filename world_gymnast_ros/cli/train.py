@@ -173,7 +173,7 @@ def _update(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.read import read_array_folders, read_episodes
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.models.world_models.action_dit_world import load_network

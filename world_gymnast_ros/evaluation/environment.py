@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from world_gymnast_ros.data.episode_files import Episode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.types import AdapterRef, Policy, Start
 
 

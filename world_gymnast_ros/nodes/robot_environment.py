@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.data.episode_files import Episode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import BadAction, EpisodeError
 from world_gymnast_ros.nodes import base, convert
@@ -65,8 +65,9 @@ class RobotEnvironment:
             raise GraphFault("the episode was not recorded; start the recorder, and again")
         self._recording = path
         found = read_episode(path, self.frame_size)
-        return Episode(instruction, found.frames, first_picture(found), found.actions, found.target_states,
-                       found.states, ended_by=ended_by, adapter=adapter.name if adapter else "base", seed=seed)
+        return Episode(found.frames, found.actions, found.target_states, instruction, path.name,
+                       captured=first_picture(found), measured=found.states, ended_by=ended_by,
+                       adapter=adapter.name if adapter else "base", seed=seed)
 
     def outcome(self) -> bool | None:
         """Ask the person, mark the recording, and walk the arm home."""

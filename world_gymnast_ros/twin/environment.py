@@ -5,7 +5,7 @@ import numpy as np
 
 from world_gymnast_ros.config import ArmConfig, PolicyConfig
 from world_gymnast_ros.control.chunk_player import ArmMode, PlayedStep
-from world_gymnast_ros.data.episode_files import Episode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import bridge_state
@@ -18,6 +18,7 @@ from world_gymnast_ros.twin.observer import (
     Observer,
     Seen,
     capture,
+    scene_camera,
 )
 from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import CONTROL_TICK_S, Twin
@@ -127,7 +128,9 @@ class _Recording:
         self.seen.append(self.observer.look())
         success = [s.success for s in self.seen]
         return Episode(
-            self.instruction, np.stack([s.frame for s in self.seen]), self.captured, np.stack(self.deltas),
-            np.stack([self.seen[0].measured, *self.states]), np.stack([s.measured for s in self.seen]), None,
-            success.index(True) if success[-1] else None, ended_by, reason, adapter, "policy", self.twin.seed,
-            self.observer.truth(self.seen))
+            np.stack([s.frame for s in self.seen]), np.stack(self.deltas),
+            np.stack([self.seen[0].measured, *self.states]), self.instruction, f"seed {self.twin.seed}",
+            self.twin.task.family, None, success.index(True) if success[-1] else None, self.captured,
+            np.array(scene_camera(self.twin.scene), np.float32), measured=np.stack([s.measured for s in self.seen]),
+            adapter=adapter, seed=self.twin.seed, ended_by=ended_by, reason=reason,
+            truth=self.observer.truth(self.seen))

@@ -81,11 +81,10 @@ class Observer:
                     alternatives, xyz)
 
     def truth(self, seen: Sequence[Seen]) -> dict[str, NDArray[Any]]:
-        """Return what only the twin knows of an episode, as parts of a row of the play-data format."""
+        """Return what only the twin knows of an episode, under the keys of `data.episode_files.TRUTH`."""
         def padded(items: Sequence[str], count: int) -> NDArray[Any]:
             return np.array([*items, *[""] * (count - len(items))], "U64")
         return {"alt_success": np.stack([s.alternatives for s in seen], 1),
                 "alt_instructions": padded(self.alternatives, MAX_ALTERNATIVES),
                 "object_names": padded(self.names, MAX_OBJECTS), "objects_xyz": np.stack([s.objects_m for s in seen]),
-                "family": np.array(self.twin.task.family, "U16"), "scene": np.array(self.twin.scene.name, "U32"),
-                "camera": np.array(scene_camera(self.twin.scene), np.float32)}
+                "scene": np.array(self.twin.scene.name, "U32")}

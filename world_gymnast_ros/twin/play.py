@@ -22,6 +22,7 @@ from world_gymnast_ros.twin.observer import (
     RENDER_WIDTH,
     Observer,
     instructions_for,
+    scene_camera,
 )
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
@@ -136,6 +137,7 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
             "measured": np.stack([s.measured for s in seen]), "length": np.array(steps, np.int32),
             "success": np.array([s.success for s in seen]), "instruction": np.array(instruction, "U64"),
             "behaviour": np.array(behaviour, "U16"), "seed": np.array(seed, np.int64), "captured": captured,
+            "family": np.array(twin.task.family, "U16"), "camera": np.array(scene_camera(twin.scene), np.float32),
             **observer.truth(seen)}
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from world_gymnast_ros.data.episode_files import Episode, read_episodes, write_episodes
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.episode_files import write_episodes
+from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.types import AdapterRef, Policy
@@ -37,7 +39,7 @@ def collect(environment: Environment, policy: Policy, adapter: AdapterRef | None
             break
         path, unknown = folder / f"{i:04d}.npz", folder / f"{i:04d}.unknown"
         if path.is_file():
-            episodes += read_episodes(path)
+            episodes += read_arrays(path)
         elif not unknown.is_file():
             environment.reset(seed, instruction)
             episode = environment.run(policy, adapter, instruction, temperature, seed)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from world_gymnast_ros.data.episode_files import Episode, read_episodes, write_episodes
+from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.episode_files import write_episodes
+from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, Verdict, compare
 from world_gymnast_ros.evaluation.sequential_test import PairedTest
@@ -63,5 +65,5 @@ def validate(environment: Environment, policy: Policy, present: AdapterRef | Non
     verdict = compare(outcome, log, PairedTest(limit_pairs, confidence), seed, seeds[0])
     if stopped:
         raise KeyboardInterrupt
-    return Validated(verdict, {name: [e for path in sorted(folder.glob(f"*-{name}.npz")) for e in read_episodes(path)]
+    return Validated(verdict, {name: [e for path in sorted(folder.glob(f"*-{name}.npz")) for e in read_arrays(path)]
                                for name in ("adapter", "base")})

@@ -32,7 +32,7 @@ from world_gymnast_ros.adaptation.rollout import (
     judge_safely,
     replay,
 )
-from world_gymnast_ros.data.episode_files import Episode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.environment import Environment, outcomes
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
