@@ -69,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "held_out/ within --replay; with --scene the twin makes some; without any it is not checked)")
     parser.add_argument("--task", default="", help="what a release table calls the task (default: the instruction)")
     real(parser, "--trial-s", 1.0, 600.0, default=20.0, help="with --robot: longest episode (default: %(default)s s)")
+    real(parser, "--wait-s", 1.0, 3600.0, default=300.0, help="with --robot: longest wait for nodes to come up, "
+         "and for the policy to load what it is offered (default: %(default)s s)")
     whole(parser, "--horizon-steps", 1, 1000, help="actions of an imagined episode (default: as in adapt.yaml; with "
           "--scene the task's)")
     whole(parser, "--seed", 0, seeds.MAX_SEED, default=0)

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     frame_size = build.load_world_model(adapt.world_model, adapt.second_judge).frame_size
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    environment = RobotEnvironment(args.instruction, args.trial_s, frame_size, adapt.robot_name)
+    environment = RobotEnvironment(args.instruction, args.trial_s, args.wait_s, frame_size, adapt.robot_name)
     try:
         environment.wait()
         return iterate(args, config, adapt, environment, args.out or Path("runs/iterate/robot"))

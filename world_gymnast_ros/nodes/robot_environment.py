@@ -23,10 +23,12 @@ LOOK_S = 10.0
 
 
 class RobotEnvironment:
-    """One scene before the robot. `frame_size` (h, w): of an episode's frames; `robot_name`: of the driver."""
+    """One scene before the robot. `trial_s`, `wait_s` as for `Attended`; `frame_size` (h, w): of an episode's frames;
+    `robot_name`: of the driver."""
 
-    def __init__(self, instruction: str, trial_s: float, frame_size: tuple[int, int], robot_name: str) -> None:
-        self.node = Attended(instruction, trial_s)
+    def __init__(self, instruction: str, trial_s: float, wait_s: float, frame_size: tuple[int, int], robot_name: str
+                 ) -> None:
+        self.node = Attended(instruction, trial_s, wait_s)
         self.frame_size, self._joint_states = frame_size, f"/{robot_name}/joint_states"
         self._instruction = instruction
         self._seed: int | None = None
