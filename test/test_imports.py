@@ -57,8 +57,8 @@ ROOM_MAY_USE = {
     "testing": {"adaptation", "robot"},
     "cli": {"adaptation", "control", "data", "episodes", "evaluation", "first_order", "models", "report", "robot",
             "serving", "tabletop", "training", "twin", "twin/benchmark", "updates"},
-    "nodes": {"adaptation", "cli", "control", "episodes", "evaluation", "models", "report", "robot", "serving", "twin",
-              "updates"},
+    "nodes": {"adaptation", "cli", "control", "data", "episodes", "evaluation", "models", "report", "robot", "serving",
+              "twin", "updates"},
 }
 """Rooms of this package that each room may import; "" stands for the root modules, which all may use."""
 DEBTS: set[tuple[str, str]] = {

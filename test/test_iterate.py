@@ -464,10 +464,10 @@ def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Ru
     adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_dreams=2", "gate_dreams=4"],
                            {})
     environment = start_run(tmp_path / "unused", config, []).environment
-    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1)
-    if replay:
-        for name, episodes in (("replay", 16), ("old", 4)):
-            make_replay(loop.out / "play" / name, episodes, 0, name == "old", lambda _: None)
+
+    def make_play(name: str, folder: Path) -> None:
+        make_replay(folder, 4 if name == "old" else 16, 0, name == "old", lambda _: None)
+    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, make_play)
     rows = loop.method("loop")
     assert [r["round"] for r in rows] == [0, 1]
     assert rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]

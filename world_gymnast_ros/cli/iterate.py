@@ -6,7 +6,7 @@ cloned; adaptation in the world model, held to them; trials on the arm, greedy, 
 the clone; true evaluation. A stopped run goes on with the same command.
 
 examples:
-  world-gymnast iterate "open the drawer" --robot --out runs/drawer    beside a running graph; you set the scene and
+  world-gymnast iterate "reach the red block" --robot --out runs/red   beside a running graph; you set the scene and
                                                                        say what came of it, not told which policy ran
   world-gymnast iterate --scene lab_bottle --rounds 3 --episodes 24    on the simulated twin
   world-gymnast iterate --scene lab_camera --methods loop unchanged imitation    beside two baselines, same budget
@@ -30,7 +30,7 @@ from world_gymnast_ros.errors import BadConfig
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
     from world_gymnast_ros.evaluation.environment import Environment
-    from world_gymnast_ros.updates.loop import IterateConfig, Run
+    from world_gymnast_ros.updates.loop import IterateConfig
 
 HELP = "rounds of real episodes, model updates, adaptation and evaluation, on the robot or the twin"
 PLAY_EPISODES = 64
@@ -114,12 +114,10 @@ def _on_twin(args: argparse.Namespace) -> int:
         config, adapt = settings(args, words, args.task or environment.twin.task.family, play, ON_TWIN,
                                  args.horizon_steps or environment.horizon_steps)
 
-        def prepare(run: Run) -> None:
-            for name, episodes in (("replay", PLAY_EPISODES), ("old", PLAY_EPISODES // 4)):
-                folder = Path(play[name])
-                if "loop" in args.methods and not folder.is_absolute():
-                    make_replay(run.out / folder, episodes, args.seed, name == "old", run.say)
-        return iterate(args, config, adapt, environment, out, prepare)
+        def make_play(name: str, folder: Path) -> None:
+            episodes = PLAY_EPISODES // (4 if name == "old" else 1)
+            make_replay(folder, episodes, args.seed, name == "old", lambda line: print(line, flush=True))
+        return iterate(args, config, adapt, environment, out, make_play)
     finally:
         environment.close()
 
@@ -147,9 +145,8 @@ def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[s
 
 
 def iterate(args: argparse.Namespace, config: IterateConfig, adapt: AdaptNodeConfig, environment: Environment,
-            out: Path, prepare: Callable[[Run], None] = lambda run: None) -> int:
-    """Run all rounds of all methods in an environment, then write table and report. `prepare` is called once all is
-    checked and before the first round."""
+            out: Path, make_play: Callable[[str, Path], None] | None = None) -> int:
+    """Run all rounds of all methods in an environment, then write table and report. `make_play` as for `Run`."""
     import torch
 
     from world_gymnast_ros.report.loop_report import write_run_report
@@ -157,8 +154,7 @@ def iterate(args: argparse.Namespace, config: IterateConfig, adapt: AdaptNodeCon
 
     torch.set_num_threads(args.threads)
     writable_folder(out)
-    loop = Run(config, adapt, environment, out, lambda line: print(line, flush=True))
-    prepare(loop)
+    loop = Run(config, adapt, environment, out, lambda line: print(line, flush=True), make_play=make_play)
     results = {method: loop.method(method) for method in dict.fromkeys(args.methods)}
     table = write_run_report(out, environment.name, loop.instruction, results)
     print(table)

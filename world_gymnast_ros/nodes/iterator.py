@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 
@@ -15,7 +16,10 @@ from world_gymnast_ros.cli.iterate import ON_ROBOT, add_arguments, iterate, sett
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.robot_environment import RobotEnvironment
+from world_gymnast_ros.types import Frame
 from world_gymnast_ros.updates.world_model_run import check_folder, replay_folder
+
+BLACK = Frame(np.zeros((64, 64, 3), np.uint8), 0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
                                 (old, "no earlier data to check on: nobody will know what an update costs elsewhere")):
         if folder is None:
             print(consequence)
+    build.load_policy(adapt.policy).act(BLACK, args.instruction)  # words that it cannot read are refused here
     frame_size = build.load_world_model(adapt.world_model, adapt.second_judge).frame_size
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)

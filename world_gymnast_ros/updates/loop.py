@@ -161,13 +161,15 @@ def _plain(value: Any) -> Any:
 
 
 class Run:
-    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored."""
+    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored; `make_play(name,
+    folder)` makes earlier data ("replay" or "old") in the run's folder, where it is missing: a simulator can."""
 
     def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, environment: Environment, out: Path,
-                 say: Callable[[str], None], now_ns: Callable[[], int] = time.time_ns) -> None:
+                 say: Callable[[str], None], now_ns: Callable[[], int] = time.time_ns,
+                 make_play: Callable[[str, Path], None] | None = None) -> None:
         self.config, self.environment, self.instruction = config, environment, config.instruction
         self.adapt = dataclasses.replace(adapt, horizon_steps=config.horizon_steps, horizon_from_task=False)
-        self.out, self.say, self.now_ns = out.resolve(), say, now_ns
+        self.out, self.say, self.now_ns, self._make_play = out.resolve(), say, now_ns, make_play
         self.start()  # a wrong checkpoint is refused here, before anything is written, and so is a folder without play
         for name in ("replay", "old"):
             given = Path(getattr(config, name))
@@ -193,6 +195,8 @@ class Run:
     def play(self, name: str) -> Path | None:
         """Return the folder of `replay` or of `old` scenes; None where there is none."""
         given = getattr(self.config, name)
+        if given and not Path(given).is_absolute() and self._make_play is not None:
+            self._make_play(name, self.out / given)
         return self.out / given if given else None
 
     def seen_by(self, name: str) -> str:
