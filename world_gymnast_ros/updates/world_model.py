@@ -191,8 +191,8 @@ def false_success_change(before: Replays, after: Replays) -> Interval | None:
     return newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 
 
-def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: Margins, seed: int) -> Decision:
-    """Decide from (before, after) on held-out episodes of the new scene, and on episodes of old scenes.
+def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, margins: Margins, seed: int) -> Decision:
+    """Decide from (before, after) on held-out episodes of the new scene, and on those of old scenes (None: none).
 
     Better: on the new scene the false success rate fell surely (95 %, paired), or the image error did while false
     successes did not rise by more than the margin. Not worse: no other figure fell by more than its margin (point
@@ -213,7 +213,7 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: 
     good = rules.check("new scene false positives", more, margins.false_success, more <= margins.false_success,
                        f"new scene: false positives change by {'unknown' if fewer is None else _points(fewer)}; at "
                        f"most {100 * margins.false_success:+.0f} points")
-    if len(old[0].episodes) >= MIN_HELD_OUT:
+    if old is not None and len(old[0].episodes) >= MIN_HELD_OUT:
         change = paired_bootstrap(old[1].structural - old[0].structural, seed=seed)
         limit = margins.structural * float(old[0].structural.mean())
         good &= rules.check("old scenes image", change.value, limit, change.value <= limit,
