@@ -22,7 +22,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import episodes as episodes_of
 from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again
-from world_gymnast_ros.models.load import checkpoint_dir, load_policy, load_reader, load_world_model
+from world_gymnast_ros.models.load import checkpoint_dir, load_objects, load_policy, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
 from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.store import Store
@@ -357,8 +357,8 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     def off(world: ActionDiTWorld) -> float:
         return float(np.abs(np.array(world.config.camera) - true).max())
     assert off(learned) < 0.5 * off(shipped)
-    assert shipped.config.camera == load_network(checkpoint_dir("", "world_model"))[0].config.camera, "one set-up"
-    assert shipped.with_objects(load_reader(told["second"])).config.camera == learned.config.camera
+    assert shipped.config.camera == load_network(checkpoint_dir("tiny/world_model"))[0].config.camera, "one set-up"
+    assert shipped.with_objects(load_objects(told["second"])).config.camera == learned.config.camera
     episodes = read_arrays(run.out / "loop" / "training" / "round-1.npz")
     errors = [np.mean([structural_error(film[1:], e.frames[1:]).mean() for film, e in zip(
         [r[0] for r in imagine_again(world, episodes, 3)], episodes, strict=True)]) for world in (shipped, learned)]
@@ -367,12 +367,12 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
 
 def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
-    locator = Locator.from_pretrained(checkpoint_dir("", "locator"))
+    locator = Locator.from_pretrained(checkpoint_dir("tiny/locator"))
     pose = np.array(locator.config.T_base_camera)
     pose[3] += 0.08
     locator.config = dataclasses.replace(locator.config, T_base_camera=tuple(pose.tolist()))
     locator.save(tmp_path / "moved")
-    moved, shipped = (load_reader(folder).projection for folder in (tmp_path / "moved", ""))
+    moved, shipped = (load_objects(str(folder)).projection for folder in (tmp_path / "moved", ""))
     assert moved != shipped
     seen: list[tuple[float, ...]] = []
     labels: list[str] = []

@@ -26,7 +26,7 @@ from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import save_model, sha256_file
-from world_gymnast_ros.models.load import load_judge
+from world_gymnast_ros.models.load import JUDGE, load
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.objects import ObjectTracks
@@ -262,11 +262,11 @@ def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it(
 
 
 def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> None:
-    judge = load_judge()
+    judge = load(JUDGE)
     scale = judge.config.logit_scale
     success = np.arange(20) < 10
     calibrate(judge, Verdicts(np.where(success, 3.0, -3.0), success, np.full(20, "reach")), 0.2)
-    assert judge.config.family_offsets == {}, "a judge of one task has one threshold"
+    assert judge.config.task_offsets == {}, "a judge of one task has one threshold"
     assert judge.config.logit_scale == scale and judge.config.logit_offset == pytest.approx(0.0, abs=1e-6)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 20)
@@ -277,7 +277,7 @@ def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> N
 
 def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: Path, tmp_path: Path) -> None:
     new, replay, old = (read_arrays(files / name / "reach.npz") for name in ("new", "replay", "old"))
-    judge = load_judge()
+    judge = load(JUDGE)
 
     def figures(world_model: Path, some: list) -> Replays:
         return replay_episodes(ActionDiTWorld.from_pretrained(world_model), judge, some, 0)
@@ -354,7 +354,7 @@ def test_rollouts_keep_the_order_of_episodes_of_several_lengths(files: Path) -> 
 
 def test_without_earlier_data_an_update_is_small_and_says_what_nobody_knows(files: Path, tmp_path: Path) -> None:
     new = read_arrays(files / "new" / "reach.npz")
-    judge, parent = load_judge(), files / "parent"
+    judge, parent = load(JUDGE), files / "parent"
 
     def figures(world_model: Path, some: list) -> Replays:
         assert some, "nothing is asked about earlier scenes that nobody has"

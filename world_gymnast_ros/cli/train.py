@@ -79,16 +79,15 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
-    run_.add_argument("--judge", default="", help="of the release check: checkpoint folder (default: the shipped one)")
-    run_.add_argument("--second-judge", default="", help="with --episodes: the geometric judge, which must agree, "
-                      "knows where the camera is and finds objects (`judge learn` teaches it; off: the learned judge "
-                      "decides alone; default: the shipped one)")
+    run_.add_argument("--judge", action="append", default=[], metavar="NAME", help="of the release check: folder or "
+                      "shipped name; again for each judge that must agree (default: those that ship)")
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
     whole(run_, "--seed", 0, default=0)
     whole(run_, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
-    run_.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    run_.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda (default: "
+                      "%(default)s)")
     how = parser.add_argument_group("how (None: a default that suits the data)")
     whole(how, "--batch", 1, 65536, help="clips per step")
     how.add_argument("--muon-lr", type=float)
@@ -108,6 +107,7 @@ def _world_model(args: argparse.Namespace) -> int:
 
     import torch
 
+    from world_gymnast_ros.models.load import resolve_device
     from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
     from world_gymnast_ros.training.camera import train_camera_fit
     from world_gymnast_ros.training.world_model import TrainConfig, Trainer, new_network
@@ -117,10 +117,7 @@ def _world_model(args: argparse.Namespace) -> int:
                         "happened)")
     if args.episodes is not None:
         return _update(args)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; no such device here
-        raise BadConfig(f"--device {args.device} cannot be used ({str(error).splitlines()[0]}); give cpu") from error
+    args.device = resolve_device(args.device)
     torch.set_num_threads(args.threads)
     network_settings: dict[str, Any] = {} if args.workspace is None else {
         "workspace_low_m": tuple(args.workspace[:3]), "workspace_high_m": tuple(args.workspace[3:])}
@@ -184,7 +181,7 @@ def _update(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
-    parent = build.checkpoint_dir(args.init, "world_model")
+    parent = build.checkpoint_dir(args.init, build.WORLD_MODEL)
     size = load_network(parent)[0].config.image_size
     earlier = replay_folder(args.replay, parent)
     replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
@@ -193,18 +190,21 @@ def _update(args: argparse.Namespace) -> int:
         print(f"left out: {line}")
     new, held = split(found.marked, HELD_OUT_SHARE, args.seed)
     writable_folder(args.out)
+    judges = build.judge_names(args.judge)
+    geometric = build.geometric_judge(judges)
 
     def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
         # Earlier scenes were seen by the earlier camera, which the shipped geometric judge knows.
-        second = "" if some is old and args.second_judge != build.OFF else args.second_judge
-        return replay_episodes(build.load_world_model(world_model, second), build.load_judges(args.judge, second), some,
-                               args.seed)
+        learned, measuring = [n for n in judges if n != geometric], [build.GEOMETRIC if some is old else geometric]
+        names = [*learned, *measuring] if geometric else learned
+        return replay_episodes(build.load_world_model(world_model, names, args.device),
+                               build.load_judges(names, args.device), some, args.seed)
 
     print(f"{len(new)} episodes to learn from, {len(held)} held out; earlier data: {len(replay)} episodes to mix in, "
           f"{len(old)} to check that nothing got worse", flush=True)
     data = Data(new, held, replay, old, found.hashes)
     result = update(parent, data, config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge), build.load_reader())
+                    slug(args.out.name), time.time_ns(), build.load_objects(geometric), build.load_objects())
     for name, pair in result.figures.items():
         if not pair:
             continue

@@ -25,7 +25,7 @@ BLACK = Frame(np.zeros((64, 64, 3), np.uint8), 0)
 def run(args: argparse.Namespace) -> int:
     """Run all rounds; what is wrong in the settings is refused before the graph is looked for."""
     config, adapt = settings(args, args.instruction, args.task, {"replay": "", "old": ""}, ON_ROBOT, args.horizon_steps)
-    replay = replay_folder(args.replay, build.checkpoint_dir(adapt.world_model, "world_model"))
+    replay = replay_folder(args.replay, build.checkpoint_dir(adapt.world_model, build.WORLD_MODEL))
     old = check_folder(args.old, replay)
     play = {name: str(folder.resolve()) if folder else "" for name, folder in (("replay", replay), ("old", old))}
     config, adapt = settings(args, args.instruction, args.task, play, ON_ROBOT, args.horizon_steps)
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             print(consequence)
     build.load_policy(adapt.policy).act(BLACK, args.instruction)  # words that it cannot read are refused here
-    frame_size = build.load_world_model(adapt.world_model, adapt.second_judge).frame_size
+    frame_size = build.load_world_model(adapt.world_model, adapt.judges).frame_size
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     environment = RobotEnvironment(args.instruction, args.trial_s, args.wait_s, frame_size, adapt.robot_name)

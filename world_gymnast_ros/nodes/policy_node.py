@@ -93,7 +93,7 @@ class PolicyNode(base.ConfiguredNode):
             import torch
 
             torch.set_num_threads(c.threads)
-        return load_policy(c.checkpoint or None)
+        return load_policy(c.checkpoint, c.device, c.dtype)
 
     def _warm_up(self) -> bool:
         """Run before any arm can wait for it: the first inference is the slow one. A server may still come up."""

@@ -348,7 +348,8 @@ def train_reflector(play: str | Path, out: str | Path, start: str | Path, settin
     calibrate(judge, verdicts[-1])
     if dreams is not None:
         be_strict(judge, verdicts[-1], settings.max_false_success)
-    judge.config.families = sorted(set(verdicts[-1].family.tolist()))
+    judge.config.instructions = {task: sorted({e.instruction for t in tables for e in t.episodes if e.family == task})
+                                 for task in sorted(set(verdicts[-1].family.tolist()))}
     figures: dict[str, Any] = {"seconds per step": round(seconds, 3), "episodes": sum(len(s[0]) for s in splits),
                                "parameters": sum(p.numel() for p in judge.model.parameters())}
     for name, verdict in zip(("true frames", "dreamed frames"), verdicts, strict=False):

@@ -40,6 +40,7 @@ from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.calibration import fit_camera_again
@@ -71,6 +72,8 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
+OFF = "off"
+"""In the place of the judge that measures: the learned one decides alone."""
 LAYOUT = 12
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -131,6 +134,16 @@ class State:
         return 2 * self.record[0] < self.record[1]
 
 
+def named_pair(judge: str | Path, second: str | Path) -> tuple[str, ...]:
+    """Return the names of the learned judge and of the one that measures; '' is the shipped one, OFF none."""
+    return (str(judge),) if str(second) == OFF else (str(judge), str(second) or build.GEOMETRIC)
+
+
+def objects_of(second: str) -> ObjectDynamics:
+    """Return what finds objects for a world model beside the judge that measures (OFF: the shipped one)."""
+    return build.load_objects("" if second == OFF else second)
+
+
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the JSON object in `path`; where it is missing, make it and write it whole."""
     if path.is_file():
@@ -187,10 +200,14 @@ class Run:
 
     def start(self) -> State:
         """Return where every method begins."""
-        if self.adapt.second_judge != build.OFF:
-            build.checkpoint_dir(self.adapt.second_judge, "locator")
-        return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
-                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), self.adapt.second_judge, "")
+        names = build.judge_names(self.adapt.judges)
+        second = build.geometric_judge(names)
+        learned = [name for name in names if name != second]
+        if len(learned) != 1:
+            raise BadConfig(f"judges is '{self.adapt.judges}'; the loop teaches one learned judge, beside at most one "
+                            "that measures")
+        return State(str(build.checkpoint_dir(self.adapt.world_model, build.WORLD_MODEL)),
+                     str(build.checkpoint_dir(learned[0], build.JUDGE)), second or OFF, "")
 
     def play(self, name: str) -> Path | None:
         """Return the folder of `replay` or of `old` scenes; None where there is none."""
@@ -212,8 +229,9 @@ class Run:
 
     def session_config(self, method: str, state: State) -> AdaptNodeConfig:
         """Return the adaptation settings with the models of `state`."""
-        return dataclasses.replace(self.adapt, world_model=state.world_model, judge=state.judge,
-                                   second_judge=state.second, directory=str(self.out / method))
+        return dataclasses.replace(self.adapt, world_model=state.world_model,
+                                   judges=", ".join(named_pair(state.judge, state.second)),
+                                   directory=str(self.out / method))
 
     def adapter(self, method: str, state: State) -> AdapterRef | None:
         """Return the stored adapter of `state`."""
@@ -411,18 +429,19 @@ class Run:
             same = (world_model, reads, which)
             dreams = self._dreams.get(same)
             self._figures[key] = replay_episodes(
-                build.load_world_model(world_model, reads), build.load_judges(judge, second), episodes,
-                derive_seed(self.config.seed, 11), rollouts=dreams)
+                build.load_world_model(world_model, named_pair(judge, reads)),
+                build.load_judges(named_pair(judge, second)), episodes, derive_seed(self.config.seed, 11),
+                rollouts=dreams)
             self._dreams[same] = self._figures[key].rollouts
         return self._figures[key]
 
     def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
         seen. The geometric judge and the world model share it."""
-        if state.second == build.OFF:
-            return {"second": build.OFF, "message": "nobody measures"}
+        if state.second == OFF:
+            return {"second": OFF, "message": "nobody measures"}
         method = folder.parent
-        start = build.checkpoint_dir(state.second, "locator")
+        start = build.checkpoint_dir(state.second, build.JUDGE)
         judge = GeometricJudge(Locator.from_pretrained(start))
         before = judge.config.to_dict()
         episodes = read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked
@@ -449,7 +468,7 @@ class Run:
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
                         method / "world_models", f"{self.environment.name}-round-{number}", self.now_ns(),
-                        build.load_reader(state.second), build.load_reader(self.seen_by("replay")))
+                        objects_of(state.second), objects_of(self.seen_by("replay")))
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
         return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -465,21 +484,21 @@ class Run:
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
-        world = build.load_world_model(state.world_model, state.second)
-        old_world = world.with_objects(build.load_reader(self.seen_by("replay")))
+        world = build.load_world_model(state.world_model, named_pair(state.judge, state.second))
+        old_world = world.with_objects(objects_of(self.seen_by("replay")))
         replay = self.play("replay")
         run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
             Path(state.judge), world, old_world, method / "training", method / "calibration", replay, folder / "judge",
             settings)
         # Without the judge that measures nobody would know a camera that was learned.
-        learned = build.load_reader(state.second).projection != build.load_reader().projection
-        candidates: dict[str, tuple[Path, str]] = {} if learned or run is None else {"alone": (run, build.OFF)}
+        learned = objects_of(state.second).projection != build.load_objects().projection
+        candidates: dict[str, tuple[Path, str]] = {} if learned or run is None else {"alone": (run, OFF)}
         lines = [] if replay else ["the learned judge keeps its weights: there is no earlier data to mix in"]
         fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
-        if state.second != build.OFF:
+        if state.second != OFF:
             starts = {SETTINGS if fresh else "threshold": Path(state.judge), **({"weights": run} if run else {})}
             looks, measures, more = update_pair(
-                build.checkpoint_dir(state.second, "locator"), starts, world,
+                build.checkpoint_dir(state.second, build.JUDGE), starts, world,
                 read_array_folders([method / "training"]), read_array_folders([method / "calibration"]),
                 folder / "pair", settings)
             lines += more
@@ -490,7 +509,7 @@ class Run:
         def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays | None]:
             """On held-out episodes, on all, and on old scenes (None: there are none), where cameras stand as the run's
             first judge knows."""
-            usual = second if second == build.OFF else self.seen_by("old")
+            usual = second if second == OFF else self.seen_by("old")
             return (self.figures(state.world_model, str(judge), second, "held out", held),
                     self.figures(state.world_model, str(judge), second, "all", all_real),
                     self.figures(state.world_model, str(judge), usual, "old", old) if old else None)
@@ -514,10 +533,10 @@ class Run:
             label = f"round-{number}-{name}-{self.environment.name}"
             ref = put_version(method / "judges", path, label, parent_name(Path(state.judge)), scores, self.now_ns(),
                               JUDGE)
-            if second != build.OFF:
+            if second != OFF:
                 second = str(put_version(
                     method / "second_judges", Path(second), label,
-                    parent_name(build.checkpoint_dir(state.second, "locator")), scores, self.now_ns(), JUDGE).path)
+                    parent_name(build.checkpoint_dir(state.second, build.JUDGE)), scores, self.now_ns(), JUDGE).path)
             stored[name] = (str(ref.path), second)
         use, second = stored.get(chosen, (state.judge, state.second))
         found = after.get(chosen, before)[0]
@@ -535,7 +554,7 @@ class Run:
         rows = {self.config.task or self.instruction: found.release_row(self.environment.name)}
         if Path(world_model).is_relative_to(self.out):
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
-                       **build.release_hashes(world_model, judge, second), "families": rows}
+                       "sha256": build.release_hashes(world_model, named_pair(judge, second)), "tasks": rows}
             write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
         return rows
 

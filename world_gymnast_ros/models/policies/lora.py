@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,18 +105,6 @@ class LoraSlot:
         for p in self.parameters():
             p.requires_grad_(False)
         self.enable(True)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Bring back today's adapter (weights, trainability) when the block ends."""
-        kept = LoraWeights(self.rank, self.alpha, self.tensors()) if self.tuner is not None else None
-        trainable = any(p.requires_grad for p in self.network.parameters())
-        try:
-            yield
-        finally:
-            self.put(kept)
-            if trainable:
-                self.parameters()
 
 
 def write_adapter(directory: Path, slot: LoraSlot, base_policy: str, base_hash: str) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.policies import laplace_head
-from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins
+from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins, encode_bins
 from world_gymnast_ros.models.policies.adapted import AdaptedPolicy
 from world_gymnast_ros.models.policies.laplace_head import LaplaceScale
 from world_gymnast_ros.models.policies.oft_l1_head import L1Head
@@ -202,6 +202,10 @@ class OpenVLAPolicy(_PublishedPolicy):
         with self._recomputing():
             return _taken(self.logits(frames, instructions, bins) / temperature, bins)
 
+    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Tensor:
+        """Return the negative log-likelihood, a mean over tokens, of chunks float32 (B, K, 7) taken at frames."""
+        return -self.logprobs(frames, instructions, encode_bins(self.stats.normalise(deltas)), 1.0).mean()
+
 
 class OFTL1Policy(_PublishedPolicy):
     """OFT's L1 head: one continuous chunk in one pass. Implements `types.Policy`.
@@ -277,6 +281,12 @@ class OFTL1Policy(_PublishedPolicy):
         if self.recipe.action_scale is None:
             raise BadConfig(f"policy '{self.name}' has an L1 head and no action_scale: it gives one chunk per frame "
                             "and has no probabilities to train; state action_scale in its recipe, e.g. 0.05")
+
+    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Tensor:
+        """Return the mean absolute error, in normalised units, of chunks float32 (B, K, 7) taken at frames."""
+        mean, _ = self.distribution(frames, instructions)
+        values = torch.from_numpy(self.stats.normalise(deltas)).to(mean.device)
+        return (mean.float() - values).abs().mean()
 
 
 def load_openvla(where: str | Path, *, device: str = "cpu", dtype: str | None = None, four_bit: bool = False,
