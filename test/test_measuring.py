@@ -21,8 +21,8 @@ from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig, LocatorNe
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.model import camera_pose
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.play import record_episode
-from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import Frame, Judgement, Start

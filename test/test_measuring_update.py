@@ -33,7 +33,7 @@ from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, along_and_aside, o
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.model import camera_pose
-from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M

@@ -112,7 +112,7 @@ class ArmConfig:
     The second half is `safety.SafetyConfig`, field by field, with its ranges.
     """
 
-    driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo or cartesian: see docs/drivers.md",
+    driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo, cartesian (docs/reference/drivers.md)",
                        ("xs", "trajectory", "servo", "cartesian"))
     robot_name: str = text("wx250s", "namespace of the xs driver")
     joint_states_topic: str = text("joint_states", "measured joints, of the other drivers")

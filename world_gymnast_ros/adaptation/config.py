@@ -19,7 +19,8 @@ class AdaptConfig:
     """One session of test-time training. Raises BadBudget or BadConfig for a value out of range."""
 
     budget_s: float = number(300.0, -math.inf, math.inf, "wall time of a session, gate included")
-    max_updates: int = number(12, -math.inf, math.inf, "at most so many updates")
+    max_updates: int = number(12, -math.inf, math.inf, "so many updates; a session that time ends before half of "
+                              "them is starved and promotes nothing")
     groups_per_update: int = number(2, 1, 1024, "groups per update; each has its own jittered start")
     copies: int = number(16, 2, 4096, "rollouts per group")
     horizon_steps: int = number(16, 1, 2000, "actions per imagined rollout, rounded up to whole chunks")

@@ -106,7 +106,7 @@ class PictureKind:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a release table."""
         return {"source": self.source, "count": self.count, "height_px": self.height_px,
-                "ranges": {name: [round(low, 6), round(high, 6)] for name, (low, high) in self.ranges.items()}}
+                "ranges": {name: [low, high] for name, (low, high) in self.ranges.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PictureKind:

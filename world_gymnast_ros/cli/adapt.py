@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.types import F32, Frame, Start
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "x y z in m, roll pitch yaw in rad, gripper 0..1; needed with --frame, unless "
                         "second_judge is off")
     parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
-    whole(parser, "--scene-seed", 0, default=9999, help="start state of the twin (default: %(default)s)")
+    whole(parser, "--scene-seed", 0, default=seeds.CAPTURE[-1], help="start state of the twin (default: %(default)s)")
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
@@ -142,7 +143,7 @@ def _state(values: list[float] | None) -> F32 | None:
 
 
 def _twin_start(args: argparse.Namespace) -> list[Start]:
-    from world_gymnast_ros.twin.rollout import capture
+    from world_gymnast_ros.twin.observer import capture
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
 

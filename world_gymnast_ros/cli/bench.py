@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
@@ -49,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "one could do in its place: 5 demonstrations more (sft), the same learning in a simulator "
                             "built by hand, or in the true twin (default: dream)")
     whole(adaptation, "--episodes", 2, 1000, default=40, help="true episodes before and after (default: %(default)s)")
-    whole(adaptation, "--captures", 1, 100, default=4, help="frames to start from, the scene set up anew for each "
-          "(default: %(default)s)")
+    whole(adaptation, "--captures", 1, seeds.MAX_CAPTURES, default=4, help="frames to start from, the scene "
+          "set up anew for each (default: %(default)s)")
     real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
     whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
     adaptation.add_argument("--seeds", nargs="+", type=int, default=[0], help="a session for each (default: 0)")

@@ -67,9 +67,10 @@ def _world_model_parser() -> argparse.ArgumentParser:
     data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
     data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
                       "fine-tune on them, then check")
-    data.add_argument("--replay", type=Path, help="folder of earlier play data to mix in (default: fresh play is made)")
-    data.add_argument("--old", type=Path, help="folder of play data of earlier scenes, where nothing may get worse "
-                      "(default: fresh play is made)")
+    data.add_argument("--replay", type=Path, help="with --episodes: folder of earlier data to mix in (default: "
+                      "replay/ beside the checkpoint; without any the update is small, and says so)")
+    data.add_argument("--old", type=Path, help="with --episodes: folder of earlier data in which nothing may get worse "
+                      "(default: held_out/ within --replay; without any it is not checked, and the version says so)")
     data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
     data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
     whole(data, "--variants", 0, 10000, default=40, help="augmented versions per clip (default: %(default)s)")
@@ -79,8 +80,9 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
     run_.add_argument("--judge", default="", help="of the release check: checkpoint folder (default: the shipped one)")
-    run_.add_argument("--second-judge", default="", help="with --episodes: the judge that measures, which knows where "
-                      "the camera is and finds things (`judge learn` teaches it; default: the shipped one)")
+    run_.add_argument("--second-judge", default="", help="with --episodes: the geometric judge, which must agree, "
+                      "knows where the camera is and finds objects (`judge learn` teaches it; off: the learned judge "
+                      "decides alone; default: the shipped one)")
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
@@ -137,7 +139,7 @@ def _world_model(args: argparse.Namespace) -> int:
     training, held_out, test = _clips(args, size) if args.clips else _play(args)
     writable_folder(args.out)
     if args.clips is None:  # the twin's camera is the nominal one of the Bridge set-up
-        from world_gymnast_ros.twin.play import scene_camera
+        from world_gymnast_ros.twin.observer import scene_camera
         from world_gymnast_ros.twin.scene import load_scene
 
         network_settings |= {"camera": scene_camera(load_scene("train_oak")), "plate": True}
@@ -171,45 +173,42 @@ def _update(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.read import read_array_folders, read_episodes
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.models.world_models.action_dit_world import load_network
     from world_gymnast_ros.store import slug
     from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, split
-    from world_gymnast_ros.updates.world_model_run import (
-        OLD_SEED,
-        REPLAY_SEED,
-        Data,
-        fresh_play,
-        update,
-    )
+    from world_gymnast_ros.updates.world_model_run import Data, check_folder, play_folder, replay_folder, update
 
     torch.set_num_threads(args.threads)
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
     parent = build.checkpoint_dir(args.init, "world_model")
     size = load_network(parent)[0].config.image_size
+    earlier = replay_folder(args.replay, parent)
+    replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
     found = read_episodes(args.episodes, size, args.out / "decoded")
     for line in found.left_out:
         print(f"left out: {line}")
     new, held = split(found.marked, HELD_OUT_SHARE, args.seed)
     writable_folder(args.out)
-    folders = [given or fresh_play(args.out / "play" / name, 16, first, print)
-               for name, given, first in (("replay", args.replay, REPLAY_SEED), ("old", args.old, OLD_SEED))]
-    judge = build.load_judges(args.judge, args.second_judge)
 
     def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
-        reads = "" if some is old else args.second_judge  # old scenes were seen by the old camera
-        return replay_episodes(build.load_world_model(world_model, reads), judge, some, args.seed)
+        # Earlier scenes were seen by the earlier camera, which the shipped geometric judge knows.
+        second = "" if some is old and args.second_judge != build.OFF else args.second_judge
+        return replay_episodes(build.load_world_model(world_model, second), build.load_judges(args.judge, second), some,
+                               args.seed)
 
-    print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
-    replay, old = (read_array_folders([folder]) for folder in folders)
+    print(f"{len(new)} episodes to learn from, {len(held)} held out; earlier data: {len(replay)} episodes to mix in, "
+          f"{len(old)} to check that nothing got worse", flush=True)
     data = Data(new, held, replay, old, found.hashes)
     result = update(parent, data, config, Margins(), figures, args.out, args.store,
                     slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge), build.load_reader())
-    for name in ("new", "old"):
-        before, after = result.figures[name]
+    for name, pair in result.figures.items():
+        if not pair:
+            continue
+        before, after = pair
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in
                                              ("false_success", "agreement", "psnr_db", "structural")))
     print("\n".join(result.decision.lines))
