@@ -7,16 +7,18 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.models.world_models.worldgym import WorldGym
+from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, weights_file
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
-from world_gymnast_ros.types import Judge
+from world_gymnast_ros.types import Judge, WorldModel
 
 OFF = "off"
 """In the place of the second judge's folder: the first decides alone."""
@@ -36,8 +38,13 @@ def load_policy(path: str | Path | None = None) -> OpenVLA:
     return OpenVLA.from_pretrained(checkpoint_dir(path, "policy"))
 
 
-def load_world_model(path: str | Path | None = None, locator: str | Path | None = None) -> ActionDiTWorld:
-    """Load the world model, which finds things with `locator`, the second judge's folder ("off": the shipped one)."""
+def load_world_model(path: str | Path | None = None, locator: str | Path | None = None) -> WorldModel:
+    """Load the world model of a folder: WorldGym's, or this package's small one.
+
+    The small one finds objects with `locator`, the second judge's folder ("off": the shipped one).
+    """
+    if path and is_worldgym(Path(path)):
+        return WorldGym.from_pretrained(path)
     return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), objects=load_reader(locator))
 
 
@@ -69,8 +76,13 @@ def release_hashes(world_model: str | Path | None, judge: str | Path | None, sec
     kinds = [("world_model", world_model, "world_model"), ("judge", judge, "reflector")]
     if str(second or "") != OFF:
         kinds.append(("second_judge", second, "locator"))
-    return {f"{kind}_{part}_sha256": sha256_file(checkpoint_dir(path, folder) / name)
-            for kind, path, folder in kinds for part, name in (("weights", WEIGHTS), ("config", CONFIG))}
+    found = {}
+    for kind, path, folder in kinds:
+        where = checkpoint_dir(path, folder)
+        found[f"{kind}_weights_sha256"] = sha256_file(weights_file(where))
+        config = where / CONFIG  # a published WorldGym file needs none
+        found[f"{kind}_config_sha256"] = sha256_file(config) if config.is_file() else ""
+    return found
 
 
 def release_rows(world_model: str | Path | None = None, judge: str | Path | None = None,
