@@ -7,13 +7,14 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import CONFIG, sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
-from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, weights_file
+from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_settings, weights_file
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
@@ -46,6 +47,14 @@ def load_world_model(path: str | Path | None = None, locator: str | Path | None 
     if path and is_worldgym(Path(path)):
         return WorldGym.from_pretrained(path)
     return ActionDiTWorld.from_pretrained(checkpoint_dir(path, "world_model"), objects=load_reader(locator))
+
+
+def frame_height_px(world_model: Path) -> int:
+    """Return the height of the frames that the world model of a folder draws, without loading it."""
+    if is_worldgym(world_model):
+        return read_settings(world_model).frame_size[0]
+    values = read_config(world_model, ActionDiTConfig.model_type)
+    return ActionDiTConfig.from_dict(values).image_size
 
 
 def load_reader(locator: str | Path | None = None) -> SceneReader:
