@@ -72,9 +72,9 @@ def test_the_kl_term_is_measured_against_the_shared_base(folder: Path) -> None:
     for coefficient in (0.0, 5.0):
         learner = LoraLearner(policy, LoraConfig(rank=8, learning_rate=3e-3, leash=coefficient))
         learner.begin()
-        group = group_of(policy)
-        for step in range(4):
-            learner.update([(group, prefer_first())], 1.2, step)
+        group = group_of(policy, 2)
+        for step in range(2):
+            learner.update([(group, prefer_first(2))], 1.2, step)
         with torch.no_grad():
             now = policy.logprobs(group.frames[:, 0], SINK, group.chunks[0].tokens, 1.2)
         moved[coefficient] = float((now - torch.from_numpy(group.chunks[0].logprobs)).abs().mean())
@@ -129,7 +129,7 @@ def test_a_four_bit_base_is_trained_through_lora(tmp_path: Path, scheme: str) ->
     group = group_of(four)
     gradients = []
     for policy in (four, plain):
-        parameters = policy.add_lora(4)
+        parameters = policy.add_lora(4, alpha=4.0)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in parameters:
@@ -138,7 +138,7 @@ def test_a_four_bit_base_is_trained_through_lora(tmp_path: Path, scheme: str) ->
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     assert float(torch.nn.functional.cosine_similarity(*gradients, dim=0)) > 0.98
     four.remove_lora()
-    learner = LoraLearner(four, LoraConfig(rank=4))
+    learner = LoraLearner(four, LoraConfig(rank=4, alpha=4.0))
     learner.begin()
     assert learner.update([(group_of(four), prefer_first())], 1.2, 0)["first_ratio_off"] == 0.0
     learner.end()
