@@ -11,6 +11,8 @@ from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.models.policies.openvla_checkpoint import is_published
+from world_gymnast_ros.models.policies.openvla_policy import OFTL1Policy, OpenVLAPolicy, load_openvla
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
@@ -31,8 +33,16 @@ def checkpoint_dir(path: str | Path | None, kind: str) -> Path:
     return directory
 
 
-def load_policy(path: str | Path | None = None) -> OpenVLA:
-    """Load the VLA."""
+def load_policy(path: str | Path | None = None, **options: Any) -> OpenVLA | OpenVLAPolicy | OFTL1Policy:
+    """Load the VLA: a checkpoint of this package, or a published OpenVLA (its folder, or its name on the hub).
+
+    `options` are of the latter alone: device, dtype, four_bit, and what its recipe leaves open (see `load_openvla`).
+    """
+    if path and is_published(path):
+        return load_openvla(path, **options)
+    if options:
+        raise BadConfig(f"{', '.join(sorted(options))} can be set for published OpenVLA checkpoints alone, "
+                        f"{path or 'the shipped policy'} is none")
     return OpenVLA.from_pretrained(checkpoint_dir(path, "policy"))
 
 

@@ -18,12 +18,11 @@ from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models import load as build
-from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.twin.tasks import HORIZON_STEPS, family_of
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, WorldModel
-from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
+from world_gymnast_ros.updates.behaviour_cloning import Clonable, Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
 
 REPORT_NAME = "report.html"
@@ -61,14 +60,14 @@ def lora_config(config: AdaptNodeConfig) -> LoraConfig:
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
 
 
-def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
+def real_successes(policy: Clonable, config: AdaptNodeConfig) -> Anchor | None:
     """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
 
     None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
     """
     if not config.episodes:
         return None
-    found = read_episodes([Path(config.episodes)], policy.config.image_size, Path(config.directory) / "decoded")
+    found = read_episodes([Path(config.episodes)], policy.image_size, Path(config.directory) / "decoded")
     episodes, left_out = found.marked, found.left_out
     loss = cloning_loss(policy, episodes, Imitation())
     if loss is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.models.policies.openvla_policy import OFTL1Policy, OpenVLAPolicy
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.training.optim import warm_then_decay
 from world_gymnast_ros.training.policy import relight, soft_target_loss
@@ -48,7 +49,11 @@ def success_chunks(episodes: Sequence[Episode], chunk: int, after_success: int) 
     return out
 
 
-def cloning_loss(policy: OpenVLA, episodes: Sequence[Episode], settings: Imitation
+Clonable = OpenVLA | OpenVLAPolicy | OFTL1Policy
+"""Policies that can be trained by imitation."""
+
+
+def cloning_loss(policy: Clonable, episodes: Sequence[Episode], settings: Imitation
                  ) -> Callable[[np.random.Generator], Tensor] | None:
     """Return a function that draws a batch of what succeeded and gives its loss; None where nothing did."""
     chunks = success_chunks(episodes, policy.chunk_size, settings.after_success)
@@ -59,12 +64,15 @@ def cloning_loss(policy: OpenVLA, episodes: Sequence[Episode], settings: Imitati
         picks = [chunks[i] for i in rng.integers(len(chunks), size=min(settings.batch, max(8, len(chunks))))]
         frames = relight(torch.from_numpy(np.stack([e.frames[t] for e, t in picks])), rng).numpy()
         deltas = np.stack([e.deltas[t:t + policy.chunk_size] for e, t in picks])
-        logits = policy.logits(frames, [e.instruction for e, _ in picks])
+        instructions = [e.instruction for e, _ in picks]
+        if not isinstance(policy, OpenVLA):
+            return policy.cloning_loss(frames, instructions, deltas)
+        logits = policy.logits(frames, instructions)
         return soft_target_loss(logits.float(), torch.from_numpy(policy.stats.normalise(deltas)), settings.sigma_bins)
     return loss
 
 
-def imitate(policy: OpenVLA, episodes: Sequence[Episode], lora: LoraConfig, settings: Imitation,
+def imitate(policy: Clonable, episodes: Sequence[Episode], lora: LoraConfig, settings: Imitation,
             parent: AdapterRef | None, store: Store, name: str, scores: dict[str, Any], created_ns: int,
             progress: Callable[[int, float], object] = lambda step, loss: None) -> AdapterRef | None:
     """Clone the successes of `episodes` into an adapter that starts from `parent`; None where there are none.

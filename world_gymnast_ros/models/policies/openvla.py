@@ -32,6 +32,7 @@ class OpenVLA(AdaptedPolicy):
         super().__init__(self.model, self.config.name, base_hash, TARGETS)
         self.device = torch.device(device)
         self.chunk_size: int = self.config.chunk_size
+        self.image_size: int = self.config.image_size
         self.reader = WordReader(self.config.words, self.config.max_words)
         self.stats = ActionStats(tuple(self.config.action_q01), tuple(self.config.action_q99),
                                  tuple(self.config.action_mask))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.policies import laplace_head
-from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins
+from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins, encode_bins
 from world_gymnast_ros.models.policies.adapted import AdaptedPolicy
 from world_gymnast_ros.models.policies.laplace_head import LaplaceScale
 from world_gymnast_ros.models.policies.oft_l1_head import L1Head
@@ -50,6 +50,8 @@ from world_gymnast_ros.models.policies.openvla_prompt import PromptReader
 from world_gymnast_ros.models.policies.prismatic import PrismaticVLA
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, ActionChunk, Frame, SampledChunks
 
+STORED_FRAME_PX = 256
+"""Side of the frames that are kept for training such a policy, as Bridge keeps them; it resizes them itself."""
 LINEAR_LAYERS = (r"vision_backbone\.\w+\.blocks\..*\.(qkv|proj|fc1|fc2)|projector\.fc[123]"
                  r"|language_model\.model\.layers\..*_proj"
                  r"|action_head\.model\.(fc[12]|mlp_resnet_blocks\.\d+\.ffn\.1)|scale_head\.fc")
@@ -66,7 +68,7 @@ class _PublishedPolicy(AdaptedPolicy):
         """`base`: the hash that adapters are tied to. `max_batch` frames go through the network at once."""
         super().__init__(network, name, base, LINEAR_LAYERS)
         self.network, self.recipe, self.prompts, self.pixels, self.stats = network, recipe, prompts, pixels, stats
-        self.chunk_size, self.max_batch = recipe.chunk_size, max_batch
+        self.chunk_size, self.max_batch, self.image_size = recipe.chunk_size, max_batch, STORED_FRAME_PX
         network.attend_both_ways(recipe.decoding != AUTOREGRESSIVE)
 
     @property
@@ -203,6 +205,12 @@ class OpenVLAPolicy(_PublishedPolicy):
             return _taken(self.logits(frames, instructions, bins) / temperature, bins)
 
 
+    def cloning_loss(self, frames: U8, instructions: Sequence[str] | str, deltas: F32) -> Tensor:
+        """Return the mean cross-entropy of the action tokens of `deltas` (B, K, 7), OpenVLA's own training loss."""
+        bins = encode_bins(self.stats.normalise(deltas))
+        return -self.logprobs(frames, instructions, bins, 1.0).mean()
+
+
 class OFTL1Policy(_PublishedPolicy):
     """OFT's L1 head: one continuous chunk in one pass. Implements `types.Policy`.
 
@@ -267,6 +275,12 @@ class OFTL1Policy(_PublishedPolicy):
         assert scale is not None
         actions = torch.from_numpy(np.ascontiguousarray(tokens)).to(mean)
         return laplace_head.log_density(actions, mean, scale + float(np.log(temperature)))
+
+    def cloning_loss(self, frames: U8, instructions: Sequence[str] | str, deltas: F32) -> Tensor:
+        """Return the mean absolute error of the head against normalised `deltas` (B, K, 7), OFT's own training loss."""
+        with self._recomputing():
+            mean, _ = self.distribution(frames, instructions)
+        return (mean - torch.from_numpy(self.stats.normalise(deltas)).to(mean)).abs().mean()
 
     def add_lora(self, rank: int = 32, alpha: float = 64.0, seed: int = 0) -> list[torch.nn.Parameter]:
         """Put in a fresh adapter; refused where the policy has no scale to explore with."""
