@@ -235,6 +235,11 @@ def test_the_recipe_is_stated_never_guessed(copy: Path) -> None:
             Recipe(**wrong)
 
 
+def test_the_published_base_model_needs_no_recipe_by_its_hub_name(tmp_path: Path) -> None:
+    assert Recipe.read(tmp_path, "openvla/openvla-7b", {}) == Recipe("autoregressive", 1, "bridge_orig")
+    assert Recipe.read(tmp_path, "openvla/openvla-7b", {"statistics": "fractal20220817_data"}).chunk_size == 1
+
+
 def test_statistics_by_key_and_file(copy: Path) -> None:
     narrow = {**BRIDGE, "q99": [x / 2 for x in BRIDGE["q99"]]}
     table = {"bridge_dataset": {"action": narrow}, "fractal": {"action": BRIDGE}}
