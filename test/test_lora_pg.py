@@ -202,7 +202,7 @@ def test_a_session_is_held_to_the_recordings_that_succeeded(tmp_path):
     root, policy = tmp_path / "episodes", toy_policy()
     root.mkdir()
     config = AdaptNodeConfig(episodes=str(root), directory=str(tmp_path / "runs"), anchor=20.0)
-    with pytest.raises(EpisodeError, match="no play data"):
+    with pytest.raises(EpisodeError, match="no episode"):
         real_successes(policy, config)
     record(root, "failed", outcome="failure", seed=1)
     assert real_successes(policy, config) is None and real_successes(policy, AdaptNodeConfig()) is None

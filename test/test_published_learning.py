@@ -12,10 +12,12 @@ from published_openvla import SINK, TEXT, camera_frame, write_folder
 
 from world_gymnast_ros.adaptation.advantage import Advantages
 from world_gymnast_ros.adaptation.rollout import imagine
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
 from world_gymnast_ros.testing.fakes import GOALS, FakeJudge, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.types import Judgement, RolloutGroup, Start
+from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, flatten
 
 torch.set_num_threads(1)
@@ -72,9 +74,9 @@ def test_the_kl_term_is_measured_against_the_shared_base(folder: Path) -> None:
     for coefficient in (0.0, 5.0):
         learner = LoraLearner(policy, LoraConfig(rank=8, learning_rate=3e-3, leash=coefficient))
         learner.begin()
-        group = group_of(policy)
-        for step in range(4):
-            learner.update([(group, prefer_first())], 1.2, step)
+        group = group_of(policy, 2)
+        for step in range(2):
+            learner.update([(group, prefer_first(2))], 1.2, step)
         with torch.no_grad():
             now = policy.logprobs(group.frames[:, 0], SINK, group.chunks[0].tokens, 1.2)
         moved[coefficient] = float((now - torch.from_numpy(group.chunks[0].logprobs)).abs().mean())
@@ -89,6 +91,25 @@ def test_published_policies_are_evaluated_in_imagination(folder: Path, scheme: s
     group = imagine(policy, FakeWorldModel(), FakeJudge(), start, 2, 5, 1.0, seed=0)
     assert group.frames.shape[:2] == (2, 6) and len(group.chunks) == 5 // policy.chunk_size
     assert len(flatten([(group, prefer_first(2))]).instructions) == int(group.valid.sum())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_demonstrations_are_cloned_by_the_policys_own_loss(folder: Path, scheme: str) -> None:
+    policy = load_openvla(folder, **SCHEMES[scheme])
+    rng = np.random.default_rng(0)
+    deltas = rng.uniform(-0.02, 0.02, (policy.chunk_size + 1, 7)).astype(np.float32)
+    frames = np.stack([camera_frame(64, 64, i) for i in range(len(deltas) + 1)])
+    episode = Episode(frames, deltas, None, SINK, success=True)
+    loss = cloning_loss(policy, [episode], Imitation(batch=2))
+    learner = LoraLearner(policy, replace(FULL_SIZE, learning_rate=1e-4))
+    learner.begin()
+    before = float(loss(np.random.default_rng(1)).detach())
+    for _ in range(4):
+        learner.optimiser.zero_grad()
+        loss(np.random.default_rng(1)).backward()
+        learner.optimiser.step()
+    assert float(loss(np.random.default_rng(1)).detach()) < before - 0.02
+    learner.end()
 
 
 def test_a_policy_without_probabilities_is_evaluated_and_not_trained(folder: Path) -> None:
@@ -129,7 +150,7 @@ def test_a_four_bit_base_is_trained_through_lora(tmp_path: Path, scheme: str) ->
     group = group_of(four)
     gradients = []
     for policy in (four, plain):
-        parameters = policy.add_lora(4)
+        parameters = policy.add_lora(4, alpha=4.0)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in parameters:
@@ -138,7 +159,7 @@ def test_a_four_bit_base_is_trained_through_lora(tmp_path: Path, scheme: str) ->
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     assert float(torch.nn.functional.cosine_similarity(*gradients, dim=0)) > 0.98
     four.remove_lora()
-    learner = LoraLearner(four, LoraConfig(rank=4))
+    learner = LoraLearner(four, LoraConfig(rank=4, alpha=4.0))
     learner.begin()
     assert learner.update([(group_of(four), prefer_first())], 1.2, 0)["first_ratio_off"] == 0.0
     learner.end()

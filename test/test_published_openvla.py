@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig, BadInstruction
+from world_gymnast_ros.models.load import load_policy
 from world_gymnast_ros.models.policies.action_bins import decode_bins
 from world_gymnast_ros.models.policies.openvla_checkpoint import Recipe, find_folder
 from world_gymnast_ros.models.policies.openvla_decoding import (
@@ -234,6 +235,11 @@ def test_the_recipe_is_stated_never_guessed(copy: Path) -> None:
             Recipe(**wrong)
 
 
+def test_the_published_base_model_needs_no_recipe_by_its_hub_name(tmp_path: Path) -> None:
+    assert Recipe.read(tmp_path, "openvla/openvla-7b", {}) == Recipe("autoregressive", 1, "bridge_orig")
+    assert Recipe.read(tmp_path, "openvla/openvla-7b", {"statistics": "fractal20220817_data"}).chunk_size == 1
+
+
 def test_statistics_by_key_and_file(copy: Path) -> None:
     narrow = {**BRIDGE, "q99": [x / 2 for x in BRIDGE["q99"]]}
     table = {"bridge_dataset": {"action": narrow}, "fractal": {"action": BRIDGE}}
@@ -315,6 +321,16 @@ def test_the_published_size_is_the_published_size() -> None:
     last_blocks = (12 * 1024**2 + 15 * 1024) + (4 * 1152**2 + 2 * 1152 * 4304 + 4304 + 9 * 1152)
     pool = (1152 + 4 * 1152**2 + 4 * 1152) + (2 * 1152 * 4304 + 4304 + 1152) + 2 * 1152
     assert counted + last_blocks + pool + 2 * 1024 + 2 * 1152 == 7_541_237_184
+
+
+def test_one_call_loads_every_kind_of_policy(folder: Path, copy: Path) -> None:
+    (copy / "world_gymnast.json").write_text(json.dumps(SCHEMES["parallel"]))
+    assert isinstance(load_policy(copy), OpenVLAPolicy)
+    assert load_policy().name != load_policy(copy).name
+    with pytest.raises(BadConfig, match="dtype"):
+        load_policy(copy, dtype="int8")
+    (copy / "world_gymnast.json").write_text(json.dumps(SCHEMES["l1"]))
+    assert isinstance(load_policy(copy), OFTL1Policy)
 
 
 # ---- sampling and scoring --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig
+from world_gymnast_ros.models.policies.openvla_checkpoint import is_published
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
@@ -43,7 +44,7 @@ RELEASE = "release.json"
 Loader = Callable[[Path, str, "torch.dtype | None"], Any]
 
 
-def _published_policy(where: Path, device: str, dtype: torch.dtype | None) -> Any:
+def _published_policy(where: str | Path, device: str, dtype: torch.dtype | None) -> Any:
     names = {number: name for name, number in DTYPES.items()}
     return load_openvla(where, device=device, dtype=None if dtype is None else names[dtype])
 
@@ -71,12 +72,16 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def _find(name: str) -> Path | None:
+    """Return what a path or the name of a shipped checkpoint stands for; None where there is no such thing."""
+    return next((path for path in (Path(name), share_dir() / "checkpoints" / name) if path.exists()), None)
+
+
 def checkpoint_dir(where: str | Path | None, kind: str = POLICY) -> Path:
     """Return the folder or file of a checkpoint; '' or None means the shipped one of its kind."""
     name = str(where or SHIPPED[kind])
-    for path in (Path(name), share_dir() / "checkpoints" / name):
-        if path.exists():
-            return path
+    if (path := _find(name)) is not None:
+        return path
     shipped = sorted(str(p.parent.relative_to(share_dir() / "checkpoints"))
                      for p in (share_dir() / "checkpoints").glob(f"*/*/{CONFIG}"))
     raise BadCheckpoint(f"checkpoint folder {name} does not exist; give the path of a folder that holds a {kind}, or a "
@@ -102,8 +107,10 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
     """
     if dtype not in DTYPES:
         raise BadConfig(f"dtype is {dtype!r}; give {', '.join(DTYPES)}")
+    if kind == POLICY and where and _find(str(where)) is None and is_published(where):  # a name on the hub
+        return _published_policy(where, resolve_device(device), DTYPES[dtype])
     path = checkpoint_dir(where, kind)
-    found = holds(path)
+    found = "openvla" if kind == POLICY and is_published(path) else holds(path)
     loader = LOADERS.get((kind, found))
     if loader is None:
         known = ", ".join(sorted(name for other, name in LOADERS if other == kind))

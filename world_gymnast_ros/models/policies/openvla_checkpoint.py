@@ -101,6 +101,18 @@ PUBLISHED = {"openvla/openvla-7b": Recipe(AUTOREGRESSIVE, 1, "bridge_orig")}
 """Recipes of checkpoints whose authors publish them, by hub name."""
 
 
+def is_published(where: str | Path) -> bool:
+    """Whether a folder holds a published OpenVLA checkpoint, or `where` is no folder and reads as a hub name."""
+    path = Path(where)
+    if not path.is_dir():
+        return HUB_NAME.fullmatch(str(where)) is not None
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
 def find_folder(where: str | Path) -> Path:
     """Return the folder of a checkpoint: a path, or a hub name from the local cache or the hub; no code is fetched."""
     path = Path(where)

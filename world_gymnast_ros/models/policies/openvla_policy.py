@@ -50,6 +50,8 @@ from world_gymnast_ros.models.policies.openvla_prompt import PromptReader
 from world_gymnast_ros.models.policies.prismatic import PrismaticVLA
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, ActionChunk, Frame, SampledChunks
 
+STORED_FRAME_PX = 256
+"""Side of the frames that are kept for training such a policy, as Bridge keeps them; it resizes them itself."""
 LINEAR_LAYERS = (r"vision_backbone\.\w+\.blocks\..*\.(qkv|proj|fc1|fc2)|projector\.fc[123]"
                  r"|language_model\.model\.layers\..*_proj"
                  r"|action_head\.model\.(fc[12]|mlp_resnet_blocks\.\d+\.ffn\.1)|scale_head\.fc")
@@ -66,7 +68,7 @@ class _PublishedPolicy(AdaptedPolicy):
         """`base`: the hash that adapters are tied to. `max_batch` frames go through the network at once."""
         super().__init__(network, name, base, LINEAR_LAYERS)
         self.network, self.recipe, self.prompts, self.pixels, self.stats = network, recipe, prompts, pixels, stats
-        self.chunk_size, self.max_batch = recipe.chunk_size, max_batch
+        self.chunk_size, self.max_batch, self.image_size = recipe.chunk_size, max_batch, STORED_FRAME_PX
         network.attend_both_ways(recipe.decoding != AUTOREGRESSIVE)
 
     @property
@@ -202,9 +204,10 @@ class OpenVLAPolicy(_PublishedPolicy):
         with self._recomputing():
             return _taken(self.logits(frames, instructions, bins) / temperature, bins)
 
-    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Tensor:
-        """Return the negative log-likelihood, a mean over tokens, of chunks float32 (B, K, 7) taken at frames."""
-        return -self.logprobs(frames, instructions, encode_bins(self.stats.normalise(deltas)), 1.0).mean()
+    def cloning_loss(self, frames: U8, instructions: Sequence[str] | str, deltas: F32) -> Tensor:
+        """Return the mean cross-entropy of the action tokens of `deltas` (B, K, 7), OpenVLA's own training loss."""
+        bins = encode_bins(self.stats.normalise(deltas))
+        return -self.logprobs(frames, instructions, bins, 1.0).mean()
 
 
 class OFTL1Policy(_PublishedPolicy):
@@ -272,6 +275,12 @@ class OFTL1Policy(_PublishedPolicy):
         actions = torch.from_numpy(np.ascontiguousarray(tokens)).to(mean)
         return laplace_head.log_density(actions, mean, scale + float(np.log(temperature)))
 
+    def cloning_loss(self, frames: U8, instructions: Sequence[str] | str, deltas: F32) -> Tensor:
+        """Return the mean absolute error of the head against normalised `deltas` (B, K, 7), OFT's own training loss."""
+        with self._recomputing():
+            mean, _ = self.distribution(frames, instructions)
+        return (mean - torch.from_numpy(self.stats.normalise(deltas)).to(mean)).abs().mean()
+
     def add_lora(self, rank: int = 32, alpha: float = 64.0, seed: int = 0) -> list[torch.nn.Parameter]:
         """Put in a fresh adapter; refused where the policy has no scale to explore with."""
         self._check_trainable()
@@ -281,12 +290,6 @@ class OFTL1Policy(_PublishedPolicy):
         if self.recipe.action_scale is None:
             raise BadConfig(f"policy '{self.name}' has an L1 head and no action_scale: it gives one chunk per frame "
                             "and has no probabilities to train; state action_scale in its recipe, e.g. 0.05")
-
-    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Tensor:
-        """Return the mean absolute error, in normalised units, of chunks float32 (B, K, 7) taken at frames."""
-        mean, _ = self.distribution(frames, instructions)
-        values = torch.from_numpy(self.stats.normalise(deltas)).to(mean.device)
-        return (mean.float() - values).abs().mean()
 
 
 def load_openvla(where: str | Path, *, device: str = "cpu", dtype: str | None = None, four_bit: bool = False,

@@ -7,14 +7,11 @@ object and the destination are. That regression teaches the trunk to localise; b
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -174,19 +171,6 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         del self.action_queries
         self.language_model.lm_head = nn.Identity()
         self.language_model.model.norm = nn.Identity()
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Compute without the LoRA adapter inside the block; neither weights nor trainability change."""
-        layers = [m for m in self.modules() if isinstance(m, LoraLayer)]
-        before = [layer._disable_adapters for layer in layers]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer, off in zip(layers, before, strict=True):
-                layer._disable_adapters = off
 
 
 def soft_target_loss(logits: Tensor, values: Tensor, sigma_bins: float) -> Tensor:
