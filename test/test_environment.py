@@ -81,7 +81,9 @@ def test_the_policy_looks_when_the_arm_has_come_to_rest_and_acts_on_the_beat() -
 
 
 def test_what_the_guard_does_not_allow_does_not_happen() -> None:
-    down = played(Straight((0.2, 0, -0.2, 0, 0, 0, 1)))
+    with pytest.raises(EpisodeError, match="speaks another convention"):
+        played(Straight((0.2, 0, -0.2, 0, 0, 0, 1)))
+    down = played(Straight((0.06, 0, -0.06, 0, 0, 0, 1)))
     low, high = ArmConfig().workspace_low_m, ArmConfig().workspace_high_m
     assert (np.linalg.norm(down.deltas[:, :3], axis=1) <= 0.05 + 1e-6).all()
     assert (down.states[:, :3] >= np.array(low) - 1e-4).all() and (down.states[:, :3] <= np.array(high) + 1e-4).all()

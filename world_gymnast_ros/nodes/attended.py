@@ -29,6 +29,7 @@ CONFIRM_S = 5.0
 """After Ctrl-C the answers of arm and recorder are waited for so long, each."""
 SAY_AFTER_S = 3.0
 """What is waited for longer than this is said on the terminal."""
+LOADS = "the policy node to load the policy of this trial"
 LAST_FRAME_S = 0.4
 """The recording goes on so long after the last action: its last frame shows what that action did."""
 
@@ -97,8 +98,7 @@ class Attended(Operator):
         refused = self._refused
         self._offers.publish(convert.adapter_msg(adapter, self.get_clock().now().nanoseconds))
         wanted = adapter.name if adapter else "base"
-        self._wait_for(lambda: self._in_use == wanted or self._refused > refused,
-                       "the policy node to load the policy of this trial")
+        self._wait_for(lambda: self._in_use == wanted or self._refused > refused, LOADS)
         if self._in_use != wanted:
             raise GraphFault(f"the policy node does not run '{wanted}': {self._policy_says}")
 
@@ -106,7 +106,7 @@ class Attended(Operator):
         """Have the policy sample at this temperature until the arm is disarmed; 0: act greedily."""
         self._wait_for(self._set.service_is_ready, f"service {self._set.srv_name}")
         future = self._set.call_async(convert.set_double("temperature", temperature))
-        self._wait_for(future.done, f"an answer of {self._set.srv_name}")
+        self._wait_for(future.done, LOADS)
         result = future.result().results[0]
         if not result.successful:
             raise GraphFault(f"the policy node does not sample at temperature {temperature:g}: {result.reason}")
