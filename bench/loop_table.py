@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.models.checkpoint import write_text
 from world_gymnast_ros.report.loop_report import COLUMNS, rows_of
 from world_gymnast_ros.statistics import Interval, paired_bootstrap
 from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.updates.loop import EVALUATION_SEED, METHODS, once
+from world_gymnast_ros.updates.loop import METHODS, once
 
 BASELINES = METHODS[1:]
-MORE_SEED = EVALUATION_SEED + 1000
+MORE_SEED = seeds.EVALUATION.start + 1000
 
 
 def read(argument: str) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def read(argument: str) -> dict[str, Any]:
 def of_folder(run: Path) -> dict[str, Any]:
     """Return task, seed and the rows, round by round, of each method that a run folder holds."""
     try:
-        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+        told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        config, scene = told["config"], told["environment"]
         start = json.loads((run / "round-0.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{run} is no run of `world-gymnast iterate` ({error})") from error
@@ -63,9 +65,9 @@ def of_folder(run: Path) -> dict[str, Any]:
                 for i, path in enumerate(rounds, 1)]
         if rows:
             results[method] = [start, *rows]
-    words = config["instruction"] or load_scene(config["scene"]).instructions[0]
-    return {"task": f"`{config['scene']}`: {words}", "seed": config["seed"], "results": results,
-            "scene": config["scene"], "instruction": words, "folders": dict.fromkeys(METHODS, run)}
+    words = config["instruction"]
+    return {"task": f"`{scene}`: {words}", "seed": config["seed"], "results": results,
+            "scene": scene, "instruction": words, "folders": dict.fromkeys(METHODS, run)}
 
 
 def cut(results: dict[str, list[dict[str, Any]]], run: str) -> dict[str, list[dict[str, Any]]]:
@@ -90,24 +92,20 @@ def last_adapter(rows: list[dict[str, Any]]) -> str:
 
 def run_more(table: dict[str, Any], count: int) -> None:
     """Put `count` more true outcomes of each method's last adapter into the last rows of `table`."""
-    from tqdm import tqdm
-
+    from world_gymnast_ros.evaluation.environment import outcomes
     from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.store import Store
-    from world_gymnast_ros.twin.policy_play import policy_episodes
-    from world_gymnast_ros.twin.sim import Twin
+    from world_gymnast_ros.twin.environment import TwinEnvironment
 
     def measure(folder: Path, adapter: str) -> dict[str, Any]:
-        policy, twin = load_policy(), Twin(load_scene(table["scene"]))
+        environment = TwinEnvironment(load_scene(table["scene"]))
+        ref = Store(folder / "adapters").get(adapter) if adapter else None
         try:
-            policy.load_adapter(Store(folder / "adapters").get(adapter) if adapter else None)
-            told = f"{table['task']}, seed {table['seed']}, {adapter or 'base'}"
-            with tqdm(total=count, unit="episode", desc=told) as bar:
-                rows = policy_episodes(twin, policy, range(MORE_SEED, MORE_SEED + count), table["instruction"], 0.0,
-                                       "evaluation", bar.update)
-            return {"adapter": adapter, "outcomes": [bool(r["success"][-1]) for r in rows]}
+            played = outcomes(environment, load_policy(), ref, range(MORE_SEED, MORE_SEED + count),
+                              table["instruction"])
         finally:
-            twin.close()
+            environment.close()
+        return {"adapter": adapter, "outcomes": played}
 
     for method, rows in table["results"].items():
         folder, adapter = table["folders"][method] / method, last_adapter(rows)

@@ -32,7 +32,7 @@ def ros_domain_id() -> int:
 
 # --- make test-fast ---------------------------------------------------------------------------------------------------
 
-LEFT_OUT = {"rclpy": "ROS", "mujoco": "the simulator"}
+LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
 
 
@@ -41,12 +41,16 @@ class LeftOut(MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
         if name in LEFT_OUT:
-            pytest.skip(f"needs {LEFT_OUT[name]}", allow_module_level=True)
+            pytest.skip(LEFT_OUT[name], allow_module_level=True)
+
+
+def _skip_training(*_: object) -> None:
+    pytest.skip("trains a network")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true",
-                     help="only tests that import neither rclpy nor mujoco, and start no process that may")
+    parser.addoption("--fast", action="store_true", help="skip tests, as they come to it, that import rclpy or mujoco "
+                     "or make a training step")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,3 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
         loaded = sorted(set(LEFT_OUT) & set(sys.modules))
         assert not loaded, f"{loaded} loaded before any test"
         sys.meta_path.insert(0, LeftOut())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    optimizers = sys.modules.get("torch.optim.optimizer")  # there once torch is; it is not loaded for this
+    if optimizers is not None and item.config.getoption("--fast") and not optimizers._global_optimizer_pre_hooks:
+        optimizers.register_optimizer_step_pre_hook(_skip_training)

@@ -22,7 +22,7 @@ from world_gymnast_ros.robot.actions import StepLimits, bridge_state, clip_delta
 from world_gymnast_ros.robot.arm_silhouette import PARKED, outline
 from world_gymnast_ros.training.camera import train_camera_fit
 from world_gymnast_ros.training.world_model import TrainConfig, Trainer, choose_tokens, residual_loss
-from world_gymnast_ros.twin.play import scene_camera
+from world_gymnast_ros.twin.observer import scene_camera
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import Frame, Start, WorldModel

@@ -16,7 +16,7 @@ from rclpy.executors import MultiThreadedExecutor
 from ros_tools import PATIENCE_S, SLOWNESS, START_S, Client, client, running
 
 from world_gymnast_ros.adaptation.log import check_session, read_session
-from world_gymnast_ros.adaptation.trust import TaskRelease
+from world_gymnast_ros.adaptation.trust import TaskRelease, released_task
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -27,7 +27,6 @@ from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.kinematics import SLEEP, fk
 from world_gymnast_ros.store import load_adapter
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.twin.tasks import family_of
 from world_gymnast_ros.updates.adaptation import Parts, check_released
 
 pytestmark = pytest.mark.ros
@@ -191,13 +190,15 @@ def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> 
 
 
 def test_untrusted_tasks_are_refused() -> None:
-    release = {"reach": TaskRelease(0.93), "push": TaskRelease(0.6)}
+    release = {"reach": TaskRelease(0.93, instructions=("reach the *",)),
+               "push": TaskRelease(0.6, instructions=("push the *",))}
     check_released(release, ["reach the red block"], 0.8)
     check_released({}, ["wipe the table"], 0.0)
     for words, says in (("push the red block left", "0.60"), ("wipe the table", "unknown")):
         with pytest.raises(NotTrusted, match=f"{words}.*{says}.*reach 0.93"):
             check_released(release, ["reach the red block", words], 0.8)
-    assert family_of("Reach  the red block") == "reach" and family_of("Wipe  the table.") == "wipe the table"
+    assert released_task("Reach  the red block.", {"reach": TaskRelease(0.9, instructions=("reach the *",))}) == "reach"
+    assert released_task("Wipe  the table.", {}) == "wipe the table"
 
 
 def test_a_task_that_was_measured_does_not_release_another_that_is_unknown_too() -> None:
@@ -229,7 +230,7 @@ def test_the_real_node_as_a_process(tmp_path: Path) -> None:
     toys = save_toys(tmp_path)
     node = graph.ADAPT.with_overrides(
         policy=str(toys.policy), world_model=str(toys.world_model), judge=str(toys.judge),
-        second_judge="off",  # it would find nothing in noise
+        judges="tiny/reflector",  # the one that measures would find nothing in noise
         directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4,
         select_dreams=1, gate_dreams=4, held_out_copies=2, threads=1, niceness=3,
         capture_timeout_s=60.0)

@@ -10,15 +10,15 @@ import pytest
 
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.cli import main
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.statistics import wilson
 from world_gymnast_ros.twin.benchmark import adaptation as bench
 from world_gymnast_ros.twin.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
 from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
-from world_gymnast_ros.twin.rollout import TrueEpisode
+from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import U8, Frame, SampledChunks, Start
 from world_gymnast_ros.updates.adaptation import Parts
 
@@ -117,20 +117,19 @@ class Straight:
 
 
 def test_true_actions_are_dreamed_again_from_their_own_starts() -> None:
-    scene = load_scene("train_oak")
     words = "reach the red block"
-    twin = Twin(scene)
+    environment = TwinEnvironment(load_scene("train_oak"))
     parts = Parts(None, build.load_world_model(), build.load_judges(), {}, None)  # type: ignore[arg-type]
     try:
-        begun = bench.captured_starts(twin, words, [3, 4])
-        twin.reset(4, words)
+        begun = [environment.reset(seed, words) for seed in (3, 4)]
+        twin = environment.twin
         way = (twin.object_xyz("red block") - twin.ee_xyz()) / 12 * (1, 1, 0.7)
     finally:
-        twin.close()
+        environment.close()
     still = np.tile(np.array([0, 0, 0, 0, 0, 0, 1], np.float32), (20, 1))
     there = still.copy()
     there[:12, :3] = way
-    played = [TrueEpisode(np.zeros((0,), np.uint8), deltas, still[0], False, None) for deltas in (still, there)]
+    played = [Episode(np.zeros((0,), np.uint8), deltas, None) for deltas in (still[:9], there)]  # one ended early
     assert bench.replayed_in_dream(parts, begun, played, 0) == [False, True]
 
 

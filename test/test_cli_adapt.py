@@ -29,7 +29,7 @@ def picture(tmp_path: Path) -> str:
     (["reach the red block", "--frame", "PICTURE", "--budget-s", "0"], "budget_s must be positive"),
     (["reach the red block", "--scene", "nowhere"], "nowhere"),
     (["reach the red block", "--frame", "PICTURE"], "--state is missing"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere", "second_judge=off"], "/nowhere"),
+    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere", "judges=tiny/reflector"], "/nowhere"),
     (["reach the red block", "--frame", "PICTURE", "--episodes", "/nowhere"], "/nowhere does not exist"),
 ])
 def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_a_missing_state_is_said_before_any_model_is_loaded(picture: str, monkey
     monkeypatch.setattr(adaptation, "load_parts", load)
     assert main(["adapt", "reach the red block", "--frame", picture]) == 2
     with pytest.raises(AssertionError, match="models were loaded"):
-        main(["adapt", "reach the red block", "--frame", picture, "--set", "second_judge=off"])
+        main(["adapt", "reach the red block", "--frame", picture, "--set", "judges=tiny/reflector"])
 
 
 def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:

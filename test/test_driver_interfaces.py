@@ -21,7 +21,7 @@ DRIVER_TYPES = {
 
 @pytest.mark.parametrize("name", DRIVER_TYPES)
 def test_type_hash_is_the_drivers(name: str) -> None:
-    package = pytest.importorskip("interbotix_xs_msgs", reason="no interbotix_xs_msgs: see docs/building.md")
+    package = pytest.importorskip("interbotix_xs_msgs", reason="no interbotix_xs_msgs: see docs/reference/building.md")
     installed = Path(package.__file__).resolve()
     share = next(up / "share" / "interbotix_xs_msgs" for up in installed.parents if (up / "share").is_dir())
     described = json.loads((share / f"{name}.json").read_text(encoding="utf-8"))

@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,8 @@ from world_gymnast_ros.episodes.files import MCAP_NAME
 from world_gymnast_ros.models.load import load_policy
 from world_gymnast_ros.paths import SHARE_VARIABLE, share_dir
 from world_gymnast_ros.store import Store
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.play import make_file
-from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.stills import make_stills
@@ -58,7 +57,7 @@ LONG: dict[str, str] = {
     "train world-model": "training.camera.train_camera_fit", "judge learn": "updates.judges.learn_settings",
     "judge veto": "updates.calibration.veto_offset", "judge calibrate": "updates.calibration.calibrate",
     "train world-model --clips": "training.world_model.Trainer.run",
-    "train world-model --episodes": "updates.world_model_run.fresh_play",
+    "train world-model --episodes": "updates.world_model_run.update",
     "train world-model --resume": "training.world_model.Trainer.resume"}
 """What takes minutes, or hundreds of episodes, and the call of the package that is not made."""
 MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check")
@@ -281,14 +280,13 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_it_is_refused_for_want_of_a_robot_and_of_nothing_else(
         example: str, here: Path, became: list[list[str]], monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
-    from world_gymnast_ros.nodes import evaluator
+    from world_gymnast_ros.nodes import evaluator, iterator
 
     with pytest.raises(Became):
         main(words_of(example, here))
-    wait = evaluator.Evaluator.wait_for_robot
-    monkeypatch.setattr(evaluator.Evaluator, "wait_for_robot", partialmethod(wait, timeout_s=0.5))
+    beside = iterator if named(example, ("iterate",)) else evaluator
     with signals_kept():
-        assert evaluator.main(became[0][3:]) == 2
+        assert beside.main([*became[0][3:], "--wait-s", "1"]) == 2
     rclpy.try_shutdown()
     assert "arm_status: start the graph (bringup.launch.py)" in capsys.readouterr().err
 

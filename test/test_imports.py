@@ -52,13 +52,13 @@ ROOM_MAY_USE = {
     "updates": {"adaptation", "data", "episodes", "evaluation", "models", "report", "robot", "training"},
     "first_order": {"adaptation", "models", "report", "robot", "training"},
     "tabletop": {"robot", "data", "evaluation", "models", "training"},
-    "twin": {"robot"},
+    "twin": {"control", "data", "robot"},
     "twin/benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
     "testing": {"adaptation", "robot"},
     "cli": {"adaptation", "control", "data", "episodes", "evaluation", "first_order", "models", "report", "robot",
             "serving", "tabletop", "training", "twin", "twin/benchmark", "updates"},
-    "nodes": {"adaptation", "cli", "control", "episodes", "evaluation", "models", "report", "robot", "serving", "twin",
-              "updates"},
+    "nodes": {"adaptation", "cli", "control", "data", "episodes", "evaluation", "models", "report", "robot", "serving",
+              "twin", "updates"},
 }
 """Rooms of this package that each room may import; "" stands for the root modules, which all may use."""
 DEBTS: set[tuple[str, str]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,18 +16,19 @@ from safetensors.torch import load_file
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli.checks import adapt_settings
 from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.episode_files import write_episodes
 from world_gymnast_ros.data.read import Found, read_arrays
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.evaluation.environment import episodes as episodes_of
 from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again
-from world_gymnast_ros.models.load import checkpoint_dir, load_policy, load_reader, load_world_model
+from world_gymnast_ros.models.load import checkpoint_dir, load_objects, load_policy, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
 from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.locator import Locator
-from world_gymnast_ros.twin.play import write_rows
-from world_gymnast_ros.twin.policy_play import policy_episodes
-from world_gymnast_ros.twin.rollout import run_episode
+from world_gymnast_ros.twin.environment import TwinEnvironment
+from world_gymnast_ros.twin.play import make_replay
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.updates import loop as iterate
@@ -71,31 +72,11 @@ def test_an_object_is_called_only_by_words_that_instructions_know() -> None:
         ObjectSpec("red", "bottle", called="mug")
 
 
-def test_a_recorded_policy_episode_is_the_one_that_evaluation_runs(tmp_path: Path) -> None:
-    policy, scene = load_policy(), load_scene("lab_camera")
-    twin = Twin(scene)
-    try:
-        for temperature in (0.0, 1.2):
-            row = policy_episodes(twin, policy, [7], scene.instructions[0], temperature, "policy")[0]
-            true = run_episode(twin, policy, 7, scene.instructions[0], temperature)
-            np.testing.assert_array_equal(row["deltas"], true.deltas)
-            assert bool(row["success"][-1]) is true.success
-    finally:
-        twin.close()
-
-
 def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> None:
     policy, scene = load_policy(), load_scene("lab_bottle")
-    twin = Twin(scene)
-    try:
-        rows = policy_episodes(twin, policy, range(3), scene.instructions[0], 0.0, "policy")
-    finally:
-        twin.close()
-    for row, done in zip(rows, (5, None, 12), strict=True):  # outcomes as this test says
-        row["success"][:] = False
-        if done is not None:
-            row["success"][done:] = True
-    write_rows(tmp_path / "play" / "a.npz", rows)
+    played = [dataclasses.replace(e, success=done is not None, done_step=done) for e, done in zip(
+        real_episodes("lab_bottle", 3), (5, None, 12), strict=True)]  # outcomes as this test says
+    write_episodes(tmp_path / "play" / "a.npz", played)
     episodes = read_arrays(tmp_path / "play" / "a.npz")
     picked = success_chunks(episodes, policy.chunk_size, after_success=2)
     assert [sum(e is of for of, _ in picked) for e in episodes] == [5 + 2 - 4 + 1, 0, 12 + 2 - 4 + 1]
@@ -112,9 +93,7 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
     policy.load_adapter(ref)
     assert not np.array_equal(policy.greedy(pictures, words), before)
     policy.load_adapter(None)
-    for row in rows:
-        row["success"][:] = False
-    write_rows(tmp_path / "failed" / "a.npz", rows)
+    write_episodes(tmp_path / "failed" / "a.npz", [dataclasses.replace(e, success=False) for e in played])
     failed = read_arrays(tmp_path / "failed" / "a.npz")
     assert imitate(policy, failed, LoraConfig(), Imitation(steps=1), None, store, "x", {}, 1) is None
 
@@ -126,20 +105,38 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
+def real_episodes(scene: str, count: int, temperature: float = 0.0) -> list[Episode]:
+    environment = TwinEnvironment(load_scene(scene))
+    try:
+        return [*episodes_of(environment, load_policy(), None, range(count), load_scene(scene).instructions[0],
+                             temperature)]
+    finally:
+        environment.close()
+
+
 def small(rounds: int = 1) -> IterateConfig:
-    return IterateConfig("lab_bottle", rounds=rounds, episodes=12, evaluation=2, captures=1, replay_episodes=16,
-                         imitation=Imitation(steps=2, batch=8))
+    return IterateConfig("reach the red cylinder", 16, "reach", rounds=rounds, episodes=12, evaluation=2, captures=1,
+                         replay="play/replay", old="play/old", imitation=Imitation(steps=2, batch=8))
 
 
-def start_run(out: Path, config: IterateConfig, said: list[str]) -> Run:
-    return Run(config, adapt_settings(None, ["min_release_auc=0"], {}), out, said.append, lambda: 1)
+@pytest.fixture
+def start_run() -> Iterator[Callable[..., Run]]:
+    """Makes runs on the twin, and closes them."""
+    open_ones: list[TwinEnvironment] = []
+
+    def start(out: Path, config: IterateConfig, said: list[str], scene: str = "lab_bottle") -> Run:
+        open_ones.append(TwinEnvironment(load_scene(scene)))
+        return Run(config, adapt_settings(None, ["min_release_auc=0"], {}), open_ones[-1], out, said.append, lambda: 1)
+    yield start
+    for environment in open_ones:
+        environment.close()
 
 
-def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(
+        tmp_path: Path, start_run: Callable[..., Run]) -> None:
     said: list[str] = []
     whole = start_run(tmp_path / "whole", small(), said)
     rows = whole.method("imitation")
-    whole.close()
 
     class Killed(Exception):
         pass
@@ -151,11 +148,9 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(tmp
     broken.imitation = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         broken.method("imitation")
-    broken.close()
     again = start_run(tmp_path / "broken", small(), said)
     again.real = killed  # type: ignore[method-assign]  # the stage before is not done twice
     resumed = again.method("imitation")
-    again.close()
     weights = [load_file(out / "imitation" / "adapters" / r[1]["state"]["adapter"] / "adapter_model.safetensors")
                for out, r in ((tmp_path / "whole", rows), (tmp_path / "broken", resumed))]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
@@ -200,22 +195,23 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
 
 
 @pytest.fixture
-def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> SimpleNamespace:
     """A run whose real episodes succeed as often as `wins` says, in turn; `asked` is what was played."""
     said: list[str] = []
     run = start_run(tmp_path / "run", dataclasses.replace(small(), episodes=24), said)
-    played = policy_episodes(run.twin, load_policy(), range(2), run.instruction, 1.2, "policy")
+    played = real_episodes("lab_bottle", 1, 1.2)[0]
     out = SimpleNamespace(run=run, said=said, wins=[], asked=[])
 
-    def episodes(twin: object, adapter: str, seeds: range, instruction: str, temperature: float, *_: object
-                 ) -> list[dict[str, np.ndarray]]:
-        out.asked.append((adapter, seeds, temperature))
+    def collect(environment: object, policy: object, adapter: str, seeds: range, count: int, instruction: str,
+                temperature: float, *_: object) -> list[Episode]:
+        out.asked.append((adapter, seeds, count, temperature))
         wins = out.wins.pop(0)
-        return [{**played[0], "success": np.full(len(played[0]["success"]), i < wins)} for i in range(len(seeds))]
-    monkeypatch.setattr(iterate, "policy_episodes", episodes)
+        return [dataclasses.replace(played, success=i < wins, done_step=None) for i in range(count)]
+    monkeypatch.setattr(iterate, "collect", collect)
+    monkeypatch.setattr(run, "adapter", lambda method, state: state.adapter)
     monkeypatch.setattr(run, "parts", lambda method, state: SimpleNamespace(policy=state.adapter))
-    yield out
-    run.close()
+    monkeypatch.setattr(iterate.build, "load_policy", lambda *_: None)
+    return out
 
 
 def parts_of(run: Run, method: str) -> dict[str, int]:
@@ -228,12 +224,13 @@ def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNa
     told = run.real("loop", 1, state)
     assert (told["successes"], told["episodes"]) == (3, 16) and "3 of 16" in arm.said[0]
     run.trial(1, dataclasses.replace(state, record=(3, 16)), "", "")
-    (_, first, hot), (_, last, cold) = arm.asked
-    assert (len(first), last.start, len(last), hot, cold) == (16, first.stop, 8, 1.2, 0.0), "tried as it is deployed"
+    (_, first, explored, hot), (_, last, tried, cold) = arm.asked
+    assert (explored, tried, hot, cold) == (16, 8, 1.2, 0.0), "tried as it is deployed"
+    assert not set(first) & set(last), "and in other episodes"
     counts = parts_of(run, "loop")
     assert sum(counts.values()) == 24 and counts["held_out"] >= 4, "so many are needed to compare judges"
     run.real("imitation", 1, state)
-    assert len(arm.asked[-1][1]) == 24 and sum(parts_of(run, "imitation").values()) == 24
+    assert arm.asked[-1][2] == 24 and sum(parts_of(run, "imitation").values()) == 24
 
 
 @pytest.mark.parametrize(("dreamed", "mine", "wins", "follows"), [
@@ -286,9 +283,9 @@ def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace
     for first in range(9):
         for second in range(5):
             arm.wins = [first, second]
-            for i, count in enumerate((8, 4)):
-                run.on_arm(f"{first}-{second}", state, range(count), f"round-1-{i}", 1.2)
-            parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1-*.npz")}
+            for part, count in enumerate((8, 4)):
+                run.on_arm(f"{first}-{second}", 1, state, part, count, 1.2)
+            parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1*.npz")}
             assert parts == set(PARTS), (first, second)
 
 
@@ -315,11 +312,12 @@ def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_mor
     assert tuple(row["state"]["record"]) == ((6, 8) if preferred else (13, 16))
 
 
-def test_the_dream_tells_a_spoiled_clone_from_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
     monkeypatch.setattr(iterate, "DREAMS", 8)
     said: list[str] = []
     run = start_run(tmp_path / "run", dataclasses.replace(
-        small(), scene="lab_bar", instruction="push the purple block left", captures=8), said)
+        small(), instruction="push the purple block left", horizon_steps=20, captures=8), said, "lab_bar")
     policy = load_policy()
     learner = LoraLearner(policy, LoraConfig(), None)
     learner.begin()
@@ -331,41 +329,36 @@ def test_the_dream_tells_a_spoiled_clone_from_a_good_one(tmp_path: Path, monkeyp
     spoiled = store.put("spoiled", learner.save, parent="base", base_policy=policy.name, scores={},
                         created_ns=1).name
     state = dataclasses.replace(run.start(), record=(13, 16))
-    try:
-        as_good = run.begin(1, state, neutral)
-        assert as_good["clone"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
-        assert as_good["adapter"] == "" and not as_good["preferred"], "a tie is no reason"
-        worse = run.begin(1, state, spoiled)
-        assert worse["adapter"] == "" and worse["clone"] < worse["present"] == as_good["present"], worse
-        better = run.begin(1, dataclasses.replace(state, adapter=spoiled), neutral)
-        assert better["adapter"] == neutral and better["preferred"] and better["clone"] == as_good["present"]
-        assert "of its 8 dreams succeed" in said[-1] and "begins at the clone" in said[-1]
-        weak = dataclasses.replace(state, record=(3, 16))
-        assert run.begin(1, weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
-        assert run.begin(1, weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
-        assert len(said) == 3, "nothing was dreamed for these"
-    finally:
-        run.close()
+    as_good = run.begin(1, state, neutral)
+    assert as_good["clone"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
+    assert as_good["adapter"] == "" and not as_good["preferred"], "a tie is no reason"
+    worse = run.begin(1, state, spoiled)
+    assert worse["adapter"] == "" and worse["clone"] < worse["present"] == as_good["present"], worse
+    better = run.begin(1, dataclasses.replace(state, adapter=spoiled), neutral)
+    assert better["adapter"] == neutral and better["preferred"] and better["clone"] == as_good["present"]
+    assert "of its 8 dreams succeed" in said[-1] and "begins at the clone" in said[-1]
+    weak = dataclasses.replace(state, record=(3, 16))
+    assert run.begin(1, weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
+    assert run.begin(1, weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
+    assert len(said) == 3, "nothing was dreamed for these"
 
 
-def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike(tmp_path: Path) -> None:
-    run = start_run(tmp_path / "run", dataclasses.replace(small(), scene="lab_camera"), [])
-    try:
-        rows = policy_episodes(run.twin, load_policy(), range(12), run.instruction, 1.2, "policy")
-        write_rows(run.out / "loop" / "training" / "round-1.npz", rows[:6])
-        write_rows(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
-        told = run.setup(run.out / "loop" / "round-1", 1, run.start())
-    finally:
-        run.close()
+def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike(
+        tmp_path: Path, start_run: Callable[..., Run]) -> None:
+    run = start_run(tmp_path / "run", small(), [], "lab_camera")
+    rows = real_episodes("lab_camera", 12, 1.2)
+    write_episodes(run.out / "loop" / "training" / "round-1.npz", rows[:6])
+    write_episodes(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
+    told = run.setup(run.out / "loop" / "round-1", 1, run.start())
     assert "from where it was thought to be" in told["message"]
     shipped, learned = (load_world_model("", second) for second in ("", told["second"]))
-    true = np.array(rows[0]["camera"])  # as physics has it
+    true = np.array(rows[0].camera)  # as physics has it
 
     def off(world: ActionDiTWorld) -> float:
         return float(np.abs(np.array(world.config.camera) - true).max())
     assert off(learned) < 0.5 * off(shipped)
-    assert shipped.config.camera == load_network(checkpoint_dir("", "world_model"))[0].config.camera, "one set-up"
-    assert shipped.with_reader(load_reader(told["second"])).config.camera == learned.config.camera
+    assert shipped.config.camera == load_network(checkpoint_dir("tiny/world_model"))[0].config.camera, "one set-up"
+    assert shipped.with_objects(load_objects(told["second"])).config.camera == learned.config.camera
     episodes = read_arrays(run.out / "loop" / "training" / "round-1.npz")
     errors = [np.mean([structural_error(film[1:], e.frames[1:]).mean() for film, e in zip(
         [r[0] for r in imagine_again(world, episodes, 3)], episodes, strict=True)]) for world in (shipped, learned)]
@@ -373,13 +366,13 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
 
 
 def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locator = Locator.from_pretrained(checkpoint_dir("", "locator"))
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
+    locator = Locator.from_pretrained(checkpoint_dir("tiny/locator"))
     pose = np.array(locator.config.T_base_camera)
     pose[3] += 0.08
     locator.config = dataclasses.replace(locator.config, T_base_camera=tuple(pose.tolist()))
     locator.save(tmp_path / "moved")
-    moved, shipped = (load_reader(folder).projection for folder in (tmp_path / "moved", ""))
+    moved, shipped = (load_objects(str(folder)).projection for folder in (tmp_path / "moved", ""))
     assert moved != shipped
     seen: list[tuple[float, ...]] = []
     labels: list[str] = []
@@ -387,6 +380,7 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
     stub = Replays((nothing, nothing), *np.ones((2, 2)), np.ones((2, 3)), np.ones(2), np.ones(2, bool), np.ones(2), [])
     monkeypatch.setattr(iterate, "read_episodes", lambda *_: Found())
     monkeypatch.setattr(iterate, "read_array_folders", lambda *_: [])
+    monkeypatch.setattr(iterate, "play_folder", lambda *_: [])
 
     def update(*args: object) -> SimpleNamespace:
         seen.extend(reader.projection for reader in args[-2:])  # type: ignore[attr-defined]
@@ -407,24 +401,19 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
     monkeypatch.setattr(run, "figures", lambda *_: stub)
     monkeypatch.setattr(run, "play", lambda name: tmp_path)
     monkeypatch.setattr(run, "release", lambda *_: {})
-    try:
-        state = dataclasses.replace(run.start(), second=str(tmp_path / "moved"))
-        run.world_model(run.out / "loop" / "round-1", 1, state)
-        run.judge(run.out / "loop" / "round-1", 1, state)
-        assert seen == [moved, shipped, moved, shipped]
-        assert not any("alone" in label for label in labels), "who measures knows the camera"
-        run.judge(run.out / "loop" / "round-2", 2, run.start())
-        assert seen[4:] == [shipped, shipped] and any("alone" in label for label in labels)
-    finally:
-        run.close()
+    state = dataclasses.replace(run.start(), second=str(tmp_path / "moved"))
+    run.world_model(run.out / "loop" / "round-1", 1, state)
+    run.judge(run.out / "loop" / "round-1", 1, state)
+    assert seen == [moved, shipped, moved, shipped]
+    assert not any("alone" in label for label in labels), "who measures knows the camera"
+    run.judge(run.out / "loop" / "round-2", 2, run.start())
+    assert seen[4:] == [shipped, shipped] and any("alone" in label for label in labels)
 
 
 def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is_not(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
     run = start_run(tmp_path / "run", small(), [])
-    rows = policy_episodes(run.twin, load_policy(), range(2), run.instruction, 1.2, "policy")
-    for row in rows:
-        row["success"][5:] = True  # as this test says
+    rows = [dataclasses.replace(e, success=True, done_step=5) for e in real_episodes("lab_bottle", 2, 1.2)]
     learners: list[LoraLearner] = []
     gates: list[tuple[float, float]] = []
 
@@ -434,12 +423,9 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
         report = SimpleNamespace(outcome="kept", message="", curve=(), adapter=None, seconds={})
         return SimpleNamespace(report=report, report_path=run.out / "report.html")
     monkeypatch.setattr(iterate, "run_session", session)
-    try:
-        for method in ("loop", "unchanged"):
-            write_rows(run.out / method / "training" / "round-1.npz", rows)
-            run.adaptation(method, 1, run.start())
-    finally:
-        run.close()
+    for method in ("loop", "unchanged"):
+        write_episodes(run.out / method / "training" / "round-1.npz", rows)
+        run.adaptation(method, 1, run.start())
     assert learners[0].anchor is not None and learners[1].anchor is None
     assert gates == [(0.0, 0.8), (0.05, 0.95)], "what the arm tries first need only be likely better"
     learner, rng = learners[0], np.random.default_rng(3)
@@ -467,21 +453,33 @@ def test_the_loop_is_compared_with_each_baseline_episode_by_episode() -> None:
 
 
 @pytest.mark.slow
-def test_one_round_of_the_whole_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("replay", "pairs"), [(True, 0), (False, 2)])
+def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Run], replay: bool, pairs: int) -> None:
     from world_gymnast_ros.updates.judges import JudgeUpdate
     from world_gymnast_ros.updates.world_model import UpdateConfig
 
     config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
-                                 judge=JudgeUpdate(steps=2))
+                                 judge=JudgeUpdate(steps=2), limit_pairs=pairs, **({} if replay else {
+                                     "replay": "", "old": ""}))
     adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_dreams=2", "gate_dreams=4"],
                            {})
-    loop = Run(config, adapt, tmp_path, lambda _: None, lambda: 1)
+    environment = start_run(tmp_path / "unused", config, []).environment
+
+    def make_play(name: str, folder: Path) -> None:
+        make_replay(folder, 4 if name == "old" else 16, 0, name == "old", lambda _: None)
+    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, make_play)
     rows = loop.method("loop")
-    loop.close()
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["trial"]["episodes"] == 8 and rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]
-    assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"]
+    assert rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]
+    if pairs and rows[1]["trial"]["tried"]:
+        assert rows[1]["trial"]["episodes"] == 2 * pairs and rows[1]["trial"]["decision"] == "unclear"
+    else:
+        assert rows[1]["trial"]["episodes"] == 8
+    assert rows[1]["world_model"]["decision"]
+    told = " ".join(rows[1]["world_model"]["decision"] + rows[1]["judge"]["decision"])
+    assert ("no earlier data to mix in" in told) is not replay and ("not checked: earlier scenes" in told) is not replay
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
+    tmp_path = loop.out
     text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()
 
@@ -492,13 +490,11 @@ def test_the_published_table_comes_from_the_outcomes_beside_it(tmp_path: Path) -
     assert spec is not None and spec.loader is not None
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
-    docs = (folder / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    before = table.comparison(table.measured(folder / "docs" / "measured" / "loops_before.jsonl")).splitlines()[-1]
-    _, _, _, _, _, *ahead, _ = (cell.strip() for cell in before.split("|"))
-    assert "{} and {} points. On seed 2".format(*ahead[1:]) in docs, before
+    docs = (folder / "docs" / "results.md").read_text(encoding="utf-8")
     tables = table.measured(folder / "docs" / "measured" / "loops.jsonl")
     assert len(tables) == 15
-    assert table.comparison(tables) in docs
+    published = [line for line in table.comparison(tables).splitlines() if ": mean of" in line or "mean of all" in line]
+    assert len(published) == 7 + 3 and all(line in docs for line in published if "seed " not in line)
     again = tmp_path / "again.jsonl"
     again.write_text(table.lines(tables))
     assert table.measured(again) == tables

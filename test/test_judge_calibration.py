@@ -61,9 +61,9 @@ def test_the_command_writes_the_same_weights_with_one_family_cut(tmp_path: Path,
     assert "at least 20 true successes, got" in capsys.readouterr().err and not list((tmp_path / "none").iterdir())
     write_toy_play(tmp_path / "play" / "a.npz", 42, 1)
     assert cli.main([*words, "--play", str(tmp_path / "play"), "--out", str(tmp_path / "judge")]) == 0
-    before, after = (Reflector.from_pretrained(p) for p in (checkpoint_dir("", "reflector"), tmp_path / "judge"))
+    before, after = (Reflector.from_pretrained(p) for p in (checkpoint_dir("tiny/reflector"), tmp_path / "judge"))
     assert after.sha256 == before.sha256
-    assert after.config.family_offsets.keys() == before.config.family_offsets.keys() | {"reach"}
+    assert after.config.task_offsets.keys() == before.config.task_offsets.keys() | {"reach"}
     table = read_play(tmp_path / "play")
     judged = judge_episodes(after, table, table.episodes)
     claims = after.probability(judged.logits, "reach") > after.config.done_threshold

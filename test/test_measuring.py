@@ -21,8 +21,8 @@ from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig, LocatorNe
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.model import camera_pose
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.play import record_episode
-from world_gymnast_ros.twin.rollout import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import Frame, Judgement, Start
@@ -91,7 +91,7 @@ def test_a_part_beyond_the_edge_of_the_picture_was_mistaken_for_another() -> Non
 def test_an_arm_half_out_of_the_picture_is_no_fault() -> None:
     """From these starts a finger that had just left the picture was found on the other one."""
     scene = load_scene("lab_camera")
-    locator = Locator.from_pretrained(checkpoint_dir("", "locator"))
+    locator = Locator.from_pretrained(checkpoint_dir("tiny/locator"))
     locator.config.T_base_camera = camera_pose(scene).ravel().tolist()
     locator.config.shift_sigma_m, locator.config.rotation_sigma_rad = 0.005, 0.006
     reader, twin = SceneReader(locator), Twin(scene)
@@ -117,7 +117,7 @@ def test_places_are_between_cells_and_absence_is_told() -> None:
 
 @pytest.fixture(scope="module")
 def judge() -> GeometricJudge:
-    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
+    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("tiny/locator")))
 
 
 def reaching(offset_m: tuple[float, float], judge: GeometricJudge, state_known: bool = True, words: str = ""
@@ -246,7 +246,7 @@ def test_a_broken_checkpoint_is_refused(tmp_path) -> None:
     ("object_found", {"red block": 1.5}), ("object_found", {"red block": "sure"})])
 def test_sizes_and_finds_that_cannot_be_are_refused(tmp_path, key: str, value: object) -> None:
     checkpoint = tmp_path / "judge"
-    shutil.copytree(checkpoint_dir("", "locator"), checkpoint)
+    shutil.copytree(checkpoint_dir("tiny/locator"), checkpoint)
     file = checkpoint / "config.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, key: {"red block": [0.03, 0.07]} if key == "object_sizes_m" else {}}))

@@ -33,7 +33,7 @@ from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, along_and_aside, o
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.model import camera_pose
-from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
@@ -44,7 +44,7 @@ STEPS, PUSH_STEPS = 16, 30
 
 
 def shipped() -> GeometricJudge:
-    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("", "locator")))
+    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("tiny/locator")))
 
 
 PLACES_M: dict[str, np.ndarray] = {}
@@ -283,7 +283,7 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
 
 
 def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
-    judge, _ = update_measuring(checkpoint_dir("", "locator"), bottle)
+    judge, _ = update_measuring(checkpoint_dir("tiny/locator"), bottle)
     films = [e.frames for e in bottle]
     claims = claims_by_strictness(judge, films, bottle)
     assert all((claims[a] >= claims[b]).all() for a, b in pairwise(sorted(claims)))
@@ -298,7 +298,7 @@ def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
 
 
 def test_what_was_learned_is_saved_and_loaded(bottle: list[Episode], tmp_path: Path) -> None:
-    judge, lines = update_measuring(checkpoint_dir("", "locator"), bottle)
+    judge, lines = update_measuring(checkpoint_dir("tiny/locator"), bottle)
     judge.locator.save(tmp_path / "m")
     again = GeometricJudge(Locator.from_pretrained(tmp_path / "m"))
     assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 4
@@ -307,7 +307,7 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[Episode], tmp_path: P
 
 def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[Episode],
                                                                             tmp_path: Path) -> None:
-    judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
+    judge, second, world = checkpoint_dir("tiny/reflector"), checkpoint_dir("tiny/locator"), load_world_model()
     found = learn_settings(judge, second, world, moved_camera, 0.34, tmp_path, 0.1, 0)
     assert found.promote, found.lines
     assert any(line.startswith("before: ") for line in found.lines)
@@ -337,7 +337,7 @@ def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[Episode], t
     (tmp_path / "taken" / "measuring").mkdir(parents=True)
     code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "taken"))
     assert code == 2 and "is there already" in told
-    judge, second, world = checkpoint_dir("", "reflector"), checkpoint_dir("", "locator"), load_world_model()
+    judge, second, world = checkpoint_dir("tiny/reflector"), checkpoint_dir("tiny/locator"), load_world_model()
     other = dataclasses.replace(bottle[0], instruction="reach the blue block", success=True)
     with pytest.raises(EpisodeError, match="2 instructions"):
         learn_settings(judge, second, world, [*bottle, other], 0.34, tmp_path / "x", 0.1, 0)

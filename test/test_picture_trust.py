@@ -20,7 +20,7 @@ from world_gymnast_ros.adaptation.trust import (
 )
 from world_gymnast_ros.errors import BadConfig, BadFrame
 from world_gymnast_ros.models.load import release_table
-from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import known_scenes, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import U8

@@ -14,7 +14,8 @@ from world_gymnast_ros.data.labels import frame_labels
 from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction, EpisodeError
 from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, two_in_a_row
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.training.policy import PolicyTraining, localisation_cm, soft_target_loss, train_policy
+from world_gymnast_ros.models.policies.vla_network import soft_target_loss
+from world_gymnast_ros.training.policy import PolicyTraining, localisation_cm, train_policy
 from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
     Verdicts,
@@ -124,14 +125,14 @@ def test_a_judge_comes_back_with_its_calibration(tmp_path: Path) -> None:
 def test_a_family_of_tasks_may_have_a_threshold_of_its_own(tmp_path: Path) -> None:
     judge, films = toy_judge(), rollouts(1)
     usual = judge.score(films, "push the red block left")
-    judge.config.family_offsets = {"push": judge.config.logit_offset + 3.0}
+    judge.config.task_offsets = {"push": judge.config.logit_offset + 3.0}
     judge.save(tmp_path / "judge")
     judge = Reflector.from_pretrained(tmp_path / "judge")
     laxer, other = judge.score(films, "push the red block left"), judge.score(films, "reach the red block")
     for before, after in zip(usual, laxer, strict=True):
         odds = [j.score / (1 - j.score) for j in (before, after)]  # type: ignore[operator]
         assert odds[1] / odds[0] == pytest.approx(np.exp(3.0), rel=0.3)
-    judge.config.family_offsets = {}
+    judge.config.task_offsets = {}
     assert [j.score for j in judge.score(films, "reach the red block")] == [j.score for j in other]
 
 

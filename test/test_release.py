@@ -30,13 +30,13 @@ def test_what_ships_is_released_as_its_table_says() -> None:
 def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
     judge = tmp_path / "judge"
     shutil.copytree(SHIPPED / "reflector", judge)
-    assert release_table("", judge) == release_table()
+    assert release_table("", [str(judge), "tiny/locator"]) == release_table()
     with (judge / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
-    assert release_table("", judge) == {}
+    assert release_table("", [str(judge), "tiny/locator"]) == {}
     shutil.copyfile(SHIPPED / "reflector" / "model.safetensors", judge / "model.safetensors")
     (judge / "config.json").write_text((judge / "config.json").read_text() + "\n")
-    assert release_table("", judge) == {}  # calibrated anew: its false successes are others
+    assert release_table("", [str(judge), "tiny/locator"]) == {}  # calibrated anew: its false successes are others
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     (world / "model.safetensors").write_bytes(b"other")
@@ -55,7 +55,7 @@ def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Pa
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     release = json.loads((world / "release.json").read_text())
-    del release["judge_weights_sha256"]
+    del release["sha256"]["judges"][0]["model.safetensors"]
     (world / "release.json").write_text(json.dumps(release))
     assert release_table(world) == {}
     (world / "release.json").write_text("{}")
@@ -64,4 +64,4 @@ def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Pa
 
 
 def test_without_the_second_judge_the_table_counts_for_nothing() -> None:
-    assert release_table("", "", "off") == {} != release_table()
+    assert release_table("", "tiny/reflector") == {} != release_table()

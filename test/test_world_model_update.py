@@ -26,7 +26,7 @@ from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import save_model, sha256_file
-from world_gymnast_ros.models.load import load_judge
+from world_gymnast_ros.models.load import JUDGE, load
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.objects import ObjectTracks
@@ -35,7 +35,7 @@ from world_gymnast_ros.training.reflector import Verdicts
 from world_gymnast_ros.training.world_model import Trainer
 from world_gymnast_ros.updates.judges import calibrate, decide_judge
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, decide, fine_tune, split
-from world_gymnast_ros.updates.world_model_run import Data, update
+from world_gymnast_ros.updates.world_model_run import Data, check_folder, replay_folder, update
 
 TINY = ActionDiTConfig(image_size=SIZE, patch=8, window=16, window_dim=24, dim=16, depth=2, heads=2,
                        temporal_blocks=(1,), context_frames=3)
@@ -262,11 +262,11 @@ def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it(
 
 
 def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> None:
-    judge = load_judge()
+    judge = load(JUDGE)
     scale = judge.config.logit_scale
     success = np.arange(20) < 10
     calibrate(judge, Verdicts(np.where(success, 3.0, -3.0), success, np.full(20, "reach")), 0.2)
-    assert judge.config.family_offsets == {}, "a judge of one task has one threshold"
+    assert judge.config.task_offsets == {}, "a judge of one task has one threshold"
     assert judge.config.logit_scale == scale and judge.config.logit_offset == pytest.approx(0.0, abs=1e-6)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 20)
@@ -277,7 +277,7 @@ def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> N
 
 def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: Path, tmp_path: Path) -> None:
     new, replay, old = (read_arrays(files / name / "reach.npz") for name in ("new", "replay", "old"))
-    judge = load_judge()
+    judge = load(JUDGE)
 
     def figures(world_model: Path, some: list) -> Replays:
         return replay_episodes(ActionDiTWorld.from_pretrained(world_model), judge, some, 0)
@@ -350,3 +350,70 @@ def test_rollouts_keep_the_order_of_episodes_of_several_lengths(files: Path) -> 
     assert [r.shape[:2] for r in rollouts] == [(2, 9), (2, 6), (2, 9), (2, 6)]
     for frames, episode in zip(rollouts, short, strict=True):
         np.testing.assert_array_equal(frames[0, 0], episode.frames[0])
+
+
+def test_without_earlier_data_an_update_is_small_and_says_what_nobody_knows(files: Path, tmp_path: Path) -> None:
+    new = read_arrays(files / "new" / "reach.npz")
+    judge, parent = load(JUDGE), files / "parent"
+
+    def figures(world_model: Path, some: list) -> Replays:
+        assert some, "nothing is asked about earlier scenes that nobody has"
+        return replay_episodes(ActionDiTWorld.from_pretrained(world_model), judge, some, 0)
+
+    result = update(parent, Data(new[:8], new[8:], [], [], {}), dataclasses.replace(CONFIG, steps=4), Margins(),
+                    figures, tmp_path / "run", tmp_path / "world_models", "toy", 1)
+    before, after, mine = (load_file(p / "model.safetensors") for p in (parent, tmp_path / "run", result.version.path))
+    for key, weight in mine.items():
+        if weight.is_floating_point():
+            quarter = torch.lerp(before[key].float(), after[key].float(), 0.25)
+            torch.testing.assert_close(weight.float(), quarter, atol=1e-3, rtol=1e-2)
+    told = " ".join(result.decision.lines)
+    assert "no earlier data to mix in: 25% of the way at most" in told and "not checked: earlier scenes" in told
+    assert not any("old scenes" in line for line in result.decision.lines)
+    assert result.figures["old"] == [] and read_card(result.version.path, WORLD_MODEL).scores["decision"]
+
+
+def test_earlier_data_is_named_or_lies_beside_the_world_model(files: Path, tmp_path: Path) -> None:
+    assert replay_folder(None, tmp_path) is None and check_folder(None, None) is None
+    with pytest.raises(BadConfig, match=f"--replay {tmp_path} holds no play data"):
+        replay_folder(tmp_path, tmp_path)
+    with pytest.raises(BadConfig, match="--old"):
+        check_folder(tmp_path, None)
+    for place in ("replay", "replay/held_out"):
+        write_toy_play(tmp_path / place / "reach.npz", 2, 0)
+        found = replay_folder("", tmp_path)
+        assert found == tmp_path / "replay"
+        assert check_folder("", found) == (tmp_path / "replay" / "held_out" if "/" in place else None)
+    assert replay_folder(files / "replay", tmp_path) == files / "replay"
+    assert check_folder(files / "old", found) == files / "old"
+
+
+NO_SIMULATOR = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mujoco":
+            raise ImportError("a roboticist's recordings need no simulator")
+sys.meta_path.insert(0, Refuse())
+from world_gymnast_ros.models import load
+asked, real = [], load.load_judges
+load.load_judges = lambda *words: asked.append(words) or real(*words)
+from world_gymnast_ros.cli import main
+status = main(["train", "world-model", "--episodes", sys.argv[1], "--out", sys.argv[2], "--store", sys.argv[3],
+               "--steps", "2", "--batch", "2", "--threads", "1"])
+print("asked", sorted(set(asked)))
+sys.exit(status)
+"""
+
+
+def test_recordings_update_the_world_model_without_a_simulator_and_both_judges_decide(tmp_path: Path) -> None:
+    root = tmp_path / "episodes"
+    root.mkdir()
+    for i in range(8):
+        record(root, f"e{i}", outcome="success" if i % 2 else "failure", seed=i)
+    words = [str(root), str(tmp_path / "run"), str(tmp_path / "store")]
+    done = subprocess.run([sys.executable, "-c", NO_SIMULATOR, *words], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "6 episodes to learn from, 2 held out; earlier data: 0 episodes to mix in, 0 to check" in done.stdout
+    assert "asked [('', '')]" in done.stdout, "the consensus, as iterate asks"
+    assert "not promoted, the old version is kept" in done.stdout and not (tmp_path / "run" / "play").exists()

@@ -72,6 +72,9 @@ class PolicyConfig:
     """`policy_node`: newest frame and instruction in, action chunks out."""
 
     checkpoint: str = text("", "folder of the policy; empty: the small one that ships with the package")
+    device: str = text("auto", "where the policy computes: auto (the GPU where there is one), cpu, cuda, cuda:1")
+    dtype: str = text("auto", "of the policy: auto (its own choice), float32, bfloat16, float16",
+                      ("auto", "float32", "bfloat16", "float16"))
     policy_url: str = text("", "http://HOST:PORT of a policy server (POST /act) to ask instead; empty: none")
     policy_timeout_s: float = number(1.0, 0.05, 5.0, "longest wait for that server; the arm refuses older frames")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed (JPEG, PNG) in place of image_raw")
@@ -112,7 +115,7 @@ class ArmConfig:
     The second half is `safety.SafetyConfig`, field by field, with its ranges.
     """
 
-    driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo or cartesian: see docs/drivers.md",
+    driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo, cartesian (docs/reference/drivers.md)",
                        ("xs", "trajectory", "servo", "cartesian"))
     robot_name: str = text("wx250s", "namespace of the xs driver")
     joint_states_topic: str = text("joint_states", "measured joints, of the other drivers")

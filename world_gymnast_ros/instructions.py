@@ -1,7 +1,20 @@
-"""Sentences: one normaliser for everybody who compares them."""
+"""Sentences: one normaliser for everybody who compares them, and what a kind of task is called."""
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 
 def normalise(instruction: str) -> str:
     """Return a sentence in the form in which two are compared: lower case, single spaces, no full stop at the end."""
     return " ".join(instruction.lower().split()).rstrip(" .!")
+
+
+def task_of(instruction: str, forms: Mapping[str, Sequence[str]]) -> str:
+    """Return what the task of an instruction is called: the first of `forms` one of whose sentences it is ("*" stands
+    for any words), else the sentence itself."""
+    sentence = normalise(instruction)
+    for task, sentences in forms.items():
+        if any(fnmatchcase(sentence, normalise(form)) for form in sentences):
+            return task
+    return sentence

@@ -253,6 +253,9 @@ class TrainablePolicy(Policy, Protocol):
     def logprobs(self, frames: U8, instructions: Sequence[str] | str, tokens: NDArray[Any], temperature: float) -> Any:
         """Return log-probabilities, tensor float32 (B, K, 7), of `tokens` (B, K, 7), differentiable in the adapter."""
 
+    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Any:
+        """Return the behaviour-cloning loss, a scalar tensor, of chunks float32 (B, K, 7) taken at frames."""
+
     def add_lora(self, rank: int, alpha: float, seed: int = 0) -> list[Any]:
         """Put in a fresh adapter (outputs unchanged) and return its parameters, trainable."""
 

@@ -75,8 +75,10 @@ class AdaptNodeConfig(AdaptConfig):
 
     policy: str = text("", "folder of the policy; empty: the small one that ships with the package")
     world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
-    judge: str = text("", "folder of the judge; empty: the small one that ships with the package")
-    second_judge: str = text("", "folder of the judge that measures; empty: the shipped one; off: one judge decides")
+    judges: str = text("tiny/reflector, tiny/locator", "judges that must agree, with commas: folders or shipped names")
+    device: str = text("auto", "where the models compute: auto (the GPU where there is one), cpu, cuda, cuda:1")
+    dtype: str = text("auto", "of the models: auto (each one's own choice), float32, bfloat16, float16",
+                      ("auto", "float32", "bfloat16", "float16"))
     directory: str = text("runs", "folder for adapters/ and sessions/")
     episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
     anchor: float = number(0.3, 0.0, 100.0, "weight of cloning those beside what the dream rewards")

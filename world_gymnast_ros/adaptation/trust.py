@@ -22,6 +22,7 @@ import numpy as np
 
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.images import check_rgb, resize_rgb
+from world_gymnast_ros.instructions import task_of
 from world_gymnast_ros.types import U8
 
 RELEASE_AUC = 0.9
@@ -121,7 +122,8 @@ class TaskRelease:
 
     `auc` of imagined reward against what happened, with its 95 % interval `low` to `high`; `episodes` replayed;
     `false_success_high` the upper end of the 95 % interval of the share of failures that pass for successes;
-    `pictures` the kind that the episodes began with, None where it was not kept.
+    `pictures` the kind that the episodes began with, None where it was not kept. `instructions`: the sentences that
+    the task covers, "*" for any words; `horizon_steps`: actions of its longest episode, 0 where unknown.
     """
 
     auc: float
@@ -130,13 +132,21 @@ class TaskRelease:
     episodes: int = 0
     false_success_high: float = 1.0
     pictures: PictureKind | None = None
+    instructions: tuple[str, ...] = ()
+    horizon_steps: int = 0
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TaskRelease:
         """Read one row; other keys are left alone. Raises KeyError, TypeError, ValueError or BadConfig."""
         kind = row.get("pictures")
         return cls(float(row["auc"]), float(row["low"]), float(row["high"]), int(row["episodes"]),
-                   float(row["false_success_high"]), None if kind is None else PictureKind.from_json(kind))
+                   float(row["false_success_high"]), None if kind is None else PictureKind.from_json(kind),
+                   tuple(str(s) for s in row.get("instructions", ())), int(row.get("horizon_steps", 0)))
+
+
+def released_task(instruction: str, release: Mapping[str, TaskRelease]) -> str:
+    """Return what a release table calls the task of an instruction; the sentence itself where it has no such task."""
+    return task_of(instruction, {task: row.instructions or (task,) for task, row in release.items()})
 
 
 class Known(str, Enum):

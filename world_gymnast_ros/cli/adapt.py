@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.types import F32, Frame, Start
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", nargs="*", help="the task in words; several are trained together")
     parser.add_argument("--frame", nargs="+", type=Path, default=[], help="pictures of the scene (PNG, JPEG)")
     parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
-                        "x y z in m, roll pitch yaw in rad, gripper 0..1; needed with --frame, unless "
-                        "second_judge is off")
+                        "x y z in m, roll pitch yaw in rad, gripper 0..1; needed with --frame where a "
+                        "judge measures")
     parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
-    whole(parser, "--scene-seed", 0, default=9999, help="start state of the twin (default: %(default)s)")
+    whole(parser, "--scene-seed", 0, default=seeds.CAPTURE[-1], help="start state of the twin (default: %(default)s)")
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
@@ -46,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
     parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to those "
                         "that succeeded (default: as in the settings)")
+    parser.add_argument("--policy", help="folder, shipped name, or hub name of a published policy")
+    parser.add_argument("--world-model", help="folder or file of a world model, or shipped name")
+    parser.add_argument("--judge", action="append", default=[], metavar="NAME",
+                        help="folder or shipped name; give it again for each judge that must agree")
+    parser.add_argument("--device", help="auto (the GPU where there is one), cpu, cuda")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
@@ -57,12 +63,14 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.adaptation.log import Progress
+    from world_gymnast_ros.models.load import geometric_judge
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
 
     config = adapt_settings(args.config, args.set, {
         "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None,
-        "episodes": str(args.episodes) if args.episodes else None})
+        "episodes": str(args.episodes) if args.episodes else None, "policy": args.policy,
+        "world_model": args.world_model, "judges": ", ".join(args.judge) or None, "device": args.device})
     if args.scene and (args.frame or args.state):
         raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
                         "--state, or --scene")
@@ -70,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
-    starts = _twin_start(args) if args.scene else _picture_starts(args, needs_state=config.second_judge != "off")
+    measured = bool(geometric_judge(config.judges))
+    starts = _twin_start(args) if args.scene else _picture_starts(args, needs_state=measured)
     torch.set_num_threads(config.threads)
     parts = load_parts(config)
     check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
@@ -123,8 +132,8 @@ def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
         frames.append(Frame(rgb, 0))
     if state is None and needs_state:
         raise BadConfig("--state is missing: the judge that measures cannot judge a picture without the arm's state "
-                        "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let the other judge "
-                        "decide alone with --set second_judge=off")
+                        "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
+                        "decide alone, such as --judge tiny/reflector")
     return [Start(frame, state, words) for frame in frames for words in args.instruction]
 
 
@@ -142,7 +151,7 @@ def _state(values: list[float] | None) -> F32 | None:
 
 
 def _twin_start(args: argparse.Namespace) -> list[Start]:
-    from world_gymnast_ros.twin.rollout import capture
+    from world_gymnast_ros.twin.observer import capture
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
@@ -32,8 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--task", default="", help="what to call the task of all these episodes (default: as they say, "
                         "else each instruction by itself)")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
-    replay.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
-    replay.add_argument("--second-judge", default="", help="checkpoint folder, or 'off' (default: the shipped one)")
+    replay.add_argument("--judge", action="append", default=[], metavar="NAME",
+                        help="folder or shipped name; again for each judge that must agree (default: those that ship)")
+    replay.add_argument("--instructions", nargs="+", default=[], metavar="SENTENCE", help="what --task covers, * for "
+                        "any words, such as 'open the *' (default: the sentences of its episodes)")
+    replay.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     whole(replay, "--most", 1, default=100, help="episodes per task at most (default: %(default)s)")
     whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
     whole(replay, "--seed", 0, default=0)
@@ -49,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "one could do in its place: 5 demonstrations more (sft), the same learning in a simulator "
                             "built by hand, or in the true twin (default: dream)")
     whole(adaptation, "--episodes", 2, 1000, default=40, help="true episodes before and after (default: %(default)s)")
-    whole(adaptation, "--captures", 1, 100, default=4, help="frames to start from, the scene set up anew for each "
-          "(default: %(default)s)")
+    whole(adaptation, "--captures", 1, seeds.MAX_CAPTURES, default=4, help="frames to start from, the scene "
+          "set up anew for each (default: %(default)s)")
     real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
     whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
     adaptation.add_argument("--seeds", nargs="+", type=int, default=[0], help="a session for each (default: 0)")
     adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
     adaptation.add_argument("--world-model", default="")
-    adaptation.add_argument("--judge", default="")
+    adaptation.add_argument("--judge", action="append", default=[], metavar="NAME")
     whole(adaptation, "--threads", 1, 256, default=2)
     adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                             help="settings of adapt.yaml to change")
@@ -83,7 +87,7 @@ def _adaptation(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     config = adapt_settings(None, args.set, {
-        "policy": args.policy or None, "world_model": args.world_model or None, "judge": args.judge or None,
+        "policy": args.policy or None, "world_model": args.world_model or None, "judges": ", ".join(args.judge) or None,
         "budget_s": args.budget_s, "max_updates": args.updates or None, "directory": str(args.out)})
     for scene in args.scenes:  # all of them before the first takes its minutes
         parse_instruction(args.instruction or load_scene(scene).instructions[0])
@@ -136,8 +140,8 @@ def _replay(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     if args.pictures:
         writable_folder(args.pictures.parent, "--pictures")
-    world_model = build.load_world_model(args.world_model, args.second_judge)
-    judge = build.load_judges(args.judge, args.second_judge)
+    world_model = build.load_world_model(args.world_model, args.judge, args.device)
+    judge = build.load_judges(args.judge, args.device)
     found = read_episodes(args.episodes, world_model.frame_size[0], min_steps=1)
     for line in found.left_out:
         print(f"left out: {line}")
@@ -149,7 +153,8 @@ def _replay(args: argparse.Namespace) -> int:
             bar.refresh()
         replays = replay_episodes(world_model, judge, episodes, args.seed, copies=args.copies, ceiling=True,
                                   progress=progress)
-    rows = replays.by_task(args.task, args.source or f"episodes of {args.episodes[0].resolve().name}")
+    rows = replays.by_task(args.task, args.source or f"episodes of {args.episodes[0].resolve().name}",
+                           args.instructions)
     table = release_markdown(rows)
     print(table)
     for task, row in rows.items():
@@ -168,10 +173,10 @@ def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows:
     the same set stay."""
     from world_gymnast_ros.models import load as build
 
-    file = build.checkpoint_dir(args.world_model, "world_model") / "release.json"
-    kept = build.release_rows(args.world_model, args.judge, args.second_judge)
+    file = build.release_file(args.world_model)
+    kept = build.release_rows(args.world_model, args.judge)
     payload = {"world_model": world_model, "judge": judge, "seed": args.seed,
-               **build.release_hashes(args.world_model, args.judge, args.second_judge), "families": {**kept, **rows}}
+               "sha256": build.release_hashes(args.world_model, args.judge), "tasks": {**kept, **rows}}
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
     partial.replace(file)

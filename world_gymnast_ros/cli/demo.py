@@ -11,6 +11,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scene", default="novel_evening",
                         help="shipped scene or YAML file (default: %(default)s)")
     parser.add_argument("--instruction", default="", help="default: the scene's first")
-    whole(parser, "--episodes", 1, 1000, default=10,
+    whole(parser, "--episodes", 1, seeds.MAX_EPISODES, default=10,
                         help="true episodes before and after (default: %(default)s)")
     real(parser, "--budget-s", 1.0, 86400.0, default=300.0,
                         help="time for the adaptation (default: %(default)s s)")

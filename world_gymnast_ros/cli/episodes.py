@@ -148,9 +148,9 @@ def _review(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from world_gymnast_ros.models.load import load_judge
+    from world_gymnast_ros.models.load import JUDGE, load
 
-    judge = load_judge(args.judge or None)
+    judge = load(JUDGE, args.judge)
     size = judge.model.trunk.config.image_size
     failed = 0
     for folder in (f for f in _folders(args.path) if not f.name.endswith(PARTIAL_SUFFIX)):

@@ -19,12 +19,12 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "true trials of base and adapter in random order, until the answer is clear"
-FIRST_SEED = 60_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--scene", default="", help="on the twin: shipped scene or YAML file")
     where.add_argument("--robot", action="store_true", help="beside a running graph (bringup.launch.py)")
-    whole(parser, "--limit-pairs", 1, 10_000, default=50, help="give up after so many pairs (default: %(default)s)")
+    whole(parser, "--limit-pairs", 1, seeds.MAX_PAIRS, default=50,
+          help="give up after so many pairs (default: %(default)s)")
     real(parser, "--confidence", 0.5, 0.999, default=0.95, help="of the decision (default: %(default)s)")
     real(parser, "--trial-s", 1.0, 600.0, default=20.0, help="with --robot: longest trial (default: %(default)s s)")
     real(parser, "--wait-s", 1.0, 3600.0, default=300.0, help="with --robot: longest wait for nodes to come up, "
          "and for the policy to load what it is offered (default: %(default)s s)")
-    whole(parser, "--seed", 0, default=0, help="of the order and of the twin's scenes")
+    whole(parser, "--seed", 0, seeds.MAX_SEED, default=0, help="of the order and of the twin's scenes")
     parser.add_argument("--policy", default="", help="with --scene: checkpoint folder (default: the shipped tiny one)")
     parser.add_argument("--out", type=Path, help="result folder; one that was stopped goes on "
                         "(default: runs/evaluate-<time>)")
@@ -69,13 +70,13 @@ def _become_robot(args: argparse.Namespace) -> None:
 def _on_twin(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from world_gymnast_ros.evaluation.environment import Environment
     from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, compare
     from world_gymnast_ros.evaluation.sequential_test import PairedTest
     from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.store import load_adapter
-    from world_gymnast_ros.twin.rollout import run_episode
+    from world_gymnast_ros.twin.environment import TwinEnvironment
     from world_gymnast_ros.twin.scene import load_scene
-    from world_gymnast_ros.twin.sim import Twin
     from world_gymnast_ros.twin.tasks import parse_instruction
 
     scene = load_scene(args.scene)
@@ -85,21 +86,22 @@ def _on_twin(args: argparse.Namespace) -> int:
     policy.load_adapter(adapter)  # an adapter of another base is refused here
     folder = folder_of(args)
     log = TrialLog(folder, {"adapter": adapter.sha256, "instruction": words, "where": scene.name, "seed": args.seed})
-    twin = Twin(scene)
+    environment: Environment = TwinEnvironment(scene)
     try:
         with tqdm(total=args.limit_pairs, unit="pair") as bar:
-            def outcome(trial: Trial) -> bool:
-                policy.load_adapter(adapter if trial.policy == "adapter" else None)
-                return run_episode(twin, policy, trial.seed, words).success
+            def outcome(trial: Trial) -> bool | None:
+                environment.reset(trial.seed, words)
+                environment.run(policy, adapter if trial.policy == "adapter" else None, words, 0.0, trial.seed)
+                return environment.outcome()
 
             def after_pair(test: PairedTest, dropped: int) -> None:
                 bar.update()
                 bar.set_postfix_str(f"adapter - base {test.difference}")
             verdict = compare(outcome, log, PairedTest(args.limit_pairs, args.confidence), args.seed,
-                              FIRST_SEED + 1000 * args.seed, after_pair)
+                              seeds.validation(args.seed).start, after_pair)
     finally:
         policy.load_adapter(None)
-        twin.close()
+        environment.close()
     return tell(verdict.as_json(), folder)
 
 

@@ -14,10 +14,10 @@ are right more often then, and refused otherwise.
 examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
-  world-gymnast judge veto --play data/dreams --family push --out judges/mine
+  world-gymnast judge veto --play data/dreams --task push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
   world-gymnast bench replay --data data/held_out --judge judges/mine --write   release it with the world model
-  world-gymnast adapt --scene novel_evening --set judge=judges/mine   and use it; second_judge= names the measuring one
+  world-gymnast adapt --scene novel_evening --set "judges=judges/mine, tiny/locator"   and use it
 
 exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong or no better, 2
 bad input
@@ -30,7 +30,6 @@ from pathlib import Path
 
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.twin.tasks import FAMILIES
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
 REPORT_NAME = "calibration.html"
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--episodes", nargs="+", type=Path, help="folders of recorded, marked episodes")
     source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
     calibrate.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
-    calibrate.add_argument("--family", default="", help="only tasks of this family, e.g. reach")
+    calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
     real(calibrate, "--max-false-success", 0.001, 0.5, default=0.05,
          help="share of failures that may be called successes on the fitted half (default: %(default)s)")
     real(calibrate, "--refuse-above", 0.001, 1.0, default=0.15,
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     veto = sub.add_parser("veto", help="let the judge that looks only stop what it is sure about, in one family")
     veto.add_argument("--play", type=Path, required=True, help="folder of dreamed play data (`train dreams`)")
     veto.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
-    veto.add_argument("--family", required=True, choices=FAMILIES)
+    veto.add_argument("--task", required=True, help="what the kind of task is called in the data, such as push")
     real(veto, "--share", 0.01, 0.5, default=0.1, help="of the true successes that it may stop (default: %(default)s)")
     whole(veto, "--threads", 1, 256, default=2)
     veto.add_argument("--out", type=Path, required=True, help="folder for the judge")
@@ -89,21 +88,21 @@ def run_veto(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.data.frame_table import read_play
     from world_gymnast_ros.models.judges.reflector import Reflector
-    from world_gymnast_ros.models.load import checkpoint_dir
+    from world_gymnast_ros.models.load import JUDGE, checkpoint_dir
     from world_gymnast_ros.training.reflector import judge_episodes
     from world_gymnast_ros.updates.calibration import veto_offset
 
     torch.set_num_threads(args.threads)
     writable_folder(args.out)
-    judge = Reflector.from_pretrained(checkpoint_dir(args.judge, "reflector"))
+    judge = Reflector.from_pretrained(checkpoint_dir(args.judge, JUDGE))
     table = read_play(args.play)
-    judged = judge_episodes(judge, table, [e for e in table.episodes if e.family == args.family])
+    judged = judge_episodes(judge, table, [e for e in table.episodes if e.family == args.task])
     offset = veto_offset(judged, judge.config.logit_scale, judge.config.done_threshold, args.share)
-    before = judge.probability(judged.logits, args.family) > judge.config.done_threshold
-    judge.config.family_offsets = {**judge.config.family_offsets, args.family: offset}
-    after = judge.probability(judged.logits, args.family) > judge.config.done_threshold
+    before = judge.probability(judged.logits, args.task) > judge.config.done_threshold
+    judge.config.task_offsets = {**judge.config.task_offsets, args.task: offset}
+    after = judge.probability(judged.logits, args.task) > judge.config.done_threshold
     for name, rows in (("true successes", judged.success), ("failures", ~judged.success)):
-        print(f"{args.family}: of {rows.sum()} {name} it claims {after[rows].mean():.0%}, was "
+        print(f"{args.task}: of {rows.sum()} {name} it claims {after[rows].mean():.0%}, was "
               f"{before[rows].mean():.0%}")
     judge.save(args.out)
     print(f"judge: {args.out}; measure it with the judge that measures: world-gymnast bench replay --write")
@@ -125,9 +124,9 @@ def run_learn(args: argparse.Namespace) -> int:
         if (args.out / name).exists():
             raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
     writable_folder(args.out)
-    judge = build.checkpoint_dir(args.judge, "reflector")
-    second = build.checkpoint_dir(args.second_judge, "locator")
-    world = build.load_world_model(args.world_model, second)
+    judge = build.checkpoint_dir(args.judge, build.JUDGE)
+    second = build.checkpoint_dir(args.second_judge or build.GEOMETRIC, build.JUDGE)
+    world = build.load_world_model(args.world_model, [str(judge), str(second)])
     read = read_episodes(args.episodes, world.frame_size[0], min_steps=2)
     episodes, left_out = read.marked, read.left_out
     for why in left_out:
@@ -150,12 +149,12 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.data.frame_table import read_play
     from world_gymnast_ros.models.judges.reflector import Reflector
-    from world_gymnast_ros.models.load import load_judge
+    from world_gymnast_ros.models.load import JUDGE, load
     from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
     from world_gymnast_ros.updates.calibration import calibrate, judge_recorded
 
     torch.set_num_threads(args.threads)
-    judge = load_judge(args.judge)
+    judge = load(JUDGE, args.judge)
     if not isinstance(judge, Reflector):
         raise BadConfig(f"judge {args.judge} is no Reflector; only that kind is calibrated here")
     if args.out:
@@ -166,8 +165,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
         judged = judge_episodes(judge, table, table.episodes)
     else:
         judged, left_out = judge_recorded(judge, args.episodes)
-    if args.family:
-        mine = judged.family == args.family
+    if args.task:
+        mine = judged.family == args.task
         judged = Verdicts(judged.logits[mine], judged.success[mine], judged.family[mine])
     for why in left_out:
         print(f"left out {why}")

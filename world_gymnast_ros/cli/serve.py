@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "alone; anything else is open to the network, WITHOUT authentication)")
     whole(parser, "--port", 0, 65535, default=8000, help="0: any free one (default: %(default)s)")
     parser.add_argument("--first-action", action="store_true", help="answer (7,), not the whole chunk (K, 7)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     whole(parser, "--threads", 0, 256, default=0, help="torch threads (default: torch's own choice)")
 
 
@@ -47,24 +48,19 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.models.load import checkpoint_dir
-    from world_gymnast_ros.models.policies.openvla import OpenVLA
+    from world_gymnast_ros.models.load import load_policy
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; no such device here
-        raise BadConfig(f"--device {args.device} cannot be used ({str(error).splitlines()[0]}); give cpu") from error
-    policy = OpenVLA.from_pretrained(checkpoint_dir(args.policy, "policy"), args.device)
+    policy = load_policy(args.policy, args.device, args.dtype)
     policy.load_adapter(adapter)
-    service = PolicyService(policy, policy.adapter, args.first_action)
+    service = PolicyService(policy, adapter.name if adapter else "base", args.first_action)
     with PolicyServer(service, args.host, args.port) as server:
         policy.act(Frame(np.zeros((480, 640, 3), np.uint8), 0), "reach the red block")  # the first one is slow
         if not is_loopback(args.host):
             print(f"WARNING: listening on {args.host}: open to the network, without authentication or encryption",
                   file=sys.stderr, flush=True)
         size = "one action" if args.first_action else f"{policy.chunk_size} actions"
-        print(f"policy '{policy.name}', adapter '{policy.adapter}', {size} per request: {server.url}/act", flush=True)
+        print(f"policy '{policy.name}', adapter '{service.adapter}', {size} per request: {server.url}/act", flush=True)
         server.serve_forever()
     return 0

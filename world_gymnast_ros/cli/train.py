@@ -67,9 +67,10 @@ def _world_model_parser() -> argparse.ArgumentParser:
     data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
     data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
                       "fine-tune on them, then check")
-    data.add_argument("--replay", type=Path, help="folder of earlier play data to mix in (default: fresh play is made)")
-    data.add_argument("--old", type=Path, help="folder of play data of earlier scenes, where nothing may get worse "
-                      "(default: fresh play is made)")
+    data.add_argument("--replay", type=Path, help="with --episodes: folder of earlier data to mix in (default: "
+                      "replay/ beside the checkpoint; without any the update is small, and says so)")
+    data.add_argument("--old", type=Path, help="with --episodes: folder of earlier data in which nothing may get worse "
+                      "(default: held_out/ within --replay; without any it is not checked, and the version says so)")
     data.add_argument("--hold-out", default="", help="clip that is only tested, once, at the end")
     data.add_argument("--validate", default="", help="clip that chooses when to stop (default: the last that is left)")
     whole(data, "--variants", 0, 10000, default=40, help="augmented versions per clip (default: %(default)s)")
@@ -78,15 +79,15 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
-    run_.add_argument("--judge", default="", help="of the release check: checkpoint folder (default: the shipped one)")
-    run_.add_argument("--second-judge", default="", help="with --episodes: the judge that measures, which knows where "
-                      "the camera is and finds things (`judge learn` teaches it; default: the shipped one)")
+    run_.add_argument("--judge", action="append", default=[], metavar="NAME", help="of the release check: folder or "
+                      "shipped name; again for each judge that must agree (default: those that ship)")
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
     whole(run_, "--seed", 0, default=0)
     whole(run_, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
-    run_.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    run_.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda (default: "
+                      "%(default)s)")
     how = parser.add_argument_group("how (None: a default that suits the data)")
     whole(how, "--batch", 1, 65536, help="clips per step")
     how.add_argument("--muon-lr", type=float)
@@ -106,6 +107,7 @@ def _world_model(args: argparse.Namespace) -> int:
 
     import torch
 
+    from world_gymnast_ros.models.load import resolve_device
     from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
     from world_gymnast_ros.training.camera import train_camera_fit
     from world_gymnast_ros.training.world_model import TrainConfig, Trainer, new_network
@@ -115,10 +117,7 @@ def _world_model(args: argparse.Namespace) -> int:
                         "happened)")
     if args.episodes is not None:
         return _update(args)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a build without it; no such device here
-        raise BadConfig(f"--device {args.device} cannot be used ({str(error).splitlines()[0]}); give cpu") from error
+    args.device = resolve_device(args.device)
     torch.set_num_threads(args.threads)
     network_settings: dict[str, Any] = {} if args.workspace is None else {
         "workspace_low_m": tuple(args.workspace[:3]), "workspace_high_m": tuple(args.workspace[3:])}
@@ -137,7 +136,7 @@ def _world_model(args: argparse.Namespace) -> int:
     training, held_out, test = _clips(args, size) if args.clips else _play(args)
     writable_folder(args.out)
     if args.clips is None:  # the twin's camera is the nominal one of the Bridge set-up
-        from world_gymnast_ros.twin.play import scene_camera
+        from world_gymnast_ros.twin.observer import scene_camera
         from world_gymnast_ros.twin.scene import load_scene
 
         network_settings |= {"camera": scene_camera(load_scene("train_oak")), "plate": True}
@@ -171,45 +170,45 @@ def _update(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.data.read import read_array_folders, read_episodes
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
     from world_gymnast_ros.models import load as build
     from world_gymnast_ros.models.world_models.action_dit_world import load_network
     from world_gymnast_ros.store import slug
     from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, split
-    from world_gymnast_ros.updates.world_model_run import (
-        OLD_SEED,
-        REPLAY_SEED,
-        Data,
-        fresh_play,
-        update,
-    )
+    from world_gymnast_ros.updates.world_model_run import Data, check_folder, play_folder, replay_folder, update
 
     torch.set_num_threads(args.threads)
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
-    parent = build.checkpoint_dir(args.init, "world_model")
+    parent = build.checkpoint_dir(args.init, build.WORLD_MODEL)
     size = load_network(parent)[0].config.image_size
+    earlier = replay_folder(args.replay, parent)
+    replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
     found = read_episodes(args.episodes, size, args.out / "decoded")
     for line in found.left_out:
         print(f"left out: {line}")
     new, held = split(found.marked, HELD_OUT_SHARE, args.seed)
     writable_folder(args.out)
-    folders = [given or fresh_play(args.out / "play" / name, 16, first, print)
-               for name, given, first in (("replay", args.replay, REPLAY_SEED), ("old", args.old, OLD_SEED))]
-    judge = build.load_judges(args.judge, args.second_judge)
+    judges = build.judge_names(args.judge)
+    geometric = build.geometric_judge(judges)
 
     def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
-        reads = "" if some is old else args.second_judge  # old scenes were seen by the old camera
-        return replay_episodes(build.load_world_model(world_model, reads), judge, some, args.seed)
+        # Earlier scenes were seen by the earlier camera, which the shipped geometric judge knows.
+        learned, measuring = [n for n in judges if n != geometric], [build.GEOMETRIC if some is old else geometric]
+        names = [*learned, *measuring] if geometric else learned
+        return replay_episodes(build.load_world_model(world_model, names, args.device),
+                               build.load_judges(names, args.device), some, args.seed)
 
-    print(f"{len(new)} episodes to learn from, {len(held)} held out", flush=True)
-    replay, old = (read_array_folders([folder]) for folder in folders)
+    print(f"{len(new)} episodes to learn from, {len(held)} held out; earlier data: {len(replay)} episodes to mix in, "
+          f"{len(old)} to check that nothing got worse", flush=True)
     data = Data(new, held, replay, old, found.hashes)
     result = update(parent, data, config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns(), build.load_reader(args.second_judge), build.load_reader())
-    for name in ("new", "old"):
-        before, after = result.figures[name]
+                    slug(args.out.name), time.time_ns(), build.load_objects(geometric), build.load_objects())
+    for name, pair in result.figures.items():
+        if not pair:
+            continue
+        before, after = pair
         print(f"{name} scenes: " + ", ".join(f"{k} {before[k]:.3f} to {after[k]:.3f}" for k in
                                              ("false_success", "agreement", "psnr_db", "structural")))
     print("\n".join(result.decision.lines))

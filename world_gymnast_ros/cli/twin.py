@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
                            "there, or in scenes of varied looks")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
-    whole(play, "--count", 1, 100000, default=100, help="episodes (default: %(default)s)")
-    whole(play, "--seed", 0, required=True, help="held-out files need seeds of their own")
+    whole(play, "--count", 1, seeds.EPISODES_PER_FILE, default=100, help="episodes (default: %(default)s)")
+    whole(play, "--seed", 1, seeds.MAX_PLAY_SEED, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
     stills = sub.add_parser("stills", help="make single pictures of varied scenes with what is where, for the locator")
     whole(stills, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--adapter", type=Path, help="adapter folder from the store")
     measure.add_argument("--instruction", default="", help="default: the scene's first")
     whole(measure, "--episodes", 1, 100000, default=20)
-    whole(measure, "--seed", 0, default=1000, help="first episode seed")
+    whole(measure, "--seed", 0, default=seeds.EVALUATION.start, help="first episode seed")
     real(measure, "--temperature", 0.0, 10.0, default=0.0, help="0: greedy")
 
 
@@ -123,21 +124,23 @@ def _make(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     import torch
 
+    from world_gymnast_ros.evaluation.environment import outcomes
     from world_gymnast_ros.models.load import load_policy
     from world_gymnast_ros.statistics import wilson
     from world_gymnast_ros.store import read_card
-    from world_gymnast_ros.twin.rollout import success_rate
+    from world_gymnast_ros.twin.environment import TwinEnvironment
     from world_gymnast_ros.twin.scene import load_scene
-    from world_gymnast_ros.twin.sim import Twin
 
     torch.set_num_threads(1)
     scene = load_scene(args.scene)
     policy = load_policy(args.policy)
-    if args.adapter:
-        policy.load_adapter(read_card(args.adapter))
-    twin = Twin(scene)
+    adapter = read_card(args.adapter) if args.adapter else None
     instruction = args.instruction or scene.instructions[0]
-    wins = success_rate(twin, policy, instruction, range(args.seed, args.seed + args.episodes), args.temperature)
-    twin.close()
+    environment = TwinEnvironment(scene)
+    try:
+        wins = outcomes(environment, policy, adapter, range(args.seed, args.seed + args.episodes), instruction,
+                        args.temperature)
+    finally:
+        environment.close()
     print(f"{args.scene}, {instruction!r}: {sum(wins)} of {len(wins)}, {wilson(sum(wins), len(wins))}")
     return 0

@@ -81,7 +81,7 @@ def convention_fault(deltas: F32 | F64, rules: ConventionRules) -> ConventionFau
 
 def _fault(convention: Convention, numbers: str) -> ConventionFault:
     return ConventionFault(convention, f"{numbers}: the policy speaks another convention, it looks like "
-                           f"{convention.value}; an action is a step of 0.2 s in m and rad, see docs/serve.md")
+                           f"{convention.value}; an action is a step of 0.2 s in m and rad: docs/reference/serving.md")
 
 
 def _of_translations(xyz: F64, norms: F64) -> Convention:

@@ -1,9 +1,12 @@
 """One recorded episode, however it was recorded: what learning and evaluation read."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.objects import ObjectDynamics, ObjectTracks
@@ -37,6 +40,16 @@ class Episode:
     objects: ObjectTracks | None = None
     silhouette_camera: F64 | None = None
     """The camera (12,) that a world model draws the arm for, as its set-up has it (`seen_with`); None: the model's."""
+    measured: F32 | None = None
+    """Where the arm was at each frame, Bridge states float32 (T+1, 7), where it was measured."""
+    adapter: str = ""
+    seed: int = 0
+    ended_by: str = ""
+    """done, time, fault or stopped, where the recording says so."""
+    reason: str = ""
+    """Why it ended, where that was a fault."""
+    truth: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What only a simulator knows, under the keys of a file of arrays."""
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,6 @@
 """Play data as one flat table of frames, for policy and judge: rows are frames, episodes are runs of rows.
 
-The files are described in `docs/data.md`; they hold plain arrays and are read without pickle.
+The files are described in `docs/reference/formats.md`; they hold plain arrays and are read without pickle.
 """
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import F32, I64, U8
 
-NEEDED = ("frames", "deltas", "measured", "length", "success", "instruction", "family", "scene", "behaviour", "seed",
-          "object_names", "objects_xyz", "alt_instructions", "alt_success")
+NEEDED = ("frames", "deltas", "measured", "length", "success", "instruction", "family", "scene", "behaviour", "seed")
+TRUTH = ("object_names", "objects_xyz", "alt_instructions", "alt_success")
+"""What only a simulator knows."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def read_play(directory: str | Path, scenes: Sequence[str] | None = None, famili
         try:
             with np.load(file, allow_pickle=False) as archive:
                 data = {key: archive[key] for key in NEEDED}
+                data |= {key: archive[key] for key in TRUTH} if set(TRUTH) <= set(archive.files) else _unknown(data)
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{file} is not a play file ({error}); make the play data again") from error
         keep = [i for i in range(len(data["length"])) if (scenes is None or str(data["scene"][i]) in scenes)
@@ -92,6 +94,13 @@ def read_play(directory: str | Path, scenes: Sequence[str] | None = None, famili
                            f"{families or 'all'}; make play data first or name other scenes")
     flat = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
     return PlayTable(**flat, episodes=tuple(episodes))  # type: ignore[arg-type]
+
+
+def _unknown(data: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Return TRUTH where nobody knows: no object and no other instruction."""
+    count, frames = data["success"].shape
+    return {"object_names": np.zeros((count, 0), "U64"), "objects_xyz": np.zeros((count, frames, 0, 3), np.float32),
+            "alt_instructions": np.zeros((count, 0), "U64"), "alt_success": np.zeros((count, 0, frames), np.bool_)}
 
 
 def _episode(data: dict[str, NDArray[np.generic]], i: int, first: int, steps: int) -> Episode:

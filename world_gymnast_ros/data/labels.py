@@ -1,7 +1,9 @@
-"""Per-frame labels for the judge out of recorded truth: done, not done, or unclear; and progress.
+"""Per-frame labels for the judge: done, not done, or unclear; and progress.
 
-Recorded success is *latched* (once done, done), but a judge sees frames: an arm that left its target looks undone. So
-a latched frame counts as positive only while the task's own condition still holds, a little relaxed.
+Where a simulator knows where things were, the labels come out of that: recorded success is *latched* (once done, done),
+but a judge sees frames, and an arm that left its target looks undone. So a latched frame counts as positive only while
+the task's own condition still holds, a little relaxed. Elsewhere they come out of the outcome, as a person marked it:
+no frame of a failure shows success, the last frame of a success does, and what lies between is unclear.
 """
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ APPROACH_M = 0.2
 
 @dataclass(frozen=True)
 class FrameLabels:
-    """Of one episode under one instruction: `done` bool, `clear` bool (use it), `progress` 0..1, each (steps + 1,)."""
+    """Of one episode under one instruction: `done` bool, `clear` bool (use it), `progress` 0..1, `graded` bool (use
+    that), each (steps + 1,)."""
 
     done: NDArray[np.bool_]
     clear: NDArray[np.bool_]
     progress: F32
+    graded: NDArray[np.bool_]
 
 
 def _closeness(gap_m: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -45,7 +49,10 @@ def frame_labels(table: PlayTable, episode: Episode, instruction: str) -> FrameL
     """Return the labels of an episode under one of its instructions."""
     latched = table.labels(episode, instruction)
     rows = np.arange(episode.first, episode.first + episode.steps + 1)
-    tip, thing, goal = np.moveaxis(table.places(episode, rows, instruction)[0], 1, 0)
+    places, known = table.places(episode, rows, instruction)
+    if not known[1]:
+        return labels_by_outcome(latched)
+    tip, thing, goal = np.moveaxis(places, 1, 0)
     task = parse_instruction(instruction)
     shift = thing[:, :2] - thing[:1, :2]
     if task.family == "reach":
@@ -68,4 +75,12 @@ def frame_labels(table: PlayTable, episode: Episode, instruction: str) -> FrameL
         progress = 0.4 * near + 0.6 * np.clip(1.0 - gap / max(float(gap[0]), 1e-3), 0.0, 1.0)
     done = latched & holds
     onset = np.append(latched[1:], latched[-1]) & ~latched  # success needs two steps: the one before is in between
-    return FrameLabels(done, (done | ~latched) & ~onset, np.where(done, 1.0, 0.95 * progress).astype(np.float32))
+    return FrameLabels(done, (done | ~latched) & ~onset, np.where(done, 1.0, 0.95 * progress).astype(np.float32),
+                       np.ones(len(done), np.bool_))
+
+
+def labels_by_outcome(latched: NDArray[np.bool_]) -> FrameLabels:
+    """Return the labels of an episode of which only the outcome is known; `latched` (steps + 1,) as it was marked."""
+    first = np.arange(len(latched)) == 0
+    clear = latched | first if latched[-1] else np.ones(len(latched), np.bool_)
+    return FrameLabels(latched.copy(), clear, latched.astype(np.float32), latched | first)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.episode_files import TRUTH
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
@@ -30,6 +31,7 @@ from world_gymnast_ros.store import file_sha256
 MIN_STEPS = 8
 """Shorter recordings hold no clip to train on."""
 _ARRAYS = ("frames", "deltas", "states", "length", "family", "instruction", "success")
+_OPTIONAL = ("camera", "captured", "measured", "adapter", "seed")
 
 Tracks = Callable[[Mapping[str, np.ndarray]], Sequence[ObjectTracks | None]]
 """Makes the object tracks of the episodes in one file of arrays."""
@@ -97,18 +99,20 @@ def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
     try:
         with np.load(path, allow_pickle=False) as data:
             rows = {k: data[k] for k in _ARRAYS}
-            more = {k: data[k] for k in ("camera", "captured") if k in data.files}
+            more = {k: data[k] for k in (*_OPTIONAL, *TRUTH) if k in data.files}
             objects = tracks(data) if tracks is not None else [None] * len(rows["length"])
     except (OSError, ValueError, KeyError) as error:
         raise EpisodeError(f"{path} holds no episodes ({error}); `world-gymnast twin play` makes such files") from error
     out = []
     for i, n in enumerate(rows["length"].tolist()):
         success = rows["success"][i, :n + 1]
+        own = {k: v[i] for k, v in more.items()}
         out.append(Episode(
             rows["frames"][i, :n + 1], rows["deltas"][i, :n], rows["states"][i, :n + 1], str(rows["instruction"][i]),
             f"{path.stem}/{i}", str(rows["family"][i]), bool(success[n]),
-            int(np.argmax(success)) if success[n] else None, more["captured"][i] if "captured" in more else None,
-            more["camera"][i] if "camera" in more else None, objects[i]))
+            int(np.argmax(success)) if success[n] else None, own.get("captured"), own.get("camera"), objects[i],
+            measured=own["measured"][:n + 1] if "measured" in own else None, adapter=str(own.get("adapter", "")),
+            seed=int(own.get("seed", 0)), truth={k: TRUTH[k](own[k], n + 1) for k in TRUTH if k in own}))
     return out
 
 

@@ -74,17 +74,20 @@ class Replays:
             "psnr_db_by_step": {str(h): psnr_db(float(np.nanmean(self.horizon_mse[:, k])))
                                 for k, h in enumerate(HORIZONS) if steps[k]}}
 
-    def by_task(self, task: str = "", source: str = "recordings") -> dict[str, dict[str, Any]]:
+    def by_task(self, task: str = "", source: str = "recordings", instructions: Sequence[str] = ()
+                ) -> dict[str, dict[str, Any]]:
         """Return the release table: per task AUC in imagination and on recorded frames, false and true positive rate,
         with 95 % intervals, and counts.
 
         A task is called `task` where that is given, else as the recording says, else by the sentence itself. `source`
-        says in words where the episodes were taken.
+        says in words where the episodes were taken. `instructions`: the sentences that the task covers, "*" for any
+        words; by default those of its episodes.
         """
         names = np.array([task or e.task or normalise(e.instruction) for e in self.episodes])
-        return {str(name): self.rows(np.flatnonzero(names == name)).release_row(source) for name in np.unique(names)}
+        return {str(name): self.rows(np.flatnonzero(names == name)).release_row(source, instructions)
+                for name in np.unique(names)}
 
-    def release_row(self, source: str = "recordings") -> dict[str, Any]:
+    def release_row(self, source: str = "recordings", instructions: Sequence[str] = ()) -> dict[str, Any]:
         """Return one row of the release table, of all these episodes. `pictures` is the kind that they began with, None
         where the camera's own frames were not kept."""
         captured = [e.captured for e in self.episodes if e.captured is not None]
@@ -101,7 +104,9 @@ class Replays:
                 "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
                 "recall": recall.value if success.any() else float("nan"), "recall_low": recall.low,
                 "recall_high": recall.high, "episodes": len(self.episodes), "successes": int(self.success.sum()),
-                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "pictures": kind}
+                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "pictures": kind,
+                "instructions": list(instructions) or sorted({normalise(e.instruction) for e in self.episodes}),
+                "horizon_steps": max(e.steps for e in self.episodes)}
 
 
 def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: int, copies: int = 1,

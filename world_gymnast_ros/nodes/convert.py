@@ -19,8 +19,16 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rcl_interfaces.srv import GetParameters
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    ParameterType,
+    ParameterValue,
+    SetParametersResult,
+)
+from rcl_interfaces.msg import Parameter as ParameterMsg
+from rcl_interfaces.srv import GetParameters, SetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
@@ -68,9 +76,9 @@ __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
     "DiagnosticArray", "DiagnosticStatus", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters",
     "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome",
-    "ParameterDescriptor", "PoseStamped",
-    "ResetTwin", "ServoCommandType", "SetBool", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger",
-    "TwinTruth", "TwistStamped", "xs_msg", "xs_srv",
+    "ParameterDescriptor", "PoseStamped", "ResetTwin", "ServoCommandType", "SetBool", "SetParameters",
+    "SetParametersResult", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger", "TwinTruth",
+    "TwistStamped", "xs_msg", "xs_srv",
 ]
 
 NS_PER_S = 1_000_000_000
@@ -316,6 +324,12 @@ def adapter_ref(msg: Any) -> AdapterRef | None:
         raise AdapterMismatch(f"adapter '{msg.name}': scores_json is not JSON ({error}); offer it again") from error
     return AdapterRef(msg.name, Path(msg.path), msg.sha256, msg.parent, msg.base_policy,
                       scores if isinstance(scores, dict) else {})
+
+
+def set_double(name: str, value: float) -> Any:
+    """Return the request that sets one parameter of a node to a number."""
+    return SetParameters.Request(parameters=[ParameterMsg(name=name, value=ParameterValue(
+        type=ParameterType.PARAMETER_DOUBLE, double_value=float(value)))])
 
 
 def adapter_msg(ref: AdapterRef | None, now_ns: int) -> Any:

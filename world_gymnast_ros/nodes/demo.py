@@ -21,6 +21,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.adaptation.arm_advice import Advice
 from world_gymnast_ros.adaptation.log import LOG_NAME
 from world_gymnast_ros.cli.checks import writable_folder
@@ -33,7 +34,7 @@ from world_gymnast_ros.statistics import ABRow, ab_json, ab_markdown, ab_row, wi
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
 
-CAPTURES, CAPTURE_SEED = 4, 9_999
+CAPTURES = 4
 FILMS = 3
 """So many true episodes before and after are shown; the pictures of the others are not kept."""
 
@@ -73,8 +74,8 @@ def true_episodes(operator: Operator, o: DemoOptions, label: str) -> list[TrueRu
     steps = parse_instruction(o.instruction).horizon_steps
     runs: list[TrueRun] = []
     with tqdm(total=o.episodes, desc=label, unit="episode", file=sys.stdout) as bar:
-        for i in range(o.episodes):
-            run = operator.run_episode(o.scene, o.instruction, 10_000 + i, steps, o.record)
+        for i, seed in enumerate(seeds.demo(o.episodes)):
+            run = operator.run_episode(o.scene, o.instruction, seed, steps, o.record)
             runs.append(run if i < FILMS else replace(run, film=()))
             bar.set_postfix_str(f"{sum(r.success for r in runs)} succeeded")
             bar.update()
@@ -83,8 +84,8 @@ def true_episodes(operator: Operator, o: DemoOptions, label: str) -> list[TrueRu
 
 def adaptation(operator: Operator, o: DemoOptions) -> Any:
     """Capture, adapt, and show progress; return the action's result."""
-    for i in range(CAPTURES):  # the scene set up anew for each; none is of an episode that is measured
-        operator.reset_twin(o.scene, o.instruction, CAPTURE_SEED - i)
+    for seed in seeds.captures(CAPTURES):  # the scene set up anew for each; none is of an episode that is measured
+        operator.reset_twin(o.scene, o.instruction, seed)
         operator.capture()
     operator.say(o.instruction)
     with tqdm(total=o.max_updates or None, desc="adapting", unit="update", file=sys.stdout) as bar:

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from rclpy.parameter import Parameter
 
 from world_gymnast_ros.config import PolicyConfig
 from world_gymnast_ros.control.action_convention import ConventionRules, convention_fault
@@ -35,6 +36,9 @@ QUIET_S = 2.0
 CHECK_PERIOD_S = 1.0
 """A picture is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
 NOTHING_SEEN = PictureVerdict(None, False, False, None)
+TEMPERATURE = "temperature"
+COLDEST, HOTTEST = 0.05, 10.0
+"""Temperatures that a policy samples at."""
 WARM_UP_INSTRUCTION = "reach the red block"
 
 
@@ -59,6 +63,7 @@ class PolicyNode(base.ConfiguredNode):
         self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
         self._instruction = c.instruction
         self._adapter = "base"
+        self._temperature = 0.0
         self._arm_state = convert.ArmStatusMsg.DISARMED
         self._sequence = 0
         self._epoch = 0  # counts arm starts and instructions: a chunk of an earlier one is dropped
@@ -88,7 +93,7 @@ class PolicyNode(base.ConfiguredNode):
             import torch
 
             torch.set_num_threads(c.threads)
-        return load_policy(c.checkpoint or None)
+        return load_policy(c.checkpoint, c.device, c.dtype)
 
     def _warm_up(self) -> bool:
         """Run before any arm can wait for it: the first inference is the slow one. A server may still come up."""
@@ -118,6 +123,10 @@ class PolicyNode(base.ConfiguredNode):
             self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
             self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
             self.create_subscription(convert.PoseStamped, "arm_pose", self._on_arm_pose, base.RELIABLE)
+        # Not a setting: no file can make a node explore, and it ends when the arm is disarmed.
+        self.declare_parameter(TEMPERATURE, 0.0, convert.ParameterDescriptor(
+            description="sample actions at this temperature until the arm is disarmed; 0: act greedily"))
+        self.add_on_set_parameters_callback(self._on_parameters)
         self.every(1.0, self._on_diagnostics)
         self.every(base.ALIVE_PERIOD_S, self._on_alive)
 
@@ -132,7 +141,24 @@ class PolicyNode(base.ConfiguredNode):
             if msg.data.strip() and not self._gate.active:
                 self._jobs.put(("try", msg.data))
 
+    def _on_parameters(self, parameters: list[Any]) -> Any:
+        """Take a temperature that the policy can sample at; the other parameters are read-only."""
+        for parameter in parameters:
+            value = parameter.value
+            if parameter.name != TEMPERATURE:
+                continue
+            if not isinstance(value, float) or not (value == 0.0 or COLDEST <= value <= HOTTEST):
+                return convert.SetParametersResult(successful=False, reason=f"temperature is {value!r}; give 0.0, or "
+                                                   f"{COLDEST:g} to {HOTTEST:g}")
+            if value and not hasattr(self.policy, "sample"):
+                return convert.SetParametersResult(successful=False, reason="the policy runs elsewhere and only acts "
+                                                   "greedily; leave policy_url empty to explore")
+            self._temperature = value
+        return convert.SetParametersResult(successful=True)
+
     def _on_arm_status(self, msg: Any) -> None:
+        if msg.state == msg.DISARMED != self._arm_state and self._temperature:
+            self.set_parameters([Parameter(TEMPERATURE, value=0.0)])
         taking = msg.state in (msg.ARMED, msg.HOLDING)
         armed = msg.state == msg.ARMED and self._arm_state != msg.ARMED  # from HOLDING too: look at the scene anew
         self._arm_state = msg.state
@@ -238,7 +264,7 @@ class PolicyNode(base.ConfiguredNode):
     def _ask(self, frame: Frame, instruction: str) -> ActionChunk:
         """Return the policy's chunk. Raises WrongConvention, also for a policy that runs here."""
         try:
-            chunk: ActionChunk = self.policy.act(frame, instruction)
+            chunk = self._choose(frame, instruction)
             fault = convention_fault(chunk.deltas, ConventionRules())
             if fault:
                 raise WrongConvention(f"{self.policy.name}: {fault.words}")
@@ -267,6 +293,14 @@ class PolicyNode(base.ConfiguredNode):
         self._counts["chunks"] += 1
         self._adapter = chunk.adapter  # a server names its own
         self._fault, self._chunk_ns = "", base.steady_ns()
+
+    def _choose(self, frame: Frame, instruction: str) -> ActionChunk:
+        """Return the policy's chunk for a frame, sampled where exploring was asked for."""
+        if not self._temperature:
+            greedy: ActionChunk = self.policy.act(frame, instruction)
+            return greedy
+        sampled = self.policy.sample(frame.rgb[None], instruction, self._temperature, frame.stamp_ns % 2**31)
+        return ActionChunk(sampled.deltas[0], frame.stamp_ns, sampled.adapter)
 
     def _swap(self, msg: Any) -> None:
         name = msg.name or "base"
@@ -305,7 +339,8 @@ class PolicyNode(base.ConfiguredNode):
         rates = [round((new - old) / max(elapsed_s, 1e-3), 1) for new, old in zip(counted, self._rated, strict=True)]
         self._rated, self._rated_ns = counted, now_ns
         seen = self._verdict.silhouette
-        values = {"policy": self.policy.name, "adapter": self._adapter, "instruction": self._instruction,
+        values = {"policy": self.policy.name, "adapter": self._adapter, "temperature": self._temperature,
+                  "instruction": self._instruction,
                   "active": self._gate.active, "picture": self._verdict.words or "nothing wrong seen",
                   "arm_in_picture": "unknown" if seen is None else round(seen, 2),
                   "frames_per_s": rates[0], "chunks_per_s": rates[1],

@@ -49,8 +49,13 @@ CONVENTION = {
 class ActingPolicy(Protocol):
     """The part of a policy that is served."""
 
-    name: str
-    chunk_size: int
+    @property
+    def name(self) -> str:
+        """What the policy is called."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions per chunk."""
 
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Choose one chunk greedily."""

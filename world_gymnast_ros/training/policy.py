@@ -24,9 +24,9 @@ from torch import Tensor
 
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.models.policies.action_bins import BINS, ActionStats
+from world_gymnast_ros.models.policies.action_bins import ActionStats
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.models.policies.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M
+from world_gymnast_ros.models.policies.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M, soft_target_loss
 from world_gymnast_ros.models.policies.words import WordReader
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.training.model_card import write_card
@@ -109,14 +109,6 @@ def frame_batch(table: PlayTable, episodes: Sequence[Episode], count: int, per_f
             places.append(where)
             known.append(seen)
     return np.array(rows), texts, normal_places(np.stack(places)), np.stack(known)
-
-
-def soft_target_loss(logits: Tensor, values: Tensor, sigma_bins: float) -> Tensor:
-    """Return the cross-entropy of bin logits (..., 256) with Gaussians around `values` (...), normalised units."""
-    centres = torch.arange(BINS) * (2.0 / (BINS - 1)) - 1.0 + 1.0 / (BINS - 1)
-    width = sigma_bins * 2.0 / (BINS - 1)
-    targets = torch.softmax(-0.5 * ((values[..., None].clamp(-1, 1) - centres) / width) ** 2, dim=-1)
-    return -(targets * torch.log_softmax(logits, dim=-1)).sum(-1).mean()
 
 
 # ---- loops ---------------------------------------------------------------------------------------------------------

@@ -149,13 +149,15 @@ def _onset(latched: NDArray[np.bool_]) -> int:
 @dataclass(frozen=True)
 class WindowBatch:
     """W windows. `rows` (W, 1 + WINDOW) frame rows, first frame in front; `texts` (2 W) instructions, window-major;
-    `done`, `clear`, `progress` (2 W, WINDOW - 1); `places`, `known` (2 W, 1 + WINDOW, 9 | 3); `heads` (2 W, heads)."""
+    `done`, `clear`, `progress`, `graded` (2 W, WINDOW - 1); `places`, `known` (2 W, 1 + WINDOW, 9 | 3); `heads`
+    (2 W, heads)."""
 
     rows: NDArray[np.int64]
     texts: list[str]
     done: Tensor
     clear: Tensor
     progress: Tensor
+    graded: Tensor
     places: Tensor
     known: Tensor
     heads: Tensor
@@ -174,14 +176,15 @@ def window_batch(sampler: WindowSampler, count: int, heads: int, bootstrap: floa
             texts.append(text)
             one = sampler.labels(episode, text)
             part = slice(start + 1, start + WINDOW)
-            labels.append((one.done[part], one.clear[part], one.progress[part]))
+            labels.append((one.done[part], one.clear[part], one.progress[part], one.graded[part]))
             where, seen = sampler.table.places(episode, window, text)
             places.append(normal_places(where))
             known.append(np.broadcast_to(seen, (len(window), 3)))
             votes.append(mask if mask.any() else np.ones(heads, bool))
-    done, clear, progress = (torch.from_numpy(np.stack(x)) for x in zip(*labels, strict=True))
-    return WindowBatch(np.stack(rows), texts, done.float(), clear.float(), progress, torch.from_numpy(np.stack(places)),
-                       torch.from_numpy(np.stack(known)), torch.from_numpy(np.stack(votes)).float())
+    done, clear, progress, graded = (torch.from_numpy(np.stack(x)) for x in zip(*labels, strict=True))
+    return WindowBatch(np.stack(rows), texts, done.float(), clear.float(), progress, graded.float(),
+                       torch.from_numpy(np.stack(places)), torch.from_numpy(np.stack(known)),
+                       torch.from_numpy(np.stack(votes)).float())
 
 
 # ---- training ------------------------------------------------------------------------------------------------
@@ -203,7 +206,9 @@ def window_loss(judge: Reflector, frames: Tensor, batch: WindowBatch, settings: 
     weight = (batch.clear[..., None] * batch.heads[:, None]).expand_as(logits)
     losses = F.binary_cross_entropy_with_logits(logits, batch.done[..., None].expand_as(logits), reduction="none")
     success = (losses * weight).sum() / weight.sum().clamp(min=1)
-    way = F.smooth_l1_loss(progress, batch.progress[..., None].expand_as(progress), beta=0.1)
+    graded = batch.graded[..., None].expand_as(progress)
+    way = F.smooth_l1_loss(progress, batch.progress[..., None].expand_as(progress), beta=0.1, reduction="none")
+    way = (way * graded).sum() / graded.sum().clamp(min=1)
     aux = place_loss(places, batch.places.flatten(0, 1), batch.known.flatten(0, 1))
     note = f"success {success.item():.3f} progress {way.item():.4f} places {aux.item():.4f} " \
            f"positive {(batch.done * batch.clear).sum().item() / max(1.0, batch.clear.sum().item()):.2f}"
@@ -343,7 +348,8 @@ def train_reflector(play: str | Path, out: str | Path, start: str | Path, settin
     calibrate(judge, verdicts[-1])
     if dreams is not None:
         be_strict(judge, verdicts[-1], settings.max_false_success)
-    judge.config.families = sorted(set(verdicts[-1].family.tolist()))
+    judge.config.instructions = {task: sorted({e.instruction for t in tables for e in t.episodes if e.family == task})
+                                 for task in sorted(set(verdicts[-1].family.tolist()))}
     figures: dict[str, Any] = {"seconds per step": round(seconds, 3), "episodes": sum(len(s[0]) for s in splits),
                                "parameters": sum(p.numel() for p in judge.model.parameters())}
     for name, verdict in zip(("true frames", "dreamed frames"), verdicts, strict=False):

@@ -1,35 +1,37 @@
 """Make play data on the twin: many short episodes with truth, for policy, world model and judge.
 
-Files hold plain arrays (no pickle), one file per (family, batch); the format is documented in `docs/data.md`.
+Files hold plain arrays (no pickle), one file per (family, batch); format: `docs/reference/formats.md`.
 """
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros import seeds
+from world_gymnast_ros.data.episode_files import write_rows
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.expert import demonstrator, player
-from world_gymnast_ros.twin.model import CAMERA_FOCAL_PX, CAMERA_HEIGHT, CAMERA_WIDTH, camera_pose
+from world_gymnast_ros.twin.observer import (
+    CAPTURE_HEIGHT,
+    CAPTURE_WIDTH,
+    RENDER_HEIGHT,
+    RENDER_WIDTH,
+    Observer,
+    instructions_for,
+    scene_camera,
+)
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.tasks import DIRECTIONS, parse_instruction
-from world_gymnast_ros.types import F32, F64, U8
+from world_gymnast_ros.twin.tasks import parse_instruction
+from world_gymnast_ros.types import F32, F64
 
-SIZE_PX = 64
-CAPTURE_HEIGHT, CAPTURE_WIDTH = 144, 192
-"""Size of the first picture that is kept beside the small ones, for the judge that measures."""
-RENDER_WIDTH, RENDER_HEIGHT = 320, 240
 KNOWN_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
 KNOWN_SHAPES = ("block", "cylinder")
 TRAIN_SCENES = ("train_oak", "train_grey", "train_green")
-MAX_OBJECTS, MAX_ALTERNATIVES = 5, 14
 PLAY_MIX = {"expert": 0.32, "perturbed": 0.36, "wander": 0.24, "halting": 0.08}
 
 
@@ -49,15 +51,6 @@ def random_objects(rng: np.random.Generator, family: str, wide: bool) -> tuple[O
     if family == "pick_place" or rng.random() < 0.25:
         objects.append(ObjectSpec(str(rng.choice((*KNOWN_COLOURS, "white"))), "plate", size_m=0.11))
     return tuple(objects)
-
-
-def instructions_for(objects: tuple[ObjectSpec, ...]) -> list[str]:
-    """Return every instruction the twin can measure for these objects."""
-    movable = [o.name for o in objects if o.shape != "plate"]
-    plates = [o.name for o in objects if o.shape == "plate"]
-    out = [f"reach the {n}" for n in movable]
-    out += [f"push the {n} {d}" for n in movable for d in DIRECTIONS]
-    return out + [f"put the {n} on the {p}" for n in movable for p in plates]
 
 
 def pick_instruction(rng: np.random.Generator, family: str, objects: tuple[ObjectSpec, ...]) -> str:
@@ -89,16 +82,6 @@ def wide_scene(rng: np.random.Generator, family: str) -> Scene:
         light_xyz_m=(float(rng.uniform(-0.5, 1.0)), float(rng.uniform(-1, 1)), 1.5),
         camera_offset_m=tuple(rng.uniform(-0.03, 0.03, 3)), camera_rotation_rad=tuple(rng.uniform(-0.05, 0.05, 3)),
         arm_shade=float(rng.uniform(0.08, 0.2)), table_friction=float(rng.uniform(0.8, 1.1)))
-
-
-def picture(twin: Twin) -> U8:
-    """Return the camera picture as the tiny models see it, uint8 (64, 64, 3)."""
-    return resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (SIZE_PX, SIZE_PX))
-
-
-def scene_camera(scene: Scene) -> tuple[float, ...]:
-    """Return the projection of the scene's true camera, as from `outline.projection`."""
-    return projection(camera_pose(scene), CAMERA_FOCAL_PX, CAMERA_WIDTH, CAMERA_HEIGHT)
 
 
 def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) -> dict[str, np.ndarray]:
@@ -138,51 +121,24 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
 
     `begin(loop)` is called once everything stands in its place, and returns what chooses the actions.
     """
-    scene, task = twin.scene, parse_instruction(instruction)
-    steps = task.horizon_steps
+    steps = parse_instruction(instruction).horizon_steps
     twin.reset(seed, instruction, start_state)
-    alternatives = [i for i in instructions_for(scene.objects) if i != instruction][:MAX_ALTERNATIVES]
-    twin.track(alternatives)
+    observer = Observer(twin)
     loop = BridgeLoop(twin)
     act = begin(loop)
-    frames = np.zeros((steps + 1, SIZE_PX, SIZE_PX, 3), np.uint8)
-    deltas = np.zeros((steps, 7), np.float32)
-    states, measured = np.zeros((steps + 1, 7), np.float32), np.zeros((steps + 1, 7), np.float32)
-    success, alt_success = np.zeros(steps + 1, bool), np.zeros((MAX_ALTERNATIVES, steps + 1), bool)
-    xyz = np.zeros((steps + 1, MAX_OBJECTS, 3), np.float32)
-    names = [o.name for o in scene.objects][:MAX_OBJECTS]
-
-    def observe(t: int) -> None:
-        frames[t] = picture(twin)
-        state = twin.arm_state(0)
-        states[t], measured[t] = loop.target, bridge_state(state.T_base_ee, state.gripper)
-        success[t] = twin.success()
-        for i, text in enumerate(alternatives):
-            alt_success[i, t] = twin.success(text)
-        for i, name in enumerate(names):
-            xyz[t, i] = twin.object_xyz(name)
-
     captured = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
-    observe(0)
+    states, deltas = [loop.target], []
+    seen = [observer.look()]
     for t in range(steps):
-        deltas[t] = loop.step(act(t))
-        observe(t + 1)
-    pad = lambda items, n: np.array(list(items) + [""] * (n - len(items)), dtype="U64")  # noqa: E731
-    return {"frames": frames, "deltas": deltas, "states": states, "measured": measured, "length": np.int32(steps),
-            "success": success, "alt_success": alt_success, "alt_instructions": pad(alternatives, MAX_ALTERNATIVES),
-            "object_names": pad(names, MAX_OBJECTS), "objects_xyz": xyz, "instruction": np.array(instruction, "U64"),
-            "family": np.array(task.family, "U16"), "scene": np.array(scene.name, "U32"),
-            "behaviour": np.array(behaviour, "U16"), "seed": np.int64(seed),
-            "camera": np.float32(scene_camera(scene)), "captured": captured}
-
-
-def write_rows(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
-    """Write rows of equal keys and shapes as one .npz; whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, **{k: np.stack([e[k] for e in episodes]) for k in episodes[0]})
-    os.replace(partial, path)
+        deltas.append(loop.step(act(t)))
+        states.append(loop.target)
+        seen.append(observer.look())
+    return {"frames": np.stack([s.frame for s in seen]), "deltas": np.float32(deltas), "states": np.stack(states),
+            "measured": np.stack([s.measured for s in seen]), "length": np.array(steps, np.int32),
+            "success": np.array([s.success for s in seen]), "instruction": np.array(instruction, "U64"),
+            "behaviour": np.array(behaviour, "U16"), "seed": np.array(seed, np.int64), "captured": captured,
+            "family": np.array(twin.task.family, "U16"), "camera": np.array(scene_camera(twin.scene), np.float32),
+            **observer.truth(seen)}
 
 
 def make_file(path: Path, family: str, kind: str, count: int, seed: int,
@@ -194,8 +150,7 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int,
     """
     episodes = []
     names = list(PLAY_MIX)
-    for i in range(count):
-        episode_seed = seed * 100_000 + i
+    for episode_seed in seeds.play(seed, count):
         rng = np.random.default_rng((episode_seed, 7))
         scene = wide_scene(rng, family) if kind == "wide_play" else training_scene(rng, family)
         behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
@@ -207,3 +162,20 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int,
     for e in episodes:
         rates.setdefault(str(e["behaviour"]), []).append(bool(e["success"][-1]))
     return {k: float(np.mean(v)) for k, v in rates.items()}
+
+
+FAMILIES = ("reach", "push")
+
+
+def make_replay(folder: Path, episodes: int, seed: int, check: bool, say: Callable[[str], None]) -> Path:
+    """Make the play in scenes of random looks that a run with `seed` mixes into updates, one file per family, where the
+    folder has none yet; return it. `check`: the play that the run checks itself on.
+
+    Stands for the play that the shipped models were trained on, which is not in the repository.
+    """
+    for i, family in enumerate(FAMILIES):
+        path = folder / f"{family}.npz"
+        if not path.is_file():
+            say(f"making {episodes} episodes of {family} play in {folder}")
+            make_file(path, family, "wide_play", episodes, seeds.replay_file(seed, i, check))
+    return folder

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from world_gymnast_ros.data.episode_files import write_rows
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.twin.play import (
+from world_gymnast_ros.twin.observer import (
     CAPTURE_HEIGHT,
     CAPTURE_WIDTH,
     RENDER_HEIGHT,
     RENDER_WIDTH,
     scene_camera,
-    wide_scene,
-    write_rows,
 )
+from world_gymnast_ros.twin.play import wide_scene
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.twin.sim import Twin
 

@@ -14,19 +14,19 @@ from world_gymnast_ros.adaptation.arm_advice import Advice, advise, evidence_of
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress, SessionLog
 from world_gymnast_ros.adaptation.session import Learner, adapt
-from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt, trust_of
+from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt, released_task, trust_of
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
-from world_gymnast_ros.models import load as build
-from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.models.load import load_judges, load_policy, load_world_model, release_table
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
-from world_gymnast_ros.twin.tasks import HORIZON_STEPS, family_of
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, WorldModel
+from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
 
 REPORT_NAME = "report.html"
+DECODED_PX = 256
+"""Size of recorded frames that a session is held to; every policy resizes them as it likes."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def lora_config(config: AdaptNodeConfig) -> LoraConfig:
                       config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
 
 
-def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
+def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Anchor | None:
     """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
 
     None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
     """
     if not config.episodes:
         return None
-    found = read_episodes([Path(config.episodes)], policy.config.image_size, Path(config.directory) / "decoded")
+    found = read_episodes([Path(config.episodes)], DECODED_PX, Path(config.directory) / "decoded")
     episodes, left_out = found.marked, found.left_out
     loss = cloning_loss(policy, episodes, Imitation())
     if loss is None:
@@ -80,14 +80,14 @@ def real_successes(policy: OpenVLA, config: AdaptNodeConfig) -> Anchor | None:
 
 
 def load_parts(config: AdaptNodeConfig) -> Parts:
-    """Load policy, world model and judge. Raises BadCheckpoint."""
-    policy = build.load_policy(config.policy)
+    """Load policy, world model and judges. Raises BadCheckpoint or BadConfig."""
+    c = config
+    policy = load_policy(c.policy, c.device, c.dtype)
 
     def learner(parent: AdapterRef | None) -> LoraLearner:
-        return LoraLearner(policy, lora_config(config), parent, real_successes(policy, config))
-    return Parts(policy, build.load_world_model(config.world_model, config.second_judge),
-                 build.load_judges(config.judge, config.second_judge),
-                 build.release_table(config.world_model, config.judge, config.second_judge), learner)
+        return LoraLearner(policy, lora_config(c), parent, real_successes(policy, c))
+    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype),
+                 load_judges(c.judges, c.device, c.dtype), release_table(c.world_model, c.judges), learner)
 
 
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,
@@ -98,15 +98,15 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
     success rises. `max_false_success` bounds the upper end of that share's 95 % interval. `min_auc` 0 accepts any.
     """
     for words in instructions if min_auc > 0 else ():
-        task = family_of(words)
+        task = released_task(words, release)
         row = release.get(task)
         if row is None or not row.auc >= min_auc:
             known = ", ".join(f"{name} {other.auc:.2f}" for name, other in release.items()) or "none measured"
             found = "unknown" if row is None else f"{row.auc:.2f}"
             raise NotTrusted(f"'{words}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
-                             f"required (known of this world model with this judge: {known}); measure with "
-                             "`world-gymnast bench replay --write`, train the world model on such tasks, or set "
-                             "min_release_auc to 0")
+                             f"required (known of this world model with this judge: {known}); record and mark "
+                             "episodes of it and measure with `world-gymnast bench replay --episodes DIR --task NAME "
+                             "--write`, or set min_release_auc to 0 where a person watches every step")
         false = row.false_success_high
         if not false <= max_false_success:
             raise NotTrusted(f"'{words}' ({task}): up to {false:.0%} of failures pass for successes in paired "
@@ -114,10 +114,12 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
                              "(`world-gymnast judge calibrate`), or raise max_false_success")
 
 
-def session_config(config: AdaptNodeConfig, instructions: Sequence[str]) -> AdaptNodeConfig:
-    """Return the config with the horizon of the longest known task, where that is asked for."""
-    steps = [HORIZON_STEPS[f] for f in map(family_of, instructions) if f in HORIZON_STEPS]
-    return replace(config, horizon_steps=max(steps)) if config.horizon_from_task and steps else config
+def session_config(config: AdaptNodeConfig, instructions: Sequence[str], release: Mapping[str, TaskRelease]
+                   ) -> AdaptNodeConfig:
+    """Return the config with the horizon of the longest measured task, where that is asked for."""
+    rows = [release[task] for task in (released_task(i, release) for i in instructions) if task in release]
+    steps = max((row.horizon_steps for row in rows), default=0)
+    return replace(config, horizon_steps=steps) if config.horizon_from_task and steps else config
 
 
 def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int, created_ns: int, *,
@@ -132,7 +134,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
     """
     instructions = list(dict.fromkeys(s.instruction for s in starts))
     check_released(parts.release, instructions, config.min_release_auc, config.max_false_success)
-    config = session_config(config, instructions)
+    config = session_config(config, instructions, parts.release)
     root = Path(config.directory).resolve()  # the policy node may run elsewhere
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created_ns / 1e9))
     folder = _unused(root / "sessions" / f"{stamp}-{slug(instructions[0])}")
@@ -143,7 +145,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                          base_policy=parts.policy.name, scores={**scores, "session": str(folder)},
                          created_ns=created_ns)
 
-    tasks = list(dict.fromkeys(map(family_of, instructions)))
+    tasks = list(dict.fromkeys(released_task(i, parts.release) for i in instructions))
     pictures = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
     doubts = [doubt for task in tasks if (doubt := picture_doubt(parts.release.get(task), pictures))]
     parts.policy.load_adapter(parent)

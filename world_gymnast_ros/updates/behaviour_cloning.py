@@ -15,11 +15,10 @@ from torch import Tensor
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.training.optim import warm_then_decay
-from world_gymnast_ros.training.policy import relight, soft_target_loss
-from world_gymnast_ros.types import AdapterRef
+from world_gymnast_ros.training.policy import relight
+from world_gymnast_ros.types import AdapterRef, TrainablePolicy
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 
 
@@ -29,7 +28,6 @@ class Imitation:
 
     steps: int = 60
     batch: int = 32
-    sigma_bins: float = 12.0
     after_success: int = 4
     seed: int = 0
 
@@ -48,7 +46,7 @@ def success_chunks(episodes: Sequence[Episode], chunk: int, after_success: int) 
     return out
 
 
-def cloning_loss(policy: OpenVLA, episodes: Sequence[Episode], settings: Imitation
+def cloning_loss(policy: TrainablePolicy, episodes: Sequence[Episode], settings: Imitation
                  ) -> Callable[[np.random.Generator], Tensor] | None:
     """Return a function that draws a batch of what succeeded and gives its loss; None where nothing did."""
     chunks = success_chunks(episodes, policy.chunk_size, settings.after_success)
@@ -59,12 +57,12 @@ def cloning_loss(policy: OpenVLA, episodes: Sequence[Episode], settings: Imitati
         picks = [chunks[i] for i in rng.integers(len(chunks), size=min(settings.batch, max(8, len(chunks))))]
         frames = relight(torch.from_numpy(np.stack([e.frames[t] for e, t in picks])), rng).numpy()
         deltas = np.stack([e.deltas[t:t + policy.chunk_size] for e, t in picks])
-        logits = policy.logits(frames, [e.instruction for e, _ in picks])
-        return soft_target_loss(logits.float(), torch.from_numpy(policy.stats.normalise(deltas)), settings.sigma_bins)
+        out: Tensor = policy.cloning_loss(frames, [e.instruction for e, _ in picks], deltas)
+        return out
     return loss
 
 
-def imitate(policy: OpenVLA, episodes: Sequence[Episode], lora: LoraConfig, settings: Imitation,
+def imitate(policy: TrainablePolicy, episodes: Sequence[Episode], lora: LoraConfig, settings: Imitation,
             parent: AdapterRef | None, store: Store, name: str, scores: dict[str, Any], created_ns: int,
             progress: Callable[[int, float], object] = lambda step, loss: None) -> AdapterRef | None:
     """Clone the successes of `episodes` into an adapter that starts from `parent`; None where there are none.

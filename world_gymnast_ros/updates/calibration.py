@@ -15,10 +15,10 @@ import numpy as np
 from world_gymnast_ros.episodes.files import PARTIAL_SUFFIX
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.instructions import task_of
 from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, offset_at, two_in_a_row
 from world_gymnast_ros.statistics import Interval, auc, wilson
 from world_gymnast_ros.training.reflector import Verdicts, calibration_error, reliability, strict_offset
-from world_gymnast_ros.twin.tasks import family_of
 
 MIN_EPISODES = 20
 """Of each outcome. Below that half of them fits two numbers to noise."""
@@ -43,7 +43,7 @@ def judge_recorded(judge: Reflector, folders: Sequence[Path]) -> tuple[Verdicts,
         raw = judge.raw(episode.frames[None], episode.instruction)[0].mean(-1)
         logits.append(float(two_in_a_row(raw[0]).max()))
         success.append(episode.outcome.outcome == "success")
-        family.append(family_of(episode.instruction))
+        family.append(task_of(episode.instruction, judge.config.instructions))
     return Verdicts(np.array(logits), np.array(success, np.bool_), np.array(family, np.str_)), left_out
 
 

@@ -43,7 +43,7 @@ from world_gymnast_ros.training.reflector import (
     judge_episodes,
 )
 from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import U8
+from world_gymnast_ros.types import U8, WorldModel
 from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, split
 
 SETTINGS = "settings"
@@ -72,7 +72,7 @@ class JudgeUpdate:
                             "to 1")
 
 
-def update_judge(start: Path, world: ActionDiTWorld, old_world: ActionDiTWorld, training: Path, calibration: Path,
+def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training: Path, calibration: Path,
                  replay: Path, out: Path, settings: JudgeUpdate) -> Path:
     """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
 
@@ -106,7 +106,7 @@ def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episo
                      for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
 
 
-def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, training: Sequence[Episode],
+def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, training: Sequence[Episode],
                 calibration: Sequence[Episode], out: Path, settings: JudgeUpdate
                 ) -> tuple[dict[str, Path], Path, list[str]]:
     """Teach the judge that measures (checkpoint `second`), and cut it with one that looks as a pair.
@@ -118,7 +118,7 @@ def update_pair(second: Path, looks: dict[str, Path], world: ActionDiTWorld, tra
     """
     episodes = [*training, *calibration]
     measuring, lines = update_measuring(second, episodes)
-    if world.objects is not None:
+    if isinstance(world, ActionDiTWorld) and world.objects is not None:
         world = world.with_objects(measuring.reader)  # the camera that was just learned
     rollouts = [r[0] for r in imagine_again(world, episodes, settings.seed + 9000)]
     claims = claims_by_strictness(measuring, rollouts, episodes)
@@ -158,7 +158,7 @@ class Learned:
     lines: tuple[str, ...]
 
 
-def learn_settings(judge: Path, second: Path, world: ActionDiTWorld, episodes: Sequence[Episode],
+def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Sequence[Episode],
                    held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
     """Learn settings of both judges from real episodes of one scene and instruction, and decide whether to use them:
     where more of all outcomes are told, and of those held out none fewer.

@@ -1,4 +1,4 @@
-"""`world-gymnast iterate`: the closed loop on the twin, round after round, beside two baselines at the same budget.
+"""`world-gymnast iterate`: the closed loop in an environment, round after round, beside two baselines at equal budget.
 
     a round   two thirds of the real episodes, explored with the present adapter -> what the measured joints tell of
               the set-up is learned (camera, what stops the arm), for world model and judge -> both learn from the
@@ -6,14 +6,16 @@
               adaptation in the dream, held to those successes; it starts from the clone where the present adapter
               fails more often than not, or where more of the clone's dreams succeed -> the last third of the real
               episodes: what the dream promoted, else the clone, is tried on the arm as it will be deployed, without
-              chance, and dropped where it did not do well enough there -> true evaluation
+              chance, and dropped where it did not do well enough there, or (`limit_pairs`) where pairs of trials with
+              the present adapter, in random order, do not speak for it -> true evaluation
 
 Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judge that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no dream. All begin with the same policy
 and are evaluated on the same episodes; those that learn from real episodes take as many a round, with the same seeds.
 
-A run is a folder. Every stage leaves a file when it is done and is skipped when the file is there, so a stopped run
-goes on where it was. Seeds and settings are in `run.json`; a folder of another run is refused.
+The environment is the robot with its operator or the twin: this module knows neither. A run is a folder. Every stage
+leaves a file when it is done, and every real episode does; what is there is not done again, so a stopped run goes on
+where it was. Seeds and settings are in `run.json`; a folder of another run is refused.
 """
 from __future__ import annotations
 
@@ -27,25 +29,23 @@ from typing import Any
 
 import numpy as np
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
 from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.episode_files import read_starts, write_episodes, write_starts
 from world_gymnast_ros.data.read import read_array_folders, read_arrays, read_episodes
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.calibration import fit_camera_again
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
-from world_gymnast_ros.twin.play import write_rows
-from world_gymnast_ros.twin.policy_play import policy_episodes
-from world_gymnast_ros.twin.rollout import capture
-from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.tasks import family_of
 from world_gymnast_ros.types import AdapterRef, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
@@ -57,11 +57,12 @@ from world_gymnast_ros.updates.judges import (
     update_judge,
     update_pair,
 )
+from world_gymnast_ros.updates.real_episodes import PARTS, collect, deal, successes
+from world_gymnast_ros.updates.validation import validate
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
-from world_gymnast_ros.updates.world_model_run import OLD_SEED, REPLAY_SEED, Data, fresh_play, update
+from world_gymnast_ros.updates.world_model_run import Data, holds_play, play_folder, update
 
 METHODS = ("loop", "unchanged", "imitation")
-REAL_SEED, EVALUATION_SEED, CAPTURE_SEED = 60_000, 40_000, 9_999
 NOT_WORSE, BETTER = 0.2, 0.8
 """How likely a candidate must be better than the present adapter, by what either did on the arm, to follow. What the
 dream promoted must not be clearly worse; nor must a clone of the real successes where more of its dreams succeed, or
@@ -71,31 +72,32 @@ LIKELY = 0.8
 """How sure the dream must be that what it promotes in the loop is better at all: the arm tries it before it follows."""
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
-LAYOUT = 11
+OFF = "off"
+"""In the place of the judge that measures: the learned one decides alone."""
+LAYOUT = 12
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
-"""Of the twin's play data."""
-PARTS = ("held_out", "training", "calibration", "training")
-"""Where real episodes go, in turn, failures from the first, successes from the second: of eight, two at least are held
-out. All but those held out train the world model; the judge's weights see training alone, and the threshold of such
-weights is set on calibration; what has few parameters (camera, height, margin, a threshold of weights that saw none of
-them) learns from both. Held out decides."""
+"""Of the episodes that are learned from, where they are recordings to be decoded."""
 
 
 @dataclass(frozen=True)
 class IterateConfig:
-    """One run. `episodes` real ones a round; `evaluation` true ones after each; `temperature` of exploration;
-    `captures`: frames an adaptation starts from; `replay_episodes`: fresh play made for replay, and a quarter as many
-    for the check of old scenes, per family, where `replay` and `old` (folders of play data) are not given."""
+    """One run. `horizon_steps`: actions of an imagined episode; `task`: what a release table calls the instruction
+    (default: itself); `episodes` real ones a round; `evaluation` true ones after each; `temperature` of exploration;
+    `captures`: frames an adaptation starts from; `limit_pairs`: of the sequential test of what is to be deployed (0:
+    it is compared by its record alone). `replay`, `old`: folders of play data, in the run's folder if relative, to mix
+    in and to check old scenes on; "": there are none."""
 
-    scene: str
-    instruction: str = ""
+    instruction: str
+    horizon_steps: int
+    task: str = ""
     rounds: int = 3
     episodes: int = 24
     evaluation: int = 40
     temperature: float = 1.2
     captures: int = 16
-    replay_episodes: int = 64
+    limit_pairs: int = 0
+    confidence: float = 0.95
     replay: str = ""
     old: str = ""
     seed: int = 0
@@ -105,8 +107,9 @@ class IterateConfig:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
-        limits = {"rounds": (1, 90), "episodes": (3 * len(PARTS), 1000), "evaluation": (2, 10_000),
-                  "captures": (1, 100), "replay_episodes": (16, 10_000)}  # further, seeds of rounds would meet
+        limits = {"rounds": (1, seeds.MAX_ROUNDS), "episodes": (3 * len(PARTS), seeds.MAX_EPISODES),
+                  "evaluation": (2, seeds.MAX_EVALUATION), "captures": (1, seeds.MAX_CAPTURES),
+                  "horizon_steps": (1, 1000), "limit_pairs": (0, seeds.MAX_EPISODES // 2)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise BadConfig(f"{name} is {getattr(self, name)}; give {least} to {most}")
@@ -129,6 +132,16 @@ class State:
     def weak(self) -> bool:
         """Whether the adapter fails on the arm more often than not."""
         return 2 * self.record[0] < self.record[1]
+
+
+def named_pair(judge: str | Path, second: str | Path) -> tuple[str, ...]:
+    """Return the names of the learned judge and of the one that measures; '' is the shipped one, OFF none."""
+    return (str(judge),) if str(second) == OFF else (str(judge), str(second) or build.GEOMETRIC)
+
+
+def objects_of(second: str) -> ObjectDynamics:
+    """Return what finds objects for a world model beside the judge that measures (OFF: the shipped one)."""
+    return build.load_objects("" if second == OFF else second)
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -161,22 +174,21 @@ def _plain(value: Any) -> Any:
 
 
 class Run:
-    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored."""
+    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored; `make_play(name,
+    folder)` makes earlier data ("replay" or "old") in the run's folder, where it is missing: a simulator can."""
 
-    def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, out: Path, say: Callable[[str], None],
-                 now_ns: Callable[[], int] = time.time_ns) -> None:
-        self.config, self.adapt, self.out, self.say, self.now_ns = config, adapt, out.resolve(), say, now_ns
-        self.scene = load_scene(config.scene)
-        self.instruction = config.instruction or self.scene.instructions[0]
-        self.twin = Twin(self.scene)
-        self.twin.reset(0, self.instruction)  # a wrong instruction is refused here
-        self.start()  # and so are a wrong checkpoint and a folder without play, before anything is written
+    def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, environment: Environment, out: Path,
+                 say: Callable[[str], None], now_ns: Callable[[], int] = time.time_ns,
+                 make_play: Callable[[str, Path], None] | None = None) -> None:
+        self.config, self.environment, self.instruction = config, environment, config.instruction
+        self.adapt = dataclasses.replace(adapt, horizon_steps=config.horizon_steps, horizon_from_task=False)
+        self.out, self.say, self.now_ns, self._make_play = out.resolve(), say, now_ns, make_play
+        self.start()  # a wrong checkpoint is refused here, before anything is written, and so is a folder without play
         for name in ("replay", "old"):
-            given = getattr(config, name)
-            if given and not any(Path(given).glob("*.npz")):
-                raise BadConfig(f"--{name} {given} holds no play data (*.npz); make some with `world-gymnast twin "
-                                "play`, or leave it out")
-        settings = {"layout": LAYOUT, "config": asdict(config), "adapt": asdict(adapt)}
+            given = Path(getattr(config, name))
+            if given.is_absolute():
+                holds_play(given, f"--{name}")
+        settings = {"layout": LAYOUT, "environment": environment.name, "config": asdict(config), "adapt": asdict(adapt)}
         kept = once(self.out / "run.json", lambda: settings)
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
@@ -184,30 +196,30 @@ class Run:
         self._figures: dict[tuple[str, str, str, str], Replays] = {}
         self._dreams: dict[tuple[str, str, str], list[Any]] = {}
 
-    def close(self) -> None:
-        """Free the twin."""
-        self.twin.close()
-
     # ---- what all methods share ---------------------------------------------------------------------------------
 
     def start(self) -> State:
         """Return where every method begins."""
-        if self.adapt.second_judge != build.OFF:
-            build.checkpoint_dir(self.adapt.second_judge, "locator")
-        return State(str(build.checkpoint_dir(self.adapt.world_model, "world_model")),
-                     str(build.checkpoint_dir(self.adapt.judge, "reflector")), self.adapt.second_judge, "")
+        names = build.judge_names(self.adapt.judges)
+        second = build.geometric_judge(names)
+        learned = [name for name in names if name != second]
+        if len(learned) != 1:
+            raise BadConfig(f"judges is '{self.adapt.judges}'; the loop teaches one learned judge, beside at most one "
+                            "that measures")
+        return State(str(build.checkpoint_dir(self.adapt.world_model, build.WORLD_MODEL)),
+                     str(build.checkpoint_dir(learned[0], build.JUDGE)), second or OFF, "")
 
-    def play(self, name: str) -> Path:
-        """Return the folder of `replay` or of `old` scenes; makes fresh play where none is given."""
-        given, first = {"replay": (self.config.replay, REPLAY_SEED), "old": (self.config.old, OLD_SEED)}[name]
-        episodes = self.config.replay_episodes // (1 if name == "replay" else 4)
-        return Path(given) if given else fresh_play(self.out / "play" / name, episodes, first + 10 * self.config.seed,
-                                                    self.say)
+    def play(self, name: str) -> Path | None:
+        """Return the folder of `replay` or of `old` scenes; None where there is none."""
+        given = getattr(self.config, name)
+        if given and not Path(given).is_absolute() and self._make_play is not None:
+            self._make_play(name, self.out / given)
+        return self.out / given if given else None
 
     def seen_by(self, name: str) -> str:
         """Return the folder of the judge that knows the camera of `replay` or of `old` scenes: the shipped one for
-        fresh play, else the run's first."""
-        return self.start().second if getattr(self.config, name) else ""
+        play that was made for this run, else the run's first."""
+        return self.start().second if Path(getattr(self.config, name)).is_absolute() else ""
 
     def parts(self, method: str, state: State) -> Parts:
         """Load the models of `state`, the policy with its adapter."""
@@ -217,26 +229,28 @@ class Run:
 
     def session_config(self, method: str, state: State) -> AdaptNodeConfig:
         """Return the adaptation settings with the models of `state`."""
-        return dataclasses.replace(self.adapt, world_model=state.world_model, judge=state.judge,
-                                   second_judge=state.second, directory=str(self.out / method))
+        return dataclasses.replace(self.adapt, world_model=state.world_model,
+                                   judges=", ".join(named_pair(state.judge, state.second)),
+                                   directory=str(self.out / method))
 
     def adapter(self, method: str, state: State) -> AdapterRef | None:
         """Return the stored adapter of `state`."""
         return Store(self.out / method / "adapters").get(state.adapter) if state.adapter else None
 
-    def evaluate(self, parts: Parts, seed: int, out: Path, dream: bool = True) -> dict[str, Any]:
-        """Measure the policy as it stands: true success; with `dream`, imagined success from the same first frames, and
-        the true actions replayed in the dream: how many failures pass for successes."""
-        c = self.config
-        seeds = range(EVALUATION_SEED, EVALUATION_SEED + c.evaluation)
-        rows = policy_episodes(self.twin, parts.policy, seeds, self.instruction, 0.0, "evaluation")
-        write_rows(out, rows)
-        success = [bool(r["success"][-1]) for r in rows]
+    def evaluate(self, parts: Parts, adapter: AdapterRef | None, seed: int, out: Path, dream: bool = True
+                 ) -> dict[str, Any]:
+        """Measure the policy with `adapter`: true success; with `dream`, imagined success from the same first frames,
+        and the true actions replayed in the dream: how many failures pass for successes."""
+        played = collect(self.environment, parts.policy, adapter, seeds.EVALUATION, self.config.evaluation,
+                         self.instruction, 0.0, out.with_suffix(""), self.progress("evaluation"))
+        write_episodes(out, played)
+        success = [bool(e.success) for e in played]
         true = wilson(sum(success), len(success))
         if not dream:
             return {"true": asdict(true), "outcomes": success}
-        starts = [Start(Frame(r["frames"][0].copy(), 0), r["states"][0], self.instruction, Frame(r["captured"], 0))
-                  for r in rows]
+        parts.policy.load_adapter(adapter)
+        starts = [Start(Frame(e.frames[0].copy(), 0), e.states[0], self.instruction, Frame(e.captured, 0))
+                  for e in played]
         claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
         replays = replay_episodes(parts.world_model, parts.judge, read_arrays(out), derive_seed(seed, 7))
         summary = replays.summary()
@@ -250,7 +264,7 @@ class Run:
         """Imagine the policy as it stands once from each start, `batch` at a time, the noise of the batch that begins
         at start i from `seed_of(i)`; return which of them the judges call a success."""
         groups = [imagine(parts.policy, parts.world_model, parts.judge, starts[i:i + batch], 1,
-                          self.twin.task.horizon_steps, self.adapt.held_out_temperature, seed_of(i),
+                          self.config.horizon_steps, self.adapt.held_out_temperature, seed_of(i),
                           judge_every_chunks=0) for i in range(0, len(starts), batch)]
         return [is_success(j) for group in groups for j in group.judgements]
 
@@ -263,7 +277,7 @@ class Run:
         def begin() -> dict[str, Any]:
             self.say("round 0: evaluating the start")
             return {"round": 0, "state": asdict(state), "evaluation": self.evaluate(
-                self.parts(method, state), derive_seed(self.config.seed, 0), self.out / "round-0.npz")}
+                self.parts(method, state), None, derive_seed(self.config.seed, 0), self.out / "round-0.npz")}
         rows = [once(self.out / "round-0.json", begin)]
         for number in range(1, self.config.rounds + 1):
             rows.append(self.round(method, number, state))
@@ -301,8 +315,8 @@ class Run:
             state = dataclasses.replace(state, adapter=row["learning"]["adapter"] or state.adapter, record=(0, 0),
                                         tried=(0, 0))
         row["evaluation"] = once(folder / "evaluation.json", lambda: self.evaluate(
-            self.parts(method, state), derive_seed(self.config.seed, number, 1), folder / "evaluation.npz",
-            method != "imitation"))
+            self.parts(method, state), self.adapter(method, state), derive_seed(self.config.seed, number, 1),
+            folder / "evaluation.npz", method != "imitation"))
         row["state"] = asdict(state)
         e = row["evaluation"]
         dream = f", imagined {e['imagined']['value']:.3f}, false successes {e['false_success'][0]:.3f} of " \
@@ -312,11 +326,11 @@ class Run:
 
     def real(self, method: str, number: int, state: State) -> dict[str, Any]:
         """Explore with the present adapter. The loop keeps a third of the round's episodes for `trial`."""
-        first, count = self.first_seed(number), self.config.episodes
+        count = self.config.episodes
         count -= count // 3 if method == "loop" else 0
-        wins = self.on_arm(method, state, range(first, first + count), f"round-{number}", self.config.temperature)
+        wins = self.on_arm(method, number, state, 0, count, self.config.temperature)
         self.say(f"{method}, round {number}: {wins} of {count} explored real episodes succeeded")
-        return {"episodes": count, "successes": wins, "first_seed": first}
+        return {"episodes": count, "successes": wins, "first_seed": seeds.real(self.config.seed, number)[0]}
 
     def begin(self, number: int, state: State, clone: str) -> dict[str, Any]:
         """Say whether adaptation begins at the present adapter of `state` or at a clone of the real successes ('' for
@@ -349,10 +363,10 @@ class Run:
         So the recordings hold how such a policy fails, which is not how an exploring one does. Returns which adapter
         follows and its records on the arm.
         """
-        last = self.first_seed(number) + self.config.episodes
         count, tried = self.config.episodes // 3, dreamed or clone
-        wins = self.on_arm("loop", dataclasses.replace(state, adapter=tried or state.adapter),
-                           range(last - count, last), f"round-{number}-trial", 0.0)
+        if tried and self.config.limit_pairs:
+            return self.validation(number, state, tried, bool(dreamed), preferred)
+        wins = self.on_arm("loop", number, dataclasses.replace(state, adapter=tried or state.adapter), 1, count, 0.0)
         told: dict[str, Any] = {"episodes": count, "successes": wins, "tried": tried}
         if not tried:
             return told | {"adapter": state.adapter, "record": (state.record[0] + wins, state.record[1] + count),
@@ -362,25 +376,42 @@ class Run:
         return told | ({"adapter": tried, "record": (wins, count), "without_chance": (wins, count)} if told["used"] else
                        {"adapter": state.adapter, "record": state.record, "without_chance": state.tried})
 
-    def first_seed(self, number: int) -> int:
-        """Return the seed of a round's first real episode."""
-        return REAL_SEED + 10_000 * self.config.seed + 1000 * number
+    def validation(self, number: int, state: State, tried: str, dreamed: bool, preferred: bool) -> dict[str, Any]:
+        """Try `tried` and the present adapter of `state` in pairs, in random order, until the sequential test decides.
 
-    def on_arm(self, method: str, state: State, seeds: range, name: str, temperature: float) -> int:
-        """Run real episodes with the adapter of `state`, greedy at temperature 0; store them split as PARTS says;
-        return successes."""
-        rows = policy_episodes(self.twin, self.parts(method, state).policy, seeds, self.instruction, temperature,
-                               "policy")
-        for part in set(PARTS):  # of an attempt that was stopped
-            (self.out / method / part / f"{name}.npz").unlink(missing_ok=True)
-        split: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS}
-        for outcome in (True, False):
-            for i, row in enumerate((r for r in rows if bool(r["success"][-1]) == outcome), int(outcome)):
-                split[PARTS[i % len(PARTS)]].append(row)
-        for part, some in split.items():
-            if some:
-                write_rows(self.out / method / part / f"{name}.npz", some)
-        return sum(bool(r["success"][-1]) for r in rows)
+        What it leaves unclear is decided by the records of these pairs. Same keys as `trial` returns.
+        """
+        policy, folder = build.load_policy(self.adapt.policy), self.out / "loop" / f"round-{number}" / "validation"
+        found = validate(self.environment, policy, self.adapter("loop", state),
+                         self.adapter("loop", dataclasses.replace(state, adapter=tried)), self.instruction,
+                         seeds.real(self.config.seed, number, 1), self.config.limit_pairs, self.config.confidence,
+                         derive_seed(self.config.seed, number, 8), folder)
+        deal(found.episodes, self.out / "loop", f"round-{number}-trial")
+        mine, theirs = found.record("adapter"), found.record("base")
+        present = dataclasses.replace(state, tried=(state.tried[0] + theirs[0], state.tried[1] + theirs[1]),
+                                      record=(state.record[0] + theirs[0], state.record[1] + theirs[1]))
+        told: dict[str, Any] = {"episodes": len(found.episodes), "successes": mine[0], "tried": tried,
+                                "decision": found.verdict.decision, "verdict": found.verdict.as_json()}
+        told |= compare(mine, present, dreamed, preferred)
+        if found.verdict.decision in ("better", "worse"):
+            told |= {"used": found.verdict.decision == "better", "message": found.verdict.words}
+        self.say(f"loop, round {number}: {told['message']}")
+        return told | ({"adapter": tried, "record": mine, "without_chance": mine} if told["used"] else
+                       {"adapter": state.adapter, "record": present.record, "without_chance": present.tried})
+
+    def on_arm(self, method: str, number: int, state: State, part: int, count: int, temperature: float) -> int:
+        """Run real episodes with the adapter of `state`, greedy at temperature 0: `part` 0 of the round explores, 1 is
+        the trial. Deal them out to learning and checking; return successes."""
+        name = f"round-{number}-trial" if part else f"round-{number}"
+        episodes = collect(self.environment, build.load_policy(self.adapt.policy), self.adapter(method, state),
+                           seeds.real(self.config.seed, number, part), count, self.instruction, temperature,
+                           self.out / method / "episodes" / name, self.progress(f"{method}, round {number}"))
+        deal(episodes, self.out / method, name)
+        return successes(episodes)
+
+    def progress(self, label: str) -> Callable[[int, int], None]:
+        """Return what tells of each real episode."""
+        return lambda done, count: self.say(f"{label}: {done} of {count} real episodes") if done == count else None
 
     def _forget_replays(self) -> None:
         self._figures.clear()
@@ -398,18 +429,19 @@ class Run:
             same = (world_model, reads, which)
             dreams = self._dreams.get(same)
             self._figures[key] = replay_episodes(
-                build.load_world_model(world_model, reads), build.load_judges(judge, second), episodes,
-                derive_seed(self.config.seed, 11), rollouts=dreams)
+                build.load_world_model(world_model, named_pair(judge, reads)),
+                build.load_judges(named_pair(judge, second)), episodes, derive_seed(self.config.seed, 11),
+                rollouts=dreams)
             self._dreams[same] = self._figures[key].rollouts
         return self._figures[key]
 
     def setup(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Learn what needs no outcome, before anything is drawn by it: where the camera stands, from where the arm is
         seen. The geometric judge and the world model share it."""
-        if state.second == build.OFF:
-            return {"second": build.OFF, "message": "nobody measures"}
+        if state.second == OFF:
+            return {"second": OFF, "message": "nobody measures"}
         method = folder.parent
-        start = build.checkpoint_dir(state.second, "locator")
+        start = build.checkpoint_dir(state.second, build.JUDGE)
         judge = GeometricJudge(Locator.from_pretrained(start))
         before = judge.config.to_dict()
         episodes = read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked
@@ -418,7 +450,7 @@ class Run:
         if judge.config.to_dict() == before:
             return {"second": state.second, "message": message}
         judge.locator.save(folder / "setup")
-        ref = put_version(method / "second_judges", folder / "setup", f"round-{number}-setup-{self.scene.name}",
+        ref = put_version(method / "second_judges", folder / "setup", f"round-{number}-setup-{self.environment.name}",
                           parent_name(start), {"learned": message}, self.now_ns(), JUDGE)
         return {"second": str(ref.path), "message": message}
 
@@ -426,8 +458,8 @@ class Run:
         """Update, check, store; the version is used where it was promoted."""
         c, method = self.config, folder.parent
         found = read_episodes([method / "training", method / "calibration"], PICTURE_PX)
-        data = Data(found.marked, read_array_folders([method / "held_out"]), read_array_folders([self.play("replay")]),
-                    read_array_folders([self.play("old")]), found.hashes)
+        data = Data(found.marked, read_array_folders([method / "held_out"]), play_folder(self.play("replay")),
+                    play_folder(self.play("old")), found.hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
         self._forget_replays()
 
@@ -435,8 +467,8 @@ class Run:
             return self.figures(str(world_model), state.judge, state.second,
                                 "held out" if some is data.held else "old", some)
         result = update(Path(state.world_model), data, config, c.margins, figures, folder / "world_model",
-                        method / "world_models", f"{self.scene.name}-round-{number}", self.now_ns(),
-                        build.load_reader(state.second), build.load_reader(self.seen_by("replay")))
+                        method / "world_models", f"{self.environment.name}-round-{number}", self.now_ns(),
+                        objects_of(state.second), objects_of(self.seen_by("replay")))
         promoted = result.decision.promote
         self.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
         return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -452,54 +484,59 @@ class Run:
         """
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
-        world = build.load_world_model(state.world_model, state.second)
-        old_world = world.with_objects(build.load_reader(self.seen_by("replay")))
-        run = update_judge(Path(state.judge), world, old_world, method / "training", method / "calibration",
-                           self.play("replay"), folder / "judge", settings)
+        world = build.load_world_model(state.world_model, named_pair(state.judge, state.second))
+        old_world = world.with_objects(objects_of(self.seen_by("replay")))
+        replay = self.play("replay")
+        run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
+            Path(state.judge), world, old_world, method / "training", method / "calibration", replay, folder / "judge",
+            settings)
         # Without the judge that measures nobody would know a camera that was learned.
-        learned = build.load_reader(state.second).projection != build.load_reader().projection
-        candidates = {} if learned else {"alone": (run, build.OFF)}
-        lines: list[str] = []
+        learned = objects_of(state.second).projection != build.load_objects().projection
+        candidates: dict[str, tuple[Path, str]] = {} if learned or run is None else {"alone": (run, OFF)}
+        lines = [] if replay else ["the learned judge keeps its weights: there is no earlier data to mix in"]
         fresh = sha256_file(Path(state.judge) / WEIGHTS) == sha256_file(Path(self.start().judge) / WEIGHTS)
-        if state.second != build.OFF:
-            looks, measures, lines = update_pair(
-                build.checkpoint_dir(state.second, "locator"), {SETTINGS if fresh else "threshold": Path(state.judge),
-                                                             "weights": run}, world,
+        if state.second != OFF:
+            starts = {SETTINGS if fresh else "threshold": Path(state.judge), **({"weights": run} if run else {})}
+            looks, measures, more = update_pair(
+                build.checkpoint_dir(state.second, build.JUDGE), starts, world,
                 read_array_folders([method / "training"]), read_array_folders([method / "calibration"]),
                 folder / "pair", settings)
+            lines += more
             candidates = {**{name: (path, str(measures)) for name, path in looks.items()}, **candidates}
-        held, old = read_array_folders([method / "held_out"]), read_array_folders([self.play("old")])
+        held, old = read_array_folders([method / "held_out"]), play_folder(self.play("old"))
         all_real = [e for part in dict.fromkeys(PARTS) for e in read_array_folders([method / part])]
 
-        def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays]:
-            """On held-out episodes, on all, and on old scenes, where cameras stand as the run's first judge knows."""
-            usual = second if second == build.OFF else self.seen_by("old")
+        def judged(judge: str | Path, second: str) -> tuple[Replays, Replays, Replays | None]:
+            """On held-out episodes, on all, and on old scenes (None: there are none), where cameras stand as the run's
+            first judge knows."""
+            usual = second if second == OFF else self.seen_by("old")
             return (self.figures(state.world_model, str(judge), second, "held out", held),
                     self.figures(state.world_model, str(judge), second, "all", all_real),
-                    self.figures(state.world_model, str(judge), usual, "old", old))
+                    self.figures(state.world_model, str(judge), usual, "old", old) if old else None)
         before = judged(state.judge, state.second)
         chosen, right, after = "", -1.0, {}
         for name, pair in candidates.items():
             after[name] = some = judged(*pair)
-            decision = decide_judge((before[0], some[0]), (before[2], some[2]), c.seed,
-                                    (before[1], some[1]), weights=name != SETTINGS)
+            earlier = (before[2], some[2]) if before[2] is not None and some[2] is not None else None
+            decision = decide_judge((before[0], some[0]), earlier, c.seed, (before[1], some[1]),
+                                    weights=name != SETTINGS)
             agree = float((some[0].claimed == some[0].success).mean())
             lines += [f"{name}: {line}" for line in decision.lines]
             if decision.promote and agree > right:
                 chosen, right = name, agree
-        figures = {name: {"new": some[0].summary(), "all": some[1].summary(), "old": some[2].summary()}
+        figures = {name: {which: r.summary() for which, r in zip(("new", "all", "old"), some, strict=True) if r}
                    for name, some in {"before": before, **after}.items()}
         scores = {"decision": lines, "figures": figures, "settings": asdict(settings)}
         stored: dict[str, tuple[str, str]] = {}
         for name, (path, second) in candidates.items():
             scores = {**scores, "promoted": name == chosen, "candidate": name}
-            label = f"round-{number}-{name}-{self.scene.name}"
+            label = f"round-{number}-{name}-{self.environment.name}"
             ref = put_version(method / "judges", path, label, parent_name(Path(state.judge)), scores, self.now_ns(),
                               JUDGE)
-            if second != build.OFF:
+            if second != OFF:
                 second = str(put_version(
                     method / "second_judges", Path(second), label,
-                    parent_name(build.checkpoint_dir(state.second, "locator")), scores, self.now_ns(), JUDGE).path)
+                    parent_name(build.checkpoint_dir(state.second, build.JUDGE)), scores, self.now_ns(), JUDGE).path)
             stored[name] = (str(ref.path), second)
         use, second = stored.get(chosen, (state.judge, state.second))
         found = after.get(chosen, before)[0]
@@ -514,21 +551,20 @@ class Run:
 
         Returns the table. It is measured on the held-out episodes of this scene, which also chose the pair.
         """
-        rows = {family_of(self.instruction): found.release_row(f"the twin, {self.scene.name}")}
+        rows = {self.config.task or self.instruction: found.release_row(self.environment.name)}
         if Path(world_model).is_relative_to(self.out):
             payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
-                       **build.release_hashes(world_model, judge, second), "families": rows}
+                       "sha256": build.release_hashes(world_model, named_pair(judge, second)), "tasks": rows}
             write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
         return rows
 
     def captured(self, number: int) -> list[Start]:
-        """Return the frames that a round's adaptation starts from."""
-        starts = []
-        for i in range(self.config.captures):
-            self.twin.reset(CAPTURE_SEED - 100 * number - i, self.instruction)
-            frame, measured = capture(self.twin)
-            starts.append(Start(frame, measured, self.instruction))
-        return starts
+        """Return the frames that a round's adaptation starts from: captured once, whatever asks for them."""
+        path = self.out / "captures" / f"round-{number}.npz"
+        if not path.is_file():
+            write_starts(path, [self.environment.reset(s, self.instruction)
+                                for s in seeds.captures(self.config.captures, number)])
+        return read_starts(path)
 
     def adaptation(self, method: str, number: int, state: State) -> dict[str, Any]:
         """Adapt in the dream from captured frames of the scene, going on from the adapter of `state`; the loop is held

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from torch import Tensor
 
 from world_gymnast_ros.adaptation.advantage import Advantages
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.policies.openvla import OpenVLA
-from world_gymnast_ros.types import AdapterRef, RolloutGroup
+from world_gymnast_ros.types import AdapterRef, Policy, RolloutGroup, TrainablePolicy
+
+TRAINABLE = ("logprobs", "add_lora", "trainable_parameters", "save_adapter", "without_adapter")
+"""What `TrainablePolicy` asks beyond `Policy`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class LoraConfig:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise BadConfig(f"lora.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+
+
+FULL_SIZE = LoraConfig(rank=32, alpha=64.0, learning_rate=2e-5, micro_chunks=8, leash=0.01)
+"""Where a policy of billions of parameters begins: OpenVLA's rank, and a step and KL coefficient of the size that
+fine-tunes of it use (1e-5 to 1e-4). Starting values: they were not tuned on one. An L1 head takes no larger step, since
+its density is steep where the scale is small."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
             chunks = np.flatnonzero(group.valid[i])
             for n in chunks:
                 sampled = group.chunks[n]
+                if sampled.tokens is None or sampled.logprobs is None:
+                    raise BadConfig(f"the rollouts of '{group.instruction}' hold no log-probabilities: this policy "
+                                    "acts and is evaluated in imagination, and cannot be trained")
                 rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
@@ -102,6 +113,16 @@ def policy_loss(now: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, c
     return (losses * weights[:, None, None]).sum()
 
 
+def trainable(policy: Policy) -> TrainablePolicy:
+    """Return `policy` as one whose adapter can be trained; BadConfig says why where it cannot."""
+    lacking = [name for name in TRAINABLE if not callable(getattr(policy, name, None))]
+    if lacking:
+        raise BadConfig(f"policy '{policy.name}' cannot be trained: it has no {lacking[0]}. A policy gradient needs "
+                        "the log-probability of what was sampled, which policies of action tokens and of a Laplace "
+                        "head give; diffusion, flow and remote policies can act and be evaluated in imagination")
+    return cast(TrainablePolicy, policy)
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A loss that every step of a session adds; `told` says in words what it holds the policy to."""
@@ -111,16 +132,16 @@ class Anchor:
 
 
 class LoraLearner:
-    """`adapt.Learner` for models.openvla.OpenVLA. One optimiser lives for the whole session.
+    """`adaptation.Learner` for any `TrainablePolicy`. One optimiser lives for the whole session.
 
     Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `anchor.loss(rng)`
     is added in every step: what the dream rewards is learned without leaving what is known to be true, the real
     successes (as DAPG adds demonstrations, arXiv:1709.10087).
     """
 
-    def __init__(self, policy: OpenVLA, config: LoraConfig | None = None, parent: AdapterRef | None = None,
+    def __init__(self, policy: Policy, config: LoraConfig | None = None, parent: AdapterRef | None = None,
                  anchor: Anchor | None = None) -> None:
-        self.policy, self.config, self.parent, self.anchor = policy, config or LoraConfig(), parent, anchor
+        self.policy, self.config, self.parent, self.anchor = trainable(policy), config or LoraConfig(), parent, anchor
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
 

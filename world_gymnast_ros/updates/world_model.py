@@ -23,11 +23,14 @@ from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import Replays
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
+from world_gymnast_ros.models.world_models.worldgym import WorldGym
+from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_weights, weights_file
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
 from world_gymnast_ros.training.world_model import STATE, TASK_WEIGHTS, TRAINING, TrainConfig, Trainer
-from world_gymnast_ros.types import AdapterRef
+from world_gymnast_ros.training.worldgym import WorldGymTrainer, WorldGymTraining
+from world_gymnast_ros.types import F64, AdapterRef
 
 INPUTS = "inputs.json"
 SHARES = (1.0, 0.5, 0.25)
@@ -39,7 +42,8 @@ MIN_HELD_OUT = 4
 @dataclass(frozen=True)
 class UpdateConfig:
     """One update. `replay_share`: share of clips drawn from earlier data. `own_dreams`: episodes dreamed anew, twice a
-    run, whose dreams serve as previous frames in half of each batch. Rates are about a tenth of training's."""
+    run, whose dreams serve as previous frames in half of each batch. Rates are about a tenth of training's.
+    `lora_rank`, `lora_lr`: of a WorldGym model, of which only a LoRA is trained."""
 
     steps: int = 40
     batch: int = 8
@@ -48,6 +52,8 @@ class UpdateConfig:
     adamw_lr: float = 1.3e-4
     own_dreams: int = 32
     save_every: int = 20
+    lora_rank: int = 32
+    lora_lr: float = 1e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,10 +89,9 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
-    network, sha256 = load_network(parent)
-    network.config = seen_by(network.config, objects)
     clips = [e if by is None else seen_with(e, by)
              for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
+    sha256 = sha256_file(weights_file(parent))
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
                          "pictures": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
@@ -95,6 +100,10 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     shares = np.concatenate([np.full(len(new), 1.0 / len(new)) * (1.0 - config.replay_share if replay else 1.0),
                              _normal(task_balance(replay, TASK_WEIGHTS)) * config.replay_share
                              if replay else np.empty(0)])
+    if is_worldgym(parent):
+        return _fine_tune_worldgym(parent, sha256, clips, shares, config, out, inputs)
+    network, _ = load_network(parent)
+    network.config = seen_by(network.config, objects)
     training = TrainConfig(steps=config.steps, batch=config.batch, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr,
                            warmup_steps=max(1, config.steps // 10), ema=0.97, rollouts_from=0.0,
                            rollout_every=max(1, config.steps // 2), rollout_count=config.own_dreams,
@@ -109,13 +118,32 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     return out
 
 
+def _fine_tune_worldgym(parent: Path, sha256: str, clips: Sequence[Episode], shares: F64, config: UpdateConfig,
+                        out: Path, inputs: str) -> Path:
+    """Train a LoRA of a WorldGym model; the checkpoint has it merged."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world = WorldGym.from_pretrained(parent, device, torch.float32)
+    training = WorldGymTraining(
+        steps=config.steps, batch=config.batch, lora_rank=config.lora_rank, learning_rate=config.lora_lr, average=0.97,
+        clip_frames=min(world.settings.window, WorldGymTraining.clip_frames), save_every=config.save_every,
+        warmup_steps=max(1, config.steps // 10), seed=config.seed)
+    trainer, state = WorldGymTrainer(world, clips, training, shares.tolist()), out / TRAINING / STATE
+    if state.is_file():
+        trainer.resume(state)
+        if trainer.done and (out / WEIGHTS).is_file():
+            return out
+    write_text(out / TRAINING / INPUTS, inputs)
+    trainer.run(state=state)
+    return trainer.save(out, weights_file(parent).parent / world.settings.vae, parent.name, sha256)
+
+
 def mixed(parent: Path, trained: Path, share: float, out: Path) -> Path:
     """Write the checkpoint that lies `share` of the way from `parent` to `trained` into the folder `out`; return it.
 
     Between weights before and after fine-tuning most of what was learned is kept and most of what was forgotten is not
     (WiSE-FT, arXiv:2109.01903).
     """
-    before, after = read_tensors(parent / WEIGHTS), read_tensors(trained / WEIGHTS)
+    before, after = read_weights(weights_file(parent)), read_tensors(trained / WEIGHTS)
     save_tensors({k: torch.lerp(before[k].float(), w.float(), share).to(w.dtype) if w.is_floating_point() else w
                   for k, w in after.items()}, out / WEIGHTS)
     write_text(out / CONFIG, (trained / CONFIG).read_text())
@@ -163,8 +191,8 @@ def false_success_change(before: Replays, after: Replays) -> Interval | None:
     return newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 
 
-def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: Margins, seed: int) -> Decision:
-    """Decide from (before, after) on held-out episodes of the new scene, and on episodes of old scenes.
+def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, margins: Margins, seed: int) -> Decision:
+    """Decide from (before, after) on held-out episodes of the new scene, and on those of old scenes (None: none).
 
     Better: on the new scene the false success rate fell surely (95 %, paired), or the image error did while false
     successes did not rise by more than the margin. Not worse: no other figure fell by more than its margin (point
@@ -185,7 +213,7 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays], margins: 
     good = rules.check("new scene false positives", more, margins.false_success, more <= margins.false_success,
                        f"new scene: false positives change by {'unknown' if fewer is None else _points(fewer)}; at "
                        f"most {100 * margins.false_success:+.0f} points")
-    if len(old[0].episodes) >= MIN_HELD_OUT:
+    if old is not None and len(old[0].episodes) >= MIN_HELD_OUT:
         change = paired_bootstrap(old[1].structural - old[0].structural, seed=seed)
         limit = margins.structural * float(old[0].structural.mean())
         good &= rules.check("old scenes image", change.value, limit, change.value <= limit,
@@ -225,5 +253,5 @@ def put_version(root: Path, run: Path, name: str, parent: str, scores: dict[str,
 
 def parent_name(checkpoint: Path) -> str:
     """Return what a version's card calls its parent: name and first digits of the weights' hash."""
-    digest = sha256_file(checkpoint / WEIGHTS)[:8]
+    digest = sha256_file(weights_file(checkpoint))[:8]
     return checkpoint.name if checkpoint.name.endswith(digest) else f"{checkpoint.name}-{digest}"

@@ -20,11 +20,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.instructions import task_of
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.policies.vla_network import PLACES, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.policies.words import WordReader
 from world_gymnast_ros.models.vision import fast_math
-from world_gymnast_ros.twin.tasks import family_of
 from world_gymnast_ros.types import F32, U8, Judgement, RolloutFacts
 
 BATCH = 64
@@ -33,7 +33,7 @@ BATCH = 64
 
 class ReflectorConfig(PretrainedConfig):
     """`trunk` is an OpenVLAConfig as a dict. Calibrated logit = `logit_scale` * logit + `logit_offset`, or in place of
-    the latter what `family_offsets` holds for the family of tasks."""
+    the latter what `task_offsets` holds for the task; `instructions`: the sentences of each task, "*" for any words."""
 
     model_type = "world_gymnast_reflector"
 
@@ -43,13 +43,13 @@ class ReflectorConfig(PretrainedConfig):
     heads: int = 3
     logit_scale: float = 1.0
     logit_offset: float = 0.0
-    family_offsets: dict[str, float] = field(default_factory=dict)
+    task_offsets: dict[str, float] = field(default_factory=dict)
     done_threshold: float = 0.5
-    families: list[str] = field(default_factory=list)
+    instructions: dict[str, list[str]] = field(default_factory=dict)
 
     def calibrate(self, scale: float, offset: float) -> None:
-        """Set one calibration for all families of tasks."""
-        self.logit_scale, self.logit_offset, self.family_offsets = scale, offset, {}
+        """Set one calibration for all tasks."""
+        self.logit_scale, self.logit_offset, self.task_offsets = scale, offset, {}
 
     def trunk_config(self) -> OpenVLAConfig:
         """Return the trunk's config: no language layers above the readout."""
@@ -148,9 +148,9 @@ class Reflector:
             logits, progress = self.model(pictures, ids)
         return logits.float().cpu().numpy(), progress.float().cpu().numpy()
 
-    def probability(self, logits: NDArray[np.floating[Any]], family: str = "") -> F32:
-        """Return calibrated probabilities of uncalibrated logits, for tasks of a family."""
-        offset = self.config.family_offsets.get(family, self.config.logit_offset)
+    def probability(self, logits: NDArray[np.floating[Any]], task: str = "") -> F32:
+        """Return calibrated probabilities of uncalibrated logits, for a task by name."""
+        offset = self.config.task_offsets.get(task, self.config.logit_offset)
         x = self.config.logit_scale * logits.astype(np.float64) + offset
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))), np.float32)
 
@@ -167,16 +167,16 @@ class Reflector:
             raise
         except Exception as error:  # memory, device, numerics: none may turn into a score
             return [Judgement(None, detail=f"{self.name}: {type(error).__name__}: {error}")] * len(frames)
-        family = family_of(instruction)
-        return [self._judge(one, way, family) for one, way in zip(logits, progress, strict=True)]
+        task = task_of(instruction, self.config.instructions)
+        return [self._judge(one, way, task) for one, way in zip(logits, progress, strict=True)]
 
-    def _judge(self, logits: F32, progress: F32, family: str) -> Judgement:
+    def _judge(self, logits: F32, progress: F32, task: str) -> Judgement:
         if not (np.isfinite(logits).all() and np.isfinite(progress).all()):
             return Judgement(None, detail=f"{self.name}: the network gave numbers that are not finite")
-        frames = self.probability(logits.mean(-1), family)
+        frames = self.probability(logits.mean(-1), task)
         steady = two_in_a_row(frames)
         done = np.flatnonzero(steady > self.config.done_threshold)
-        votes = tuple(float(two_in_a_row(self.probability(logits[:, k], family)).max()) for k in range(logits.shape[1]))
+        votes = tuple(float(two_in_a_row(self.probability(logits[:, k], task)).max()) for k in range(logits.shape[1]))
         return Judgement(score=float(steady.max()), done_at=int(done[0]) if done.size else None, votes=votes,
                          frame_scores=frames, progress=float(two_in_a_row(progress.mean(-1)).max()))
 

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +31,13 @@ class LoraWeights:
 
 
 class LoraSlot:
-    """Wraps the linear layers of `network` while an adapter is in it."""
+    """Wraps the linear layers of `network` that the pattern `targets` names while an adapter is in it.
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    The adapter's weights are float32 whatever the base's number format: in bfloat16 small steps would round to nothing.
+    """
+
+    def __init__(self, network: nn.Module, targets: str = TARGETS) -> None:
+        self.network, self.targets = network, targets
         self.tuner: LoraModel | None = None
         self.rank, self.alpha = 0, 0.0
 
@@ -47,10 +48,12 @@ class LoraSlot:
     def add(self, rank: int, alpha: float, seed: int) -> None:
         """Put a fresh adapter in (its product is zero, so outputs do not change); any earlier one is dropped."""
         self.remove()
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=self.targets, lora_dropout=0.0, bias="none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tuner = LoraModel(self.network, config, SLOT)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.float()
         self.rank, self.alpha = rank, alpha
 
     def remove(self) -> None:
@@ -103,23 +106,11 @@ class LoraSlot:
             p.requires_grad_(False)
         self.enable(True)
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Bring back today's adapter (weights, trainability) when the block ends."""
-        kept = LoraWeights(self.rank, self.alpha, self.tensors()) if self.tuner is not None else None
-        trainable = any(p.requires_grad for p in self.network.parameters())
-        try:
-            yield
-        finally:
-            self.put(kept)
-            if trainable:
-                self.parameters()
-
 
 def write_adapter(directory: Path, slot: LoraSlot, base_policy: str, base_hash: str) -> Path:
     """Write an adapter directory that peft can read too; return the weights file."""
-    config = {"peft_type": "LORA", "r": slot.rank, "lora_alpha": slot.alpha, "target_modules": TARGETS, "bias": "none",
-              "lora_dropout": 0.0, "base_model_name_or_path": base_policy, "inference_mode": True}
+    config = {"peft_type": "LORA", "r": slot.rank, "lora_alpha": slot.alpha, "target_modules": slot.targets,
+              "bias": "none", "lora_dropout": 0.0, "base_model_name_or_path": base_policy, "inference_mode": True}
     save_tensors(slot.tensors(), directory / WEIGHTS,
                  {"format": "pt", "base_policy": base_policy, "base_hash": base_hash})
     write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")

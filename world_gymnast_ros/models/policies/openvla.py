@@ -1,48 +1,45 @@
 """`OpenVLA`: the policy that nodes and adaptation use. Bins, tokens and normalised units stay inside."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, sha256_file
+from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins
-from world_gymnast_ros.models.policies.lora import LoraSlot, adapter_file, read_adapter, write_adapter
-from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig, OpenVLAForActionPrediction
+from world_gymnast_ros.models.policies.adapted import AdaptedPolicy
+from world_gymnast_ros.models.policies.lora import TARGETS
+from world_gymnast_ros.models.policies.vla_network import (
+    OpenVLAConfig,
+    OpenVLAForActionPrediction,
+    soft_target_loss,
+)
 from world_gymnast_ros.models.policies.words import WordReader
 from world_gymnast_ros.models.vision import fast_math
-from world_gymnast_ros.store import ADAPTER, read_card
-from world_gymnast_ros.types import F32, U8, ActionChunk, AdapterRef, Frame, SampledChunks
+from world_gymnast_ros.types import F32, U8, ActionChunk, Frame, SampledChunks
 
-__all__ = ["BASE", "OpenVLA", "OpenVLAConfig", "OpenVLAForActionPrediction"]
-
-BASE = "base"
-"""Name of the policy without an adapter."""
+CLONING_SIGMA_BINS = 12.0
+"""Width of the soft targets of behaviour cloning: neighbouring bins are nearly as good."""
 
 
-class OpenVLA:
-    """An OpenVLA-class policy with one LoRA slot. Implements `types.Policy`. Does not use the arm's state."""
+class OpenVLA(AdaptedPolicy):
+    """A small OpenVLA-class policy. Implements `types.TrainablePolicy`. Does not use the arm's state."""
 
     def __init__(self, network: OpenVLAForActionPrediction, base_hash: str, device: str = "cpu") -> None:
         """Wrap a network; `base_hash` identifies its weights (adapters are tied to it)."""
         self.config: OpenVLAConfig = network.config
         self.model = network.to(torch.device(device)).eval()
-        self.model.requires_grad_(False)
+        super().__init__(self.model, self.config.name, base_hash, TARGETS)
         self.device = torch.device(device)
-        self.base_hash = base_hash
-        self.name: str = self.config.name
         self.chunk_size: int = self.config.chunk_size
-        self.adapter = BASE
         self.reader = WordReader(self.config.words, self.config.max_words)
         self.stats = ActionStats(tuple(self.config.action_q01), tuple(self.config.action_q99),
                                  tuple(self.config.action_mask))
-        self._slot = LoraSlot(self.model)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> OpenVLA:
@@ -110,71 +107,14 @@ class OpenVLA:
         index = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)[..., None]
         return logp.gather(-1, index)[..., 0]
 
-    # ---- adapters ----------------------------------------------------------------------------------------------
+    def cloning_loss(self, frames: U8, instructions: Sequence[str], deltas: F32) -> Tensor:
+        """Return the cross-entropy of chunks float32 (B, K, 7) taken at frames, in softened bins."""
+        values = torch.from_numpy(self.stats.normalise(deltas)).to(self.device)
+        return soft_target_loss(self.logits(frames, instructions).float(), values, CLONING_SIGMA_BINS)
 
     def add_lora(self, rank: int = 16, alpha: float = 32.0, seed: int = 0) -> list[nn.Parameter]:
         """Put in a fresh adapter (outputs unchanged) and return its weights, trainable."""
-        if not 1 <= rank <= 512:
-            raise BadConfig(f"LoRA rank {rank} is outside 1..512")
-        self._slot.add(rank, alpha, seed)
-        self.adapter = "new"
-        return self._slot.parameters()
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the present adapter's weights, made trainable (to go on from a loaded adapter)."""
-        return self._slot.parameters()
-
-    def load_adapter(self, ref: AdapterRef | None) -> None:
-        """Swap to this adapter (None: the base). AdapterMismatch or BadCheckpoint change nothing."""
-        if ref is None:
-            self.remove_lora()
-            return
-        if ref.base_policy not in (self.name, self.base_hash):
-            raise AdapterMismatch(f"adapter '{ref.name}' is for policy '{ref.base_policy}', this is '{self.name}' "
-                                  f"({self.base_hash[:12]}); load that policy or adapt again")
-        file = adapter_file(Path(ref.path))
-        if not file.is_file():
-            raise BadCheckpoint(f"{file} is missing; choose another adapter or the base")
-        card = file.parent / ADAPTER.card
-        found = read_card(file.parent).sha256 if card.is_file() else sha256_file(file)
-        if found != ref.sha256:
-            raise AdapterMismatch(f"{file.parent} has SHA-256 {found[:12]}, the record says {ref.sha256[:12]}; "
-                                  "the files were changed or damaged: adapt again or choose another adapter")
-        self._slot.put(read_adapter(file, self.base_hash))
-        self.adapter = ref.name
-
-    def save_adapter(self, directory: str | Path) -> str:
-        """Write the present adapter (peft layout, safetensors); return the SHA-256 of its weights."""
-        if self._slot.tuner is None:
-            raise BadConfig("there is no adapter to save; call add_lora or load_adapter first")
-        return sha256_file(write_adapter(Path(directory), self._slot, self.name, self.base_hash))
-
-    def remove_lora(self) -> None:
-        """Take the adapter out: the base again."""
-        self._slot.remove()
-        self.adapter = BASE
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[OpenVLA]:
-        """Act as the base inside the block (for comparisons); cheap, weights stay."""
-        name = self.adapter
-        self.adapter = BASE
-        try:
-            with self.model.disable_adapter():
-                yield self
-        finally:
-            self.adapter = name
-
-    @contextmanager
-    def with_adapter(self, ref: AdapterRef | None) -> Iterator[OpenVLA]:
-        """Act with another adapter inside the block; the present one comes back afterwards, trained weights too."""
-        name = self.adapter
-        with self._slot.restored():
-            try:
-                self.load_adapter(ref)
-                yield self
-            finally:
-                self.adapter = name
+        return super().add_lora(rank, alpha, seed)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -187,3 +187,11 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         finally:
             for layer, off in zip(layers, before, strict=True):
                 layer._disable_adapters = off
+
+
+def soft_target_loss(logits: Tensor, values: Tensor, sigma_bins: float) -> Tensor:
+    """Return the cross-entropy of bin logits (..., 256) with Gaussians around `values` (...), normalised units."""
+    centres = torch.arange(BINS) * (2.0 / (BINS - 1)) - 1.0 + 1.0 / (BINS - 1)
+    width = sigma_bins * 2.0 / (BINS - 1)
+    targets = torch.softmax(-0.5 * ((values[..., None].clamp(-1, 1) - centres) / width) ** 2, dim=-1)
+    return -(targets * torch.log_softmax(logits, dim=-1)).sum(-1).mean()

@@ -1,7 +1,8 @@
 """`world-gymnast bench adaptation`: true success on the twin before and after adaptation, by scene and seed.
 
-One process, the same Bridge loop as the graph. True episodes have the same seeds before and after and in every arm; the
-frames that a session starts from are of no episode that is measured: the scene is set up anew for each of them.
+One process; the player and the guard that move an arm, in simulated time. True episodes have the same seeds before and
+after and in every arm; the frames that a session starts from are of no episode that is measured: the scene is set up
+anew for each of them.
 
 Arms: `dream`, a session as `adapt_node` runs it; and what one could do in its place with the same budget of time, see
 comparators.py. Forgetting, in a training scene, is measured with the first seed. Rows are appended to `rows.jsonl` as
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
 from world_gymnast_ros.adaptation.rollout import (
@@ -30,18 +32,18 @@ from world_gymnast_ros.adaptation.rollout import (
     judge_safely,
     replay,
 )
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.evaluation.environment import Environment, outcomes
+from world_gymnast_ros.evaluation.environment import episodes as real_episodes
 from world_gymnast_ros.statistics import ab_row, wilson
 from world_gymnast_ros.twin.benchmark import comparators
-from world_gymnast_ros.twin.rollout import TrueEpisode, capture, run_episode, success_rate
+from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import AdapterRef
+from world_gymnast_ros.types import F32, AdapterRef
 from world_gymnast_ros.updates.adaptation import Parts, run_session
 
-CAPTURE_SEED = 9_999
-FIRST_EPISODE_SEED = 40_000
 ROWS = "rows.jsonl"
 ARMS = ("dream", *comparators.ARMS)
 MATCHED_BATCH = 40
@@ -113,16 +115,6 @@ def append_row(folder: Path, row: Row) -> None:
         stream.write(json.dumps(asdict(row)) + "\n")
 
 
-def captured_starts(twin: Twin, instruction: str, seeds: Sequence[int]) -> list[Start]:
-    """Return what the camera sees when each episode begins."""
-    out = []
-    for seed in seeds:
-        twin.reset(seed, instruction)
-        frame, state = capture(twin)
-        out.append(Start(frame, state, instruction))
-    return out
-
-
 def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool | None]:
     """Imagine one greedy rollout of the policy as it stands from each start; return who succeeded, None: no verdict."""
     steps = parse_instruction(starts[0].instruction).horizon_steps
@@ -134,13 +126,21 @@ def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool
     return out
 
 
-def replayed_in_dream(parts: Parts, starts: Sequence[Start], episodes: Sequence[TrueEpisode], seed: int
+def replayed_in_dream(parts: Parts, starts: Sequence[Start], episodes: Sequence[Episode], seed: int
                       ) -> list[bool | None]:
     """Dream true episodes again, each from its start with its own actions; return what the judges say of each."""
-    deltas = np.stack([e.deltas for e in episodes])
+    longest = max(e.steps for e in episodes)
+    deltas = np.stack([np.concatenate([e.deltas, standing_still(e, longest)]) for e in episodes])
     frames = replay(parts.world_model, starts, deltas, derive_seed(seed, 78))
     verdicts = judge_safely(parts.judge, frames, starts[0].instruction, facts_of(starts, deltas))
     return [None if v.score is None else is_success(v) for v in verdicts]
+
+
+def standing_still(episode: Episode, steps: int) -> F32:
+    """Return the actions (n, 7) that an episode which the guard ended early lacks to `steps`: the gripper is kept."""
+    rest = np.zeros((steps - episode.steps, 7), np.float32)
+    rest[:, 6] = episode.deltas[-1, 6]
+    return rest
 
 
 def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, episodes: int, captures: int,
@@ -149,13 +149,14 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
             progress: Callable[[Progress], None] = lambda _: None) -> Row:
     """Adapt once with `arm` and measure; what is not given of the base is measured too. `elsewhere`: forgetting too."""
     loaded = load_scene(scene)
-    policy, twin = parts.policy, Twin(loaded)
-    seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes)
+    policy = parts.policy
+    environment: Environment = TwinEnvironment(loaded)
+    episode_seeds = seed_ranges.evaluation(episodes)
     extra: dict[str, Any] = {}
     try:
+        first = list(before) if before is not None else outcomes(environment, policy, None, episode_seeds, instruction)
         policy.load_adapter(None)
-        first = list(before) if before is not None else success_rate(twin, policy, instruction, seeds)
-        starts = captured_starts(twin, instruction, range(CAPTURE_SEED, CAPTURE_SEED - captures, -1))
+        starts = [environment.reset(s, instruction) for s in seed_ranges.captures(captures)]
         began = time.monotonic()
         ref: AdapterRef | None
         if arm == "dream":
@@ -167,39 +168,34 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
         else:
             ref, outcome, message = comparators.run(arm, parts, loaded, instruction, config, seed, progress)
         seconds = time.monotonic() - began
-        if ref is not None:
-            policy.load_adapter(ref)
-        played = [run_episode(twin, policy, s, instruction) for s in seeds] if ref or arm == "dream" else []
-        after = [e.success for e in played] or first
+        played = [*real_episodes(environment, policy, ref, episode_seeds, instruction)] if ref or arm == "dream" else []
+        after = [bool(e.success) for e in played] or first
         if arm == "dream":
-            begun = captured_starts(twin, instruction, seeds)
+            begun = [environment.reset(s, instruction) for s in episode_seeds]
+            policy.load_adapter(ref)
             extra["matched"] = imagined_from(parts, begun, seed)
             extra["replayed"] = replayed_in_dream(parts, begun, played, seed)
-            extra["repeated"] = success_rate(twin, policy, instruction, seeds, SAMPLED_AT)
+            extra["repeated"] = outcomes(environment, policy, ref, episode_seeds, instruction, SAMPLED_AT)
         if elsewhere:
             extra |= forgetting(parts, ref, episodes, elsewhere_before)
     finally:
         policy.load_adapter(None)
-        twin.close()
+        environment.close()
     return Row(scene, instruction, arm, seed, first, after, outcome, message, round(seconds, 1), **extra)
 
 
 def forgetting(parts: Parts, ref: AdapterRef | None, episodes: int, before: Sequence[bool] | None
                ) -> dict[str, list[bool]]:
     """Measure the base (where not given) and the adapter on half as many episodes of a training scene."""
-    twin = Twin(load_scene(ELSEWHERE))
+    environment: Environment = TwinEnvironment(load_scene(ELSEWHERE))
     words = "reach the red block"
-    seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + episodes // 2)
+    episode_seeds = seed_ranges.evaluation(episodes // 2)
     try:
         if before is None:
-            parts.policy.load_adapter(None)
-            before = success_rate(twin, parts.policy, words, seeds)
-        after = list(before)
-        if ref is not None:
-            parts.policy.load_adapter(ref)
-            after = success_rate(twin, parts.policy, words, seeds)
+            before = outcomes(environment, parts.policy, None, episode_seeds, words)
+        after = list(before) if ref is None else outcomes(environment, parts.policy, ref, episode_seeds, words)
     finally:
-        twin.close()
+        environment.close()
     return {"elsewhere_before": list(before), "elsewhere_after": after}
 
 

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from world_gymnast_ros import seeds
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
+from world_gymnast_ros.data.episode_files import write_rows
 from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
-from world_gymnast_ros.twin.play import RENDER_HEIGHT, RENDER_WIDTH, SIZE_PX, record_episode, write_rows
-from world_gymnast_ros.twin.rollout import capture
+from world_gymnast_ros.twin.observer import RENDER_HEIGHT, RENDER_WIDTH, SIZE_PX, capture
+from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import F32, I64, U8, AdapterRef, Judgement, RolloutFacts, Start
@@ -49,7 +51,7 @@ def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNod
         raise BadConfig(f"arm {arm!r} is unknown; choose of dream, {', '.join(ARMS)}")
     world = SimulatedWorld(hand_built(scene, seed) if arm == "simulator" else scene, instruction, seed)
     try:
-        starts = [world.captured(1_000_000 + 1000 * seed + i) for i in range(STARTS)]
+        starts = [world.captured(s) for s in seeds.simulator(seed, STARTS)]
         mine = dataclasses.replace(parts, world_model=world, judge=world, release={})
         config = dataclasses.replace(config, min_release_auc=0.0, reroll=False, copies=8, groups_per_update=4,
                                      jitter_shift=0.0, jitter_colour=0.0, held_out_copies=1, max_batch=16)
@@ -81,8 +83,8 @@ def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig,
     """Record demonstrations in the scene and clone them."""
     folder = Path(config.directory).resolve() / "demonstrations" / f"{scene.name}-{seed}"
     asked = dataclasses.replace(scene, instructions=(instruction,))
-    write_rows(folder / "demos.npz", [record_episode(asked, 90_000 + 100 * seed + i, "demo", False)
-                                      for i in range(DEMONSTRATIONS)])
+    write_rows(folder / "demos.npz", [record_episode(asked, s, "demo", False)
+                                      for s in seeds.demonstrations(seed, DEMONSTRATIONS)])
     ref = imitate(parts.policy, read_arrays(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
                   Store(Path(config.directory).resolve() / "adapters"), f"{instruction} sft",
                   {"demonstrations": DEMONSTRATIONS}, time.time_ns())
