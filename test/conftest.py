@@ -2,9 +2,8 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,14 +33,15 @@ def ros_domain_id() -> int:
 
 LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
+NODES = "world_gymnast_ros.nodes."
 
 
-class LeftOut(MetaPathFinder):
-    """Skips whatever comes to import one of these packages: a whole test module, or one test."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
-        if name in LEFT_OUT:
-            pytest.skip(LEFT_OUT[name], allow_module_level=True)
+def _skip_what_is_left_out(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook of the interpreter: skip the test, or the whole module, that comes to import or start this."""
+    if event == "import" and arguments[0] in LEFT_OUT:
+        pytest.skip(LEFT_OUT[arguments[0]], allow_module_level=True)
+    if event == "subprocess.Popen" and any(NODES in str(word) for word in arguments[1]):
+        pytest.skip("starts a node")
 
 
 def _skip_training(*_: object) -> None:
@@ -49,15 +49,15 @@ def _skip_training(*_: object) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="skip tests, as they come to it, that import rclpy or mujoco "
-                     "or make a training step")
+    parser.addoption("--fast", action="store_true", help="skip tests, as they come to it, that import rclpy or mujoco, "
+                     "start a node or make a training step")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fast"):
         loaded = sorted(set(LEFT_OUT) & set(sys.modules))
         assert not loaded, f"{loaded} loaded before any test"
-        sys.meta_path.insert(0, LeftOut())
+        sys.addaudithook(_skip_what_is_left_out)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 import torch
 from ros_tools import PATIENCE_S, START_S, Client, client, running
-from test_policy_node import SLOW, TOY
+from test_policy_node import SLOW, TOY, diagnosis
 
 from world_gymnast_ros.evaluation.paired_trials import order_of
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -140,11 +140,15 @@ def test_a_policy_that_takes_long_to_load_is_waited_for(
     """A frozen policy node stands for one that loads a large model: what is waited for is said, and by no name."""
     c, adapter, nodes = graph_and_adapter
     policy = nodes.nodes["policy_node"].process
+    c.hear("diagnostics", convert.DiagnosticArray)
+    c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.adapter_msg(None, 0))
+    c.until(lambda: diagnosis(c).get("adapter") == "base", "the base, whatever ran last: the adapter is to be loaded")
+    c.destroy_publisher(c._senders.pop("adapter"))
     os.kill(policy.pid, signal.SIGSTOP)
     try:
         person = Person(c, adapter, tmp_path, 60.0, "--wait-s", "1")
         assert person.ends() == 2
-        assert "waited 1 s for the policy node" in person.text and "--wait-s" in person.text
+        assert "waited 1 s for" in person.text and "--wait-s" in person.text, person.text
         os.kill(policy.pid, signal.SIGCONT)
         person = Person(c, adapter, tmp_path, 60.0, "--wait-s", "3600", *ADAPTER_FIRST)
         person.hears("first trial")

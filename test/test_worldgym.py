@@ -182,6 +182,13 @@ def test_a_frame_is_no_part_of_what_follows_it() -> None:
     assert torch.equal(a[:, :2], b[:, :2]) and not torch.equal(a[:, 2], b[:, 2])
 
 
+def test_many_copies_are_attended_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = sampled(TINY, 3)
+    monkeypatch.setattr("world_gymnast_ros.models.world_models.worldgym_dit.MOST_SEQUENCES", 5)
+    parts, _ = sampled(TINY, 3)
+    torch.testing.assert_close(parts, whole, rtol=0.0, atol=1e-5)
+
+
 def test_a_pass_that_leaves_a_gap_is_refused() -> None:
     cache = TemporalCache(4)
     cache.begin(0, 2, CPU)

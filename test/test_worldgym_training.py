@@ -12,13 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
+from world_gymnast_ros.models.load import (
+    checkpoint_dir,
+    frame_height_px,
+    load_world_model,
+    release_hashes,
+    release_table,
+)
 from world_gymnast_ros.models.policies.lora import LoraSlot, read_adapter
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, load_network
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
+from world_gymnast_ros.testing.fakes import GOALS, FakeJudge, FakePolicy
 from world_gymnast_ros.training.worldgym import ADAPTER, LORA_TARGETS, WorldGymTrainer, WorldGymTraining, diffusion_loss
 from world_gymnast_ros.training.worldgym import encode as encode_episode
 from world_gymnast_ros.updates.world_model import UpdateConfig, fine_tune, mixed, parent_name
@@ -208,6 +217,22 @@ def test_what_a_folder_holds_is_seen_without_loading_it(tmp_path: Path) -> None:
     assert not is_worldgym(tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert not is_worldgym(tmp_path)
+
+
+def test_a_session_takes_the_folder_as_it_is(tmp_path: Path) -> None:
+    """By the name that a user gives: loaded, imagined in, and without a release table nothing is said of its judges."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    torch.save({"ema": WEIGHTS}, folder / "ckpt_000580000.pt")
+    (folder / "config.json").write_text(json.dumps(SETTINGS.to_dict()))
+    loaded = load_world_model(folder)
+    assert isinstance(loaded, WorldGym) and loaded.name == "published"
+    start = replace(episodes(1)[0], instruction=next(iter(GOALS))).start()
+    group = imagine(FakePolicy(chunk_size=5), loaded, FakeJudge(), start, copies=3, horizon_steps=10, temperature=1.0,
+                    seed=0)
+    assert group.frames.shape == (3, 11, 32, 48, 3) and group.world_model == "published"
+    assert frame_height_px(folder) == 32 and frame_height_px(checkpoint_dir("", "world_model")) == 64
+    assert not release_table(folder) and len(release_hashes(folder, None, "off")["world_model_weights_sha256"]) == 64
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

@@ -173,7 +173,6 @@ def _update(args: argparse.Namespace) -> int:
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
     from world_gymnast_ros.models import load as build
-    from world_gymnast_ros.models.world_models.action_dit_world import load_network
     from world_gymnast_ros.store import slug
     from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, split
     from world_gymnast_ros.updates.world_model_run import Data, check_folder, play_folder, replay_folder, update
@@ -182,7 +181,7 @@ def _update(args: argparse.Namespace) -> int:
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
     parent = build.checkpoint_dir(args.init, build.WORLD_MODEL)
-    size = load_network(parent)[0].config.image_size
+    size = build.frame_height_px(parent)
     earlier = replay_folder(args.replay, parent)
     replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
     found = read_episodes(args.episodes, size, args.out / "decoded")

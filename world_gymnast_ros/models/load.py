@@ -14,7 +14,7 @@ import torch
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import CONFIG, sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig
@@ -22,7 +22,7 @@ from world_gymnast_ros.models.policies.openvla_policy import load_openvla
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
-from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym
+from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_settings
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_dir
@@ -152,6 +152,14 @@ def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] 
     if isinstance(world, ActionDiTWorld) and world.config.plate:
         return world.with_objects(load_objects(geometric_judge(judges), device))
     return world
+
+
+def frame_height_px(world_model: str | Path | None) -> int:
+    """Return the height of the frames that a world model draws, without loading its weights."""
+    where = checkpoint_dir(world_model, WORLD_MODEL)
+    if is_worldgym(where):
+        return read_settings(where).frame_size[0]
+    return ActionDiTConfig.from_dict(read_config(where, ActionDiTConfig.model_type)).image_size
 
 
 # ---- how far a set of models may be believed ---------------------------------------------------------------------

@@ -104,9 +104,9 @@ class Attended(Operator):
 
     def explore(self, temperature: float) -> None:
         """Have the policy sample at this temperature until the arm is disarmed; 0: act greedily."""
-        self.spin_until(self._set.service_is_ready, 15.0, f"service {self._set.srv_name}")
+        self._wait_for(self._set.service_is_ready, f"service {self._set.srv_name}")
         future = self._set.call_async(convert.set_double("temperature", temperature))
-        self.spin_until(future.done, 15.0, f"an answer of {self._set.srv_name}")
+        self._wait_for(future.done, f"an answer of {self._set.srv_name}")
         result = future.result().results[0]
         if not result.successful:
             raise GraphFault(f"the policy node does not sample at temperature {temperature:g}: {result.reason}")

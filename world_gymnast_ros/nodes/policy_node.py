@@ -347,10 +347,10 @@ class PolicyNode(base.ConfiguredNode):
                   "inference_ms_median": round(1000 * times[len(times) // 2], 1) if times else "",
                   "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
         quiet = self._quiet()
-        picture = self._verdict.words
+        wrong, hint = (self._verdict.words, "") if self._verdict.refuse else ("", self._verdict.words)
         fault = self._fault or self._bad_picture
-        level = "error" if fault or self._verdict.refuse else "warn" if quiet or picture else "ok"
-        message = fault or picture or quiet or ("acting" if self._gate.active else "waiting for the arm")
+        level = "error" if fault or wrong else "warn" if quiet or hint else "ok"
+        message = fault or wrong or quiet or hint or ("acting" if self._gate.active else "waiting for the arm")
         self._diagnostics.publish(convert.diagnostics_msg("policy_node", self.policy.name, level, message, values,
                                                           self.now_ns()))
 

@@ -89,7 +89,8 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
-    clips = [e if by is None else seen_with(e, by)
+    worldgym = is_worldgym(parent)  # which sees images and actions, and no objects
+    clips = [e if by is None or worldgym else seen_with(e, by)
              for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
     sha256 = sha256_file(weights_file(parent))
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
@@ -100,7 +101,7 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     shares = np.concatenate([np.full(len(new), 1.0 / len(new)) * (1.0 - config.replay_share if replay else 1.0),
                              _normal(task_balance(replay, TASK_WEIGHTS)) * config.replay_share
                              if replay else np.empty(0)])
-    if is_worldgym(parent):
+    if worldgym:
         return _fine_tune_worldgym(parent, sha256, clips, shares, config, out, inputs)
     network, _ = load_network(parent)
     network.config = seen_by(network.config, objects)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig
 from world_gymnast_ros.images import check_rgb, resize_rgb
-from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.models.world_models.autoencoder import Autoencoder, load_autoencoder
 from world_gymnast_ros.models.world_models.worldgym_dit import WorldGymDiT
-from world_gymnast_ros.models.world_models.worldgym_files import load_network, weights_file
+from world_gymnast_ros.models.world_models.worldgym_files import load_network, read_settings, weights_file
 from world_gymnast_ros.models.world_models.worldgym_sampler import LatentSampler
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
@@ -99,10 +98,7 @@ class WorldGym:
         """
         where = Path(where)
         file = weights_file(where)
-        if settings is None:
-            described = (file.parent / CONFIG).is_file()
-            settings = WorldGymSettings.from_dict(read_config(file.parent, WorldGymSettings.model_type)
-                                                  if described else {})
+        settings = settings or read_settings(file.parent)
         placed = torch.device(device)
         if dtype is None:
             fast = placed.type == "cuda" or _cpu_has_bf16_matrices()

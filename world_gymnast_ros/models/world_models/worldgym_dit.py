@@ -32,6 +32,8 @@ LONGEST_PERIOD = 10_000.0
 PIXEL_FREQUENCIES = 128.0
 """Highest frequency of "pixel" positions, in half turns per half picture."""
 NORM_EPS = 1e-6
+MOST_SEQUENCES = 32_768
+"""Attended at once: a CUDA kernel takes at most 65,535, and 128 guided copies have 65,536 over time."""
 SPATIAL_POSITIONS = ("standard", "pixel")
 
 
@@ -199,7 +201,9 @@ class TemporalCache:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return softmax attention (B, M, heads, T, head_dim) over the last but one axis; mask (T, S), True is seen."""
     q, k, v, leading = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), q.shape[:2]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(0, leading)
+    parts = (t.split(MOST_SEQUENCES) for t in (q, k, v))
+    out = [F.scaled_dot_product_attention(a, b, c, attn_mask=mask) for a, b, c in zip(*parts, strict=True)]
+    return (out[0] if len(out) == 1 else torch.cat(out)).unflatten(0, leading)
 
 
 class Attention(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_config, read_tensors
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 
@@ -28,6 +28,12 @@ def is_worldgym(where: Path) -> bool:
     except (OSError, ValueError):  # whoever loads it says what is wrong
         return False
     return isinstance(values, dict) and values.get("model_type") == WorldGymSettings.model_type
+
+
+def read_settings(folder: Path) -> WorldGymSettings:
+    """Return the settings of config.json in a folder, or the published model's where there is none."""
+    described = (folder / CONFIG).is_file()
+    return WorldGymSettings.from_dict(read_config(folder, WorldGymSettings.model_type) if described else {})
 
 
 def weights_file(where: Path) -> Path:

@@ -30,7 +30,8 @@ class WorldGymSettings:
 
     Of the sampler: `sampling_steps` of deterministic DDIM from level 999 down; `context_level`, which clean frames are
     said and scaled to have (no noise is added); `guidance`, 1 is none, the mixed published checkpoint was released with
-    3, the Bridge-only one with 1; `frames_at_once` > 1 draws so many frames in steps staggered by one.
+    3, the Bridge-only one with 1; `frames_at_once` > 1 draws so many frames in steps staggered by one, so that frames
+    then depend on how many actions are played at once.
 
     `after_window`: what a frame sees once the window is full. "recompute": the window's frames and nothing else; their
     keys are computed anew for each frame. "persistent": keys stay as they were computed, and so carry frames that have
