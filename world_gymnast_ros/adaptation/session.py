@@ -81,6 +81,7 @@ class _Session:
         self.idle = self.stale = 0
         self.update_s = self.held_out_s = 0.0
         self.best = (0.0, 0.0)  # HeldOut.rank of the best checkpoint
+        self.starved = ""  # how far the session fell short for want of time
 
     def tell(self, stage: str, update: int, reward: float, success: float) -> None:
         self.progress(Progress(stage, update, self.config.max_updates, reward, success,
@@ -150,7 +151,7 @@ class _Session:
                         f"no progress: {self.stale} held-out evaluations in a row without improvement")
         return None
 
-    def starved(self, stop: Stop) -> str:
+    def fell_short(self, stop: Stop) -> str:
         """Return '' or how far the session fell short for want of time, and how much of it would do."""
         c, made = self.config, len(self.curve)
         if stop.kind is not StopKind.TIME or made >= STARVED_SHARE * c.max_updates:
@@ -222,7 +223,7 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
                  gate.after.value if gate else 0.0)
     return AdaptReport(outcome, message, ref, gate, tuple(session.curve), tuple(session.strips), session.counts,
                        dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames, tuple(starts),
-                       names, stop, session.starved(stop))
+                       names, stop, session.starved)
 
 
 _Result = tuple[str, str, Stop, GateDecision | None, AdapterRef | None]
@@ -254,15 +255,16 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
                 best, best_update, s.best = learner.snapshot(), update, result.rank
                 s.stale = 0
     stop = stop or Stop(StopKind.DONE, f"done: all {c.max_updates} updates")
-    s.log.write("stop", reason=stop.text)
+    s.starved = s.fell_short(stop)
+    s.log.write("stop", reason=stop.text, starved=s.starved)
     s.log.write("select", update=best_update)
     if best_update == 0:
         why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
         short = not s.curve and stop.kind is StopKind.TIME
         remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
         return "kept", f"{why} ({stop.text}): present policy kept{remedy}", stop, None, None
-    starved = s.starved(stop)
-    gate = _gate(s, learner, base, best, s.withheld or (f"the session was starved: {starved}" if starved else ""))
+    starved = f"the session was starved: {s.starved}" if s.starved else ""
+    gate = _gate(s, learner, base, best, s.withheld or starved)
     if not gate.promote:
         return "kept", gate.reason, stop, gate, None
     if save is None:

@@ -53,12 +53,15 @@ def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str
 
     path = path or share_path("config/adapt.yaml")
     values = dict(settings.read_parameters(path))
+    defaults = vars(AdaptNodeConfig())
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise BadConfig(f"--set takes KEY=VALUE, got {word!r}")
         try:
-            values[key] = yaml.safe_load(value)
+            read = yaml.safe_load(value)
+            # YAML takes the bare words off, on, no and yes for booleans; where text is meant they are words.
+            values[key] = value if isinstance(read, bool) and isinstance(defaults.get(key), str) else read
         except yaml.YAMLError as error:
             raise BadConfig(f"--set {word!r}: {value!r} is not a YAML value; quote text that holds brackets") from error
     values |= {key: value for key, value in changes.items() if value is not None}
