@@ -61,13 +61,13 @@ ADAPT = ["adapt", "reach the red block", "--frame", "@/scene.png"]
     (["twin", "play", "demo", "--family", "reach", "--seed", "1", "--count", "0", "--out", "@/a.npz"],
      ["--count is '0'"]),
     (["twin", "measure", "train_oak", "--seed", "-5"], ["--seed is '-5'"]),
-    (["bench", "replay", "--data", "@/empty"], ["empty holds no play data"]),
-    (["bench", "replay", "--data", "@/empty", "--copies", "0"], ["--copies is '0'"]),
+    (["bench", "replay", "--episodes", "@/empty"], ["no episode", "empty"]),
+    (["bench", "replay", "--episodes", "@/empty", "--copies", "0"], ["--copies is '0'"]),
     (["bench", "adaptation", "--out", "@/b", "--set", "copis=3"], ["unknown key 'copis'"]),
     (["bench", "adaptation", "--out", "@/b", "--scenes", "train_oak", "nowhere"], ["'nowhere' is unknown"]),
     (["bench", "adaptation", "--out", "@/file", "--scenes", "train_oak"], ["is, or lies in, a file"]),
     (["train", "world-model", "--play", "@/empty", "--out", "@/wm", "--threads", "0"], ["--threads is '0'"]),
-    (["train", "world-model", "--play", "@/empty", "--out", "@/wm", "--device", "gpu9"], ["--device gpu9", "give cpu"]),
+    (["train", "world-model", "--play", "@/empty", "--out", "@/wm", "--device", "gpu9"], ["device 'gpu9'", "give cpu"]),
     (["episodes", "show", "@/empty", "@/a.png"], ["empty"]),
 ])
 def test_refusals_are_one_line_and_write_nothing(words: list[str], says: list[str], place: Path,
@@ -91,7 +91,7 @@ def test_adapter_of_another_policy_is_refused_at_once(place: Path, capsys: pytes
                                             created_ns=0)
     words = ["adapt", "reach the red block", "--frame", str(place / "scene.png"), "--out", str(place / "runs"),
              "--parent", str(foreign.path), "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
-             f"judge={toys.judge}", "min_release_auc=0", "threads=1"]
+             f"judges={toys.judge}", "min_release_auc=0", "threads=1"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "'another'" in error[0] and policy.name in error[0], error
@@ -122,7 +122,7 @@ def test_full_disk_during_a_session(place: Path, capsys: pytest.CaptureFixture[s
     toys = save_toys(place / "toys")
     words = ["adapt", "reach the red block", "--frame", str(place / "scene.png"), "--out", str(place / "runs"),
              "--updates", "1", "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
-             f"judge={toys.judge}", "min_release_auc=0", "threads=1", "copies=4", "select_dreams=1", "gate_dreams=4"]
+             f"judges={toys.judge}", "min_release_auc=0", "threads=1", "copies=4", "select_dreams=1", "gate_dreams=4"]
     with files_no_larger_than(500):
         assert main(words) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
