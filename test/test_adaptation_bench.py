@@ -171,7 +171,8 @@ def test_the_results_print_what_was_measured_the_base_drawn_once() -> None:
         sessions.setdefault((row.scene, row.instruction), []).append(row)
 
     def rate(outcomes: Sequence[bool]) -> str:
-        return str(wilson(sum(outcomes), len(outcomes)))
+        share = wilson(sum(outcomes), len(outcomes))
+        return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
     expected = [(scene, words, rate(rows[0].before), rate([x for r in rows for x in r.after]),
                  ", ".join(f"{np.mean(r.after):.2f}" for r in rows)) for (scene, words), rows in sessions.items()]
     cells = r"^\| `(novel_\w+)`: ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$"
