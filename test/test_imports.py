@@ -63,7 +63,7 @@ ROOM_MAY_USE = {
 """Rooms of this package that each room may import; "" stands for the root modules, which all may use."""
 DEBTS: set[tuple[str, str]] = {
     # General code that still knows the twin's tasks or the geometry of small objects on a table; each is to go.
-    ("data", "twin"), ("models", "twin"), ("tabletop", "twin"), ("updates", "twin"), ("updates", "tabletop"),
+    ("data", "twin"), ("tabletop", "twin"), ("updates", "twin"), ("updates", "tabletop"),
     ("report", "models"),
 }
 
