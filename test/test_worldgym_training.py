@@ -16,7 +16,6 @@ from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.models.load import (
-    checkpoint_dir,
     frame_height_px,
     load_world_model,
     release_hashes,
@@ -231,8 +230,9 @@ def test_a_session_takes_the_folder_as_it_is(tmp_path: Path) -> None:
     group = imagine(FakePolicy(chunk_size=5), loaded, FakeJudge(), start, copies=3, horizon_steps=10, temperature=1.0,
                     seed=0)
     assert group.frames.shape == (3, 11, 32, 48, 3) and group.world_model == "published"
-    assert frame_height_px(folder) == 32 and frame_height_px(checkpoint_dir("", "world_model")) == 64
-    assert not release_table(folder) and len(release_hashes(folder, None, "off")["world_model_weights_sha256"]) == 64
+    assert frame_height_px(folder) == 32 and frame_height_px("tiny/world_model") == 64
+    assert not release_table(folder)
+    assert set(release_hashes(folder, "")["world_model"]) == {"ckpt_000580000.pt", "config.json"}
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

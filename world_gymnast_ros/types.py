@@ -7,7 +7,7 @@ Axis letters used everywhere:
     K  actions in a chunk               T  actions in an episode (frames: T + 1)
     H, W  picture height and width      7  Bridge action or state
 
-Conventions (`README.md`, section Conventions):
+Conventions (`docs/concepts.md`):
     action (7,)  dx dy dz [m, base axes], droll dpitch dyaw [rad, axes parallel to base],
                  gripper absolute, 1 open, 0 closed; applied to the previous *target*.
     state (7,)   x y z [m]; fixed-axis rpy of R D^T with D the gripper-down rotation [rad]; gripper 0..1.
