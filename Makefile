@@ -30,7 +30,7 @@ test-fast: env  ## tests without ROS, simulator and training: under a minute on 
 lint: env  ## ruff
 	$(BIN)/ruff check .
 
-types: env  ## mypy, strict on the core
+types: env  ## mypy, strict, all of the package
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything generated

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +164,17 @@ def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
         run("magic", None, scene, words, None, 0, lambda p: None)  # type: ignore[arg-type]
 
 
-def test_the_readme_prints_what_was_measured_once_once() -> None:
-    root = Path(__file__).resolve().parents[1]
-    measured = {(row.scene, row.instruction): row.before for row in read_rows(root / "docs/measured/adaptation.jsonl")}
-    printed = re.findall(r"^\| `(\w+)`: ([a-z ]+) \| ([^|]+) \|", (root / "README.md").read_text(), re.MULTILINE)
-    assert len(printed) == 10
-    for scene, words, before in printed:
-        outcomes = measured[scene, words]
-        assert before == str(wilson(sum(outcomes), len(outcomes))), (scene, words)
+def test_the_results_print_what_was_measured_the_base_drawn_once() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    sessions: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows(docs / "measured/adaptation.jsonl"):
+        sessions.setdefault((row.scene, row.instruction), []).append(row)
+
+    def rate(outcomes: Sequence[bool]) -> str:
+        share = wilson(sum(outcomes), len(outcomes))
+        return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+    expected = [(scene, words, rate(rows[0].before), rate([x for r in rows for x in r.after]),
+                 ", ".join(f"{np.mean(r.after):.2f}" for r in rows)) for (scene, words), rows in sessions.items()]
+    cells = r"^\| `(novel_\w+)`: ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$"
+    assert sorted(re.findall(cells, (docs / "results.md").read_text(), re.MULTILINE)) == sorted(expected)
+    assert all(r.before == rows[0].before for rows in sessions.values() for r in rows)  # the same forty episodes

@@ -132,6 +132,18 @@ def start_run() -> Iterator[Callable[..., Run]]:
         environment.close()
 
 
+def test_a_world_model_that_the_judges_cannot_learn_beside_is_refused_before_a_real_episode(
+        tmp_path: Path, start_run: Callable[..., Run]) -> None:
+    other = tmp_path / "worldgym"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "worldgym"}')
+    run = start_run(tmp_path / "run", small(), [])
+    run.adapt = dataclasses.replace(run.adapt, world_model=str(other))
+    with pytest.raises(BadConfig, match="holds a 'worldgym': the loop supports action_dit alone"):
+        run.method("loop")
+    assert [p.name for p in run.out.iterdir()] == ["run.json"]
+
+
 def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(
         tmp_path: Path, start_run: Callable[..., Run]) -> None:
     said: list[str] = []

@@ -42,7 +42,7 @@ class FrameLabels:
 
 
 def _closeness(gap_m: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.clip(1.0 - gap_m / APPROACH_M, 0.0, 1.0)
+    return np.asarray(np.clip(1.0 - gap_m / APPROACH_M, 0.0, 1.0))
 
 
 def frame_labels(table: PlayTable, episode: Episode, instruction: str) -> FrameLabels:

@@ -34,4 +34,4 @@ def structural_error(a: U8, b: U8) -> F64:
         ssim = ((2 * mx * my + SSIM_C1) * (2 * cov + SSIM_C2)) / ((mx**2 + my**2 + SSIM_C1) * (vx + vy + SSIM_C2))
         errors.append(1.0 - ssim.mean((1, 2, 3)))
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return torch.stack(errors).mean(0).double().numpy()
+    return np.asarray(torch.stack(errors).mean(0).numpy(), np.float64)

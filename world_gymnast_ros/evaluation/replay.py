@@ -62,7 +62,7 @@ class Replays:
         failed = ~success
         false = wilson(int((self.claimed & failed).sum()), max(1, int(failed.sum())))
         agree = wilson(int((self.claimed == success).sum()), len(success))
-        steps = np.isfinite(self.horizon_mse).any(0)
+        steps = np.asarray(np.isfinite(self.horizon_mse).any(0))
         return {
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
             "failures": int(failed.sum()), "episodes": len(success),

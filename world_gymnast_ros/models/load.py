@@ -17,9 +17,10 @@ from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
-from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig
+from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.policies.openvla_checkpoint import is_published
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
+from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.models.world_models.worldgym import WorldGym

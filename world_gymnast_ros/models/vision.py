@@ -29,7 +29,8 @@ def _cpu_has_bf16_matrices() -> bool:
 def fast_math(device: torch.device) -> AbstractContextManager[object]:
     """Return a bfloat16 autocast where the device multiplies bfloat16 matrices in hardware, else do nothing."""
     if device.type == "cuda" or (device.type == "cpu" and _cpu_has_bf16_matrices()):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        autocast: AbstractContextManager[object] = torch.autocast(device.type, dtype=torch.bfloat16)
+        return autocast
     return nullcontext()
 
 

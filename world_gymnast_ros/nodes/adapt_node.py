@@ -216,8 +216,11 @@ class AdaptNode(base.ConfiguredNode):
                 stage=p.stage, update=p.update, max_updates=p.max_updates, mean_reward=float(p.mean_reward),
                 imagined_success=float(p.imagined_success), seconds_left=float(p.seconds_left), rejected=p.rejected))
 
-        config = replace(self.config, **({"budget_s": float(goal.budget_s)} if goal.budget_s else {}),
-                         **({"max_updates": int(goal.max_updates)} if goal.max_updates else {}))
+        config = self.config
+        if goal.budget_s:
+            config = replace(config, budget_s=float(goal.budget_s))
+        if goal.max_updates:
+            config = replace(config, max_updates=int(goal.max_updates))
         instructions = [w for w in goal.instructions or [self._instruction] if w.strip()]
         if not instructions:
             raise BadInstruction("no instruction: name one in the goal, or publish one on the topic instruction")

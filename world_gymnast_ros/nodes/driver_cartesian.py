@@ -50,7 +50,7 @@ class CartesianDriver(ControllerDriver):
 
     def _is_heard(self) -> bool:
         """Tell whether anybody subscribes: this topic may have any name."""
-        return self._goals.get_subscription_count() > 0
+        return bool(self._goals.get_subscription_count() > 0)
 
 
 class UnseenWay:

@@ -236,10 +236,12 @@ class RecorderNode(base.ConfiguredNode):
             check_episode_id(folder.name)
             if folder.parent != self._root or not folder.is_dir():  # a service must not write just anywhere
                 raise EpisodeError(f"{folder} is not an episode under {self._root}")
-        elif self._writer is None and self._last is None:
-            raise EpisodeError("no episode was recorded since the recorder started; name one by its path")
+        elif self._writer is not None:
+            folder = self._writer.folder
+        elif self._last is not None:
+            folder = self._last
         else:
-            folder = self._last if self._writer is None else self._writer.folder
+            raise EpisodeError("no episode was recorded since the recorder started; name one by its path")
         mark_outcome(folder, outcome, marked_by, _score(score), self.now_ns())
         return f"{folder.name}: {outcome} by {marked_by}"
 

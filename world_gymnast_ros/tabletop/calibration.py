@@ -188,7 +188,7 @@ def named(episodes: Sequence[Episode]) -> tuple[str, str]:
     names = sorted({parse_instruction(e.instruction).target for e in episodes})
     if len(names) != 1:
         return "", f"{len(names)} objects are named, one can be learned at a time"
-    wins = sum(e.success for e in episodes)
+    wins = sum(bool(e.success) for e in episodes)
     if min(wins, len(episodes) - wins) < MIN_OUTCOMES:
         return names[0], (f"{wins} successes and {len(episodes) - wins} failures, at least {MIN_OUTCOMES} of each are "
                           "needed")

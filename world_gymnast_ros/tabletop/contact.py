@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from world_gymnast_ros.types import F64
+from world_gymnast_ros.types import F32, F64
 
 THIN_M, EDGE_M, FACE_M = 0.002, 0.018, 0.012
 """Half of what the closed fingers fill along the hand's x axis (forward where its yaw is 0), and across: as far as they
@@ -104,7 +104,7 @@ class ObjectPaths:
     """
 
     def __init__(self, places_m: F64, sizes_m: F64 | tuple[float, float] = OBJECT_SIZE_M,
-                 hand: F64 | None = None, lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> None:
+                 hand: F64 | F32 | None = None, lag: float = HAND_LAG, sag_m: Sequence[float] = HAND_SAG_M) -> None:
         """Begin with objects at `places_m` (G, N, 3) in base axes, NaN where there is none; sizes as of `push`.
 
         `hand` (G, 7), Bridge states at the start, with the `lag` and `sag_m` of `hand_after`, is what `step` needs.

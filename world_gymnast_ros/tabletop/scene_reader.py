@@ -52,7 +52,7 @@ class Seen:
 
 def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
     """Return the projection float64 (12,) of a camera; focal lengths in halves of the picture."""
-    return (np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]).ravel()
+    return np.asarray(np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3], np.float64).ravel()
 
 
 class SceneReader:
@@ -62,7 +62,8 @@ class SceneReader:
     def __init__(self, locator: Locator) -> None:
         self.locator, self.config = locator, locator.config
         pose = np.array(self.config.T_base_camera, np.float64).reshape(4, 4)
-        self.prior = CameraPrior(pose, *self.config.focal, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
+        focal_u, focal_v = self.config.focal
+        self.prior = CameraPrior(pose, focal_u, focal_v, self.config.shift_sigma_m, self.config.rotation_sigma_rad,
                                  self.config.seen_sigma)
         self._looks: OrderedDict[bytes, tuple[FittedCamera, F64, F64]] = OrderedDict()
 

@@ -24,5 +24,5 @@ def object_tracks(play: Mapping[str, np.ndarray]) -> list[ObjectTracks | None]:
     start[(names == "") | np.char.endswith(names, "plate")] = np.nan
     off = np.random.default_rng(int(data["seed"][0])).normal(0.0, PLACE_SIGMA_M, (*start.shape[:2], 3)) * (1, 1, 0)
     path = (predicted_path(data["states"], start + off) - off[:, None]).astype(np.float32)
-    sizes_m = np.broadcast_to(np.float32(OBJECT_SIZE_M), (start.shape[1], 2))
+    sizes_m = np.broadcast_to(np.asarray(OBJECT_SIZE_M, np.float32), (start.shape[1], 2))
     return [ObjectTracks(path[i, :n + 1], sizes_m, data["camera"][i]) for i, n in enumerate(data["length"].tolist())]

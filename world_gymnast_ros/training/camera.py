@@ -16,6 +16,7 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, OutlineFeatures, moved
 from world_gymnast_ros.robot.arm_silhouette import outline
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
+from world_gymnast_ros.types import F32, U8
 
 VISIBLE = slice(2, 6)
 """Capsules that the fit must place well: hand, carriage and fingers."""
@@ -30,7 +31,9 @@ def fit_parts(features: OutlineFeatures) -> list[torch.nn.Module]:
 def draw(episodes: Sequence[Episode], camera: tuple[float, ...], rng: np.random.Generator, count: int
          ) -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures (B, H, W, 3), 0..1, and the arm's capsules (B, 6, 6) under nominal and true camera."""
-    frames, states, true = [], [], []
+    frames: list[U8] = []
+    states: list[F32] = []
+    true: list[F32] = []
     while len(frames) < count:
         e = episodes[int(rng.integers(len(episodes)))]
         t = 0 if rng.random() < 0.4 else int(rng.integers(e.steps + 1))

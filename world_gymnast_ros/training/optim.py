@@ -71,7 +71,8 @@ class MuonAdamW:
 
     def __init__(self, model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float = 0.01) -> None:
         """Split the trainable parameters of `model`: hidden matrices to Muon, tables, biases and norms to AdamW."""
-        matrices, rest = [], []
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
         for name, p in model.named_parameters():
             if p.requires_grad:
                 table = p.ndim != 2 or min(p.shape) < 8 or any(word in name for word in NOT_MATRICES)

@@ -25,8 +25,14 @@ from torch import Tensor
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models.policies.action_bins import ActionStats
-from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
-from world_gymnast_ros.models.policies.vla_network import PLACE_CENTRE_M, PLACE_SCALE_M, soft_target_loss
+from world_gymnast_ros.models.policies.openvla import OpenVLA
+from world_gymnast_ros.models.policies.vla_network import (
+    PLACE_CENTRE_M,
+    PLACE_SCALE_M,
+    OpenVLAConfig,
+    OpenVLAForActionPrediction,
+    soft_target_loss,
+)
 from world_gymnast_ros.models.policies.words import WordReader
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.training.model_card import write_card
@@ -78,7 +84,7 @@ def any_instruction(episode: Episode, rng: np.random.Generator) -> str:
 def normal_places(places_m: F32) -> F32:
     """Normalise positions (..., 3, 3) in m to the readout's units, flattened to (..., 9)."""
     scaled = (places_m - np.array(PLACE_CENTRE_M)) / PLACE_SCALE_M
-    return scaled.reshape(*places_m.shape[:-2], 9).astype(np.float32)
+    return np.asarray(scaled.reshape(*places_m.shape[:-2], 9), np.float32)
 
 
 def place_loss(predicted: Tensor, places: Tensor, known: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,12 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
 class Trainer:
     """A training run in a folder: `out/` is a loadable checkpoint (averaged weights), `out/training/` the rest."""
 
-    def __init__(self, network: ActionDiT, episodes: list[Episode], held_out: list[Episode],
+    def __init__(self, network: ActionDiT, episodes: Sequence[Episode], held_out: Sequence[Episode],
                  config: TrainConfig, out: Path, weights: F64 | None = None) -> None:
         """`weights` (E,): how often each episode is drawn (None: tasks balanced by TASK_WEIGHTS)."""
         self.config, self.out, self.held_out = config, Path(out), held_out
-        self.network, self.average = network.train(), copy.deepcopy(network).eval().requires_grad_(False)
+        self.network: ActionDiT = network.train()
+        self.average: ActionDiT = copy.deepcopy(network).eval().requires_grad_(False)
         self.source = ClipSource(episodes, config.clip_frames, TASK_WEIGHTS, weights)
         self.optimiser = MuonAdamW(network, config.muon_lr, config.adamw_lr, config.weight_decay)
         self.rng = np.random.default_rng(config.seed)

@@ -11,7 +11,7 @@ from world_gymnast_ros.robot import actions, kinematics
 from world_gymnast_ros.twin.sim import CONTROL_TICK_S, Twin
 from world_gymnast_ros.types import CONTROL_DT_S, F32, F64
 
-TABLE_WORKSPACE = actions.Workspace(np.array([0.12, -0.20, 0.022]), np.array([0.42, 0.25, 0.25]))
+TABLE_WORKSPACE = actions.Workspace((0.12, -0.20, 0.022), (0.42, 0.25, 0.25))
 """Workspace of the twin: the Bridge evaluation box, its floor raised so that finger tips clear the table by 5 mm."""
 GRIPPER_OPEN_M, GRIPPER_CLOSED_M = 0.035, 0.010
 LIMITS = actions.StepLimits()

@@ -73,8 +73,8 @@ def wide_scene(rng: np.random.Generator, family: str) -> Scene:
     objects = random_objects(rng, family, wide=True)
     used = {o.name for o in objects}
     spare = [(c, s) for c in (*COLOURS,) for s in ("block", "cylinder") if f"{c} {s}" not in used]
-    distractors = tuple(ObjectSpec(*spare[i], size_m=float(rng.uniform(0.03, 0.045)))
-                        for i in rng.permutation(len(spare))[:int(rng.integers(0, 2))])
+    chosen = [spare[i] for i in rng.permutation(len(spare))[:int(rng.integers(0, 2))]]
+    distractors = tuple(ObjectSpec(colour, shape, size_m=float(rng.uniform(0.03, 0.045))) for colour, shape in chosen)
     return Scene(
         name="wide", split="wide", instructions=(pick_instruction(rng, family, objects),), objects=objects,
         distractors=distractors, table_rgb=tuple(table), wall_rgb=tuple(rng.uniform(0.25, 0.95, 3)),
@@ -133,8 +133,9 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
         deltas.append(loop.step(act(t)))
         states.append(loop.target)
         seen.append(observer.look())
-    return {"frames": np.stack([s.frame for s in seen]), "deltas": np.float32(deltas), "states": np.stack(states),
-            "measured": np.stack([s.measured for s in seen]), "length": np.array(steps, np.int32),
+    return {"frames": np.stack([s.frame for s in seen]), "deltas": np.asarray(deltas, np.float32),
+            "states": np.stack(states), "measured": np.stack([s.measured for s in seen]),
+            "length": np.array(steps, np.int32),
             "success": np.array([s.success for s in seen]), "instruction": np.array(instruction, "U64"),
             "behaviour": np.array(behaviour, "U16"), "seed": np.array(seed, np.int64), "captured": captured,
             "family": np.array(twin.task.family, "U16"), "camera": np.array(scene_camera(twin.scene), np.float32),

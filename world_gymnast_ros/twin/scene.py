@@ -109,14 +109,15 @@ def scene_from_dict(data: dict[str, Any], source: str) -> Scene:
     def as_object(entry: Any) -> ObjectSpec:
         if not isinstance(entry, dict) or set(entry) - object_fields:
             raise BadConfig(f"{source}: object {entry!r} has unknown keys; known: {', '.join(sorted(object_fields))}")
-        return ObjectSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        return ObjectSpec(**values)
 
     if not isinstance(data, dict):
         raise BadConfig(f"{source}: a scene is a mapping, got {type(data).__name__}")
     unknown = set(data) - fields
     if unknown:
         raise BadConfig(f"{source}: unknown keys {sorted(unknown)}; known: {', '.join(sorted(fields))}")
-    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     for key in ("objects", "distractors"):
         kwargs[key] = tuple(as_object(e) for e in data.get(key, ()))
     try:

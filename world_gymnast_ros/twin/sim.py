@@ -205,7 +205,7 @@ class Twin:
             self._renderers[key] = mujoco.Renderer(self.model, height, width)
         renderer = self._renderers[key]
         renderer.update_scene(self.data, camera="bridge")
-        return renderer.render()
+        return np.asarray(renderer.render(), np.uint8)
 
     @staticmethod
     def camera_matrix(width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT) -> F64:
@@ -216,7 +216,7 @@ class Twin:
     # --- truth ------------------------------------------------------------------------------------------------
 
     def _object_xyz(self, index: int) -> F64:
-        return self.data.xpos[self._bodies[index]].copy()
+        return np.array(self.data.xpos[self._bodies[index]], np.float64)
 
     def object_xyz(self, name: str) -> F64:
         """Return the centre of an object (3,), m, base frame."""
@@ -224,7 +224,7 @@ class Twin:
 
     def ee_xyz(self) -> F64:
         """Return the end-effector point (3,), m."""
-        return self.data.site_xpos[self._site].copy()
+        return np.array(self.data.site_xpos[self._site], np.float64)
 
     def _touching(self, index: int) -> bool:
         geoms = self.data.contact.geom  # (contacts, 2)

@@ -35,8 +35,8 @@ def cluttered(scene: Scene, rng: np.random.Generator) -> Scene:
     used = {o.name for o in scene.objects + scene.distractors}
     spare = [(c, s) for c in COLOURS for s in ("block", "cylinder", "ball") if f"{c} {s}" not in used]
     count = min(int(rng.integers(0, 4)), MAX_THINGS - len(used))
-    more = tuple(ObjectSpec(*spare[i], size_m=float(rng.uniform(0.03, 0.045)))
-                 for i in rng.permutation(len(spare))[:count])
+    chosen = [spare[i] for i in rng.permutation(len(spare))[:count]]
+    more = tuple(ObjectSpec(colour, shape, size_m=float(rng.uniform(0.03, 0.045))) for colour, shape in chosen)
     return dataclasses.replace(scene, distractors=scene.distractors + more)
 
 
@@ -70,7 +70,7 @@ def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object
                 names = [t.name for t in things] + [""] * (MAX_THINGS - len(things))
                 rows.append({"picture": picture, "names": np.array(names, "U64"),
                              "xyz": xyz, "state": bridge_state(arm.T_base_ee, arm.gripper),
-                             "camera": np.float32(scene_camera(scene))})
+                             "camera": np.asarray(scene_camera(scene), np.float32)})
                 progress()
         finally:
             twin.close()

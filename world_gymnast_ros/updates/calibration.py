@@ -104,9 +104,9 @@ def calibrate(judged: Verdicts, threshold: float, max_false_success: float, seed
     score = 1.0 / (1.0 + np.exp(-np.clip(scale * judged.logits[~fitted] + offset, -30, 30)))
     truth = judged.success[~fitted]
     claims = score > threshold
-    rows = reliability(score, truth)
+    bins = reliability(score, truth)
     falling = np.unique(score)[::-1]
     roc = ((0.0, 0.0), *((float((score[~truth] >= t).mean()), float((score[truth] >= t).mean())) for t in falling))
-    return Calibration(scale, offset, threshold, auc(score, truth), calibration_error(rows),
+    return Calibration(scale, offset, threshold, auc(score, truth), calibration_error(bins),
                        wilson(int((claims & ~truth).sum()), int((~truth).sum())),
-                       wilson(int((~claims & truth).sum()), int(truth.sum())), rows, roc, len(judged.logits))
+                       wilson(int((~claims & truth).sum()), int(truth.sum())), bins, roc, len(judged.logits))

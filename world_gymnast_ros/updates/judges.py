@@ -44,6 +44,7 @@ from world_gymnast_ros.training.reflector import (
 )
 from world_gymnast_ros.twin.tasks import parse_instruction
 from world_gymnast_ros.types import U8, WorldModel
+from world_gymnast_ros.updates.real_episodes import successes
 from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, split
 
 SETTINGS = "settings"
@@ -177,8 +178,8 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
     pairs, measuring, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
                                           JudgeUpdate(max_false_success=max_false_success, seed=seed))
     if SETTINGS not in pairs:
-        raise EpisodeError(f"{'; '.join(lines)}: {sum(e.success for e in fitted)} successes and "
-                           f"{sum(not e.success for e in fitted)} failures among {len(fitted)} episodes to learn from, "
+        raise EpisodeError(f"{'; '.join(lines)}: {successes(fitted)} successes and "
+                           f"{len(fitted) - successes(fitted)} failures among {len(fitted)} episodes to learn from, "
                            f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
 
     def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:

@@ -40,13 +40,15 @@ from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.calibration import fit_camera_again
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator
-from world_gymnast_ros.types import AdapterRef, Frame, Start
+from world_gymnast_ros.types import AdapterRef, Start
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 from world_gymnast_ros.updates.judges import (
@@ -57,6 +59,7 @@ from world_gymnast_ros.updates.judges import (
     update_judge,
     update_pair,
 )
+from world_gymnast_ros.updates.policy_gradient import trainable
 from world_gymnast_ros.updates.real_episodes import PARTS, collect, deal, successes
 from world_gymnast_ros.updates.validation import validate
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
@@ -146,12 +149,10 @@ def objects_of(second: str) -> ObjectDynamics:
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the JSON object in `path`; where it is missing, make it and write it whole."""
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    value = make()
-    write_text(path, json.dumps(value, indent=1, default=_plain) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        write_text(path, json.dumps(make(), indent=1, default=_plain) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def compare(record: tuple[int, int], present: State, dreamed: bool, preferred: bool = False) -> dict[str, Any]:
@@ -171,6 +172,15 @@ def compare(record: tuple[int, int], present: State, dreamed: bool, preferred: b
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def needs_action_dit(world_model: str) -> None:
+    """Raise BadConfig where the folder `world_model` holds none of those that the judges can learn beside."""
+    kind = build.holds(Path(world_model))
+    if kind != ActionDiTConfig.model_type:
+        raise BadConfig(f"world_model {world_model} holds a '{kind}': the loop supports {ActionDiTConfig.model_type} "
+                        "alone, whose camera and objects the judges that it teaches share; name the shipped one or one "
+                        "trained from it, or leave out the method loop (unchanged and imitation take any)")
 
 
 class Run:
@@ -249,8 +259,7 @@ class Run:
         if not dream:
             return {"true": asdict(true), "outcomes": success}
         parts.policy.load_adapter(adapter)
-        starts = [Start(Frame(e.frames[0].copy(), 0), e.states[0], self.instruction, Frame(e.captured, 0))
-                  for e in played]
+        starts = [dataclasses.replace(e.start(), instruction=self.instruction) for e in played]
         claims = self.imagined(parts, starts, 32, lambda i: derive_seed(seed, i))
         replays = replay_episodes(parts.world_model, parts.judge, read_arrays(out), derive_seed(seed, 7))
         summary = replays.summary()
@@ -273,6 +282,8 @@ class Run:
     def method(self, method: str) -> list[dict[str, Any]]:
         """Run all rounds of a method; return its rows, round 0 being the start."""
         state = self.start()
+        if method == "loop":  # refused before a real episode is run, not at the first judge
+            needs_action_dit(state.world_model)
 
         def begin() -> dict[str, Any]:
             self.say("round 0: evaluating the start")
@@ -485,6 +496,7 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, named_pair(state.judge, state.second))
+        assert isinstance(world, ActionDiTWorld)  # `method` refuses others
         old_world = world.with_objects(objects_of(self.seen_by("replay")))
         replay = self.play("replay")
         run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
@@ -514,7 +526,8 @@ class Run:
                     self.figures(state.world_model, str(judge), second, "all", all_real),
                     self.figures(state.world_model, str(judge), usual, "old", old) if old else None)
         before = judged(state.judge, state.second)
-        chosen, right, after = "", -1.0, {}
+        chosen, right = "", -1.0
+        after: dict[str, tuple[Replays, Replays, Replays | None]] = {}
         for name, pair in candidates.items():
             after[name] = some = judged(*pair)
             earlier = (before[2], some[2]) if before[2] is not None and some[2] is not None else None
@@ -526,7 +539,7 @@ class Run:
                 chosen, right = name, agree
         figures = {name: {which: r.summary() for which, r in zip(("new", "all", "old"), some, strict=True) if r}
                    for name, some in {"before": before, **after}.items()}
-        scores = {"decision": lines, "figures": figures, "settings": asdict(settings)}
+        scores: dict[str, Any] = {"decision": lines, "figures": figures, "settings": asdict(settings)}
         stored: dict[str, tuple[str, str]] = {}
         for name, (path, second) in candidates.items():
             scores = {**scores, "promoted": name == chosen, "candidate": name}
@@ -602,7 +615,7 @@ class Run:
         began = time.monotonic()
         settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
         episodes = read_episodes([self.all_real(method)], PICTURE_PX).marked
-        ref = imitate(parts.policy, episodes, lora_config(self.adapt), settings, self.adapter(method, state),
+        ref = imitate(trainable(parts.policy), episodes, lora_config(self.adapt), settings, self.adapter(method, state),
                       Store(self.out / method / "adapters"), self.instruction,
                       {"method": "imitation", "round": number}, self.now_ns())
         return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",

@@ -95,7 +95,7 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
                 rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
-        return ChunkBatch(*(np.empty(0) for _ in range(5)), [])
+        return ChunkBatch(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), [])
     frames, tokens, old, values, weights, words = zip(*rows, strict=True)
     return ChunkBatch(np.stack(frames), np.stack(tokens), np.stack(old), np.array(values, np.float32),
                       (np.array(weights) / trajectories).astype(np.float32), list(words))

@@ -151,8 +151,8 @@ def mixed(parent: Path, trained: Path, share: float, out: Path) -> Path:
     return out
 
 
-def _normal(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum()
+def _normal(weights: F64) -> F64:
+    return np.asarray(weights / weights.sum())
 
 
 def _fingerprint(clips: Sequence[Any]) -> str:

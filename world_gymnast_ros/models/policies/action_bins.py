@@ -21,7 +21,7 @@ CENTRES: NDArray[np.float64] = (EDGES[:-1] + EDGES[1:]) / 2.0
 
 def encode_bins(values: NDArray[Any]) -> I64:
     """Return bin indices 0..255 of normalised values (clipped to [-1, 1])."""
-    return (np.digitize(np.clip(values, -1.0, 1.0), EDGES) - 1).astype(np.int64)
+    return np.asarray(np.digitize(np.clip(values, -1.0, 1.0), EDGES) - 1, np.int64)
 
 
 def decode_bins(bins: NDArray[Any]) -> F32:

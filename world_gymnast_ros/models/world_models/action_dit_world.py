@@ -46,7 +46,8 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
     action[..., 6] = gripper_is_open(action[..., 6])
     action[..., 6] -= 0.5
     action /= np.asarray(config.action_scale, np.float32)
-    state = (np.asarray(after, np.float32) - np.float32(config.state_center)) / np.float32(config.state_scale)
+    center, scale = np.asarray(config.state_center, np.float32), np.asarray(config.state_scale, np.float32)
+    state = (np.asarray(after, np.float32) - center) / scale
     flag = np.broadcast_to(np.asarray(known, np.float32)[..., None], (*action.shape[:-1], 1))
     parts = [action, state * flag, flag]
     if config.camera is not None:
@@ -225,9 +226,12 @@ class ActionDiTWorld:
         found = None
         if self.objects is not None and self.config.plate and known.all():
             found = self.objects.begin([s.captured.rgb for s in starts], states)
-        objects, cameras = (None, None) if found is None else found
+        objects, seen = None, None
+        if found is not None:
+            objects, cameras = found
+            seen = (objects.places_m, cameras, objects.sizes_m)
         sampler = FrameSampler(self.network, first, self.sampling_steps, torch.Generator(self.device).manual_seed(seed),
-                               None if objects is None else (objects.places_m, cameras, objects.sizes_m))
+                               seen)
         return ActionDiTDream(sampler, self.config, states, known, objects)
 
 

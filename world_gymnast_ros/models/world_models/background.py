@@ -102,7 +102,8 @@ class _Objects:
         self.picture, self.cameras = picture, cameras
         self.there = places_m.isfinite().all(-1)  # (B, N)
         self.start_m = torch.nan_to_num(places_m)
-        self.grid = grid_of(*picture.shape[-2:], picture.device)
+        height, width = picture.shape[-2:]
+        self.grid = grid_of(height, width, picture.device)
         self.centre, self.depth = project(cameras, self.start_m)
         usual = torch.tensor(OBJECT_SIZE_M, device=picture.device).expand(*self.start_m.shape[:2], 2)
         size_m = usual if sizes_m is None else torch.where(sizes_m.isfinite(), sizes_m, usual)

@@ -24,7 +24,6 @@ from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
 from world_gymnast_ros.adaptation.rollout import (
-    Start,
     derive_seed,
     facts_of,
     imagine,
@@ -41,7 +40,7 @@ from world_gymnast_ros.twin.benchmark import comparators
 from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import F32, AdapterRef
+from world_gymnast_ros.types import F32, AdapterRef, Start
 from world_gymnast_ros.updates.adaptation import Parts, run_session
 
 ROWS = "rows.jsonl"
@@ -227,7 +226,7 @@ def correlation(pairs: Sequence[tuple[float, float]]) -> float:
     a = np.array(pairs, np.float64)
     if len(a) < 3 or (a.std(0) < 1e-9).any():
         return float("nan")
-    return float(np.corrcoef(a.T)[0, 1])
+    return float(np.asarray(np.corrcoef(a.T))[0, 1])
 
 
 def _rate(outcomes: Sequence[bool]) -> str:
