@@ -1,11 +1,14 @@
 """Set up the environment of every test process, before rclpy, torch or MuJoCo is imported."""
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import SLOWNESS
 
 from world_gymnast_ros.nodes.graph import claim_domain
 
@@ -34,6 +37,8 @@ def ros_domain_id() -> int:
 LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
 NODES = "world_gymnast_ros.nodes."
+QUICK_S = 1.0
+"""A test that takes longer, on a quiet machine, is given up by `--fast`."""
 
 
 def _skip_what_is_left_out(event: str, arguments: tuple[Any, ...]) -> None:
@@ -44,13 +49,13 @@ def _skip_what_is_left_out(event: str, arguments: tuple[Any, ...]) -> None:
         pytest.skip("starts a node")
 
 
-def _skip_training(*_: object) -> None:
-    pytest.skip("trains a network")
+def _give_up(*_: object) -> None:
+    pytest.skip(f"takes longer than {QUICK_S:g} s")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="skip tests, as they come to it, that import rclpy or mujoco, "
-                     "start a node or make a training step")
+                     f"start a node, or take longer than {QUICK_S:g} s on a quiet machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,9 +63,25 @@ def pytest_configure(config: pytest.Config) -> None:
         loaded = sorted(set(LEFT_OUT) & set(sys.modules))
         assert not loaded, f"{loaded} loaded before any test"
         sys.addaudithook(_skip_what_is_left_out)
+        signal.signal(signal.SIGALRM, _give_up)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    optimizers = sys.modules.get("torch.optim.optimizer")  # there once torch is; it is not loaded for this
-    if optimizers is not None and item.config.getoption("--fast") and not optimizers._global_optimizer_pre_hooks:
-        optimizers.register_optimizer_step_pre_hook(_skip_training)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from _within_quick(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    return (yield from _within_quick(item))
+
+
+def _within_quick(item: pytest.Item) -> Iterator[None]:
+    """Run a test, or what sets it up, under the alarm of `--fast`."""
+    if not item.config.getoption("--fast"):
+        return (yield)
+    signal.setitimer(signal.ITIMER_REAL, QUICK_S * SLOWNESS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)

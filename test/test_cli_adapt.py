@@ -53,13 +53,13 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     toys = save_toys(tmp_path / "toys")
     words = ["adapt", "reach the red block", "--frame", picture, "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
              "--updates", "1", "--out", str(tmp_path / "runs"), "--dry-run", "--set", f"policy={toys.policy}",
-             f"world_model={toys.world_model}", f"judge={toys.judge}", "copies=4", "select_dreams=1", "gate_dreams=4",
+             f"world_model={toys.world_model}", f"judges={toys.judge}", "copies=4", "select_dreams=1", "gate_dreams=4",
              "threads=1"]
     assert main(words) == 2 and "paired-replay AUC is unknown" in capsys.readouterr().err, "nothing vouches for a toy"
     assert main([*words, "min_release_auc=0"]) in (0, 1)
     said = capsys.readouterr().out
     assert said.startswith("let the arm move: not shown, because")
-    assert "trust: unknown. " in said and "never shown to rank 'reach'" in said, "a toy that nobody measured"
+    assert "trust: unknown. " in said and "never shown to rank 'reach the red block'" in said, "nobody measured it"
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []

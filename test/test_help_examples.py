@@ -46,7 +46,7 @@ SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_
                  "held_out_copies=1", "threads=1"]
 SMALLER: dict[str, list[str]] = {
     "twin play": ["--count", "2"], "twin stills": ["--count", "3"], "twin measure": ["--episodes", "1"],
-    "bench replay": ["--episodes", "2", "--copies", "1", "--threads", "1"], "train dreams": ["--episodes", "1"],
+    "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train dreams": ["--episodes", "1"],
     "evaluate": ["--limit-pairs", "1"], "serve": ["--port", "0"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
 """Words that make a command small; they come behind what the example says."""

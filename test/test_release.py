@@ -44,7 +44,7 @@ def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_takes_failures_for_successes_is_refused() -> None:
-    table = {"reach": TaskRelease(0.95, false_success_high=0.2)}
+    table = {"reach": TaskRelease(0.95, false_success_high=0.2, instructions=("reach the *",))}
     check_released(table, ["reach the red block"], 0.9, 0.25)
     check_released(table, ["reach the red block"], 0.0, 0.15)  # 0 accepts any
     with pytest.raises(NotTrusted, match=r"20% of failures.*15%"):

@@ -397,7 +397,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from world_gymnast_ros.models import load
 asked, real = [], load.load_judges
-load.load_judges = lambda *words: asked.append(words) or real(*words)
+load.load_judges = lambda names, *more: asked.append(tuple(names)) or real(names, *more)
 from world_gymnast_ros.cli import main
 status = main(["train", "world-model", "--episodes", sys.argv[1], "--out", sys.argv[2], "--store", sys.argv[3],
                "--steps", "2", "--batch", "2", "--threads", "1"])
@@ -415,5 +415,5 @@ def test_recordings_update_the_world_model_without_a_simulator_and_both_judges_d
     done = subprocess.run([sys.executable, "-c", NO_SIMULATOR, *words], capture_output=True, text=True, timeout=400)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "6 episodes to learn from, 2 held out; earlier data: 0 episodes to mix in, 0 to check" in done.stdout
-    assert "asked [('', '')]" in done.stdout, "the consensus, as iterate asks"
+    assert "asked [('tiny/reflector', 'tiny/locator')]" in done.stdout, "the consensus, as iterate asks"
     assert "not promoted, the old version is kept" in done.stdout and not (tmp_path / "run" / "play").exists()

@@ -16,7 +16,7 @@ examples:
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
   world-gymnast judge veto --play data/dreams --task push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
-  world-gymnast bench replay --data data/held_out --judge judges/mine --write   release it with the world model
+  world-gymnast bench replay --episodes data/held_out --judge judges/mine --judge tiny/locator --write   release it
   world-gymnast adapt --scene novel_evening --set "judges=judges/mine, tiny/locator"   and use it
 
 exit status: 0 written (or, without --out, good enough), 1 refused as too often wrong or no better, 2
