@@ -438,16 +438,16 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
     for method in ("loop", "unchanged"):
         write_episodes(run.out / method / "training" / "round-1.npz", rows)
         run.adaptation(method, 1, run.start())
-    assert learners[0].anchor is not None and learners[1].anchor is None
+    assert learners[0].regulariser is not None and learners[1].regulariser is None
     assert gates == [(0.0, 0.8), (0.05, 0.95)], "what the arm tries first need only be likely better"
     learner, rng = learners[0], np.random.default_rng(3)
-    assert learner.name == f"LoRA of rank 16, held to 2 real successes of {run.out / 'loop' / 'all'}"
+    assert learner.name == f"LoRA of rank 16, regularised by 2 real successes of {run.out / 'loop' / 'all'}"
     loss = cloning_loss(learner.policy, read_arrays(run.out / "loop" / "training" / "round-1.npz"), Imitation())
     learner.begin()
     try:
         with torch.no_grad():
             whole = float(loss(np.random.default_rng(3)))
-            assert float(learner.anchor.loss(rng)) == pytest.approx(0.3 * whole, rel=1e-4) and whole > 0
+            assert float(learner.regulariser.loss(rng)) == pytest.approx(0.3 * whole, rel=1e-4) and whole > 0
     finally:
         learner.end()
 

@@ -12,7 +12,7 @@ from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
 from world_gymnast_ros.updates.adaptation import real_successes
-from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner, flatten, policy_loss
+from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser, flatten, policy_loss
 
 torch.set_num_threads(1)
 TOY = {"image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
@@ -43,10 +43,10 @@ def tiny_group(logprobs, tokens, valid, words="a"):
 
 
 def test_loss_is_the_written_out_one():
-    """Two groups of unlike length: M trajectories weigh 1/M each, their valid tokens share it; clip; leash."""
+    """Two groups of unlike length: M trajectories weigh 1/M each, their valid tokens share it; clip; kl_coefficient."""
     rng = np.random.default_rng(0)
     groups, expected, pieces = [], 0.0, []
-    low, high, leash = 0.2, 0.28, 0.1
+    low, high, kl_coefficient = 0.2, 0.28, 0.1
     trajectories = 5  # 3 + 2: one more is without verdict, one is masked altogether
     for copies, chunks, used in ((4, 3, [1, 1, 1, 0]), (3, 2, [1, 1, 1])):
         old = rng.normal(-2, 0.5, (copies, chunks, 7)).astype(np.float32)
@@ -69,13 +69,15 @@ def test_loss_is_the_written_out_one():
                     ratio = math.exp(now[a] - old[i, n, a])
                     clipped = min(max(ratio, 1 - low), 1 + high)
                     gap = base[a] - now[a]
-                    loss = max(-advantages[i] * ratio, -advantages[i] * clipped) + leash * (math.exp(gap) - gap - 1)
+                    loss = max(-advantages[i] * ratio, -advantages[i] * clipped)
+                    loss += kl_coefficient * (math.exp(gap) - gap - 1)
                     expected += loss / count / trajectories
     data = flatten(groups)
     assert data.weights.sum() * 7 == pytest.approx(1.0) and data.instructions.count("task 4") == 1 + 3 + 3
     now = torch.tensor(np.array([p[0] for p in pieces]), dtype=torch.float32)[:, None]
     base = torch.tensor(np.array([p[1] for p in pieces]), dtype=torch.float32)[:, None]
-    loss = policy_loss(now, *map(torch.tensor, (data.old, data.advantages, data.weights)), low, high, base, leash)
+    loss = policy_loss(now, *map(torch.tensor, (data.old, data.advantages, data.weights)), low, high, base,
+                       kl_coefficient)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -158,9 +160,9 @@ def test_micro_batches_change_nothing():
 
 def test_the_leash_holds_the_policy_near_the_base():
     off = []
-    for leash in (0.0, 20.0):
+    for kl_coefficient in (0.0, 20.0):
         policy = toy_policy()
-        learner = LoraLearner(policy, LoraConfig(rank=4, learning_rate=5e-3, leash=leash, epochs=3))
+        learner = LoraLearner(policy, LoraConfig(rank=4, learning_rate=5e-3, kl_coefficient=kl_coefficient, epochs=3))
         learner.begin()
         for update in range(3):
             group = sampled_group(policy, 12, 1, np.ones((12, 1)), seed=update)
@@ -184,9 +186,9 @@ def test_an_anchor_holds_the_policy_to_what_is_known_to_be_true():
 
         def loss(rng, policy=policy, true=true):
             return -policy.logprobs(np.zeros((1, 32, 32, 3), np.uint8), [WORDS], true, 1.0).mean()
-        learner = LoraLearner(policy, LoraConfig(learning_rate=0.01), anchor=Anchor(loss, "one picture")
+        learner = LoraLearner(policy, LoraConfig(learning_rate=0.01), regulariser=Regulariser(loss, "one picture")
                               if anchored else None)
-        assert ("held to one picture" in learner.name) is anchored
+        assert ("regularised by one picture" in learner.name) is anchored
         learner.begin()
         before = float(loss(None).detach())
         for step in range(4):
@@ -201,7 +203,7 @@ def test_an_anchor_holds_the_policy_to_what_is_known_to_be_true():
 def test_a_session_is_held_to_the_recordings_that_succeeded(tmp_path):
     root, policy = tmp_path / "episodes", toy_policy()
     root.mkdir()
-    config = AdaptNodeConfig(episodes=str(root), directory=str(tmp_path / "runs"), anchor=20.0)
+    config = AdaptNodeConfig(episodes=str(root), directory=str(tmp_path / "runs"), cloning_coefficient=20.0)
     with pytest.raises(EpisodeError, match="no episode"):
         real_successes(policy, config)
     record(root, "failed", outcome="failure", seed=1)
@@ -210,7 +212,7 @@ def test_a_session_is_held_to_the_recordings_that_succeeded(tmp_path):
     record(root, "unmarked", seed=2)
     anchor = real_successes(policy, config)
     assert anchor.told.startswith(f"1 real successes of {root} (1 recordings left out, such as unmarked: ")
-    learner = LoraLearner(policy, LoraConfig(learning_rate=0.05), anchor=anchor)
+    learner = LoraLearner(policy, LoraConfig(learning_rate=0.05), regulariser=anchor)
     group = sampled_group(policy, 4, 1, np.ones((4, 1)))
     before = float(anchor.loss(np.random.default_rng(0)).detach())
     learner.begin()

@@ -50,7 +50,7 @@ def prefer_first(copies: int = 4) -> Advantages:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_policy_gradient_learns(folder: Path, tmp_path: Path, scheme: str, dtype: str) -> None:
     policy = load_openvla(folder, **SCHEMES[scheme], dtype=dtype)
-    learner = LoraLearner(policy, replace(FULL_SIZE, leash=0.0))
+    learner = LoraLearner(policy, replace(FULL_SIZE, kl_coefficient=0.0))
     learner.begin()
     group = group_of(policy)
     tokens, old = group.chunks[0].tokens, group.chunks[0].logprobs
@@ -72,7 +72,7 @@ def test_the_kl_term_is_measured_against_the_shared_base(folder: Path) -> None:
     policy = load_openvla(folder, **SCHEMES["parallel"])
     moved = {}
     for coefficient in (0.0, 5.0):
-        learner = LoraLearner(policy, LoraConfig(rank=8, learning_rate=3e-3, leash=coefficient))
+        learner = LoraLearner(policy, LoraConfig(rank=8, learning_rate=3e-3, kl_coefficient=coefficient))
         learner.begin()
         group = group_of(policy, 2)
         for step in range(2):

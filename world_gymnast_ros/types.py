@@ -175,7 +175,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class RolloutFacts:
-    """What is known of G rollouts beside their pictures: for a judge that measures instead of looking.
+    """What is known of G rollouts beside their pictures: for a geometric judge instead of looking.
 
     `captured` G pictures uint8 (H, W, 3) as the camera gave them, of any size, before a rollout's first frame was made
     of them; `states` the Bridge state float32 (7,) there, or None where unknown; `deltas` float32 (G, T, 7), the

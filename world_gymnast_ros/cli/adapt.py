@@ -7,7 +7,7 @@ examples:
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
 
---state is where the arm was when the pictures were taken (adapt_node measures it by itself); the judge that measures
+--state is where the arm was when the pictures were taken (adapt_node measures it by itself); the geometric judge
 needs it. The shipped models know the words of the twin alone, and were measured on pictures of it alone: of a
 photograph nothing is shown (trust: unknown).
 
@@ -131,7 +131,7 @@ def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
                            "needed, give the camera's own picture")
         frames.append(Frame(rgb, 0))
     if state is None and needs_state:
-        raise BadConfig("--state is missing: the judge that measures cannot judge a picture without the arm's state "
+        raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
                         "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
                         "decide alone, such as --judge tiny/reflector")
     return [Start(frame, state, words) for frame in frames for words in args.instruction]

@@ -5,7 +5,7 @@ half: reliability, ROC, how many failures it calls successes. The new judge is w
 rate, upper end of its interval, stays below --refuse-above.
 
 `veto` leaves the one that looks, in one family of tasks, only to stop what it is sure about: it then claims all but
---share of the true successes. For families in which the judge that measures knows better.
+--share of the true successes. For families in which the geometric judge knows better.
 
 `learn` teaches both judges a scene from marked recordings of it, settings only: where the camera stands, how high the
 named object is, how it is pushed, whether it stops the arm, how sure a find and the pair must be. Written where they
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(calibrate, "--threads", 1, 256, default=2)
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
-    veto = sub.add_parser("veto", help="let the judge that looks only stop what it is sure about, in one family")
+    veto = sub.add_parser("veto", help="let the learned judge only stop what it is sure about, in one family")
     veto.add_argument("--play", type=Path, required=True, help="folder of dreamed play data (`train dreams`)")
     veto.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
     veto.add_argument("--task", required=True, help="what the kind of task is called in the data, such as push")
@@ -105,7 +105,7 @@ def run_veto(args: argparse.Namespace) -> int:
         print(f"{args.task}: of {rows.sum()} {name} it claims {after[rows].mean():.0%}, was "
               f"{before[rows].mean():.0%}")
     judge.save(args.out)
-    print(f"judge: {args.out}; measure it with the judge that measures: world-gymnast bench replay --write")
+    print(f"judge: {args.out}; measure it with the geometric judge: world-gymnast bench replay --write")
     return 0
 
 

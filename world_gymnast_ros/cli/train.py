@@ -36,7 +36,7 @@ HELD_OUT_SHARE = 0.25
 
 
 TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
-         "locator": "the judge that measures: where things and the arm are in the picture",
+         "locator": "the geometric judge: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
 MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "training.imagined",
@@ -300,9 +300,9 @@ def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
 
     stretches = cuts(test, 5, 1)
     with fast_math(network.age_bias.device):
-        films = dream_cuts(network, stretches, seed=3)
-    errors = horizon_errors(stretches, films, (1, 5))
-    write_strips(out / "test.png", stretches[::6], films[::6], columns=6)
+        rollouts = dream_cuts(network, stretches, seed=3)
+    errors = horizon_errors(stretches, rollouts, (1, 5))
+    write_strips(out / "test.png", stretches[::6], rollouts[::6], columns=6)
     write_text(out / "test.json", json.dumps({"clips": [e.name for e in test], "horizons": errors}, indent=1) + "\n")
     print(f"held-out clip {', '.join(e.name for e in test)}, dreams from {len(stretches)} start frames:")
     for h, r in errors.items():

@@ -60,8 +60,8 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
         for t in range(max(c.steps for c in part)):
             condition = np.stack([_condition(network, c, t, known) for c in part])
             drawn.append(to_uint8(sampler.step(torch.from_numpy(condition), places_m[:, t + 1])))
-        films = np.stack(drawn, 1)
-        out += [films[j, :c.steps + 1] for j, c in enumerate(part)]
+        rollouts = np.stack(drawn, 1)
+        out += [rollouts[j, :c.steps + 1] for j, c in enumerate(part)]
     return out
 
 
@@ -72,11 +72,12 @@ def _condition(network: ActionDiT, cut: Cut, t: int, known: bool) -> np.ndarray:
     return condition_vector(network.config, e.deltas[row], before, after, has, e.silhouette_camera)
 
 
-def horizon_errors(stretches: Sequence[Cut], films: Sequence[U8], horizons: Sequence[int] = HORIZONS) -> dict[str, Any]:
+def horizon_errors(stretches: Sequence[Cut], rollouts: Sequence[U8], horizons: Sequence[int] = HORIZONS
+                   ) -> dict[str, Any]:
     """Return, per horizon: MSE and PSNR of the dream and of copying the start frame, and both in the changed region."""
     rows: dict[str, Any] = {}
     for h in horizons:
-        pairs = [(c, f) for c, f in zip(stretches, films, strict=True) if c.steps >= h]
+        pairs = [(c, f) for c, f in zip(stretches, rollouts, strict=True) if c.steps >= h]
         if not pairs:
             continue
         true = np.stack([c.frames[h] for c, _ in pairs]).astype(np.float32) / 255.0
@@ -91,11 +92,11 @@ def horizon_errors(stretches: Sequence[Cut], films: Sequence[U8], horizons: Sequ
     return rows
 
 
-def by_task(stretches: Sequence[Cut], films: Sequence[U8]) -> dict[str, Any]:
+def by_task(stretches: Sequence[Cut], rollouts: Sequence[U8]) -> dict[str, Any]:
     """Return `horizon_errors` of each task family."""
     tasks = sorted({c.episode.task for c in stretches})
     mine = {f: [i for i, c in enumerate(stretches) if c.episode.task == f] for f in tasks}
-    return {f: horizon_errors([stretches[i] for i in ids], [films[i] for i in ids]) for f, ids in mine.items()}
+    return {f: horizon_errors([stretches[i] for i in ids], [rollouts[i] for i in ids]) for f, ids in mine.items()}
 
 
 def error_line(errors: dict[str, Any]) -> str:
@@ -104,8 +105,9 @@ def error_line(errors: dict[str, Any]) -> str:
                       for family, rows in errors.items())
 
 
-def write_strips(path: Path, stretches: Sequence[Cut], films: Sequence[U8], count: int = 9, columns: int = 12) -> None:
+def write_strips(path: Path, stretches: Sequence[Cut], rollouts: Sequence[U8], count: int = 9, columns: int = 12
+                 ) -> None:
     """Write film strips as a PNG: above what happened, below what was imagined; up to `count` stretches, all tasks."""
     order = np.argsort([c.episode.task for c in stretches], kind="stable")
     picks = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
-    write_film_strips(path, [(stretches[i].frames, films[i]) for i in picks], columns)
+    write_film_strips(path, [(stretches[i].frames, rollouts[i]) for i in picks], columns)

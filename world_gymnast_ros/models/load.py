@@ -134,7 +134,7 @@ def judge_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def geometric_judge(names: str | Sequence[str]) -> str:
-    """Return the name of the judge that measures among several; '' where there is none."""
+    """Return the name of the geometric judge among several; '' where there is none."""
     for name in judge_names(names):
         if holds(checkpoint_dir(name, JUDGE)) == LocatorConfig.model_type:
             return name
@@ -155,7 +155,7 @@ def load_objects(where: str = GEOMETRIC, device: str = AUTO) -> ObjectDynamics:
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,
                      dtype: str = AUTO) -> WorldModel:
     """Load a world model. One that draws movable objects on a background shares the camera and the finder of objects
-    with the judge that measures among `judges` (none: the shipped one)."""
+    with the geometric judge among `judges` (none: the shipped one)."""
     world: WorldModel = load(WORLD_MODEL, where, device, dtype)
     if isinstance(world, ActionDiTWorld) and world.config.plate:
         return world.with_objects(load_objects(geometric_judge(judges), device))

@@ -1,11 +1,11 @@
-"""What real episodes of known outcome teach the judge that measures: a few numbers, no weights.
+"""What real episodes of known outcome teach the geometric judge: a few numbers, no weights.
 
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
     find      how sure it must be that what it sees is the named object, where that looks unfamiliar
     radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
-    margin    how sure it must be, together with the threshold of the judge that looks and, where low approaches fail,
+    margin    how sure it must be, together with the threshold of the learned judge and, where low approaches fail,
               with how much higher than that the hand must come: all are cut as a pair
 
 So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
@@ -219,7 +219,7 @@ def with_settings(judge: GeometricJudge, **settings: object) -> GeometricJudge:
 
 @dataclass(frozen=True, order=True)
 class Strictness:
-    """How strict the judge that measures is: `approach_m` that the hand must come from (0: from anywhere), and
+    """How strict the geometric judge is: `approach_m` that the hand must come from (0: from anywhere), and
     `margin_sigmas`."""
 
     approach_m: float
@@ -230,7 +230,7 @@ def cut_pair(looked: F64, measured: dict[Strictness, np.ndarray], success: np.nd
              ) -> tuple[Strictness, float] | None:
     """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
 
-    `looked` (E,): logits of the judge that looks; `measured`: claims bool (E,) of the other at each strictness. A pair
+    `looked` (E,): logits of the learned judge; `measured`: claims bool (E,) of the other at each strictness. A pair
     claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
     be claimed; among equals the higher approach, then the greater margin, then the higher cut.
     """
@@ -279,7 +279,7 @@ def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: S
 
 
 def update_measuring(start: Path, episodes: Sequence[Episode]) -> tuple[GeometricJudge, list[str]]:
-    """Load the judge that measures from `start`, teach it what the module says but the margin; return it and a
+    """Load the geometric judge from `start`, teach it what the module says but the margin; return it and a
     line about each.
 
     The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).

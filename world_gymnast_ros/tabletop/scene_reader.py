@@ -1,7 +1,7 @@
 """`SceneReader`: where the camera is and where things lie on the table, read off one captured frame.
 
 A `Locator` finds named things and the parts of the arm in the picture; the arm's measured pose tells from the parts
-where the camera is (`camera_fit.py`), so places on the table follow in m. The judge that measures asks it for the
+where the camera is (`camera_fit.py`), so places on the table follow in m. The geometric judge asks it for the
 things of a task, the world model for everything that a hand could move.
 """
 from __future__ import annotations

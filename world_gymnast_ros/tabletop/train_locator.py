@@ -216,7 +216,7 @@ def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
 
 CARD = """# {name}
 
-The judge that measures: finds named objects and the arm's parts in the captured frame, and from the arm's measured pose
+The geometric judge: finds named objects and the arm's parts in the captured frame, and from the arm's measured pose
 where the camera is (`models/locator.py`, `models/measuring_judge.py`).
 
 - Data: {files} files of single pictures of varied scenes of the twin ({pictures} pictures), the last file held out.

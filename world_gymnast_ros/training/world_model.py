@@ -195,8 +195,8 @@ class Trainer:
         indices = indices[np.argsort([self.source.episodes[i].steps for i in indices], kind="stable")]
         stretches = [s for i in indices for s in cuts([self.source.episodes[i]], 10**6, 1)]
         with fast_math(self.average.age_bias.device):
-            films = dream_cuts(self.average, stretches, seed=self.step_count)
-        self.own, self.own_step = {int(i): f for i, f in zip(indices, films, strict=True)}, self.step_count
+            rollouts = dream_cuts(self.average, stretches, seed=self.step_count)
+        self.own, self.own_step = {int(i): f for i, f in zip(indices, rollouts, strict=True)}, self.step_count
 
     def report(self, steps: int = 10, stride: int = 6) -> dict[str, Any]:
         """Measure dreams of the held-out episodes, print a line, write film strips and `held_out.json`."""
@@ -206,8 +206,8 @@ class Trainer:
         with fast_math(self.average.age_bias.device):
             errors = by_task(stretches, dream_cuts(self.average, stretches, seed=1))
             whole = cuts(self.held_out, 10**6, 1)[:: max(1, len(self.held_out) // 48)]
-            films = dream_cuts(self.average, whole, seed=2)
-        write_strips(self.out / f"held_out_{self.step_count:06d}.png", whole, films)
+            rollouts = dream_cuts(self.average, whole, seed=2)
+        write_strips(self.out / f"held_out_{self.step_count:06d}.png", whole, rollouts)
         record = {"step": self.step_count, "minutes": self.elapsed_s / 60, "families": errors}
         write_text(self.out / "held_out.json", json.dumps(record, indent=1) + "\n")
         score = float(np.mean([rows[h]["ratio"] for rows in errors.values() for h in ("1", "5") if h in rows]))

@@ -22,7 +22,7 @@ from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
-from world_gymnast_ros.updates.policy_gradient import Anchor, LoraConfig, LoraLearner
+from world_gymnast_ros.updates.policy_gradient import Regulariser, LoraConfig, LoraLearner
 
 REPORT_NAME = "report.html"
 DECODED_PX = 256
@@ -58,10 +58,11 @@ class SessionResult:
 def lora_config(config: AdaptNodeConfig) -> LoraConfig:
     """Return the learner's part of the settings."""
     return LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
-                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high, config.leash)
+                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high,
+                      config.kl_coefficient)
 
 
-def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Anchor | None:
+def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulariser | None:
     """Return the loss that holds a session to what succeeded among the recordings that are in `config.episodes` now.
 
     None where no folder is named or nothing in it succeeded. Raises EpisodeError where it holds no episode at all.
@@ -76,7 +77,7 @@ def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Anchor |
     told = f"{sum(bool(e.success) for e in episodes)} real successes of {config.episodes}"
     if left_out:
         told += f" ({len(left_out)} recordings left out, such as {left_out[0]})"
-    return Anchor(lambda rng: config.anchor * loss(rng), told)
+    return Regulariser(lambda rng: config.cloning_coefficient * loss(rng), told)
 
 
 def load_parts(config: AdaptNodeConfig) -> Parts:

@@ -110,10 +110,10 @@ def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episo
 def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, training: Sequence[Episode],
                 calibration: Sequence[Episode], out: Path, settings: JudgeUpdate
                 ) -> tuple[dict[str, Path], Path, list[str]]:
-    """Teach the judge that measures (checkpoint `second`), and cut it with one that looks as a pair.
+    """Teach the geometric judge (checkpoint `second`), and cut it with one that looks as a pair.
 
-    `looks`: checkpoints of the judge that looks; under "settings" with the weights that it had, under any other name
-    with weights that have seen `training`. Returns those with a threshold for the pair, the judge that measures, and
+    `looks`: checkpoints of the learned judge; under "settings" with the weights that it had, under any other name
+    with weights that have seen `training`. Returns those with a threshold for the pair, the geometric judge, and
     lines about what was learned. Dreams of all episodes set the margin, and the threshold where the weights have not
     seen them; those of `calibration` alone where they have.
     """

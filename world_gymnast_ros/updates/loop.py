@@ -76,7 +76,7 @@ LIKELY = 0.8
 DREAMS = 48
 """About how many tell whether adaptation begins at the present adapter or at a clone, spread over captured frames."""
 OFF = "off"
-"""In the place of the judge that measures: the learned one decides alone."""
+"""In the place of the geometric judge: the learned one decides alone."""
 LAYOUT = 12
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 PICTURE_PX = 64
@@ -143,7 +143,7 @@ def named_pair(judge: str | Path, second: str | Path) -> tuple[str, ...]:
 
 
 def objects_of(second: str) -> ObjectDynamics:
-    """Return what finds objects for a world model beside the judge that measures (OFF: the shipped one)."""
+    """Return what finds objects for a world model beside the geometric judge (OFF: the shipped one)."""
     return build.load_objects("" if second == OFF else second)
 
 
@@ -489,7 +489,7 @@ class Run:
         """Teach both judges on true episodes and their dreams by the present world model; check, store, choose.
 
         Candidates: the pair with new settings alone ("threshold" where the weights have seen earlier rounds), the pair
-        with new weights in the judge that looks, and, where no camera was learned, that judge alone. Each must pass the
+        with new weights in the learned judge, and, where no camera was learned, that judge alone. Each must pass the
         check against the present judges; of those that do, the one that is right most often on held-out real episodes
         is used, of equals the first.
         """
@@ -502,7 +502,7 @@ class Run:
         run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
             Path(state.judge), world, old_world, method / "training", method / "calibration", replay, folder / "judge",
             settings)
-        # Without the judge that measures nobody would know a camera that was learned.
+        # Without the geometric judge nobody would know a camera that was learned.
         learned = objects_of(state.second).projection != build.load_objects().projection
         candidates: dict[str, tuple[Path, str]] = {} if learned or run is None else {"alone": (run, OFF)}
         lines = [] if replay else ["the learned judge keeps its weights: there is no earlier data to mix in"]

@@ -6,8 +6,8 @@ The loss of one batch of trajectories (GRPO with the token-level ratio, as Simpl
     r = exp(logprob_now - logprob_when_sampled), both at the sampling temperature
 
 with M trajectories that have an advantage and n_i valid tokens in trajectory i, so **each trajectory weighs the same,
-whatever its length**, also across groups and instructions. The leash adds, with the same weights,
-leash * (exp(b - l) - (b - l) - 1), an unbiased and never negative estimate of KL(now || base) where b is the
+whatever its length**, also across groups and instructions. The kl_coefficient adds, with the same weights,
+kl_coefficient * (exp(b - l) - (b - l) - 1), an unbiased and never negative estimate of KL(now || base) where b is the
 log-probability under the base policy (adapter switched off).
 
 A minibatch of m out of C chunks uses the same sum over its own chunks times C/m: its expectation over random
@@ -46,19 +46,19 @@ class LoraConfig:
     micro_chunks: int = 80
     clip_low: float = 0.2
     clip_high: float = 0.28
-    leash: float = 0.0
+    kl_coefficient: float = 0.0
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         limits = {"rank": (1, 1024), "alpha": (1e-6, 1e4), "learning_rate": (1e-9, 1.0), "epochs": (1, 100),
                   "minibatch_chunks": (1, 10**6), "micro_chunks": (1, 10**6), "clip_low": (0, 1), "clip_high": (0, 10),
-                  "leash": (0, 100), "max_grad_norm": (1e-6, 1e6)}
+                  "kl_coefficient": (0, 100), "max_grad_norm": (1e-6, 1e6)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise BadConfig(f"lora.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
 
 
-FULL_SIZE = LoraConfig(rank=32, alpha=64.0, learning_rate=2e-5, micro_chunks=8, leash=0.01)
+FULL_SIZE = LoraConfig(rank=32, alpha=64.0, learning_rate=2e-5, micro_chunks=8, kl_coefficient=0.01)
 """Where a policy of billions of parameters begins: OpenVLA's rank, and a step and KL coefficient of the size that
 fine-tunes of it use (1e-5 to 1e-4). Starting values: they were not tuned on one. An L1 head takes no larger step, since
 its density is steep where the scale is small."""
@@ -102,14 +102,14 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
 
 
 def policy_loss(now: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip_low: float, clip_high: float,
-                base: Tensor | None = None, leash: float = 0.0) -> Tensor:
+                base: Tensor | None = None, kl_coefficient: float = 0.0) -> Tensor:
     """Return the weighted sum of clipped losses; `now`, `old`, `base` (C, K, 7), `advantages`, `weights` (C,)."""
     ratio = torch.exp(now - old)
     adv = advantages[:, None, None]
     losses = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - clip_low, 1 + clip_high))
-    if base is not None and leash > 0:
+    if base is not None and kl_coefficient > 0:
         gap = base - now
-        losses = losses + leash * (torch.exp(gap) - gap - 1)
+        losses = losses + kl_coefficient * (torch.exp(gap) - gap - 1)
     return (losses * weights[:, None, None]).sum()
 
 
@@ -124,7 +124,7 @@ def trainable(policy: Policy) -> TrainablePolicy:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Regulariser:
     """A loss that every step of a session adds; `told` says in words what it holds the policy to."""
 
     loss: Callable[[np.random.Generator], Tensor]
@@ -134,20 +134,20 @@ class Anchor:
 class LoraLearner:
     """`adaptation.Learner` for any `TrainablePolicy`. One optimiser lives for the whole session.
 
-    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `anchor.loss(rng)`
+    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `regulariser.loss(rng)`
     is added in every step: what the dream rewards is learned without leaving what is known to be true, the real
     successes (as DAPG adds demonstrations, arXiv:1709.10087).
     """
 
     def __init__(self, policy: Policy, config: LoraConfig | None = None, parent: AdapterRef | None = None,
-                 anchor: Anchor | None = None) -> None:
-        self.policy, self.config, self.parent, self.anchor = trainable(policy), config or LoraConfig(), parent, anchor
+                 regulariser: Regulariser | None = None) -> None:
+        self.policy, self.config, self.parent, self.regulariser = trainable(policy), config or LoraConfig(), parent, regulariser
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
 
     @property
     def name(self) -> str:
-        return f"LoRA of rank {self.config.rank}" + (f", held to {self.anchor.told}" if self.anchor else "")
+        return f"LoRA of rank {self.config.rank}" + (f", regularised by {self.regulariser.told}" if self.regulariser else "")
 
     def begin(self) -> None:
         if self.parent is None:
@@ -167,7 +167,7 @@ class LoraLearner:
         if not count:
             return {"chunks": 0.0}
         c = self.config
-        base = self._base_logprobs(data, temperature) if c.leash > 0 else None
+        base = self._base_logprobs(data, temperature) if c.kl_coefficient > 0 else None
         rng = np.random.default_rng(seed)
         figures: list[tuple[float, ...]] = []
         for _ in range(c.epochs):
@@ -190,7 +190,7 @@ class LoraLearner:
             old, advantages, weights = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
                                         for a in (data.old, data.advantages, data.weights))
             loss = policy_loss(now, old, advantages, weights, c.clip_low, c.clip_high,
-                               None if base is None else base[torch.from_numpy(micro)], c.leash) * scale
+                               None if base is None else base[torch.from_numpy(micro)], c.kl_coefficient) * scale
             loss.backward()
             with torch.no_grad():
                 ratio = torch.exp(now - old)
@@ -198,10 +198,10 @@ class LoraLearner:
                 off += float((ratio - 1).abs().mean()) * len(micro) / len(part)
                 outside = ((ratio > 1 + c.clip_high) | (ratio < 1 - c.clip_low)).float().mean()
                 clipped += float(outside) * len(micro) / len(part)
-        if self.anchor is not None:
-            anchor = self.anchor.loss(rng)
-            anchor.backward()
-            total += float(anchor.detach())
+        if self.regulariser is not None:
+            extra = self.regulariser.loss(rng)
+            extra.backward()
+            total += float(extra.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.weights, c.max_grad_norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"gradient norm is {float(norm)}; lower the learning rate ({c.learning_rate})")
