@@ -22,7 +22,7 @@ from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
-from world_gymnast_ros.updates.policy_gradient import Regulariser, LoraConfig, LoraLearner
+from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser
 
 REPORT_NAME = "report.html"
 DECODED_PX = 256
