@@ -134,20 +134,22 @@ class Regulariser:
 class LoraLearner:
     """`adaptation.Learner` for any `TrainablePolicy`. One optimiser lives for the whole session.
 
-    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back. `regulariser.loss(rng)`
-    is added in every step: what the dream rewards is learned without leaving what is known to be true, the real
-    successes (as DAPG adds demonstrations, arXiv:1709.10087).
+    Training starts from `parent` (None: a fresh adapter on the base), and `end` puts `parent` back.
+    `regulariser.loss(rng)` is added in every step: what imagination rewards is learned without leaving what is known to
+    be true, the real successes (as DAPG adds demonstrations, arXiv:1709.10087).
     """
 
     def __init__(self, policy: Policy, config: LoraConfig | None = None, parent: AdapterRef | None = None,
                  regulariser: Regulariser | None = None) -> None:
-        self.policy, self.config, self.parent, self.regulariser = trainable(policy), config or LoraConfig(), parent, regulariser
+        self.policy, self.config = trainable(policy), config or LoraConfig()
+        self.parent, self.regulariser = parent, regulariser
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
 
     @property
     def name(self) -> str:
-        return f"LoRA of rank {self.config.rank}" + (f", regularised by {self.regulariser.told}" if self.regulariser else "")
+        by = f", regularised by {self.regulariser.told}" if self.regulariser else ""
+        return f"LoRA of rank {self.config.rank}{by}"
 
     def begin(self) -> None:
         if self.parent is None:
