@@ -18,7 +18,8 @@ import yaml
 from world_gymnast_ros.control.limits import _RANGES as SAFETY_RANGES
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.robot.actions import WORKSPACES
+from world_gymnast_ros.paths import share_path
+from world_gymnast_ros.robot.actions import WORKSPACES, RobotLimits
 from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.robot.camera import (
     BRIDGE_CAMERA_FOCAL,
@@ -287,3 +288,9 @@ def read_parameters(path: Path) -> dict[str, Any]:
 def load(cls: type[T], path: Path) -> T:
     """Load one config file into its dataclass. Raises BadConfig."""
     return from_mapping(cls, read_parameters(path), str(path))
+
+
+def robot_limits(path: str = "") -> RobotLimits:
+    """Return the step limits and the workspace of an arm's parameters ('': the shipped config/arm.yaml)."""
+    safety = load(ArmConfig, Path(path) if path else share_path("config/arm.yaml")).safety()
+    return RobotLimits(safety.limits, safety.workspace)

@@ -298,6 +298,10 @@ class WorldModel(Protocol):
     def stride(self) -> int:
         """Actions that it draws at once: 1 where every action is a step of its own."""
 
+    @property
+    def max_step(self) -> tuple[float, float]:
+        """Longest translation, m, and rotation per axis, rad, of an action: the robot's; rollouts are limited to it."""
+
     def begin(self, starts: Sequence[Start], seed: int) -> Dream:
         """Begin one imagined continuation of each start, as one batch; the same seed gives the same frames."""
 

@@ -6,6 +6,7 @@ nor which world model, nor which judge. Policy and world model are asked once pe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.robot.actions import StepLimits, clip_delta
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
@@ -115,6 +117,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     firsts = first_frames(starts, world_model).repeat(copies, 0)
     G = len(firsts)
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
+    limits = StepLimits(*world_model.max_step)
     dream = world_model.begin(each, derive_seed(seed, 0))
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
@@ -125,6 +128,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
         chunk = policy.sample(frames[active, n * K], words, temperature, derive_seed(seed, 1, n))
         _check_chunk(chunk, len(active), K)
+        chunk = replace(chunk, deltas=clip_delta(chunk.deltas, limits))  # as the guard does on the arm
         chunks.append(_scattered(chunk, active, G))
         drawn = check_frames(dream.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
         frames[active, n * K + 1:(n + 1) * K + 1] = drawn

@@ -28,6 +28,7 @@ from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, re
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_dir
+from world_gymnast_ros.robot.actions import RobotLimits
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
@@ -141,9 +142,12 @@ def geometric_judge(names: str | Sequence[str]) -> str:
     return ""
 
 
-def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str = AUTO) -> Judge:
-    """Load judges; several are a consensus, in the order in which they are named."""
+def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str = AUTO,
+                limits: RobotLimits | None = None) -> Judge:
+    """Load judges; several are a consensus, in the order in which they are named. `limits`: the robot's."""
     judges: tuple[Judge, ...] = tuple(load(JUDGE, name, device, dtype) for name in judge_names(names))
+    if limits is not None:
+        judges = tuple(j.limited(limits) if isinstance(j, GeometricJudge) else j for j in judges)
     return judges[0] if len(judges) == 1 else Consensus(judges)
 
 
@@ -153,13 +157,15 @@ def load_objects(where: str = GEOMETRIC, device: str = AUTO) -> ObjectDynamics:
 
 
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,
-                     dtype: str = AUTO) -> WorldModel:
+                     dtype: str = AUTO, limits: RobotLimits | None = None) -> WorldModel:
     """Load a world model. One that draws movable objects on a background shares the camera and the finder of objects
-    with the geometric judge among `judges` (none: the shipped one)."""
-    world: WorldModel = load(WORLD_MODEL, where, device, dtype)
+    with the geometric judge among `judges` (none: the shipped one). `limits`: the robot's, which hold in imagination
+    too; BadConfig where they are wider than what the model was trained on."""
+    world = load(WORLD_MODEL, where, device, dtype)
     if isinstance(world, ActionDiTWorld) and world.config.plate:
-        return world.with_objects(load_objects(geometric_judge(judges), device))
-    return world
+        world = world.with_objects(load_objects(geometric_judge(judges), device))
+    limited: WorldModel = world if limits is None else world.limited(limits)
+    return limited
 
 
 def frame_height_px(world_model: str | Path | None) -> int:

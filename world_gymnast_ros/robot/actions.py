@@ -66,6 +66,14 @@ class Workspace:
         return all(a - slack_m <= p <= b + slack_m for a, p, b in zip(self.low_m, position, self.high_m, strict=True))
 
 
+@dataclass(frozen=True)
+class RobotLimits:
+    """What the robot's configuration allows: the guard keeps to it on the arm, world model and judges imagining."""
+
+    step: StepLimits
+    workspace: Workspace
+
+
 WORKSPACES: dict[str, Workspace] = {
     "service": Workspace((0.10, -0.15, -0.10), (0.45, 0.25, 0.18)),
     "bridge": Workspace((0.10, -0.15, -0.01), (0.45, 0.25, 0.25)),
@@ -76,6 +84,15 @@ WORKSPACES: dict[str, Workspace] = {
     "autoeval_cloth": Workspace((0.1620, -0.1477, 0.0204), (0.4013, 0.2674, 0.1787)),
 }
 """Boxes of the public evaluations ("bridge" is also Octo's)."""
+
+
+def check_limits(name: str, step: StepLimits) -> None:
+    """Raise BadConfig where the robot allows longer steps than Bridge's, on which world models are trained."""
+    trained = StepLimits()
+    if step.max_step_m > trained.max_step_m or step.max_step_rad > trained.max_step_rad:
+        raise BadConfig(f"the robot allows steps of {step.max_step_m} m and {step.max_step_rad} rad; world model "
+                        f"'{name}' was trained on at most {trained.max_step_m} m and {trained.max_step_rad} rad: lower "
+                        "max_step_m and max_step_rad in arm.yaml, or train one on longer steps")
 
 
 def rpy_to_matrix(rpy: NDArray[Any]) -> F64:

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.models.judges.reflector import two_in_a_row
-from world_gymnast_ros.robot.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
+from world_gymnast_ros.robot.actions import (
+    RobotLimits,
+    StepLimits,
+    Workspace,
+    clip_delta,
+    gripper_is_open,
+    integrate_states,
+)
 from world_gymnast_ros.tabletop.contact import along_and_aside, hand_after, object_paths
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
@@ -47,14 +54,20 @@ class GeometricJudge:
         self.reader = SceneReader(locator)
         low, high = self.config.workspace_low_m, self.config.workspace_high_m
         self.workspace = None if low is None or high is None else Workspace(tuple(low), tuple(high))
+        self.step = StepLimits()
+
+    def limited(self, limits: RobotLimits) -> GeometricJudge:
+        """Keep to the robot's workspace and step limits, as the world model does. Returns itself."""
+        self.workspace, self.step = limits.workspace, limits.step
+        return self
 
     def hands(self, facts: RolloutFacts) -> F64:
         """Return where the hand is at each frame (G, T+1, 7), Bridge states as they would be measured."""
-        deltas = clip_delta(np.array(facts.deltas, np.float32), StepLimits())
+        deltas = clip_delta(np.array(facts.deltas, np.float32), self.step)
         deltas[..., 6] = gripper_is_open(deltas[..., 6])
         targets = [np.stack([np.asarray(s, np.float32) for s in facts.states])]  # type: ignore[arg-type]
         for t in range(deltas.shape[1]):
-            targets.append(integrate_states(targets[-1], deltas[:, t], StepLimits(), self.workspace))
+            targets.append(integrate_states(targets[-1], deltas[:, t], self.step, self.workspace))
         path = np.stack(targets, axis=1).astype(np.float64)
         path[:, 1:] = hand_after(path[:, :-1], path[:, 1:], self.config.hand_lag, self.config.hand_sag_m)
         return path

@@ -67,6 +67,7 @@ class FakeWorldModel:
     name = "fake-point-mass"
     frame_size = (SIZE, SIZE)
     stride = 1
+    max_step = (0.05, 0.25)
 
     def __init__(self, noise_px: float = 0.3, fail_after_begins: int | None = None) -> None:
         self.noise_px, self.fail_after_begins, self.begins = noise_px, fail_after_begins, 0

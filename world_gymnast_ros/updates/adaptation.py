@@ -15,6 +15,7 @@ from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress, SessionLog
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt, released_task, trust_of
+from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models.load import load_judges, load_policy, load_world_model, release_table
@@ -87,8 +88,9 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
 
     def learner(parent: AdapterRef | None) -> LoraLearner:
         return LoraLearner(policy, lora_config(c), parent, real_successes(policy, c))
-    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype),
-                 load_judges(c.judges, c.device, c.dtype), release_table(c.world_model, c.judges), learner)
+    limits = robot_limits(c.arm_params)
+    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype, limits),
+                 load_judges(c.judges, c.device, c.dtype, limits), release_table(c.world_model, c.judges), learner)
 
 
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,

@@ -25,7 +25,15 @@ from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.models.world_models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
 from world_gymnast_ros.models.world_models.background import Background
 from world_gymnast_ros.objects import ObjectDynamics, ObjectPaths
-from world_gymnast_ros.robot.actions import StepLimits, Workspace, clip_delta, gripper_is_open, integrate_states
+from world_gymnast_ros.robot.actions import (
+    RobotLimits,
+    StepLimits,
+    Workspace,
+    check_limits,
+    clip_delta,
+    gripper_is_open,
+    integrate_states,
+)
 from world_gymnast_ros.robot.arm_silhouette import outline
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
@@ -177,6 +185,7 @@ class ActionDiTWorld:
     """An action-conditioned video world model on an `ActionDiT`. Implements `types.WorldModel`."""
 
     stride = 1
+    max_step = (LIMITS.max_step_m, LIMITS.max_step_rad)
 
     def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None,
                  objects: ObjectDynamics | None = None) -> None:
@@ -198,7 +207,17 @@ class ActionDiTWorld:
 
     def with_objects(self, objects: ObjectDynamics) -> ActionDiTWorld:
         """Return the same model with another source of objects: another camera, other objects found."""
-        return ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, objects)
+        world = ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, objects)
+        world.max_step = self.max_step
+        return world
+
+    def limited(self, limits: RobotLimits) -> ActionDiTWorld:
+        """Keep to the robot's limits; BadConfig where they are wider than what was trained on. Returns itself."""
+        check_limits(self.name, limits.step)
+        self.max_step = (limits.step.max_step_m, limits.step.max_step_rad)
+        self.config = self.network.config = replace(self.config, workspace_low_m=limits.workspace.low_m,
+                                                    workspace_high_m=limits.workspace.high_m)
+        return self
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,

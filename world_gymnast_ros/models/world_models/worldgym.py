@@ -20,7 +20,8 @@ from world_gymnast_ros.models.world_models.autoencoder import Autoencoder, load_
 from world_gymnast_ros.models.world_models.worldgym_dit import WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_files import load_network, read_settings, weights_file
 from world_gymnast_ros.models.world_models.worldgym_sampler import LatentSampler
-from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
+from world_gymnast_ros.models.world_models.worldgym_settings import LIMITS, WorldGymSettings
+from world_gymnast_ros.robot.actions import RobotLimits, check_limits
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 
@@ -71,6 +72,7 @@ class WorldGym:
     """WorldGym's world model on its published weights."""
 
     stride = 1
+    max_step = (LIMITS.max_step_m, LIMITS.max_step_rad)
 
     def __init__(self, network: WorldGymDiT, autoencoder: Autoencoder, settings: WorldGymSettings, name: str) -> None:
         """Put the parts together; BadCheckpoint where they do not fit, BadConfig where the frame size does not."""
@@ -86,6 +88,13 @@ class WorldGym:
                                 "that tells 'no action' are needed")
         self.network, self.autoencoder, self.settings, self.name = network, autoencoder, settings, name
         self.frame_size = settings.frame_size
+
+    def limited(self, limits: RobotLimits) -> WorldGym:
+        """Keep to the robot's step limits; BadConfig where they are wider than what was trained on. Returns itself. The
+        workspace is the policy's and the guard's: this world model is not told where the arm is."""
+        check_limits(self.name, limits.step)
+        self.max_step = (limits.step.max_step_m, limits.step.max_step_rad)
+        return self
 
     @classmethod
     def from_pretrained(cls, where: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,

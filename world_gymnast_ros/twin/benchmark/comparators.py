@@ -100,7 +100,7 @@ class SimulatedWorld:
 
     def __init__(self, scene: Scene, instruction: str, seed: int) -> None:
         self.name = f"simulator of {scene.name}"
-        self.frame_size, self.stride = (SIZE_PX, SIZE_PX), 1
+        self.frame_size, self.stride, self.max_step = (SIZE_PX, SIZE_PX), 1, (0.05, 0.25)
         self.instruction, self.seed = instruction, seed
         self.scene, self.twins = scene, [Twin(scene, seed)]
         self._last: list[_Run] = []
