@@ -162,7 +162,7 @@ class ArmConfig:
     max_target_drift_rad: float = _limit("max_target_drift_rad", "target further from the arm: re-seeded from measured")
     max_efforts: tuple[float, ...] = number(SafetyConfig.max_efforts, 1.0, 3000.0, "effort limit per joint, raw")
     require_effort: bool = flag(SafetyConfig.require_effort, "false for drivers that report no effort")
-    command_timeout_s: float = number(0.47, 0.1, 5.0, "hold this long after the last action")
+    command_timeout_s: float = _limit("command_timeout_s", "hold this long after the last action")
     latch_timeout_s: float = _limit("latch_timeout_s", "latch the hold this long after the last action")
     max_consecutive_holds: int = _limit("max_consecutive_holds", "latch after this many held actions in a row")
     max_request_m: float = _limit("max_request_m", "a longer translation is of another convention: chunk refused")

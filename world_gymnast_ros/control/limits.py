@@ -57,7 +57,7 @@ class SafetyConfig:
     """Absolute effort per joint, raw driver units (Bridge's abort: 1.7 times the usual; the last one is load)."""
     require_effort: bool = True
     """False for drivers that report no effort (NaN): then only finite efforts are compared."""
-    command_timeout_s: float = 0.6
+    command_timeout_s: float = 0.47
     """Without an action for this long the arm holds; a fresh chunk may go on."""
     latch_timeout_s: float = 5.0
     """Without an action for this long the hold latches and the operator must arm again."""
