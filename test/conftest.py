@@ -37,7 +37,7 @@ def ros_domain_id() -> int:
 LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
 NODES = "world_gymnast_ros.nodes."
-QUICK_S = 1.0
+QUICK_S = 0.5
 """A test that takes longer, on a quiet machine, is given up by `--fast`."""
 
 
