@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.first_order.pusht import REACH_PX, SIDE_PX, PushT, View
+from world_gymnast_ros.first_order.pusht import LABELS, REACH_PX, SIDE_PX, PushT, View, labels_of
 from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors
 from world_gymnast_ros.types import F64
 
@@ -63,13 +63,16 @@ class Player:
 
 @dataclass(frozen=True)
 class Play:
-    """Episodes of one length: images uint8 (E, T + 1, S, S, 3), actions (E, T, 2), rewards (E, T + 1), where the
-    agent was (E, T + 1, 2) in 0..1 of the square."""
+    """Episodes of one length: images uint8 (E, T + 1, S, S, 3), actions (E, T, A), rewards (E, T + 1), and what the
+    simulator knows of each image, (E, T + 1, L) in 0..1 of the square (Push-T: `pusht.labels_of`).
+
+    Labels train the encoder. No policy and no world model sees them, and nothing reads them after training.
+    """
 
     images: Tensor
     actions: Tensor
     rewards: Tensor
-    agents: Tensor
+    labels: Tensor
 
     @property
     def steps(self) -> int:
@@ -87,17 +90,18 @@ def record(first_seed: int, episodes: int, steps: int) -> dict[str, Tensor]:
     env = PushT()
     images = np.zeros((episodes, steps + 1, SIDE_PX, SIDE_PX, 3), np.uint8)
     actions, rewards = np.zeros((episodes, steps, 2), np.float32), np.zeros((episodes, steps + 1), np.float32)
-    agents = np.zeros((episodes, steps + 1, 2), np.float32)
+    labels = np.zeros((episodes, steps + 1, LABELS), np.float32)
     for e in range(episodes):
         player = Player(np.random.default_rng(first_seed + e))
         view = env.reset(first_seed + e)
         for t in range(steps + 1):
-            images[e, t], rewards[e, t], agents[e, t] = view.image, view.reward, view.agent_px / 512.0
+            images[e, t], rewards[e, t] = view.image, view.reward
+            labels[e, t] = labels_of(view.block_pose, view.agent_px)
             if t < steps:
                 actions[e, t] = player.act(view)
                 view = env.step(actions[e, t].astype(np.float64))
     return {"images": torch.from_numpy(images), "actions": torch.from_numpy(actions),
-            "rewards": torch.from_numpy(rewards), "agents": torch.from_numpy(agents)}
+            "rewards": torch.from_numpy(rewards), "labels": torch.from_numpy(labels)}
 
 
 def collect(folder: Path, first_seed: int, episodes: int, steps: int = STEPS) -> None:
@@ -122,5 +126,5 @@ def read(folder: Path) -> Play:
     lengths = sorted({int(part["actions"].shape[1]) for part in parts})
     if len(lengths) > 1:
         raise BadCheckpoint(f"{folder} holds episodes of {lengths} steps; use one folder for each length")
-    whole = {name: torch.cat([part[name] for part in parts]) for name in ("images", "actions", "rewards", "agents")}
-    return Play(whole["images"], whole["actions"], whole["rewards"], whole["agents"])
+    whole = {name: torch.cat([part[name] for part in parts]) for name in ("images", "actions", "rewards", "labels")}
+    return Play(whole["images"], whole["actions"], whole["rewards"], whole["labels"])

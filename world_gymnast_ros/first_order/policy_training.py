@@ -70,7 +70,7 @@ class RunConfig:
 def play_replay(model: GlobalModel, play: Play) -> Replay:
     """Return a replay that holds the play data but its last `held` episodes."""
     held = play.held_out
-    training = Play(play.images[:-held], play.actions[:-held], play.rewards[:-held], play.agents[:-held])
+    training = Play(play.images[:-held], play.actions[:-held], play.rewards[:-held], play.labels[:-held])
     replay = Replay(CAPACITY, SEQUENCE, model.latent, model.action_dim)
     replay.add(encoded_play(model.encoder, training))
     return replay
@@ -88,8 +88,14 @@ def train_surrogate(model: GlobalModel, replay: Replay, updates: int, seed: int,
         optimiser.param_groups[0]["lr"] = lr * (1.0 if done < 0.6 * updates else 0.3)
         losses = update_surrogate(surrogate, optimiser, replay, min(25, updates - done), batch, generator)
         bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
-    save_model(surrogate, {"model_type": SURROGATE_KIND, "latent": model.latent, "action_dim": model.action_dim}, out)
+    save_surrogate(surrogate, out)
     return losses
+
+
+def save_surrogate(surrogate: LatentSurrogate, folder: Path) -> None:
+    """Write a surrogate in bfloat16."""
+    save_model(surrogate, {"model_type": SURROGATE_KIND, "latent": surrogate.latent,
+                           "action_dim": surrogate.action_dim}, folder)
 
 
 def load_surrogate(folder: Path) -> LatentSurrogate:

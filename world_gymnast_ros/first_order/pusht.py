@@ -30,6 +30,8 @@ TEE = np.array([[-LENGTH / 2, BAR], [LENGTH / 2, BAR], [LENGTH / 2, 0], [-LENGTH
                 [-BAR / 2, BAR], [-BAR / 2, LENGTH], [BAR / 2, LENGTH], [BAR / 2, BAR]])
 """Corners of the T in its own frame, px, in the order of the environment's key points."""
 TEE_CENTRE = np.array([0.0, 45.0])
+LABELS = 18
+"""Eight corners of the T and the agent, x and y of each."""
 
 
 def keypoints(pose: F64) -> F64:
@@ -51,6 +53,11 @@ def reward_of(block_pose: F64, goal_pose: F64, agent_px: F64) -> float:
     centre = block_pose[:2] + TEE_CENTRE @ np.array([[c, s], [-s, c]])
     a_px = float(np.linalg.norm(agent_px - centre))
     return float(np.exp(-d_px / CLOSE_PX) + NEAR_WEIGHT * np.exp(-a_px / NEAR_PX))
+
+
+def labels_of(block_pose: F64, agent_px: F64) -> F64:
+    """Return what the reward is made of, (LABELS,) in 0..1 of the square: corners of the T, then the agent."""
+    return np.concatenate([keypoints(block_pose).ravel(), agent_px]) / FIELD_PX
 
 
 def shrink(image: U8) -> U8:

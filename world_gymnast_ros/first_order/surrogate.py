@@ -21,6 +21,7 @@ class LatentSurrogate(nn.Module):
         self.reward_head = nn.Sequential(nn.Linear(latent, width), nn.LayerNorm(width), nn.SiLU(),
                                          nn.Linear(width, 128), nn.SiLU(), nn.Linear(128, 1))
         nn.init.zeros_(self.change[-1].weight)  # starts as "nothing changes"
+        nn.init.zeros_(self.change[-1].bias)
 
     def start(self, batch: int) -> Tensor:
         """Return the memory (B, hidden) of an episode that begins."""

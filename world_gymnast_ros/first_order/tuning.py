@@ -1,0 +1,16 @@
+"""The tuning trials of each method: as many for the rival as for FoG, listed here and nowhere else."""
+from __future__ import annotations
+
+from typing import Any
+
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "fog": [{}, {"actor_lr": 3e-3}, {"entropy": 1e-3}],
+    "ppo": [{}, {"lr": 3e-3}, {"copies": 16, "window": 40}],
+    "surrogate": [{}, {"actor_lr": 3e-3}, {"entropy": 1e-3}],
+}
+"""Settings on top of the defaults of `FogConfig` and `PpoConfig`. The first trial of each is the default."""
+
+
+def trial_name(settings: dict[str, Any]) -> str:
+    """Return a short name of settings, fit for a folder."""
+    return "-".join(f"{key}_{value:g}" for key, value in settings.items()) or "default"
