@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.first_order.play import Play
+from world_gymnast_ros.first_order.run_state import STATE, PlainRun
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, write_text
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.training.optim import warm_then_decay
@@ -123,7 +124,9 @@ def train_encoder(play: Play, config: EncoderConfig, steps: int, seed: int, out:
     encoder.mean_image.copy_(images[::7].permute(0, 3, 1, 2).float().mean(0) / 255.0)
     optimiser = torch.optim.AdamW(encoder.parameters(), lr, weight_decay=1e-3)
     generator = torch.Generator().manual_seed(seed)
-    bar = tqdm(range(steps), desc="encoder", mininterval=5.0)
+    state = PlainRun(out / STATE, encoder, optimiser, generator)
+    done = state.resume()
+    bar = tqdm(range(done, steps), initial=done, total=steps, desc="encoder", mininterval=5.0)
     for step in bar:
         optimiser.param_groups[0]["lr"] = lr * warm_then_decay(step, steps, 100)
         at = torch.randint(images.shape[0], (batch,), generator=generator)
@@ -132,6 +135,7 @@ def train_encoder(play: Play, config: EncoderConfig, steps: int, seed: int, out:
         (10.0 * off + 5.0 * paid).backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
+        state.tell(step + 1)
         if step % 50 == 0:
             bar.set_postfix(label=f"{float(off.detach()) ** 0.5:.4f}", reward=f"{float(paid.detach()) ** 0.5:.4f}",
                             refresh=False)

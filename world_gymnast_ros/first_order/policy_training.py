@@ -19,7 +19,7 @@ from world_gymnast_ros.first_order.fog import FogConfig, FogLearner
 from world_gymnast_ros.first_order.global_model import GlobalModel, encoded_play
 from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.ppo import PpoConfig, PpoLearner
-from world_gymnast_ros.first_order.run_state import STATE, load_run, save_run
+from world_gymnast_ros.first_order.run_state import STATE, PlainRun, load_run, save_run
 from world_gymnast_ros.first_order.surrogate import LatentSurrogate, Replay, update_surrogate
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, write_text
 
@@ -83,10 +83,12 @@ def train_surrogate(model: GlobalModel, replay: Replay, updates: int, seed: int,
     surrogate = LatentSurrogate(model.latent, model.action_dim)
     optimiser = torch.optim.Adam(surrogate.parameters(), lr)
     generator, losses = torch.Generator().manual_seed(seed), {"one_step": 0.0}
-    bar = tqdm(range(0, updates, 25), desc="surrogate", mininterval=5.0)
+    state = PlainRun(out / STATE, surrogate, optimiser, generator)
+    bar = tqdm(range(state.resume(), updates, 25), desc="surrogate, 25 updates", mininterval=5.0)
     for done in bar:
         optimiser.param_groups[0]["lr"] = lr * (1.0 if done < 0.6 * updates else 0.3)
         losses = update_surrogate(surrogate, optimiser, replay, min(25, updates - done), batch, generator)
+        state.tell(done + 25)
         bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
     save_surrogate(surrogate, out)
     return losses

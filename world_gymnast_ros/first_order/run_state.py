@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,29 @@ def load_run(path: Path, modules: Mapping[str, nn.Module], optimisers: Mapping[s
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadCheckpoint(f"{path} does not fit this run ({error}); name another --out, or remove it") from error
     return _under(whole, "tensor."), numbers
+
+
+class PlainRun:
+    """A training of one network by one optimiser, drawn by one generator: saved every `every_s` seconds."""
+
+    def __init__(self, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator,
+                 every_s: float = 30.0) -> None:
+        self.path, self.generator, self.every_s = path, generator, every_s
+        self.modules, self.optimisers = {"network": network}, {"optimiser": optimiser}
+        self.written = time.monotonic()
+
+    def resume(self) -> int:
+        """Fill everything from the file and return the steps that are done: 0 where there is none."""
+        if (saved := load_run(self.path, self.modules, self.optimisers)) is None:
+            return 0
+        self.generator.set_state(saved[0]["rng"])
+        return int(saved[1]["step"])
+
+    def tell(self, step: int) -> None:
+        """Save where it is time."""
+        if time.monotonic() - self.written >= self.every_s:
+            save_run(self.path, self.modules, self.optimisers, {"rng": self.generator.get_state()}, {"step": step})
+            self.written = time.monotonic()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
