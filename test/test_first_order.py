@@ -27,7 +27,7 @@ from world_gymnast_ros.first_order.train_diffusion import DiffusionTraining, tra
 
 SIDE = 16
 DIFFUSION = DiffusionConfig(side=SIDE, width=8)
-ENCODER = EncoderConfig(side=SIDE, features=16, latent=8, width=8, maps=4, labels=2)
+ENCODER = EncoderConfig(side=SIDE, features=16, latent=8, width=8, maps=4, looks=2, labels=2)
 
 
 def dots(episodes: int = 10, steps: int = 8) -> Play:

@@ -134,7 +134,7 @@ def test_a_t_on_its_mark_is_a_success_and_a_random_policy_has_none(monkeypatch: 
 def test_the_whole_comparison_at_the_size_of_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages.data(tmp_path, SMALL)
     errors = stages.world_model(tmp_path, SMALL, 0, DiffusionConfig(width=8),
-                                EncoderConfig(width=8, maps=6, features=16, latent=8))
+                                EncoderConfig(width=8, maps=6, looks=2, features=16, latent=8))
     assert set(errors) == {"encoder", "world_model", "surrogate"}
     result = stages.diagnose(tmp_path, tmp_path / "surrogate", starts=6, steps=2)
     assert -1.0 <= result["latent_cosine"] <= 1.0 and result["surrogate_1"] > 0.0

@@ -38,7 +38,7 @@ class DiffusionConfig:
     width: int = 40
     sigma_data: float = 0.5
     sigma_max: float = 5.0
-    sigma_min: float = 0.02
+    sigma_min: float = 0.3
     steps: int = 2
     rho: float = 7.0
     log_sigma_mean: float = 0.0

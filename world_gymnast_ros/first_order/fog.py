@@ -32,7 +32,7 @@ class FogConfig:
     never), each of `confirm_starts` starts x `confirm_steps` steps; `lr_after_rejection`: factor on the actor's rate.
     """
 
-    copies: int = 16
+    copies: int = 8
     window: int = 8
     episode_steps: int = 40
     gamma: float = 0.95
@@ -44,8 +44,8 @@ class FogConfig:
     critic_passes: int = 8
     surrogate_updates: int = 4
     surrogate_batch: int = 64
-    confirm_every: int = 16
-    confirm_starts: int = 32
+    confirm_every: int = 24
+    confirm_starts: int = 24
     confirm_steps: int = 16
     lr_after_rejection: float = 0.7
     local_only: bool = False

@@ -52,11 +52,11 @@ class RunConfig:
     """
 
     method: str
-    steps: int = 30_000
+    steps: int = 12_000
     seed: int = 0
-    evaluate_every: int = 3_000
-    eval_starts: int = 32
-    eval_steps: int = 30
+    evaluate_every: int = 1_500
+    eval_starts: int = 24
+    eval_steps: int = 24
     true_episodes: int = 10
     save_every_s: float = 45.0
 

@@ -47,10 +47,10 @@ class Scale:
 
     episodes: int = 500
     episode_steps: int = play_data.STEPS
-    world_model_steps: int = 2800
-    encoder_steps: int = 3000
-    surrogate_updates: int = 2000
-    policy_steps: int = 30_000
+    world_model_steps: int = 3400
+    encoder_steps: int = 1500
+    surrogate_updates: int = 800
+    policy_steps: int = 12_000
     test_episodes: int = 50
 
 
