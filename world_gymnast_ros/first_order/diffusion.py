@@ -39,10 +39,10 @@ class DiffusionConfig:
     sigma_data: float = 0.5
     sigma_max: float = 5.0
     sigma_min: float = 0.3
-    steps: int = 2
+    steps: int = 1
     rho: float = 7.0
-    log_sigma_mean: float = 0.0
-    log_sigma_std: float = 1.4
+    log_sigma_mean: float = 1.0
+    log_sigma_std: float = 0.8
     past_noise: float = 0.05
 
     def __post_init__(self) -> None:

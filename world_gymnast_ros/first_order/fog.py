@@ -42,7 +42,7 @@ class FogConfig:
     surrogate_lr: float = 3e-4
     entropy: float = 3e-3
     critic_passes: int = 8
-    surrogate_updates: int = 4
+    surrogate_updates: int = 2
     surrogate_batch: int = 64
     confirm_every: int = 24
     confirm_starts: int = 24

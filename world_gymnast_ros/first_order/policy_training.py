@@ -52,9 +52,9 @@ class RunConfig:
     """
 
     method: str
-    steps: int = 12_000
+    steps: int = 20_000
     seed: int = 0
-    evaluate_every: int = 1_500
+    evaluate_every: int = 2_500
     eval_starts: int = 24
     eval_steps: int = 24
     true_episodes: int = 10

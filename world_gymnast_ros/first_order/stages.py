@@ -50,7 +50,7 @@ class Scale:
     world_model_steps: int = 3400
     encoder_steps: int = 1500
     surrogate_updates: int = 800
-    policy_steps: int = 12_000
+    policy_steps: int = 20_000
     test_episodes: int = 50
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,8 +47,9 @@ def train_diffusion(play: Play, config: DiffusionConfig, training: DiffusionTrai
     optimiser = torch.optim.AdamW(model.parameters(), training.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     generator = torch.Generator().manual_seed(training.seed)
     step = 0
-    # The budget is not among them: a run may be given more or fewer steps when it goes on.
-    settings = json.dumps([asdict(config), training.batch, training.lr, training.ema, training.seed])
+    # Budget, noise levels and sampling are not among them: they may be changed when a run goes on.
+    network = [config.side, config.past, config.action_dim, config.width, config.sigma_data]
+    settings = json.dumps([network, training.batch, training.lr, training.ema, training.seed])
     modules = {"raw": model, "average": average}
     if (saved := load_run(out / STATE, modules, {"adamw": optimiser})) is not None:
         if saved[1]["settings"] != settings:
