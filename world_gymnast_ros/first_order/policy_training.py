@@ -16,11 +16,11 @@ from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.first_order.actor_critic import Actor
 from world_gymnast_ros.first_order.copies import greedy_returns
 from world_gymnast_ros.first_order.fog import FogConfig, FogLearner
-from world_gymnast_ros.first_order.global_model import GlobalModel, encoded_play
+from world_gymnast_ros.first_order.global_model import GlobalModel
 from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.ppo import PpoConfig, PpoLearner
 from world_gymnast_ros.first_order.run_state import STATE, PlainRun, load_run, save_run
-from world_gymnast_ros.first_order.surrogate import LatentSurrogate, Replay, update_surrogate
+from world_gymnast_ros.first_order.surrogate import LatentSurrogate, Replay, Sequences, update_surrogate
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, write_text
 
 METHODS = ("fog", "ppo", "surrogate")
@@ -52,12 +52,12 @@ class RunConfig:
     """
 
     method: str
-    steps: int = 20_000
+    steps: int = 12_000
     seed: int = 0
-    evaluate_every: int = 2_500
+    evaluate_every: int = 2_000
     eval_starts: int = 24
     eval_steps: int = 24
-    true_episodes: int = 10
+    true_episodes: int = 8
     save_every_s: float = 45.0
 
     def __post_init__(self) -> None:
@@ -67,12 +67,10 @@ class RunConfig:
             raise BadBudget(f"steps {self.steps} and evaluate_every {self.evaluate_every} must be at least 1")
 
 
-def play_replay(model: GlobalModel, play: Play) -> Replay:
-    """Return a replay that holds the play data but its last `held` episodes."""
-    held = play.held_out
-    training = Play(play.images[:-held], play.actions[:-held], play.rewards[:-held], play.labels[:-held])
+def play_replay(model: GlobalModel, encoded: Sequences, held: int) -> Replay:
+    """Return a replay that holds encoded play but its last `held` episodes."""
     replay = Replay(CAPACITY, SEQUENCE, model.latent, model.action_dim)
-    replay.add(encoded_play(model.encoder, training))
+    replay.add(Sequences(encoded.latents[:-held], encoded.actions[:-held], encoded.rewards[:-held]))
     return replay
 
 

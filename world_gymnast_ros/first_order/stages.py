@@ -32,10 +32,11 @@ from world_gymnast_ros.first_order.policy_training import (
     train_policy,
     train_surrogate,
 )
+from world_gymnast_ros.first_order.surrogate import Sequences
 from world_gymnast_ros.first_order.train_diffusion import DiffusionTraining, train_diffusion
 from world_gymnast_ros.first_order.true_test import CURVE_SEED, PLAY_SEED, TEST_SEED, play_truly, random_policy
 from world_gymnast_ros.first_order.tuning import TRIALS, trial_name
-from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.models.checkpoint import WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 
 TUNING_SHARE = 0.25
 """Budget of a tuning trial, as a share of the full budget."""
@@ -47,11 +48,11 @@ class Scale:
 
     episodes: int = 500
     episode_steps: int = play_data.STEPS
-    world_model_steps: int = 3400
+    world_model_steps: int = 2840
     encoder_steps: int = 1500
     surrogate_updates: int = 800
-    policy_steps: int = 20_000
-    test_episodes: int = 50
+    policy_steps: int = 12_000
+    test_episodes: int = 40
 
 
 def data(out: Path, scale: Scale) -> Play:
@@ -72,9 +73,9 @@ def world_model(out: Path, scale: Scale, seed: int, diffusion: DiffusionConfig |
         train_diffusion(play, diffusion or DiffusionConfig(), training, out / "world_model")
     model = load_global(out)
     if not (out / "surrogate" / "errors.json").is_file():
-        train_surrogate(model, play_replay(model, play), scale.surrogate_updates, seed, out / "surrogate")
-        held = encoded_play(model.encoder, held_out_play(play))
-        errors = k_step_errors(load_surrogate(out / "surrogate"), held)
+        encoded, held = encoded_once(out, model, play), play.held_out
+        train_surrogate(model, play_replay(model, encoded, held), scale.surrogate_updates, seed, out / "surrogate")
+        errors = k_step_errors(load_surrogate(out / "surrogate"), last_of(encoded, held))
         write_text(out / "surrogate" / "errors.json", json.dumps(errors, indent=2) + "\n")
     for name in ("encoder", "world_model", "surrogate"):
         made[name] = json.loads((out / name / "errors.json").read_text())
@@ -86,10 +87,20 @@ def load_global(out: Path) -> GlobalModel:
     return GlobalModel(load_diffusion(out / "world_model"), load_encoder(out / "encoder"))
 
 
-def held_out_play(play: Play) -> Play:
-    """Return the episodes that nothing was trained on."""
-    n = play.held_out
-    return Play(play.images[-n:], play.actions[-n:], play.rewards[-n:], play.labels[-n:])
+def encoded_once(out: Path, model: GlobalModel, play: Play) -> Sequences:
+    """Return the play data as latents, from `out`/encoder/play.safetensors where this encoder wrote them before."""
+    path = out / "encoder" / "play.safetensors"
+    key = sha256_file(out / "encoder" / WEIGHTS)[:12] + f"-{play.images.shape[0]}"
+    if path.is_file() and key in (stored := read_tensors(path)):
+        return Sequences(stored[key], play.actions, stored["rewards"])
+    encoded = encoded_play(model.encoder, play)
+    save_tensors({key: encoded.latents, "rewards": encoded.rewards}, path)
+    return encoded
+
+
+def last_of(data: Sequences, count: int) -> Sequences:
+    """Return the last `count` sequences."""
+    return Sequences(data.latents[-count:], data.actions[-count:], data.rewards[-count:])
 
 
 def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5, seed: int = 0) -> dict[str, float]:
@@ -101,8 +112,7 @@ def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5
     """
     model, play = load_global(out), play_data.read(out / "play")
     surrogate = load_surrogate(surrogate_folder)
-    held = held_out_play(play)
-    result = k_step_errors(surrogate, encoded_play(model.encoder, held))
+    result = k_step_errors(surrogate, last_of(encoded_once(out, model, play), play.held_out))
     generator = torch.Generator().manual_seed(seed)
     episodes, times = draw_starts(play, starts, generator, evaluation=True)
     times = times.clamp(max=play.actions.shape[1] - steps)
@@ -123,7 +133,9 @@ def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5
 def train(out: Path, run: RunConfig, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Train one policy in the world model, or go on from what `folder` holds; return its curve."""
     model, play = load_global(out), play_data.read(out / "play")
-    replay = play_replay(model, play) if run.method != "ppo" else None
+    replay = None
+    if run.method != "ppo":
+        replay = play_replay(model, encoded_once(out, model, play), play.held_out)
     learner = make_learner(model, play, out / "surrogate", replay, run.method, settings, run.seed)
 
     def test_truly(actor: Actor) -> dict[str, float]:
