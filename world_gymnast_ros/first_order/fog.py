@@ -40,11 +40,11 @@ class FogConfig:
     actor_lr: float = 1e-3
     critic_lr: float = 1e-3
     surrogate_lr: float = 3e-4
-    entropy: float = 3e-3
+    entropy: float = 3e-4
     critic_passes: int = 8
     surrogate_updates: int = 2
     surrogate_batch: int = 64
-    confirm_every: int = 24
+    confirm_every: int = 32
     confirm_starts: int = 24
     confirm_steps: int = 16
     lr_after_rejection: float = 0.7
@@ -67,6 +67,8 @@ class FogLearner:
         self.copies = Copies(model, play, config.copies, config.window, config.episode_steps, self.generator)
         self.surrogate, self.replay = surrogate, replay
         self.actor, self.critic = Actor(model.latent, model.action_dim), Critic(model.latent)
+        for net in (self.critic.net, self.critic.slow):  # the actor follows its slope: at first it must have none
+            torch.nn.init.zeros_(net[-1].weight)
         self.confirmed = copy.deepcopy(self.actor)
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), config.actor_lr)
         self.critic_optimiser = torch.optim.Adam(self.critic.net.parameters(), config.critic_lr)

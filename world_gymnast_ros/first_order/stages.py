@@ -38,7 +38,7 @@ from world_gymnast_ros.first_order.true_test import CURVE_SEED, PLAY_SEED, TEST_
 from world_gymnast_ros.first_order.tuning import TRIALS, trial_name
 from world_gymnast_ros.models.checkpoint import WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
 
-TUNING_SHARE = 0.25
+TUNING_SHARE = 0.4
 """Budget of a tuning trial, as a share of the full budget."""
 
 
