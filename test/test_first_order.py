@@ -201,14 +201,20 @@ def test_the_log_density_is_that_of_the_squashed_gaussian() -> None:
 def test_an_update_of_the_actor_is_taken_back_where_the_global_model_does_not_confirm_it() -> None:
     play = dots()
     learner = fog(small_model(play), play, confirm_every=1)
-    learner.numbers["confirmed_return"] = 1e6  # nothing beats this
+    learner.numbers["confirmed_returns"] = [1e6] * 4  # nothing beats this
     before = {k: v.clone() for k, v in learner.actor.state_dict().items()}
     learner.update()
     assert learner.numbers["rejected"] == 1 and learner.numbers["actor_lr"] == pytest.approx(0.7e-3)
     assert all(torch.equal(before[k], v) for k, v in learner.actor.state_dict().items())
-    learner.numbers["confirmed_return"] = -1e6
+    learner.numbers["confirmed_returns"] = [-1e6] * 4
     learner.update()
     assert learner.numbers["accepted"] == 1
+    learner.numbers["confirmed_returns"] = [-9e5, 1e6, 1e6, -9e5]  # less on the mean, but by chance as well
+    kept = {k: v.clone() for k, v in learner.confirmed.state_dict().items()}
+    learner.update()
+    assert learner.numbers["accepted"] == 1 and learner.numbers["rejected"] == 1
+    assert all(torch.equal(kept[k], v) for k, v in learner.confirmed.state_dict().items())
+    assert not all(torch.equal(kept[k], v) for k, v in learner.actor.state_dict().items())
     assert not all(torch.equal(before[k], v) for k, v in learner.confirmed.state_dict().items())
 
 

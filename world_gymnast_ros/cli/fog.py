@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("runs/pusht"), help="folder of the comparison "
                         "(default: %(default)s)")
-    parser.add_argument("--method", choices=METHODS, default="fog", help="tune, train (default: %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="fog",
+                        help="tune (fog, ppo), train (default: %(default)s)")
     whole(parser, "--seed", 0, 900, default=0, help="of the trained network or policy (default: %(default)s)")
     whole(parser, "--steps", 1, help="train, tune: budget in global-model steps; world-model: of the diffusion model, "
           "which may differ when a stopped run goes on")

@@ -3,7 +3,8 @@
 A window of steps is rolled out in the global model. Each new latent and reward has the global model's value and the
 surrogate's derivative (`operator.decoupled`); discounted rewards, entropy and a bootstrapped value at the end of the
 window are differentiated back to the actor. Every few updates the policy is played against the last confirmed one from
-the same starts under the same noise, and taken back where the global model does not confirm it.
+the same starts under the same noise; what is given out is the last confirmed one, and a policy that the global model
+finds clearly worse is taken back.
 """
 from __future__ import annotations
 
@@ -44,9 +45,9 @@ class FogConfig:
     critic_passes: int = 8
     surrogate_updates: int = 2
     surrogate_batch: int = 64
-    confirm_every: int = 32
+    confirm_every: int = 24
     confirm_starts: int = 24
-    confirm_steps: int = 16
+    confirm_steps: int = 24
     lr_after_rejection: float = 0.7
     local_only: bool = False
 
@@ -74,7 +75,7 @@ class FogLearner:
         self.critic_optimiser = torch.optim.Adam(self.critic.net.parameters(), config.critic_lr)
         self.surrogate_optimiser = torch.optim.Adam(surrogate.parameters(), config.surrogate_lr)
         self.memory = surrogate.start(config.copies)
-        self.numbers: dict[str, Any] = {"updates": 0, "accepted": 0, "rejected": 0, "confirmed_return": None,
+        self.numbers: dict[str, Any] = {"updates": 0, "accepted": 0, "rejected": 0, "confirmed_returns": None,
                                         "actor_lr": config.actor_lr}
 
     def policy(self) -> Actor:
@@ -151,14 +152,18 @@ class FogLearner:
         return norm
 
     def _confirm(self) -> None:
-        """Keep the policy where the global model gives it more than the last confirmed one, else take it back."""
+        """Keep the policy where the global model gives it more than the last confirmed one; take it back where it gives
+        less by over a standard error of the paired differences; in between, train on and ask again."""
         new = self._confirmation(self.actor)
-        if self.numbers["confirmed_return"] is None:
-            self.numbers["confirmed_return"] = self._confirmation(self.confirmed)
-        if new > self.numbers["confirmed_return"]:
+        if self.numbers["confirmed_returns"] is None:
+            self.numbers["confirmed_returns"] = self._confirmation(self.confirmed).tolist()
+        gain = new - torch.tensor(self.numbers["confirmed_returns"])
+        if float(gain.mean()) > 0.0:
             self.confirmed.load_state_dict(self.actor.state_dict())
-            self.numbers["confirmed_return"] = new
+            self.numbers["confirmed_returns"] = new.tolist()
             self.numbers["accepted"] += 1
+            return
+        if float(gain.mean()) > -float(gain.std()) / len(gain) ** 0.5:
             return
         self.actor.load_state_dict(self.confirmed.state_dict())
         self.numbers["rejected"] += 1
@@ -166,12 +171,13 @@ class FogLearner:
         self.actor_optimiser.state.clear()
         self.actor_optimiser.param_groups[0]["lr"] = self.numbers["actor_lr"]
 
-    def _confirmation(self, actor: Actor) -> float:
+    def _confirmation(self, actor: Actor) -> Tensor:
+        """Return the mean reward of each start (N,), the same starts and noise for every policy."""
         c = self.config
         returns, seen = greedy_returns(self.model, self.play, actor.greedy, c.confirm_starts, c.confirm_steps,
                                        self.seed, evaluation=False)
         self.replay.add(seen)
-        return float(returns.mean())
+        return returns
 
     def parts(self) -> tuple[dict[str, torch.nn.Module], dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
         """Return modules, optimisers and tensors that a stopped run needs, beside `numbers`."""

@@ -165,10 +165,13 @@ def tune(out: Path, method: str, scale: Scale) -> dict[str, Any]:
 
 
 def tuned(out: Path, method: str) -> dict[str, Any]:
-    """Return the settings that tuning chose, or none where the method was not tuned."""
+    """Return the settings that tuning chose, or none where the method was not tuned.
+
+    The surrogate alone takes those of FoG where it has none of its own: it is the same learner.
+    """
     path = out / "tuning" / f"{method}.json"
     if not path.is_file():
-        return {}
+        return tuned(out, "fog") if method == "surrogate" else {}
     best: dict[str, Any] = json.loads(path.read_text())["best"]
     return best
 

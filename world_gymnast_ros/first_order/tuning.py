@@ -7,9 +7,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "fog": [{}, {"actor_lr": 3e-3}, {"actor_lr": 3e-3, "entropy": 3e-3},
             {"actor_lr": 3e-3, "window": 20, "confirm_every": 13}],
     "ppo": [{}, {"lr": 3e-3}, {"copies": 16, "window": 40}, {"epochs": 15}],
-    "surrogate": [{}, {"actor_lr": 3e-3}, {"actor_lr": 3e-3, "entropy": 3e-3}, {"actor_lr": 3e-3, "window": 20}],
 }
-"""Settings on top of the defaults of `FogConfig` and `PpoConfig`. The first trial of each is the default."""
+"""Settings on top of the defaults of `FogConfig` and `PpoConfig`. The surrogate alone takes FoG's."""
 
 
 def trial_name(settings: dict[str, Any]) -> str:
