@@ -184,4 +184,5 @@ def load_diffusion(folder: Path) -> DiffusionWorldModel:
     except TypeError as error:
         raise BadCheckpoint(f"{folder} has a config.json of another version ({error}); train it again") from error
     fill(model, folder)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model

@@ -179,4 +179,5 @@ def load_encoder(folder: Path) -> FrameEncoder:
     except TypeError as error:
         raise BadCheckpoint(f"{folder} has a config.json of another version ({error}); train it again") from error
     fill(encoder, folder)
-    return encoder.eval().requires_grad_(False)
+    encoder.eval().requires_grad_(False)
+    return encoder

@@ -111,7 +111,8 @@ def load_policy(folder: Path) -> Actor:
     config = read_config(folder, POLICY_KIND)
     actor = Actor(int(config["latent"]), int(config["action_dim"]))
     fill(actor, folder)
-    return actor.requires_grad_(False)
+    actor.requires_grad_(False)
+    return actor
 
 
 def make_learner(model: GlobalModel, play: Play, surrogate_folder: Path, replay: Replay | None, method: str,

@@ -112,7 +112,7 @@ def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5
     """
     model, play = load_global(out), play_data.read(out / "play")
     surrogate = load_surrogate(surrogate_folder)
-    result = k_step_errors(surrogate, last_of(encoded_once(out, model, play), play.held_out))
+    result: dict[str, float] = k_step_errors(surrogate, last_of(encoded_once(out, model, play), play.held_out))
     generator = torch.Generator().manual_seed(seed)
     episodes, times = draw_starts(play, starts, generator, evaluation=True)
     times = times.clamp(max=play.actions.shape[1] - steps)

@@ -81,7 +81,7 @@ def train_diffusion(play: Play, config: DiffusionConfig, training: DiffusionTrai
     bar.close()
     save()
     average.eval().save(out)
-    errors = open_loop_errors(average, play, held, training.seed)
+    errors: dict[str, float] = open_loop_errors(average, play, held, training.seed)
     write_text(out / "errors.json", json.dumps(errors, indent=2) + "\n")
     return errors
 
