@@ -204,7 +204,7 @@ def test_an_update_of_the_actor_is_taken_back_where_the_global_model_does_not_co
     learner.numbers["confirmed_returns"] = [1e6] * 4  # nothing beats this
     before = {k: v.clone() for k, v in learner.actor.state_dict().items()}
     learner.update()
-    assert learner.numbers["rejected"] == 1 and learner.numbers["actor_lr"] == pytest.approx(0.7e-3)
+    assert learner.numbers["rejected"] == 1 and learner.numbers["actor_lr"] == pytest.approx(2.1e-3)
     assert all(torch.equal(before[k], v) for k, v in learner.actor.state_dict().items())
     learner.numbers["confirmed_returns"] = [-1e6] * 4
     learner.update()

@@ -38,7 +38,7 @@ class FogConfig:
     episode_steps: int = 40
     gamma: float = 0.95
     lam: float = 0.95
-    actor_lr: float = 1e-3
+    actor_lr: float = 3e-3
     critic_lr: float = 1e-3
     surrogate_lr: float = 3e-4
     entropy: float = 3e-4

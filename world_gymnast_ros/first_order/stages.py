@@ -52,7 +52,7 @@ class Scale:
     encoder_steps: int = 1500
     surrogate_updates: int = 800
     policy_steps: int = 12_000
-    test_episodes: int = 40
+    test_episodes: int = 30
 
 
 def data(out: Path, scale: Scale) -> Play:

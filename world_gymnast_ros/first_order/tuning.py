@@ -4,8 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
-    "fog": [{}, {"actor_lr": 3e-3}, {"actor_lr": 3e-3, "entropy": 3e-3},
-            {"actor_lr": 3e-3, "window": 20, "confirm_every": 13}],
+    "fog": [{}, {"actor_lr": 1e-3}, {"entropy": 3e-3}, {"window": 20, "confirm_every": 13}],
     "ppo": [{}, {"lr": 3e-3}, {"copies": 16, "window": 40}, {"epochs": 15}],
 }
 """Settings on top of the defaults of `FogConfig` and `PpoConfig`. The surrogate alone takes FoG's."""
