@@ -19,6 +19,7 @@ setup(
     # No sources: the name only makes setuptools call build_ext and mark the wheel as one for this platform.
     ext_modules=[Extension(f"{NAME}._interfaces", sources=[])],
     cmdclass={"build_ext": BuildInterfaces},
+    extras_require={"fog": ["gym-pusht>=0.1.8,<0.2"]},
     entry_points={"console_scripts": ["world-gymnast = world_gymnast_ros.cli:main"]},
     zip_safe=False,
 )

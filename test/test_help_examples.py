@@ -58,7 +58,11 @@ LONG: dict[str, str] = {
     "judge veto": "updates.calibration.veto_offset", "judge calibrate": "updates.calibration.calibrate",
     "train world-model --clips": "training.world_model.Trainer.run",
     "train world-model --episodes": "updates.world_model_run.update",
-    "train world-model --resume": "training.world_model.Trainer.resume"}
+    "train world-model --resume": "training.world_model.Trainer.resume",
+    "fog pusht data": "first_order.play.record", "fog pusht world-model": "first_order.play.read",
+    "fog pusht diagnose": "first_order.stages.load_global", "fog pusht tune": "first_order.stages.load_global",
+    "fog pusht train": "first_order.stages.load_global", "fog pusht test": "first_order.stages.load_global",
+    "fog pusht report": "first_order.comparison.compare"}
 """What takes minutes, or hundreds of episodes, and the call of the package that is not made."""
 MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check")
 """With so little not shown to be better; or what was cut off is there to be named."""

@@ -63,3 +63,7 @@ class RemotePolicyError(WorldGymnastError):
 
 class WrongConvention(WorldGymnastError):
     """A policy's actions are no Bridge actions: an absolute pose, network output, degrees, another gripper."""
+
+
+class NotInstalled(WorldGymnastError):
+    """What was asked for needs a package that this environment lacks."""

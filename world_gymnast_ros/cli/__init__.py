@@ -8,13 +8,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
-VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "twin", "judge", "serve")
-
-class NotInstalled(WorldGymnastError):
-    """A verb needs a package that this environment lacks."""
-
+VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "twin", "judge", "serve", "fog")
 
 DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
 EXAMPLES = """\
