@@ -96,8 +96,8 @@ def draw_curves(curves: dict[str, list[list[dict[str, Any]]]], random: dict[str,
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
-    for panel, key, title in zip(panels, ("imagined", "coverage"),
-                                 ("return in the world model", "coverage at the end, true environment (few starts)"), strict=True):
+    titles = {"imagined": "return in the world model", "coverage": "coverage at the end, true environment (few starts)"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for method, runs in curves.items():
             runs = [[row for row in run if key in row] for run in runs]
             if not runs or not all(runs):
