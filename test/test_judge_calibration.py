@@ -55,7 +55,7 @@ def test_a_veto_costs_the_share_of_true_successes_that_it_may() -> None:
 
 def test_the_command_writes_the_same_weights_with_one_family_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                                  ) -> None:
-    words = ["judge", "veto", "--family", "reach", "--threads", "1", "--share", "0.2"]
+    words = ["judge", "veto", "--task", "reach", "--threads", "1", "--share", "0.2"]
     write_toy_play(tmp_path / "few" / "a.npz", 6, 0)
     assert cli.main([*words, "--play", str(tmp_path / "few"), "--out", str(tmp_path / "none")]) == 2
     assert "at least 20 true successes, got" in capsys.readouterr().err and not list((tmp_path / "none").iterdir())

@@ -60,8 +60,7 @@ def test_two_in_a_row_of_one_frame_is_that_frame() -> None:
 
 
 def test_score_gives_a_judgement_for_each_rollout_at_any_picture_size() -> None:
-    judge = toy_judge()
-    assert isinstance(judge, Judge)
+    judge: Judge = toy_judge()
     verdicts = judge.score(np.repeat(rollouts(3), 2, axis=2), TEXT)
     assert len(verdicts) == 3
     assert all(v.score is not None and 0 <= v.score <= 1 and v.progress is not None for v in verdicts)
@@ -126,6 +125,7 @@ def test_a_family_of_tasks_may_have_a_threshold_of_its_own(tmp_path: Path) -> No
     judge, films = toy_judge(), rollouts(1)
     usual = judge.score(films, "push the red block left")
     judge.config.task_offsets = {"push": judge.config.logit_offset + 3.0}
+    judge.config.instructions = {"push": ["push the red block left"]}
     judge.save(tmp_path / "judge")
     judge = Reflector.from_pretrained(tmp_path / "judge")
     laxer, other = judge.score(films, "push the red block left"), judge.score(films, "reach the red block")
