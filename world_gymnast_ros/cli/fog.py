@@ -1,6 +1,8 @@
 """FoG: train policies inside a world model by first-order gradients through a light surrogate, and compare with PPO.
 
-examples, in this order (Push-T of the public package gym-pusht; each goes on where it was stopped):
+Push-T of the public package gym-pusht, in this order; each stage goes on where it was stopped.
+
+examples:
   world-gymnast fog pusht data --out runs/pusht                     play data, about 2 minutes
   world-gymnast fog pusht world-model --out runs/pusht              diffusion model, encoder, surrogate
   world-gymnast fog pusht diagnose --out runs/pusht                 is the surrogate fit to give derivatives?

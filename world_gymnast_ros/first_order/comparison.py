@@ -96,8 +96,8 @@ def draw_curves(curves: dict[str, list[list[dict[str, Any]]]], random: dict[str,
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
-    for panel, key, title in zip(panels, ("imagined", "coverage"),
-                                 ("return in the world model", "coverage at the end, true environment"), strict=True):
+    titles = {"imagined": "return in the world model", "coverage": "coverage at the end, true environment (few starts)"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for method, runs in curves.items():
             runs = [[row for row in run if key in row] for run in runs]
             if not runs or not all(runs):
@@ -106,9 +106,8 @@ def draw_curves(curves: dict[str, list[list[dict[str, Any]]]], random: dict[str,
             values = np.stack([np.interp(steps, [r["steps"] for r in run], [r[key] for r in run]) for run in runs])
             panel.plot(steps, values.mean(0), color=COLOURS.get(method, "#444"), label=NAMES.get(method, method))
             panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS.get(method, "#444"), alpha=0.2)
-        if random is not None:
-            level = random["imagined" if key == "imagined" else "final_coverage"]
-            panel.axhline(level, color="#888", linestyle=":", label="random")
+        if random is not None and key == "imagined":  # its coverage was measured on the test's starts, not the curve's
+            panel.axhline(random["imagined"], color="#888", linestyle=":", label="random")
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("global-model steps")
     panels[0].legend(frameon=False, fontsize=9)
