@@ -211,7 +211,7 @@ def test_it_does_what_it_says(example: str, here: Path, capsys: pytest.CaptureFi
         assert "trust: yes" in said.out, "of a picture of the twin"
 
 
-@pytest.mark.parametrize("example", [e for e in examples() if named(e, LONG)])
+@pytest.mark.parametrize("example", [e for e in examples() if named(e, LONG) and "--robot" not in e])
 def test_it_gets_as_far_as_what_takes_minutes(example: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_args: object, **_more: object) -> None:
         raise Reached

@@ -79,6 +79,7 @@ def test_what_has_no_outcome_or_no_verdict_is_not_counted() -> None:
         def score(self, frames, instruction, facts=None):
             raise TimeoutError("gone")
     row = replay_episodes(FakeWorldModel(), Mute(), EPISODES, 0).by_task()["go right"]
+    assert "no verdict on 24 of 24 episodes" in episodes_needed(row)
     assert row["no_verdict"] == 24 and np.isnan(row["auc"]) and row["released"] == 0.0
 
 

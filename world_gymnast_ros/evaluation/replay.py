@@ -189,6 +189,9 @@ def episodes_needed(row: Mapping[str, Any], limit: float = RELEASE_AUC) -> str:
     if not 0 < wins < count:
         other = "failure" if wins else "success"
         return f"all {count} episodes are of one outcome; record and mark at least 10 of the other ({other})"
+    if math.isnan(row["auc"]):
+        return (f"the judges gave no verdict on {int(row['no_verdict'])} of {count} episodes, and none is left to rank "
+                "of one outcome; look at why with `world-gymnast episodes judge`")
     if row["low"] >= limit:
         return ""
     if row["auc"] <= limit:
