@@ -76,8 +76,8 @@ PROMPTS = [GOLDEN_IDS[SINK], GOLDEN_IDS[DRAWER]]
 def test_vision_towers_are_the_references(policies, golden) -> None:
     with torch.no_grad():
         out = policies["parallel"].network.vision_backbone(pixels()[:1])
-    # Exact where the reference was recorded; another processor's order of sums gives 1.6e-6 on values up to 4.
-    assert float((out - golden["vision"]).abs().max()) <= 1e-5
+    # Exact where the reference was recorded; another processor sums in another order. Relative to the largest value.
+    assert float((out - golden["vision"]).abs().max() / golden["vision"].abs().max()) <= 1e-6
 
 
 def test_autoregressive_logits_tokens_and_actions_are_the_references(policies, golden) -> None:
