@@ -61,6 +61,10 @@ class RemotePolicyError(WorldGymnastError):
     """A policy server gave no chunk: it is dead, slow, refuses, or answers what no arm should play."""
 
 
+class RemoteModelError(WorldGymnastError):
+    """A model server gave no usable answer: it is dead, slow, refuses, or answers something else than was asked."""
+
+
 class WrongConvention(WorldGymnastError):
     """A policy's actions are no Bridge actions: an absolute pose, network output, degrees, another gripper."""
 

@@ -1,24 +1,18 @@
 """A policy that runs behind `POST /act` on another machine (`serve.py`, or any AutoEval policy server).
 
-One request per chunk, one connection per request: nothing of an earlier fault is left for the next. What a server says
-is checked before an arm could play it; a server that is dead, slow or wrong gives an error and no chunk, and an arm
-without chunks holds its place.
+One request per chunk. What a server says is checked before an arm could play it; a server that is dead, slow or wrong
+gives an error and no chunk, and an arm without chunks holds its place.
 """
 from __future__ import annotations
 
-import http.client
 import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
 from world_gymnast_ros.control.action_convention import ConventionRules, convention_fault
-from world_gymnast_ros.errors import AdapterMismatch, BadConfig, BadPayload, RemotePolicyError, WrongConvention
+from world_gymnast_ros.errors import AdapterMismatch, BadPayload, RemotePolicyError, WrongConvention
+from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
 from world_gymnast_ros.serving.server import ADAPTER_HEADER
 from world_gymnast_ros.types import ACTION_DIM, F32, ActionChunk, AdapterRef, Frame
@@ -34,8 +28,8 @@ class HttpPolicy:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         """`url` as http://host:port, with or without /act. Nothing is sent yet. Raises BadConfig."""
-        parts = _split(url)
-        self._secure, self._host, self._port = parts.scheme == "https", str(parts.hostname), parts.port
+        parts = split_url(url, "policy_url", "a policy server")
+        self._parts = parts
         self._path = parts.path.rstrip("/").removesuffix("/act") + "/act"
         self.name = f"{parts.scheme}://{parts.netloc}{self._path}"
         self.timeout_s = timeout_s
@@ -47,7 +41,7 @@ class HttpPolicy:
         body = json.dumps({"image": encode_array(frame.rgb), "instruction": instruction}).encode()
         status, answer, adapter = self._post(body)
         if status != 200:
-            raise RemotePolicyError(f"{self.name} answered {status}: {_words(answer)}")
+            raise RemotePolicyError(f"{self.name} answered {status}: {error_text(answer)}")
         try:
             deltas = _deltas(read_json(answer, "the answer"))
         except BadPayload as error:
@@ -64,67 +58,17 @@ class HttpPolicy:
                               "another --adapter, or leave policy_url empty")
 
     def _post(self, body: bytes) -> tuple[int, bytes, str]:
-        start = time.monotonic()
-        maker = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = maker(self._host, self._port, timeout=self.timeout_s)
         try:
-            connection.connect()
-            with _deadline(connection, max(0.001, self.timeout_s - (time.monotonic() - start))) as late:
-                try:
-                    connection.request("POST", self._path, body, {"Content-Type": "application/json",
-                                                                  "Connection": "close"})
-                    response = connection.getresponse()
-                    answer = response.read(MAX_ANSWER_BYTES + 1)
-                except (OSError, http.client.HTTPException):
-                    if late.is_set():
-                        raise TimeoutError from None
-                    raise
-            if late.is_set():  # what was read before the end is not the whole answer
-                raise TimeoutError
-        except TimeoutError as error:
-            raise RemotePolicyError(f"{self.name} gave no answer within {self.timeout_s:g} s; check the server and the "
-                                    "network, or raise policy_timeout_s") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise RemotePolicyError(f"{self.name} cannot be asked ({type(error).__name__}: {str(error)[:120]}); start "
-                                    "the server there, or correct policy_url") from error
-        finally:
-            connection.close()
-        if len(answer) > MAX_ANSWER_BYTES:
+            reply = exchange(self._parts, "POST", self._path, body, {"Content-Type": "application/json"},
+                             self.timeout_s, MAX_ANSWER_BYTES)
+        except NoAnswer as error:
+            remedy = ("check the server and the network, or raise policy_timeout_s" if error.late else
+                      "start the server there, or correct policy_url")
+            raise RemotePolicyError(f"{self.name} {error}; {remedy}") from error
+        if len(reply.body) > MAX_ANSWER_BYTES:
             raise RemotePolicyError(f"{self.name} answered with more than {MAX_ANSWER_BYTES} bytes; that is no chunk")
-        adapter = response.getheader(ADAPTER_HEADER, "")
-        return response.status, answer, "".join(c for c in adapter if c.isprintable())[:100]
-
-
-@contextmanager
-def _deadline(connection: http.client.HTTPConnection, timeout_s: float) -> Iterator[threading.Event]:
-    """Cut the connection after `timeout_s`, whatever trickles in: a socket's own timeout is for each read alone."""
-    late = threading.Event()
-
-    def cut(sock: Any = connection.sock) -> None:
-        late.set()
-        try:
-            sock.shutdown(2)
-        except OSError:  # it is over already
-            return
-
-    timer = threading.Timer(timeout_s, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.query or parts.fragment or parts.username is not None or not url.isprintable() or " " in url:
-        raise BadConfig(f"policy_url is {url!r}; give http://HOST:PORT of a policy server, without user name or query")
-    return parts
+        adapter = reply.headers.get(ADAPTER_HEADER.lower(), "")
+        return reply.status, reply.body, "".join(c for c in adapter if c.isprintable())[:100]
 
 
 def _deltas(value: Any) -> F32:
@@ -144,14 +88,3 @@ def _deltas(value: Any) -> F32:
     if not np.isfinite(array).all():
         raise BadPayload("the answer holds a non-finite number; check the policy there")
     return np.clip(array, -_F32_MAX, _F32_MAX).astype(np.float32)
-
-
-def _words(answer: bytes) -> str:
-    """Return what a server said about an error, in one line."""
-    text = answer[:400].decode("utf-8", "replace")
-    try:
-        value = json.loads(answer)
-        text = str(value.get("error") or value.get("detail") or text)
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    return " ".join(text.split())[:300]
