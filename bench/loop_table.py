@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.loop_report import COLUMNS, rows_of
 from world_gymnast_ros.statistics import Interval, paired_bootstrap
 from world_gymnast_ros.twin.scene import load_scene

@@ -23,8 +23,8 @@ import torch
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error
+from world_gymnast_ros.files import sha256_file
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.checkpoint import sha256_file
 from world_gymnast_ros.models.world_models.autoencoder import load_autoencoder
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT

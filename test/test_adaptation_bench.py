@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.adaptation.rollout import imagine
+from world_gymnast_ros.benchmark import adaptation as bench
+from world_gymnast_ros.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
+from world_gymnast_ros.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models import load as build
 from world_gymnast_ros.statistics import wilson
-from world_gymnast_ros.twin.benchmark import adaptation as bench
-from world_gymnast_ros.twin.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
-from world_gymnast_ros.twin.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
 from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.types import U8, Frame, SampledChunks, Start

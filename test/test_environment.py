@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.episode_files import read_starts, write_episodes, write_starts
-from world_gymnast_ros.data.labels import labels_by_outcome
+from world_gymnast_ros.data.labels import FrameLabels, labels_by_outcome
 from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import BadInstruction, EpisodeError
 from world_gymnast_ros.evaluation.environment import Environment, episodes, outcomes
@@ -146,19 +147,19 @@ def test_outcomes_are_those_of_physics_and_unknown_ones_are_left_out() -> None:
 
 def test_episodes_of_different_length_share_a_file_and_come_back_whole(tmp_path: Path) -> None:
     full = dataclasses.replace(played(Straight((0.01, 0, 0, 0, 0, 0, 1))), success=True, done_step=9)
-    cut = dataclasses.replace(full, frames=full.frames[:6], deltas=full.deltas[:5], states=full.states[:6], truth={
-        **full.truth, "objects_xyz": full.truth["objects_xyz"][:6], "alt_success": full.truth["alt_success"][:, :6]},
-        measured=full.measured[:6], success=False, done_step=None)
+    cut = dataclasses.replace(full, frames=full.frames[:6], deltas=full.deltas[:5], states=full.states[:6],
+                              measured=full.measured[:6], success=False, done_step=None)
     write_episodes(tmp_path / "a.npz", [full, cut])
     for mine, theirs in zip((full, cut), read_arrays(tmp_path / "a.npz"), strict=True):
         for name in ("frames", "deltas", "states", "measured", "captured"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
         assert (theirs.success, theirs.done_step, theirs.instruction) == (mine.success, mine.done_step, WORDS)
-        assert theirs.truth["objects_xyz"].shape == mine.truth["objects_xyz"].shape
-    bare = dataclasses.replace(full, truth={}, done_step=None)  # as a robot's: only its outcome is known
+    with np.load(tmp_path / "a.npz") as data:  # what only physics knows is not kept: a robot could not know it
+        assert not {"objects_xyz", "alt_success"} & set(data.files)
+    bare = dataclasses.replace(full, done_step=None)  # as a robot's: only its outcome is known
     write_episodes(tmp_path / "b.npz", [bare])
     again = read_arrays(tmp_path / "b.npz")[0]
-    assert again.success and again.done_step == 16 and set(again.truth) == {"scene"}
+    assert again.success and again.done_step == 16
     with pytest.raises(EpisodeError, match="nobody has said"):
         write_episodes(tmp_path / "c.npz", [dataclasses.replace(full, success=None)])
     (tmp_path / "c.npz").write_bytes(b"nonsense")
@@ -182,8 +183,14 @@ def test_captured_frames_come_back_with_their_states(tmp_path: Path) -> None:
 
 
 def test_of_an_outcome_alone_only_what_is_sure_becomes_a_label() -> None:
-    won = labels_by_outcome(np.arange(6) == 5)
+    def of(*latched: bool) -> FrameLabels:
+        return labels_by_outcome(SimpleNamespace(labels=lambda *_: np.array(latched)), None, WORDS)
+
+    won = of(*[False] * 5, True)
     assert won.clear.tolist() == [True, False, False, False, False, True] and won.done.tolist() == [False] * 5 + [True]
     assert won.graded.tolist() == won.clear.tolist()
-    lost = labels_by_outcome(np.zeros(6, bool))
+    noted = of(False, False, True, True, True)  # the arm may have left its target after that frame
+    assert noted.done.tolist() == [False, False, True, False, False]
+    assert noted.clear.tolist() == [True, False, True, False, False]
+    lost = of(*[False] * 6)
     assert lost.clear.all() and not lost.done.any() and lost.graded.tolist() == [True] + [False] * 5

@@ -31,7 +31,7 @@ ROOM_MAY = {
     "data": PLAIN | TORCH, "models": PLAIN | TORCH, "evaluation": PLAIN | TORCH, "training": PLAIN | TORCH,
     "updates": PLAIN | TORCH, "first_order": PLAIN | TORCH | {"gym_pusht", "gymnasium"}, "tabletop": PLAIN | TORCH,
     "twin": PLAIN | {"mujoco"},
-    "twin/benchmark": PLAIN | TORCH | {"mujoco"},
+    "benchmark": PLAIN | TORCH | {"mujoco"},
     "testing": PLAIN,
     "cli": PLAIN | TORCH | {"mujoco", "psutil"},
     "nodes": PLAIN | TORCH | {"mujoco"} | ROS,
@@ -53,26 +53,23 @@ ROOM_MAY_USE = {
     "first_order": {"adaptation", "models", "report", "robot", "training"},
     "tabletop": {"robot", "data", "evaluation", "models", "training"},
     "twin": {"control", "data", "robot"},
-    "twin/benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
+    "benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
     "testing": {"adaptation", "robot"},
-    "cli": {"adaptation", "control", "data", "episodes", "evaluation", "first_order", "models", "report", "robot",
-            "serving", "tabletop", "training", "twin", "twin/benchmark", "updates"},
+    "cli": {"adaptation", "benchmark", "control", "data", "episodes", "evaluation", "first_order", "models", "report",
+            "robot", "serving", "tabletop", "training", "twin", "updates"},
     "nodes": {"adaptation", "cli", "control", "data", "episodes", "evaluation", "models", "report", "robot", "serving",
               "twin", "updates"},
 }
 """Rooms of this package that each room may import; "" stands for the root modules, which all may use."""
 DEBTS: set[tuple[str, str]] = {
     # General code that still knows the twin's tasks or the geometry of small objects on a table; each is to go.
-    ("data", "twin"), ("tabletop", "twin"), ("updates", "twin"), ("updates", "tabletop"),
-    ("report", "models"),
+    ("tabletop", "twin"), ("updates", "twin"), ("updates", "tabletop"),
 }
 
 
 def room_of(parts: tuple[str, ...] | list[str]) -> str:
-    """Return the room of a module's path parts: its folder, `twin/benchmark` on its own, '' for root modules."""
-    if parts[0] not in ROOM_MAY:
-        return ""
-    return "twin/benchmark" if list(parts[:2]) == ["twin", "benchmark"] else parts[0]
+    """Return the room of a module's path parts: its folder, '' for root modules."""
+    return parts[0] if parts[0] in ROOM_MAY else ""
 
 
 def modules() -> list[Path]:

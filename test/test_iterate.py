@@ -28,13 +28,14 @@ from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, w
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.twin.environment import TwinEnvironment
+from world_gymnast_ros.twin.labels import frame_labels
 from world_gymnast_ros.twin.play import make_replay
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.updates import loop as iterate
 from world_gymnast_ros.updates.adaptation import Parts
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss, imitate, success_chunks
-from world_gymnast_ros.updates.loop import LAYOUT, PARTS, IterateConfig, Run, State, compare, once
+from world_gymnast_ros.updates.loop import LAYOUT, PARTS, EarlierData, IterateConfig, Run, State, compare, once
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 
 LAB = ("lab_bottle", "lab_rubber", "lab_camera", "lab_camera_near", "lab_bar", "lab_ball")
@@ -479,7 +480,8 @@ def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Ru
 
     def make_play(name: str, folder: Path) -> None:
         make_replay(folder, 4 if name == "old" else 16, 0, name == "old", lambda _: None)
-    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, make_play)
+    earlier = EarlierData(make_play, frame_labels)
+    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, earlier)
     rows = loop.method("loop")
     assert [r["round"] for r in rows] == [0, 1]
     assert rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]

@@ -227,7 +227,7 @@ def test_an_adapter_of_another_shape_is_refused(saved: Path, tmp_path: Path) -> 
     policy.save_adapter(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
-    from world_gymnast_ros.models.checkpoint import sha256_file
+    from world_gymnast_ros.files import sha256_file
     ref = AdapterRef("a", tmp_path / "a", sha256_file(tmp_path / "a" / "adapter_model.safetensors"), "base", "toy")
     policy.load_adapter(None)
     with pytest.raises(AdapterMismatch, match="does not fit"):

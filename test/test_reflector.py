@@ -10,7 +10,6 @@ import torch
 from toy_play import write_toy_play
 
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
-from world_gymnast_ros.data.labels import frame_labels
 from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction, EpisodeError
 from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, two_in_a_row
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -19,10 +18,12 @@ from world_gymnast_ros.training.policy import PolicyTraining, localisation_cm, t
 from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
     Verdicts,
+    WindowSampler,
     be_strict,
     reframe,
     train_reflector,
 )
+from world_gymnast_ros.twin.labels import frame_labels
 from world_gymnast_ros.types import Judge
 
 torch.set_num_threads(1)
@@ -193,6 +194,15 @@ def test_an_arm_that_left_its_target_is_no_positive_example() -> None:
     assert labels.done.tolist() == [False, False, True, True, False]
     assert labels.clear.tolist() == [True, False, True, True, False]
     assert labels.progress[2] == 1.0 and labels.progress[0] < labels.progress[1] < 1.0
+
+
+def test_whoever_trains_says_where_labels_come_from(play: Path) -> None:
+    table = read_play(play)
+    won = next(e for e in table.episodes if table.labels(e, e.instruction)[-1])
+    marked, measured = (WindowSampler(table, [won], *source).labels(won, won.instruction)
+                        for source in ((), (frame_labels,)))
+    assert marked.done.sum() == 1 and not marked.clear.all(), "an outcome says little of the frames before it"
+    assert measured.clear.sum() > marked.clear.sum() and measured.graded.all()
 
 
 def test_the_labels_follow_the_instruction(play: Path) -> None:

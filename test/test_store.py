@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint
-from world_gymnast_ros.store import ADAPTER, WORLD_MODEL, Store, check_safetensors, file_sha256, load_adapter, slug
+from world_gymnast_ros.files import sha256_file
+from world_gymnast_ros.store import ADAPTER, WORLD_MODEL, Store, check_safetensors, load_adapter, slug
 
 
 def writer(value=1.0):
@@ -33,7 +34,7 @@ def store(tmp_path):
 def test_round_trip(store):
     ref = put(store)
     assert ref.name == f"reach-the-red-block-{ref.sha256[:8]}" and ref.scores == {"gain": 0.25}
-    assert ref.sha256 == file_sha256(ref.path / "adapter_model.safetensors")
+    assert ref.sha256 == sha256_file(ref.path / "adapter_model.safetensors")
     assert sorted(p.name for p in ref.path.iterdir()) == ["adapter.json", "adapter_config.json",
                                                           "adapter_model.safetensors"]
     assert store.refs() == [ref] == [store.get(ref.name)] and load_adapter(ref.path) == ref

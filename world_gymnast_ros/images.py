@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from world_gymnast_ros.errors import BadFrame
+from world_gymnast_ros.files import whole
 from world_gymnast_ros.types import U8
 
 
@@ -57,7 +58,5 @@ def write_film_strips(path: Path, groups: Sequence[Sequence[U8]], columns: int =
         rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
     widest = max(row.shape[1] for row in rows)
     sheet = Image.fromarray(np.concatenate([np.pad(r, ((0, 0), (0, widest - r.shape[1]), (0, 0))) for r in rows[:-1]]))
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(partial, format="PNG")
-    partial.replace(path)
+    with whole(path) as partial:
+        sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(partial, format="PNG")

@@ -9,7 +9,6 @@ are read, never a pickle, never through a symbolic link.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint
+from world_gymnast_ros.files import sha256_file
 from world_gymnast_ros.types import AdapterRef
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -45,15 +45,6 @@ WORLD_MODEL = Kind("world-model version", "version.json", "model.safetensors", (
 def slug(words: str) -> str:
     """Return `words` as a short name of lower-case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48] or "unnamed"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_safetensors(path: Path) -> None:
@@ -125,7 +116,7 @@ class Store:
             if not (directory / name).is_file():
                 raise BadCheckpoint(f"{name} was not written; a {self.kind.label} needs {', '.join(self.kind.files)}")
         check_safetensors(directory / self.kind.weights)
-        return {name: file_sha256(directory / name) for name in self.kind.files}
+        return {name: sha256_file(directory / name) for name in self.kind.files}
 
     def _sweep(self) -> None:
         """Remove temporary directories of processes that died while writing."""
@@ -189,8 +180,8 @@ def read_card(directory: Path, kind: Kind = ADAPTER) -> AdapterRef:
         path = directory / name
         if path.is_symlink() or not path.is_file():
             raise BadCheckpoint(f"{path} is missing or a link; store the {kind.label} again")
-        if file_sha256(path) != expected:
-            raise AdapterMismatch(f"{path} has SHA-256 {file_sha256(path)[:12]}, {kind.card} says {expected[:12]}: "
+        if sha256_file(path) != expected:
+            raise AdapterMismatch(f"{path} has SHA-256 {sha256_file(path)[:12]}, {kind.card} says {expected[:12]}: "
                                   "it was changed after it was stored")
     check_safetensors(directory / kind.weights)
     scores = card.get("scores")

@@ -22,7 +22,7 @@ HELP = "release gate of a world model; true success before and after adaptation"
 NOVEL_SCENES = ("novel_evening", "novel_blue_cloth", "novel_white_table", "novel_camera_shift", "novel_dark_wood",
                 "novel_green_cloth", "novel_knocked", "novel_night", "novel_clutter", "novel_dark_red")
 ARMS = ("dream", "sft", "simulator", "twin")
-"""As `twin.benchmark.adaptation.ARMS`, whose import costs seconds."""
+"""As `benchmark.adaptation.ARMS`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def _adaptation(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.adaptation.log import Progress
-    from world_gymnast_ros.twin.benchmark import adaptation as adaptation_bench
+    from world_gymnast_ros.benchmark import adaptation as adaptation_bench
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.tasks import parse_instruction
     from world_gymnast_ros.updates.adaptation import load_parts
@@ -111,7 +111,7 @@ def _adaptation(args: argparse.Namespace) -> int:
 
 def _table(paths: list[Path]) -> int:
     """Print what was measured into folders or files."""
-    from world_gymnast_ros.twin.benchmark import adaptation as adaptation_bench
+    from world_gymnast_ros.benchmark import adaptation as adaptation_bench
 
     found = [(path, adaptation_bench.read_rows(path)) for path in paths]
     empty = [str(path) for path, rows in found if not rows]
@@ -171,15 +171,14 @@ def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows:
                    table: str) -> None:
     """Write release.json beside the world model, for exactly this set of models; other tasks that were measured with
     the same set stay."""
+    from world_gymnast_ros.files import write_text
     from world_gymnast_ros.models import load as build
 
     file = build.release_file(args.world_model)
     kept = build.release_rows(args.world_model, args.judge)
     payload = {"world_model": world_model, "judge": judge, "seed": args.seed,
                "sha256": build.release_hashes(args.world_model, args.judge), "tasks": {**kept, **rows}}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(payload, indent=1), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(payload, indent=1))
     card = file.with_name("README.md")
     before = card.read_text(encoding="utf-8").split(RELEASE_TITLE)[0] if card.is_file() else ""
     how = f"Paired replay of recorded held-out episodes, judged by `{judge}`, {args.copies} rollouts each."

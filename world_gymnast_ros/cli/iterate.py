@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ from world_gymnast_ros.errors import BadConfig
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
     from world_gymnast_ros.evaluation.environment import Environment
-    from world_gymnast_ros.updates.loop import IterateConfig
+    from world_gymnast_ros.updates.loop import EarlierData, IterateConfig
 
 HELP = "rounds of real episodes, model updates, adaptation and evaluation, on the robot or the twin"
 PLAY_EPISODES = 64
@@ -100,8 +99,10 @@ def _become_robot(args: argparse.Namespace) -> None:
 
 def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.environment import TwinEnvironment
+    from world_gymnast_ros.twin.labels import frame_labels
     from world_gymnast_ros.twin.play import make_replay
     from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.updates.loop import EarlierData
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]
@@ -117,7 +118,7 @@ def _on_twin(args: argparse.Namespace) -> int:
         def make_play(name: str, folder: Path) -> None:
             episodes = PLAY_EPISODES // (4 if name == "old" else 1)
             make_replay(folder, episodes, args.seed, name == "old", lambda line: print(line, flush=True))
-        return iterate(args, config, adapt, environment, out, make_play)
+        return iterate(args, config, adapt, environment, out, EarlierData(make_play, frame_labels))
     finally:
         environment.close()
 
@@ -145,8 +146,8 @@ def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[s
 
 
 def iterate(args: argparse.Namespace, config: IterateConfig, adapt: AdaptNodeConfig, environment: Environment,
-            out: Path, make_play: Callable[[str, Path], None] | None = None) -> int:
-    """Run all rounds of all methods in an environment, then write table and report. `make_play` as for `Run`."""
+            out: Path, earlier: EarlierData | None = None) -> int:
+    """Run all rounds of all methods in an environment, then write table and report. `earlier` as for `Run`."""
     import torch
 
     from world_gymnast_ros.report.loop_report import write_run_report
@@ -154,7 +155,7 @@ def iterate(args: argparse.Namespace, config: IterateConfig, adapt: AdaptNodeCon
 
     torch.set_num_threads(args.threads)
     writable_folder(out)
-    loop = Run(config, adapt, environment, out, lambda line: print(line, flush=True), make_play=make_play)
+    loop = Run(config, adapt, environment, out, lambda line: print(line, flush=True), earlier=earlier)
     results = {method: loop.method(method) for method in dict.fromkeys(args.methods)}
     table = write_run_report(out, environment.name, loop.instruction, results)
     print(table)

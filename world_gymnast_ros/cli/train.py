@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     import importlib
 
     module = importlib.import_module(f"world_gymnast_ros.{MODULES[args.what]}")
+    if args.what == "reflector":  # play data says what lay where, and the twin knows what that means
+        from world_gymnast_ros.twin.labels import frame_labels
+
+        return int(module.main(args.rest, frame_labels))
     return int(module.main(args.rest))
 
 
@@ -275,7 +279,8 @@ def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> No
     import dataclasses
 
     from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors
-    from world_gymnast_ros.models.checkpoint import CONFIG, write_text
+    from world_gymnast_ros.files import write_text
+    from world_gymnast_ros.models.checkpoint import CONFIG
     from world_gymnast_ros.models.vision import fast_math
 
     stretches = cuts(validation, 5, 1)
@@ -295,7 +300,7 @@ def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> No
 def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
     """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
     from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors, write_strips
-    from world_gymnast_ros.models.checkpoint import write_text
+    from world_gymnast_ros.files import write_text
     from world_gymnast_ros.models.vision import fast_math
 
     stretches = cuts(test, 5, 1)

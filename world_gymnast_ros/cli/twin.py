@@ -114,8 +114,6 @@ def _make(args: argparse.Namespace) -> int:
     except OSError as error:
         raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
                         "another folder") from error
-    finally:
-        args.out.with_suffix(".partial").unlink(missing_ok=True)  # of a write that failed
     told = ", ".join(f"{k} {v:.2f}" for k, v in sorted(rates.items()))
     print(f"wrote {args.out}" + (f"; success by behaviour: {told}" if told else ""))
     return 0

@@ -1,12 +1,9 @@
 """One recorded episode, however it was recorded: what learning and evaluation read."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.objects import ObjectDynamics, ObjectTracks
@@ -48,8 +45,6 @@ class Episode:
     """done, time, fault or stopped, where the recording says so."""
     reason: str = ""
     """Why it ended, where that was a fault."""
-    truth: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """What only a simulator knows, under the keys of a file of arrays."""
 
     @property
     def steps(self) -> int:

@@ -1,8 +1,7 @@
 """Files of episodes and of captured frames: one array per key, a row per episode (docs/data.md); whole or absent."""
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,10 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.files import whole
 from world_gymnast_ros.types import Frame, Start
 
 WORDS = "U256"
-Cut = Callable[[NDArray[Any], int], NDArray[Any]]
-
-
-def _whole(array: NDArray[Any], frames: int) -> NDArray[Any]:
-    return array
-
-
-def _first(array: NDArray[Any], frames: int) -> NDArray[Any]:
-    return array[:frames]
-
-
-def _second(array: NDArray[Any], frames: int) -> NDArray[Any]:
-    return array[:, :frames]
-
-
-TRUTH: dict[str, Cut] = {"scene": _whole, "object_names": _whole, "objects_xyz": _first, "alt_instructions": _whole,
-                         "alt_success": _second}
-"""What only a simulator knows of an episode, and how to cut it to so many frames."""
 
 
 def row_of(episode: Episode, steps: int) -> dict[str, NDArray[Any]]:
@@ -47,7 +29,7 @@ def row_of(episode: Episode, steps: int) -> dict[str, NDArray[Any]]:
     done = n if episode.done_step is None else episode.done_step
     more = {} if episode.camera is None else {"camera": episode.camera}
     return {
-        "scene": np.array("", "U32"), **{k: _padded(k, v, steps - n) for k, v in episode.truth.items()}, **more,
+        "scene": np.array("", "U32"), **more,
         **{k: _frames(v, steps - n) for k, v in (("frames", episode.frames), ("states", episode.states),
                                                  ("measured", episode.measured))},
         "deltas": np.concatenate([episode.deltas, np.zeros((steps - n, 7), np.float32)]),
@@ -61,14 +43,6 @@ def _frames(array: NDArray[Any], more: int) -> NDArray[Any]:
     return np.concatenate([array, np.repeat(array[-1:], more, 0)])
 
 
-def _padded(key: str, array: NDArray[Any], more: int) -> NDArray[Any]:
-    if TRUTH[key] is _first:
-        return _frames(array, more)
-    if TRUTH[key] is _second:
-        return np.concatenate([array, np.repeat(array[:, -1:], more, 1)], axis=1)
-    return array
-
-
 def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     """Write episodes of one environment as one file; whole or absent."""
     steps = max(e.steps for e in episodes)
@@ -77,11 +51,8 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, NDArray[Any]]]) -> None:
     """Write rows of equal keys and shapes as one .npz; whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with whole(path) as partial, partial.open("wb") as stream:
         np.savez(stream, **{k: np.stack([r[k] for r in rows]) for k in rows[0]})  # type: ignore[arg-type]
-    os.replace(partial, path)
 
 
 def write_starts(path: Path, starts: Sequence[Start]) -> None:

@@ -11,7 +11,6 @@ recording, so a resumed or repeated run does not decode them again.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.data.episode_files import TRUTH
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.files import sha256_file, whole
 from world_gymnast_ros.objects import ObjectTracks
-from world_gymnast_ros.store import file_sha256
 
 MIN_STEPS = 8
 """Shorter recordings hold no clip to train on."""
@@ -76,7 +74,7 @@ def read_episodes(folders: Iterable[Path], size_px: int | None = None, cache: Pa
                 continue
             else:
                 found.episodes.extend(read_arrays(path))
-            found.hashes[f"{path.parent.name}/{path.name}"] = file_sha256(path)
+            found.hashes[f"{path.parent.name}/{path.name}"] = sha256_file(path)
         one = [folder] if (folder / MCAP_NAME).is_file() else []
         for path in one or (sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ()):
             try:
@@ -99,7 +97,7 @@ def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
     try:
         with np.load(path, allow_pickle=False) as data:
             rows = {k: data[k] for k in _ARRAYS}
-            more = {k: data[k] for k in (*_OPTIONAL, *TRUTH) if k in data.files}
+            more = {k: data[k] for k in _OPTIONAL if k in data.files}
             objects = tracks(data) if tracks is not None else [None] * len(rows["length"])
     except (OSError, ValueError, KeyError) as error:
         raise EpisodeError(f"{path} holds no episodes ({error}); `world-gymnast twin play` makes such files") from error
@@ -112,7 +110,7 @@ def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
             f"{path.stem}/{i}", str(rows["family"][i]), bool(success[n]),
             int(np.argmax(success)) if success[n] else None, own.get("captured"), own.get("camera"), objects[i],
             measured=own["measured"][:n + 1] if "measured" in own else None, adapter=str(own.get("adapter", "")),
-            seed=int(own.get("seed", 0)), truth={k: TRUTH[k](own[k], n + 1) for k in TRUTH if k in own}))
+            seed=int(own.get("seed", 0))))
     return out
 
 
@@ -134,7 +132,7 @@ def recording_hash(folder: Path) -> str:
     """Return one SHA-256 over what the recorder wrote and what was marked since."""
     digest = hashlib.sha256()
     for name in (MCAP_NAME, STEPS_NAME, OUTCOME_NAME):
-        digest.update(file_sha256(folder / name).encode())
+        digest.update(sha256_file(folder / name).encode())
     return digest.hexdigest()
 
 
@@ -152,11 +150,8 @@ def recording(folder: Path, size_px: int | None, cache: Path | None) -> Episode:
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
     success, captured = episode.outcome.outcome == "success", first_picture(episode)
     if held is not None:
-        held.parent.mkdir(parents=True, exist_ok=True)
-        partial = held.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with whole(held) as partial, partial.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=episode.target_states,
                      success=success, instruction=np.array(episode.instruction), captured=captured)
-        os.replace(partial, held)
     return Episode(episode.frames, episode.actions, episode.target_states, episode.instruction, folder.name,
                    success=success, captured=captured)

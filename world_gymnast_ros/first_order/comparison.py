@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.policy_training import METHODS
 from world_gymnast_ros.first_order.stages import run_folders
-from world_gymnast_ros.models.checkpoint import write_text
 
 NAMES = {"fog": "FoG", "ppo": "PPO", "surrogate": "surrogate alone"}
 COLOURS = {"fog": "#0b6e4f", "ppo": "#9a6700", "surrogate": "#5b4b8a"}

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.actor_critic import Actor
 from world_gymnast_ros.first_order.copies import greedy_returns
 from world_gymnast_ros.first_order.fog import FogConfig, FogLearner
@@ -21,7 +22,7 @@ from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.ppo import PpoConfig, PpoLearner
 from world_gymnast_ros.first_order.run_state import STATE, PlainRun, load_run, save_run
 from world_gymnast_ros.first_order.surrogate import LatentSurrogate, Replay, Sequences, update_surrogate
-from world_gymnast_ros.models.checkpoint import fill, read_config, save_model, write_text
+from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 
 METHODS = ("fog", "ppo", "surrogate")
 SURROGATE_KIND, POLICY_KIND = "first-order-surrogate", "first-order-policy"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
+from world_gymnast_ros.files import sha256_file, write_text
 from world_gymnast_ros.first_order import play as play_data
 from world_gymnast_ros.first_order.actor_critic import Actor
 from world_gymnast_ros.first_order.copies import draw_starts
@@ -36,7 +37,7 @@ from world_gymnast_ros.first_order.surrogate import Sequences
 from world_gymnast_ros.first_order.train_diffusion import DiffusionTraining, train_diffusion
 from world_gymnast_ros.first_order.true_test import CURVE_SEED, PLAY_SEED, TEST_SEED, play_truly, random_policy
 from world_gymnast_ros.first_order.tuning import TRIALS, trial_name
-from world_gymnast_ros.models.checkpoint import WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
+from world_gymnast_ros.models.checkpoint import WEIGHTS, read_tensors, save_tensors
 
 TUNING_SHARE = 0.4
 """Budget of a tuning trial, as a share of the full budget."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.diffusion import DiffusionConfig, DiffusionWorldModel
 from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.run_state import STATE, load_run, save_run
-from world_gymnast_ros.models.checkpoint import write_text
 from world_gymnast_ros.training.optim import warm_then_decay
 
 

@@ -1,9 +1,7 @@
 """Read and write model directories: config.json and model.safetensors, nothing that executes."""
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.files import sha256_file, whole, write_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REMEDY = "train one with `world-gymnast train`, or fetch the repository's checkpoints again"
-
-
-def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_config(directory: Path, kind: str) -> dict[str, Any]:
@@ -66,14 +56,12 @@ def fill(model: nn.Module, directory: Path) -> str:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors to a temporary name, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
+    """Write safetensors, whole or not at all."""
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(plain, partial, metadata or {"format": "pt"})
-    _sort_metadata(partial)
-    partial.chmod(0o644)  # the writer makes it private, but a checkpoint is installed for every user
-    os.replace(partial, path)
+    with whole(path) as partial:
+        save_file(plain, partial, metadata or {"format": "pt"})
+        _sort_metadata(partial)
+        partial.chmod(0o644)  # the writer makes it private, but a checkpoint is installed for every user
 
 
 def _sort_metadata(path: Path) -> None:
@@ -88,14 +76,6 @@ def _sort_metadata(path: Path) -> None:
         if len(text) <= size:
             file.seek(8)
             file.write(text.ljust(size))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file to a temporary name, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def save_model(model: nn.Module, config: dict[str, Any], directory: Path) -> str:

@@ -14,7 +14,8 @@ import torch
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
+from world_gymnast_ros.files import sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
 from world_gymnast_ros.models.policies.openvla import OpenVLA

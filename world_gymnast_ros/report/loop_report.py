@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.charts import interval_bar
 from world_gymnast_ros.report.session_report import STYLE
 from world_gymnast_ros.statistics import Interval, newcombe, paired_bootstrap

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +19,7 @@ from world_gymnast_ros.adaptation.log import AdaptReport, Strip
 from world_gymnast_ros.adaptation.promotion import GateDecision
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.adaptation.trust import Known, TaskRelease, Trust
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.charts import interval_bar, learning_curve, share_bar
 from world_gymnast_ros.statistics import Interval
 from world_gymnast_ros.types import U8
@@ -90,15 +90,7 @@ def write_report(path: Path, report: AdaptReport, advice: Advice, *, trusts: Seq
             "<meta name='viewport' content='width=device-width,initial-scale=1'>"
             f"<title>{escape(advice.answer.value)}: {escape(report.starts[0].instruction)}</title>"
             f"<style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n")
-    return write_whole(path, html)
-
-
-def write_whole(path: Path, html: str) -> Path:
-    """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, html)
     return path
 
 

@@ -15,6 +15,7 @@ from world_gymnast_ros.adaptation.arm_advice import Advice, Evidence, advise
 from world_gymnast_ros.adaptation.log import Strip, read_session
 from world_gymnast_ros.adaptation.strips import FRAMES_PER_STRIP
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.session_report import (
     AFTER,
     BEFORE,
@@ -26,7 +27,6 @@ from world_gymnast_ros.report.session_report import (
     quiet,
     section,
     strip_html,
-    write_whole,
 )
 from world_gymnast_ros.statistics import ABRow
 from world_gymnast_ros.types import U8
@@ -85,5 +85,5 @@ def complete_report(source: Path, target: Path, found: Evidence, row: ABRow, fil
     imagined = f"The session itself, before any of these: {found.evidence}."
     top = head(advice, sentence, imagined)
     html = html[:html.index(HEAD)] + top + html[html.index(HEAD_END) + len(HEAD_END):]
-    write_whole(target, html.replace(TRUTH_PLACE, truth))
+    write_text(target, html.replace(TRUTH_PLACE, truth))
     return advice

@@ -6,7 +6,6 @@ actions truly did, it learns which dreams lie. To be done again after every chan
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from world_gymnast_ros.data.read import read_arrays
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.replay import imagine_again
+from world_gymnast_ros.files import whole
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.load import load_world_model
 from world_gymnast_ros.types import WorldModel
@@ -36,11 +36,8 @@ def imagine_file(world: WorldModel, source: Path, target: Path, episodes: int, s
         frames[i, :rollout.shape[1]] = resize_rgb(rollout[0], frames.shape[2:4])
         frames[i, rollout.shape[1]:] = frames[i, rollout.shape[1] - 1]
     arrays["frames"] = frames
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with whole(target) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
-    os.replace(partial, target)
     return len(recorded)
 
 

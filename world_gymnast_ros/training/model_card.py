@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from world_gymnast_ros.models.checkpoint import write_text
+from world_gymnast_ros.files import write_text
 
 
 def _rows(values: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
-from world_gymnast_ros.data.labels import FrameLabels, frame_labels
+from world_gymnast_ros.data.labels import FrameLabels, LabelSource, labels_by_outcome
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, offset_at, two_in_a_row
 from world_gymnast_ros.models.policies.openvla import OpenVLA
@@ -91,10 +91,10 @@ def reframe(windows: Tensor, rng: np.random.Generator) -> Tensor:
 # ---- windows -------------------------------------------------------------------------------------------------
 
 class WindowSampler:
-    """Draws windows with balanced labels from one table. Labels are computed once per (episode, instruction)."""
+    """Draws windows with balanced labels from one table. Labels are asked for once per (episode, instruction)."""
 
-    def __init__(self, table: PlayTable, episodes: Sequence[Episode]) -> None:
-        self.table, self.episodes = table, list(episodes)
+    def __init__(self, table: PlayTable, episodes: Sequence[Episode], source: LabelSource = labels_by_outcome) -> None:
+        self.table, self.episodes, self.source = table, list(episodes), source
         self._labels: dict[tuple[int, str], FrameLabels] = {}
         self.done: dict[str, list[tuple[Episode, str]]] = {}
         """Family of the instruction -> (episode, instruction) pairs that succeed."""
@@ -108,7 +108,7 @@ class WindowSampler:
         """Return the labels of an episode under an instruction."""
         key = (episode.first, text)
         if key not in self._labels:
-            self._labels[key] = frame_labels(self.table, episode, text)
+            self._labels[key] = self.source(self.table, episode, text)
         return self._labels[key]
 
     def draw(self, rng: np.random.Generator) -> tuple[Episode, int, tuple[str, str]]:
@@ -117,8 +117,8 @@ class WindowSampler:
             pairs = self.done[str(rng.choice(sorted(self.done)))]
             episode, text = pairs[int(rng.integers(len(pairs)))]
             positive = np.flatnonzero(self.labels(episode, text).done)
-            centre = int(rng.choice(positive)) if len(positive) and rng.random() < 0.6 else _onset(
-                self.table.labels(episode, text))
+            onset = int(np.argmax(self.table.labels(episode, text)))
+            centre = int(rng.choice(positive)) if len(positive) and rng.random() < 0.6 else onset
             return episode, self._start(episode, centre, rng), (text, self._other(episode, text, rng))
         episode = self.episodes[int(rng.integers(len(self.episodes)))]
         text = episode.instruction
@@ -140,10 +140,6 @@ class WindowSampler:
             return str(rng.choice(done))
         same = [t for t in others if t.split()[0] == text.split()[0] or t.split()[2:4] == text.split()[2:4]]
         return str(rng.choice(same if same and rng.random() < 0.7 else others))
-
-
-def _onset(latched: NDArray[np.bool_]) -> int:
-    return int(np.argmax(latched))
 
 
 @dataclass(frozen=True)
@@ -329,12 +325,12 @@ def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
 
 def train_reflector(play: str | Path, out: str | Path, start: str | Path, settings: ReflectorTraining,
                     dreams: str | Path | None = None, families: Sequence[str] | None = None,
-                    test: str | Path | None = None) -> dict[str, Any]:
+                    test: str | Path | None = None, source: LabelSource = labels_by_outcome) -> dict[str, Any]:
     """Train, calibrate, save to `out` with a model card; return the figures.
 
     `start`: a policy-class checkpoint (its trunk is copied) or an earlier judge (trained on). `dreams`: dreamed
     episodes in the play format; calibration then uses held-out dreams, for these are what adaptation will show it.
-    `test`: play data to report on that neither training nor calibration saw.
+    `test`: play data to report on that neither training nor calibration saw. `source`: of the labels of frames.
     """
     torch.manual_seed(settings.seed)
     judge = Reflector.from_pretrained(start) if _is_judge(start) else \
@@ -342,7 +338,7 @@ def train_reflector(play: str | Path, out: str | Path, start: str | Path, settin
     tables = [read_play(directory, families=families) for directory in (play, *([dreams] if dreams else []))]
     splits = [held_out(table.episodes, settings.heldout_share) for table in tables]
     shares = [1.0 - settings.dream_share, settings.dream_share] if dreams else [1.0]
-    samplers = [WindowSampler(table, split[0]) for table, split in zip(tables, splits, strict=True)]
+    samplers = [WindowSampler(table, split[0], source) for table, split in zip(tables, splits, strict=True)]
     seconds = fit(judge, samplers, shares, settings)
     verdicts = [judge_episodes(judge, table, split[1]) for table, split in zip(tables, splits, strict=True)]
     calibrate(judge, verdicts[-1])
@@ -368,8 +364,8 @@ def _is_judge(directory: str | Path) -> bool:
     return config.is_file() and '"world_gymnast_reflector"' in config.read_text()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train from the command line."""
+def main(argv: Sequence[str] | None = None, source: LabelSource = labels_by_outcome) -> int:
+    """Train from the command line. `source`: of the labels of frames."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz), true frames")
     parser.add_argument("--start", type=Path, required=True, help="trunk (policy checkpoint) or judge to go on from")
@@ -385,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     torch.set_num_threads(args.pop("threads"))
     paths = {k: args.pop(k) for k in ("play", "out", "start", "dreams", "families", "test")}
-    for name, value in train_reflector(settings=ReflectorTraining(**args), **paths).items():
+    for name, value in train_reflector(settings=ReflectorTraining(**args), source=source, **paths).items():
         print(f"{name}: {value}")
     return 0
 

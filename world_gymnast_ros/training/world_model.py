@@ -25,7 +25,8 @@ from world_gymnast_ros.data.clip_sampler import Batch, ClipSource
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, error_line, write_strips
-from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors, write_text
+from world_gymnast_ros.files import write_text
+from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import condition_vector, load_network

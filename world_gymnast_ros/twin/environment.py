@@ -132,5 +132,4 @@ class _Recording:
             np.stack([self.seen[0].measured, *self.states]), self.instruction, f"seed {self.twin.seed}",
             self.twin.task.family, None, success.index(True) if success[-1] else None, self.captured,
             np.array(scene_camera(self.twin.scene), np.float32), measured=np.stack([s.measured for s in self.seen]),
-            adapter=adapter, seed=self.twin.seed, ended_by=ended_by, reason=reason,
-            truth=self.observer.truth(self.seen))
+            adapter=adapter, seed=self.twin.seed, ended_by=ended_by, reason=reason)

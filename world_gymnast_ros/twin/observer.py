@@ -81,7 +81,7 @@ class Observer:
                     alternatives, xyz)
 
     def truth(self, seen: Sequence[Seen]) -> dict[str, NDArray[Any]]:
-        """Return what only the twin knows of an episode, under the keys of `data.episode_files.TRUTH`."""
+        """Return what only the twin knows of an episode, under the keys of a file of play data."""
         def padded(items: Sequence[str], count: int) -> NDArray[Any]:
             return np.array([*items, *[""] * (count - len(items))], "U64")
         return {"alt_success": np.stack([s.alternatives for s in seen], 1),

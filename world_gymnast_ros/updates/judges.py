@@ -15,6 +15,7 @@ import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.frame_table import read_play
+from world_gymnast_ros.data.labels import LabelSource, labels_by_outcome
 from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
@@ -74,22 +75,24 @@ class JudgeUpdate:
 
 
 def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training: Path, calibration: Path,
-                 replay: Path, out: Path, settings: JudgeUpdate) -> Path:
+                 replay: Path, out: Path, settings: JudgeUpdate, replay_labels: LabelSource = labels_by_outcome
+                 ) -> Path:
     """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
 
-    `training`, `calibration`, `replay`: folders of play data (true episodes with truth). Dreams are written
-    below `out`, of `replay` by `old_world`, the world model with the camera that those scenes were seen by. The
-    threshold is set for a judge that decides alone.
+    `training`, `calibration`: folders of real episodes, of which only the marked outcome is used. `replay`: of earlier
+    play data, with `replay_labels`. Dreams are written below `out`, of `replay` by `old_world`, the world model with
+    the camera that those scenes were seen by. The threshold is set for a judge that decides alone.
     """
     if (out / CONFIG).is_file():  # written last
         return out
     judge = Reflector.from_pretrained(start)
-    tables = []
+    samplers = []
     for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
         for i, path in enumerate(sorted(folder.glob("*.npz"))):
             imagine_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
-        tables += [read_play(folder), read_play(out / "dreams" / name)]
-    samplers = [WindowSampler(table, table.episodes) for table in tables]
+        labels = labels_by_outcome if name == "new" else replay_labels
+        samplers += [WindowSampler(table, table.episodes, labels)
+                     for table in (read_play(folder), read_play(out / "dreams" / name))]
     fit(judge, samplers, settings.shares, ReflectorTraining(
         steps=settings.steps, windows=settings.windows, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr,
         seed=settings.seed))

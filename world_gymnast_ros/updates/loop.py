@@ -34,12 +34,14 @@ from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.episode_files import read_starts, write_episodes, write_starts
+from world_gymnast_ros.data.labels import LabelSource, labels_by_outcome
 from world_gymnast_ros.data.read import read_array_folders, read_arrays, read_episodes
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
+from world_gymnast_ros.files import sha256_file, write_text
 from world_gymnast_ros.models import load as build
-from world_gymnast_ros.models.checkpoint import WEIGHTS, sha256_file, write_text
+from world_gymnast_ros.models.checkpoint import WEIGHTS
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.objects import ObjectDynamics
@@ -137,6 +139,15 @@ class State:
         return 2 * self.record[0] < self.record[1]
 
 
+@dataclass(frozen=True)
+class EarlierData:
+    """Data of earlier scenes. `make(name, folder)` makes it ("replay" or "old") in the run's folder where it is
+    missing; `labels` says what its frames show."""
+
+    make: Callable[[str, Path], None]
+    labels: LabelSource = labels_by_outcome
+
+
 def named_pair(judge: str | Path, second: str | Path) -> tuple[str, ...]:
     """Return the names of the learned judge and of the one that measures; '' is the shipped one, OFF none."""
     return (str(judge),) if str(second) == OFF else (str(judge), str(second) or build.GEOMETRIC)
@@ -184,15 +195,15 @@ def needs_action_dit(world_model: str) -> None:
 
 
 class Run:
-    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored; `make_play(name,
-    folder)` makes earlier data ("replay" or "old") in the run's folder, where it is missing: a simulator can."""
+    """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored; `earlier`: where a
+    simulator makes earlier data."""
 
     def __init__(self, config: IterateConfig, adapt: AdaptNodeConfig, environment: Environment, out: Path,
                  say: Callable[[str], None], now_ns: Callable[[], int] = time.time_ns,
-                 make_play: Callable[[str, Path], None] | None = None) -> None:
+                 earlier: EarlierData | None = None) -> None:
         self.config, self.environment, self.instruction = config, environment, config.instruction
         self.adapt = dataclasses.replace(adapt, horizon_steps=config.horizon_steps, horizon_from_task=False)
-        self.out, self.say, self.now_ns, self._make_play = out.resolve(), say, now_ns, make_play
+        self.out, self.say, self.now_ns, self._earlier = out.resolve(), say, now_ns, earlier
         self.start()  # a wrong checkpoint is refused here, before anything is written, and so is a folder without play
         for name in ("replay", "old"):
             given = Path(getattr(config, name))
@@ -222,8 +233,8 @@ class Run:
     def play(self, name: str) -> Path | None:
         """Return the folder of `replay` or of `old` scenes; None where there is none."""
         given = getattr(self.config, name)
-        if given and not Path(given).is_absolute() and self._make_play is not None:
-            self._make_play(name, self.out / given)
+        if given and not Path(given).is_absolute() and self._earlier is not None:
+            self._earlier.make(name, self.out / given)
         return self.out / given if given else None
 
     def seen_by(self, name: str) -> str:
@@ -501,7 +512,7 @@ class Run:
         replay = self.play("replay")
         run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
             Path(state.judge), world, old_world, method / "training", method / "calibration", replay, folder / "judge",
-            settings)
+            settings, labels_by_outcome if self._earlier is None else self._earlier.labels)
         # Without the geometric judge nobody would know a camera that was learned.
         learned = objects_of(state.second).projection != build.load_objects().projection
         candidates: dict[str, tuple[Path, str]] = {} if learned or run is None else {"alone": (run, OFF)}

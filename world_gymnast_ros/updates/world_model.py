@@ -21,7 +21,8 @@ from world_gymnast_ros.data.episode import Episode, seen_with
 from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import Replays
-from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors, sha256_file, write_text
+from world_gymnast_ros.files import sha256_file, write_text
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_weights, weights_file

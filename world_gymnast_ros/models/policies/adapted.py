@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import sha256_file
+from world_gymnast_ros.files import sha256_file
 from world_gymnast_ros.models.policies.lora import LoraSlot, adapter_file, read_adapter, write_adapter
 from world_gymnast_ros.store import ADAPTER, read_card
 from world_gymnast_ros.types import AdapterRef

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint
-from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors, write_text
+from world_gymnast_ros.files import write_text
+from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors
 
 SLOT = "live"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

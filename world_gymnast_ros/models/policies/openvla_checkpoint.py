@@ -27,7 +27,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.models.checkpoint import CONFIG, read_config, sha256_file
+from world_gymnast_ros.files import sha256_file
+from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.policies.action_bins import ActionStats
 from world_gymnast_ros.models.policies.prismatic import MODEL_TYPE, PrismaticConfig, PrismaticVLA
 from world_gymnast_ros.types import ACTION_DIM

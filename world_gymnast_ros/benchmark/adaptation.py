@@ -31,12 +31,12 @@ from world_gymnast_ros.adaptation.rollout import (
     judge_safely,
     replay,
 )
+from world_gymnast_ros.benchmark import comparators
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.environment import Environment, outcomes
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
 from world_gymnast_ros.statistics import ab_row, wilson
-from world_gymnast_ros.twin.benchmark import comparators
 from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
