@@ -22,7 +22,7 @@ def picture(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(("words", "says"), [
     (["reach the red block"], "give --frame"),
-    (["reach the red block", "--frame", "/nowhere.png"], "/nowhere.png cannot be read as a picture"),
+    (["reach the red block", "--frame", "/nowhere.png"], "/nowhere.png cannot be decoded (FileNotFoundError"),
     (["--frame", "PICTURE"], "say what to do"),
     (["reach the red block", "--frame", "PICTURE", "--set", "copies"], "--set takes KEY=VALUE"),
     (["reach the red block", "--frame", "PICTURE", "--set", "copis=3"], "unknown key 'copis'"),

@@ -47,8 +47,14 @@ def test_our_own_image_comes_back() -> None:
 
 
 def test_other_encodings_are_refused_with_the_list() -> None:
-    with pytest.raises(BadFrame, match=r"yuv422.*rgb8.*mono8"):
-        convert.frame_from_image(image("yuv422", RGB))
+    with pytest.raises(BadFrame, match=r"mono16.*rgb8.*mono8"):
+        convert.frame_from_image(image("mono16", RGB))
+
+
+def test_what_webcams_publish_by_default_becomes_rgb() -> None:
+    grey = np.full((4, 8, 2), 128, np.uint8)  # Y, U and V in the middle
+    frame = convert.frame_from_image(image("yuv422_yuy2", grey, padding=4))
+    assert frame.rgb.shape == (4, 8, 3) and np.ptp(frame.rgb) == 0
 
 
 def test_a_wrong_size_is_refused_with_the_remedy() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
+from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import F32, Frame, Start
 
 HELP = "adapt to a picture of a scene, inside the dream"
@@ -111,8 +112,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
-    from PIL import Image, UnidentifiedImageError
-
     if not args.frame:
         raise BadFrame("no picture: give --frame with a picture of the scene, or --scene with a twin scene")
     if not args.instruction:
@@ -121,11 +120,7 @@ def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
     state = _state(args.state)
     frames = []
     for path in args.frame:
-        try:
-            with Image.open(path, formats=("PNG", "JPEG")) as picture:
-                rgb = np.array(picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadFrame(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG") from error
+        rgb = decode_rgb(path, str(path))
         if min(rgb.shape[:2]) < MIN_PICTURE_PX:
             raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_PICTURE_PX} each way are "
                            "needed, give the camera's own picture")

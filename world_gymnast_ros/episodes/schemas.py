@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from world_gymnast_ros.encodings import rgb_of
 from world_gymnast_ros.errors import BadFrame, EpisodeError
+from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import U8
 
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -113,22 +115,11 @@ def jpeg_cdr(rgb: U8, stamp_ns: int, frame_id: str = "", quality: int = JPEG_QUA
 
 
 def decode_picture(msg_type: str, cdr: bytes) -> U8:
-    """Return the RGB picture uint8 (H, W, 3) in an Image (rgb8, bgr8, mono8) or CompressedImage. Raises BadFrame."""
+    """Return the RGB picture uint8 (H, W, 3) in a recorded Image or CompressedImage. Raises BadFrame."""
     message = decoder(msg_type)(cdr)
     if msg_type == COMPRESSED_IMAGE:
-        try:
-            with Image.open(io.BytesIO(message.data.tobytes())) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise BadFrame(f"a recorded picture ({message.data.size} bytes, {message.format}) is corrupt") from error
-    channels = {"rgb8": 3, "bgr8": 3, "mono8": 1}.get(message.encoding)
-    if channels is None:
-        raise BadFrame(f"recorded encoding {message.encoding!r} is not one of rgb8, bgr8, mono8")
-    rows = message.data.reshape(message.height, message.step)[:, : message.width * channels]
-    picture_HWC = rows.reshape(message.height, message.width, channels)
-    if message.encoding == "bgr8":
-        picture_HWC = picture_HWC[:, :, ::-1]
-    return np.ascontiguousarray(np.broadcast_to(picture_HWC, (message.height, message.width, 3)))
+        return decode_rgb(message.data.tobytes(), f"a recorded picture of format '{message.format[:60]}'")
+    return rgb_of(message.encoding, message.data, int(message.height), int(message.width), int(message.step))
 
 
 def _register(msg_type: str, definition: str | None) -> None:
