@@ -89,8 +89,8 @@ def _rgb_of_bayer(mosaic: U8, red_row: int, red_column: int) -> U8:
     across, along = (left + right + 1) >> 1, (up + down + 1) >> 1
     cross = (up + down + left + right + 2) >> 2
     corners = (wide[:-2, :-2] + wide[:-2, 2:] + wide[2:, :-2] + wide[2:, 2:] + 2) >> 2
-    rows, columns = np.indices(here.shape, sparse=True)
-    in_red_row, in_red_column = (rows + 1) % 2 == red_row, (columns + 1) % 2 == red_column
+    in_red_row = (np.arange(1, here.shape[0] + 1) % 2 == red_row)[:, None]
+    in_red_column = (np.arange(1, here.shape[1] + 1) % 2 == red_column)[None]
     is_red, is_blue = in_red_row & in_red_column, ~in_red_row & ~in_red_column
     rgb = np.empty((*mosaic.shape, 3), np.uint8)
     inner = rgb[1:-1, 1:-1]
