@@ -93,7 +93,7 @@ def last_adapter(rows: list[dict[str, Any]]) -> str:
 def run_more(table: dict[str, Any], count: int) -> None:
     """Put `count` more true outcomes of each method's last adapter into the last rows of `table`."""
     from world_gymnast_ros.evaluation.environment import outcomes
-    from world_gymnast_ros.models.load import load_policy
+    from world_gymnast_ros.loading.load import load_policy
     from world_gymnast_ros.store import Store
     from world_gymnast_ros.twin.environment import TwinEnvironment
 

@@ -16,7 +16,7 @@ from world_gymnast_ros.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_R
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig, EpisodeError
-from world_gymnast_ros.models import load as build
+from world_gymnast_ros.loading import load as build
 from world_gymnast_ros.statistics import wilson
 from world_gymnast_ros.twin.environment import TwinEnvironment
 from world_gymnast_ros.twin.scene import load_scene

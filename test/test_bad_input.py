@@ -19,8 +19,8 @@ from test_adapt_node import save_toys
 
 from world_gymnast_ros.cli import main, ros_child
 from world_gymnast_ros.errors import BadCheckpoint
+from world_gymnast_ros.loading.load import load_policy
 from world_gymnast_ros.models.checkpoint import save_tensors
-from world_gymnast_ros.models.load import load_policy
 from world_gymnast_ros.nodes import graph
 from world_gymnast_ros.store import Store
 

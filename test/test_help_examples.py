@@ -29,7 +29,7 @@ from PIL import Image
 from world_gymnast_ros import cli
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.episodes.files import MCAP_NAME
-from world_gymnast_ros.models.load import load_policy
+from world_gymnast_ros.loading.load import load_policy
 from world_gymnast_ros.paths import SHARE_VARIABLE, share_dir
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.twin.observer import capture

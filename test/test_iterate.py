@@ -22,7 +22,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import episodes as episodes_of
 from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again
-from world_gymnast_ros.models.load import checkpoint_dir, load_objects, load_policy, load_world_model
+from world_gymnast_ros.loading.load import checkpoint_dir, load_objects, load_policy, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
 from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.store import Store
@@ -133,14 +133,14 @@ def start_run() -> Iterator[Callable[..., Run]]:
         environment.close()
 
 
-def test_a_world_model_that_the_judges_cannot_learn_beside_is_refused_before_a_real_episode(
+def test_a_world_model_that_cannot_learn_is_refused_before_a_real_episode(
         tmp_path: Path, start_run: Callable[..., Run]) -> None:
-    other = tmp_path / "worldgym"
+    other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text('{"model_type": "worldgym"}')
+    (other / "config.json").write_text('{"model_type": "nobodys"}')
     run = start_run(tmp_path / "run", small(), [])
     run.adapt = dataclasses.replace(run.adapt, world_model=str(other))
-    with pytest.raises(BadConfig, match="holds a 'worldgym': the loop supports action_dit alone"):
+    with pytest.raises(BadConfig, match=r"holds 'nobodys': of action_dit and .* add a trainer"):
         run.method("loop")
     assert [p.name for p in run.out.iterdir()] == ["run.json"]
 

@@ -10,8 +10,8 @@ from toy_play import write_toy_play
 from world_gymnast_ros import cli
 from world_gymnast_ros.data.frame_table import read_play
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.loading.load import checkpoint_dir
 from world_gymnast_ros.models.judges.reflector import Reflector
-from world_gymnast_ros.models.load import checkpoint_dir
 from world_gymnast_ros.report.charts import curve
 from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
 from world_gymnast_ros.updates.calibration import calibrate, veto_offset

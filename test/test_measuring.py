@@ -12,13 +12,15 @@ import torch
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.rollout import facts_of
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, BadInstruction
+from world_gymnast_ros.loading.load import checkpoint_dir
 from world_gymnast_ros.models.judges.consensus import Consensus, combine
-from world_gymnast_ros.models.load import checkpoint_dir
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import CameraPrior, fit_camera, moved, project
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig, LocatorNetwork, places
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
+from world_gymnast_ros.tabletop.tasks import parse
+from world_gymnast_ros.twin import tasks
 from world_gymnast_ros.twin.bridge_loop import BridgeLoop
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.observer import capture
@@ -144,6 +146,18 @@ def reaching(offset_m: tuple[float, float], judge: GeometricJudge, state_known: 
         return verdict, twin.success(), where
     finally:
         twin.close()
+
+
+def test_it_calls_done_what_the_twin_calls_done() -> None:
+    c = LocatorConfig()
+    assert (c.reach_radius_m, c.reach_height_m, c.push_distance_m, c.push_aside_m, c.place_radius_m) == (
+        tasks.REACH_RADIUS_M, tasks.REACH_HEIGHT_M, tasks.PUSH_DISTANCE_M, tasks.PUSH_LATERAL_M, tasks.PLACE_RADIUS_M)
+    for words in ("reach the red block", "push the green ball forward", "put the red block on the blue plate"):
+        mine, theirs = parse(words), tasks.parse_instruction(words)
+        assert (mine.family, mine.target, mine.direction, mine.goal) == (
+            theirs.family, theirs.target, theirs.direction, theirs.goal)
+    with pytest.raises(BadInstruction, match="cannot be measured"):
+        parse("wipe the table")
 
 
 def test_it_tells_a_hit_from_a_near_miss_where_the_camera_was_knocked(judge: GeometricJudge) -> None:

@@ -14,19 +14,17 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.replay import imagine_again, judge_recorded
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.loading.load import checkpoint_dir, load_judges, load_world_model
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector
-from world_gymnast_ros.models.load import checkpoint_dir, load_judges, load_world_model
 from world_gymnast_ros.robot.actions import StepLimits
 from world_gymnast_ros.tabletop.calibration import (
+    CalibratedJudge,
     Strictness,
-    claims_by_strictness,
-    cut_pair,
     fit_approach,
     fit_camera_again,
     fit_find,
     fit_height,
-    update_measuring,
     with_settings,
 )
 from world_gymnast_ros.tabletop.contact import OBJECT_SIZE_M, along_and_aside, object_paths
@@ -38,13 +36,13 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
 from world_gymnast_ros.types import RolloutFacts
-from world_gymnast_ros.updates.judges import learn_settings
+from world_gymnast_ros.updates.judges import cut_pair, learn_settings
 
 STEPS, PUSH_STEPS = 16, 30
 
 
-def shipped() -> GeometricJudge:
-    return GeometricJudge(Locator.from_pretrained(checkpoint_dir("tiny/locator")))
+def shipped() -> CalibratedJudge:
+    return CalibratedJudge(Locator.from_pretrained(checkpoint_dir("tiny/locator")))
 
 
 PLACES_M: dict[str, np.ndarray] = {}
@@ -283,22 +281,22 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
 
 
 def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
-    judge, _ = update_measuring(checkpoint_dir("tiny/locator"), bottle)
+    judge, _ = shipped().learned(bottle)
     films = [e.frames for e in bottle]
-    claims = claims_by_strictness(judge, films, bottle)
+    claims = judge.claims_by_strictness(films, bottle)
     assert all((claims[a] >= claims[b]).all() for a, b in pairwise(sorted(claims)))
     truth = np.array([e.success for e in bottle])
     assert (claims[Strictness(0.0, 0.0)] == truth).mean() > 0.9
     judge.config.approach_heights_m = {"red cylinder": 0.05}
     kept = copy.deepcopy(judge.config.to_dict())
-    by_height = claims_by_strictness(judge, films, bottle)
+    by_height = judge.claims_by_strictness(films, bottle)
     assert sorted({s.approach_m for s in by_height}) == [0.05, 0.06, 0.07, 0.08]
     assert judge.config.to_dict() == kept, "the judge is left as it was"
     assert all((by_height[Strictness(0.05, m)] >= by_height[Strictness(0.08, m)]).all() for m in (0.0, 1.28))
 
 
 def test_what_was_learned_is_saved_and_loaded(bottle: list[Episode], tmp_path: Path) -> None:
-    judge, lines = update_measuring(checkpoint_dir("tiny/locator"), bottle)
+    judge, lines = shipped().learned(bottle)
     judge.locator.save(tmp_path / "m")
     again = GeometricJudge(Locator.from_pretrained(tmp_path / "m"))
     assert again.reader.height_m("red cylinder") == judge.reader.height_m("red cylinder") and len(lines) == 4

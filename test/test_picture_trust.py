@@ -19,7 +19,7 @@ from world_gymnast_ros.adaptation.trust import (
     trust_of,
 )
 from world_gymnast_ros.errors import BadConfig, BadFrame
-from world_gymnast_ros.models.load import release_table
+from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import known_scenes, load_scene
 from world_gymnast_ros.twin.sim import Twin

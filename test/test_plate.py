@@ -175,7 +175,7 @@ def test_places_of_clips_are_those_of_their_frames_and_past_the_end_the_last() -
 
 
 def test_the_shipped_reader_finds_what_lies_on_the_table(tmp_path: Path) -> None:
-    from world_gymnast_ros.models.load import load_objects
+    from world_gymnast_ros.loading.load import load_objects
     from world_gymnast_ros.twin.observer import capture
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin

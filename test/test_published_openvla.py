@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, BadConfig, BadInstruction
-from world_gymnast_ros.models.load import load_policy
+from world_gymnast_ros.loading.load import load_policy
 from world_gymnast_ros.models.policies.action_bins import decode_bins
 from world_gymnast_ros.models.policies.openvla_checkpoint import Recipe, find_folder
 from world_gymnast_ros.models.policies.openvla_decoding import (

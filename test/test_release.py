@@ -9,7 +9,7 @@ import pytest
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
-from world_gymnast_ros.models.load import release_table
+from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.updates.adaptation import check_released
 

@@ -9,7 +9,7 @@ import pytest
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.load import load_judges, load_world_model
+from world_gymnast_ros.loading.load import load_judges, load_world_model
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.actions import RobotLimits, StepLimits, Workspace
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge

@@ -26,8 +26,8 @@ from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
 from world_gymnast_ros.files import sha256_file
 from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.loading.load import JUDGE, load
 from world_gymnast_ros.models.checkpoint import save_model
-from world_gymnast_ros.models.load import JUDGE, load
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.objects import ObjectTracks

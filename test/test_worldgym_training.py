@@ -15,12 +15,11 @@ from torch import Tensor
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.models.load import (
+from world_gymnast_ros.loading.load import (
     frame_height_px,
     load_world_model,
-    release_hashes,
-    release_table,
 )
+from world_gymnast_ros.loading.release import release_hashes, release_table
 from world_gymnast_ros.models.policies.lora import LoraSlot, read_adapter
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
-from world_gymnast_ros.types import F32, F64, I64, U8
+from world_gymnast_ros.types import F32, F64, I64, U8, WorldModel
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,16 @@ class ObjectDynamics(Protocol):
 
     def predict(self, captured: U8, states: F32) -> ObjectTracks | None:
         """Return the predicted path of the objects in one captured frame under target states (T+1, 7)."""
+
+
+@runtime_checkable
+class DrawsObjects(WorldModel, Protocol):
+    """A world model that draws the arm for a calibrated camera, and objects where they are predicted."""
+
+    def with_objects(self, objects: ObjectDynamics) -> Self:
+        """Return the same model with another source of objects: another camera, other objects found."""
+
+
+def drawn_with(world: WorldModel, objects: ObjectDynamics) -> WorldModel:
+    """Return a world model with another source of objects; as it is where it draws from frames and actions alone."""
+    return world.with_objects(objects) if isinstance(world, DrawsObjects) else world

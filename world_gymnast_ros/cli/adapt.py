@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.adaptation.log import Progress
-    from world_gymnast_ros.models.load import geometric_judge
+    from world_gymnast_ros.loading.load import geometric_judge
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
 

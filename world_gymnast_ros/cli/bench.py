@@ -9,7 +9,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import episodes_needed, release_markdown, replay_episodes
-    from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.loading import load as build
     from world_gymnast_ros.report.rollout_video import write_replays
 
     torch.set_num_threads(args.threads)
@@ -163,23 +162,15 @@ def _replay(args: argparse.Namespace) -> int:
     if args.pictures:
         write_replays(args.pictures, replays, count=12)
     if args.write:
-        _store_release(args, world_model.name, judge.name, rows, table)
+        _store_release(args, judge.name, rows, table)
     return 0
 
 
-def _store_release(args: argparse.Namespace, world_model: str, judge: str, rows: dict[str, dict[str, Any]],
-                   table: str) -> None:
-    """Write release.json beside the world model, for exactly this set of models; other tasks that were measured with
-    the same set stay."""
-    from world_gymnast_ros.files import write_text
-    from world_gymnast_ros.models import load as build
+def _store_release(args: argparse.Namespace, judge: str, rows: dict[str, dict[str, Any]], table: str) -> None:
+    """Write the release table beside the world model, and into its card."""
+    from world_gymnast_ros.loading.release import write_release
 
-    file = build.release_file(args.world_model)
-    kept = build.release_rows(args.world_model, args.judge)
-    payload = {"world_model": world_model, "judge": judge, "seed": args.seed,
-               "sha256": build.release_hashes(args.world_model, args.judge), "tasks": {**kept, **rows}}
-    write_text(file, json.dumps(payload, indent=1))
-    card = file.with_name("README.md")
+    card = write_release(args.world_model, args.judge, rows, args.seed).with_name("README.md")
     before = card.read_text(encoding="utf-8").split(RELEASE_TITLE)[0] if card.is_file() else ""
     how = f"Paired replay of recorded held-out episodes, judged by `{judge}`, {args.copies} rollouts each."
     card.write_text(f"{before.rstrip()}\n\n{RELEASE_TITLE}\n\n{how}\n\n{table}\n", encoding="utf-8")

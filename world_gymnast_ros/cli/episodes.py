@@ -148,7 +148,7 @@ def _review(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from world_gymnast_ros.models.load import JUDGE, load
+    from world_gymnast_ros.loading.load import JUDGE, load
 
     judge = load(JUDGE, args.judge)
     size = judge.model.trunk.config.image_size

@@ -73,7 +73,7 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.evaluation.environment import Environment
     from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, compare
     from world_gymnast_ros.evaluation.sequential_test import PairedTest
-    from world_gymnast_ros.models.load import load_policy
+    from world_gymnast_ros.loading.load import load_policy
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.twin.environment import TwinEnvironment
     from world_gymnast_ros.twin.scene import load_scene

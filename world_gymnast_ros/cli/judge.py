@@ -87,8 +87,8 @@ def run_veto(args: argparse.Namespace) -> int:
     import torch
 
     from world_gymnast_ros.data.frame_table import read_play
+    from world_gymnast_ros.loading.load import JUDGE, checkpoint_dir
     from world_gymnast_ros.models.judges.reflector import Reflector
-    from world_gymnast_ros.models.load import JUDGE, checkpoint_dir
     from world_gymnast_ros.training.reflector import judge_episodes
     from world_gymnast_ros.updates.calibration import veto_offset
 
@@ -116,7 +116,7 @@ def run_learn(args: argparse.Namespace) -> int:
     import torch
 
     from world_gymnast_ros.data.read import read_episodes
-    from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.loading import load as build
     from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
     from world_gymnast_ros.updates.judges import learn_settings
 
@@ -152,8 +152,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from world_gymnast_ros.data.frame_table import read_play
+    from world_gymnast_ros.loading.load import JUDGE, load
     from world_gymnast_ros.models.judges.reflector import Reflector
-    from world_gymnast_ros.models.load import JUDGE, load
     from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
     from world_gymnast_ros.updates.calibration import calibrate, judge_recorded
 

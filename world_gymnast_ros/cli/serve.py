@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.models.load import load_policy
+    from world_gymnast_ros.loading.load import load_policy
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -39,7 +39,7 @@ TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the j
          "locator": "the geometric judge: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
-MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "training.imagined",
+MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "updates.imagined",
            "locator": "tabletop.train_locator"}
 
 
@@ -60,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         from world_gymnast_ros.twin.labels import frame_labels
 
         return int(module.main(args.rest, frame_labels))
+    if args.what == "locator":
+        from world_gymnast_ros.twin.observer import nominal_camera
+
+        return int(module.main(args.rest, *nominal_camera()))
     return int(module.main(args.rest))
 
 
@@ -111,7 +115,7 @@ def _world_model(args: argparse.Namespace) -> int:
 
     import torch
 
-    from world_gymnast_ros.models.load import resolve_device
+    from world_gymnast_ros.loading.load import resolve_device
     from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
     from world_gymnast_ros.training.camera import train_camera_fit
     from world_gymnast_ros.training.world_model import TrainConfig, Trainer, new_network
@@ -176,7 +180,7 @@ def _update(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
-    from world_gymnast_ros.models import load as build
+    from world_gymnast_ros.loading import load as build
     from world_gymnast_ros.store import slug
     from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, split
     from world_gymnast_ros.updates.world_model_run import Data, check_folder, play_folder, replay_folder, update

@@ -123,7 +123,7 @@ def _measure(args: argparse.Namespace) -> int:
     import torch
 
     from world_gymnast_ros.evaluation.environment import outcomes
-    from world_gymnast_ros.models.load import load_policy
+    from world_gymnast_ros.loading.load import load_policy
     from world_gymnast_ros.statistics import wilson
     from world_gymnast_ros.store import read_card
     from world_gymnast_ros.twin.environment import TwinEnvironment

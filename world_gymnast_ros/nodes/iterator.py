@@ -13,7 +13,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.iterate import ON_ROBOT, add_arguments, iterate, settings
-from world_gymnast_ros.models import load as build
+from world_gymnast_ros.loading import load as build
 from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.robot_environment import RobotEnvironment
 from world_gymnast_ros.types import Frame

@@ -87,7 +87,7 @@ class PolicyNode(base.ConfiguredNode):
         if c.policy_url:
             self.get_logger().info("the policy runs elsewhere; adapters offered on the topic will be refused")
             return HttpPolicy(c.policy_url, c.policy_timeout_s)
-        from world_gymnast_ros.models.load import load_policy
+        from world_gymnast_ros.loading.load import load_policy
 
         if c.threads:
             import torch

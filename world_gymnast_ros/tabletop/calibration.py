@@ -17,16 +17,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.evaluation.replay import judge_recorded
+from world_gymnast_ros.evaluation.scene_judge import MIN_OUTCOMES
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import fit_camera, project
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
-from world_gymnast_ros.tabletop.locator import Locator
-from world_gymnast_ros.twin.tasks import parse_instruction
+from world_gymnast_ros.tabletop.scene_reader import SceneReader
+from world_gymnast_ros.tabletop.tasks import parse
 from world_gymnast_ros.types import F64, U8
 
 MOVED_SIGMA_M, TURNED_SIGMA_RAD = 0.08, 0.12
@@ -48,9 +51,8 @@ APPROACH_GAIN = 3.0
 HIGHER_M = (0.0, 0.01, 0.02, 0.03)
 """So much higher than a learned approach a pair may ask for: what is likely enough to be believed may be too low to be
 sure of."""
-MIN_OUTCOMES = 3
-"""Successes, and failures, that a height or a margin is learned from."""
 MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
+J = TypeVar("J", bound=GeometricJudge)
 SURE = 0.97
 """No single outcome counts as more certain than this, for arms slip and labels err."""
 
@@ -123,7 +125,7 @@ def set_height(judge: GeometricJudge, name: str, height_m: float, pushed: bool) 
 
 def is_push(episodes: Sequence[Episode]) -> bool:
     """Return whether the episodes, all of one instruction, are of pushing."""
-    return parse_instruction(episodes[0].instruction).family == "push"
+    return parse(episodes[0].instruction).family == "push"
 
 
 def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
@@ -133,7 +135,7 @@ def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     already gives way to a better one, or to none, by the same measure.
     """
     name, fault = named(episodes)
-    if fault or parse_instruction(episodes[0].instruction).family != "reach":
+    if fault or parse(episodes[0].instruction).family != "reach":
         return f"approach: as it was; {fault or 'learned for reaching alone'}"
     bare = with_settings(judge)  # looks at each captured frame once, for all limits
     likely = []
@@ -185,7 +187,7 @@ def fit_find(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
 
 def named(episodes: Sequence[Episode]) -> tuple[str, str]:
     """Return the one object that all episodes name, and why nothing can be learned about it, or ''."""
-    names = sorted({parse_instruction(e.instruction).target for e in episodes})
+    names = sorted({parse(e.instruction).target for e in episodes})
     if len(names) != 1:
         return "", f"{len(names)} objects are named, one can be learned at a time"
     wins = sum(bool(e.success) for e in episodes)
@@ -208,13 +210,13 @@ def outcome_chance(judge: GeometricJudge, episodes: Sequence[Episode]) -> F64:
     return np.asarray(np.where(won, p, 1.0 - p), np.float64)
 
 
-def with_settings(judge: GeometricJudge, **settings: object) -> GeometricJudge:
+def with_settings(judge: J, **settings: object) -> J:
     """Return a judge with other settings and the same network; nothing that it measured before is kept."""
     locator = copy.copy(judge.locator)
     locator.config = copy.deepcopy(judge.config)
     for key, value in settings.items():
         setattr(locator.config, key, {**getattr(locator.config, key), **value} if isinstance(value, dict) else value)
-    return GeometricJudge(locator)
+    return type(judge)(locator)
 
 
 @dataclass(frozen=True, order=True)
@@ -225,33 +227,9 @@ class Strictness:
     approach_m: float
     margin_sigmas: float
 
-
-def cut_pair(looked: F64, measured: dict[Strictness, np.ndarray], success: np.ndarray, max_false_success: float
-             ) -> tuple[Strictness, float] | None:
-    """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
-
-    `looked` (E,): logits of the learned judge; `measured`: claims bool (E,) of the other at each strictness. A pair
-    claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
-    be claimed; among equals the higher approach, then the greater margin, then the higher cut.
-    """
-    if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
-        return None
-    values = np.unique(looked)
-    cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
-    best, found = -np.inf, None
-    for strictness in sorted(measured, reverse=True):
-        for cut in cuts[::-1]:
-            claims = measured[strictness] & (looked > cut)
-            false = float(claims[~success].mean())
-            right = float(claims[success].mean()) - false
-            if false <= max_false_success and right > best + 1e-9:
-                best, found = right, (strictness, float(cut))
-    return found
-
-
-def strictness_of(judge: GeometricJudge, name: str) -> Strictness:
-    """Return how strict the judge is about the object `name`."""
-    return Strictness(judge.config.approach_heights_m.get(name, 0.0), judge.config.sure_sigmas)
+    def __str__(self) -> str:
+        above = f", approach {1000 * self.approach_m:.0f} mm" if self.approach_m else ""
+        return f"margin {self.margin_sigmas:g} sigmas{above}"
 
 
 def set_strictness(judge: GeometricJudge, name: str, strictness: Strictness) -> None:
@@ -261,32 +239,52 @@ def set_strictness(judge: GeometricJudge, name: str, strictness: Strictness) -> 
     judge.config.approach_heights_m = {**others, name: strictness.approach_m} if strictness.approach_m else others
 
 
-def claims_by_strictness(judge: GeometricJudge, films: Sequence[U8], episodes: Sequence[Episode]
-                         ) -> dict[Strictness, np.ndarray]:
-    """Return what the judge claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
-    an approach to the object that the episodes name, at each of HIGHER_M above it too."""
-    name = parse_instruction(episodes[0].instruction).target
-    present = strictness_of(judge, name)
-    heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
-    claims = {}
-    try:
-        for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
-            set_strictness(judge, name, strictness)
-            claims[strictness] = judge_recorded(judge, films, episodes)[1]
-    finally:
-        set_strictness(judge, name, present)
-    return claims
+class CalibratedJudge(GeometricJudge):
+    """A geometric judge that a scene can be taught. Implements `evaluation.scene_judge.SceneJudge`."""
 
+    @property
+    def objects(self) -> SceneReader:
+        """Finds the objects that it judges by, as it has learned the camera."""
+        return self.reader
 
-def update_measuring(start: Path, episodes: Sequence[Episode]) -> tuple[GeometricJudge, list[str]]:
-    """Load the geometric judge from `start`, teach it what the module says but the margin; return it and a
-    line about each.
+    def with_camera(self, episodes: Sequence[Episode]) -> tuple[CalibratedJudge, str]:
+        """Return it with the camera where these episodes show it, or as it is, and a line about that."""
+        judge = with_settings(self)
+        line = fit_camera_again(judge, episodes)
+        return (self if judge.config.to_dict() == self.config.to_dict() else with_settings(judge)), line
 
-    The caller decides how strict it is (`cut_pair`) and saves it (`judge.locator.save`).
-    """
-    judge = GeometricJudge(Locator.from_pretrained(start))
-    lines = [fit_camera_again(judge, episodes)]
-    judge = with_settings(judge)
-    lines += [fit(judge, episodes) for fit in (fit_find, fit_height, fit_approach)]
-    return with_settings(judge), lines
+    def learned(self, episodes: Sequence[Episode]) -> tuple[CalibratedJudge, list[str]]:
+        """Return it with all that the module names but the margin, and a line about each."""
+        parse(episodes[0].instruction)
+        judge, line = self.with_camera(episodes)
+        judge = with_settings(judge)
+        lines = [line, *(fit(judge, episodes) for fit in (fit_find, fit_height, fit_approach))]
+        return with_settings(judge), lines
 
+    def strictness(self, episodes: Sequence[Episode]) -> Strictness:
+        """Return how strict it is about the object that the episodes name."""
+        return Strictness(self.config.approach_heights_m.get(parse(episodes[0].instruction).target, 0.0),
+                          self.config.sure_sigmas)
+
+    def set_strictness(self, strictness: Strictness, episodes: Sequence[Episode]) -> None:
+        """Be so strict about the object that the episodes name; in place."""
+        set_strictness(self, parse(episodes[0].instruction).target, strictness)
+
+    def claims_by_strictness(self, rollouts: Sequence[U8], episodes: Sequence[Episode]
+                             ) -> dict[Strictness, NDArray[np.bool_]]:
+        """Return what it claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned an
+        approach to the object that the episodes name, at each of HIGHER_M above it too."""
+        present = self.strictness(episodes)
+        heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
+        claims = {}
+        try:
+            for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
+                self.set_strictness(strictness, episodes)
+                claims[strictness] = judge_recorded(self, rollouts, episodes)[1]
+        finally:
+            self.set_strictness(present, episodes)
+        return claims
+
+    def save(self, directory: Path) -> None:
+        """Write its checkpoint."""
+        self.locator.save(directory)

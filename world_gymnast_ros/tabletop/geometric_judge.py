@@ -2,8 +2,7 @@
 
 In the captured frame, at the camera's own resolution, it finds where the named object lies on the table
 (`scene_reader.py`). Where the hand goes follows from the actions, and so does where it takes what it pushes or grasps
-(`contact.py`). The numbers that decide are those of the task (`tasks.py`), softened by what the measurement is known to
-be off.
+(`contact.py`). The limits that decide stand in its checkpoint, softened by what the measurement is known to be off.
 """
 from __future__ import annotations
 
@@ -25,16 +24,7 @@ from world_gymnast_ros.robot.actions import (
 from world_gymnast_ros.tabletop.contact import along_and_aside, hand_after, object_paths
 from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
-from world_gymnast_ros.twin.tasks import (
-    DIRECTIONS,
-    PLACE_RADIUS_M,
-    PUSH_DISTANCE_M,
-    PUSH_LATERAL_M,
-    REACH_HEIGHT_M,
-    REACH_RADIUS_M,
-    Task,
-    parse_instruction,
-)
+from world_gymnast_ros.tabletop.tasks import DIRECTIONS, Task, parse
 from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
 COARSE = 2.0
@@ -77,7 +67,7 @@ class GeometricJudge:
         if facts is None:
             return [Judgement(None, detail="nothing to measure: the actions are not known")] * len(frames)
         try:
-            task = parse_instruction(instruction)
+            task = parse(instruction)
             names = (task.target, task.goal) if task.goal else (task.target,)
             self.locator.word_indices(names)
         except BadInstruction as error:
@@ -120,12 +110,12 @@ class GeometricJudge:
     def _reach(self, hand: F64, target_m: F64, name: str) -> Judgement:
         """Judge hand poses (T+1, 7) against the place (3,) of the target `name`."""
         gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
-        sigma = self.config.sigma_m
-        chance = self._kept(gap, REACH_RADIUS_M, sigma) * self._kept(hand[:, 2], REACH_HEIGHT_M, sigma)
+        c, sigma = self.config, self.config.sigma_m
+        chance = self._kept(gap, c.reach_radius_m, sigma) * self._kept(hand[:, 2], c.reach_height_m, sigma)
         above_m = self._approach_above_m(hand[:, 2], gap, name)
         chance = chance * 0.5 * (1.0 + math.erf(above_m / (APPROACH_SIGMA_M * math.sqrt(2.0))))
         # Progress tells failures apart: of two that came too low, the higher one did better.
-        missing = gap + np.maximum(0.0, hand[:, 2] - REACH_HEIGHT_M) + max(0.0, -above_m)
+        missing = gap + np.maximum(0.0, hand[:, 2] - c.reach_height_m) + max(0.0, -above_m)
         progress = np.clip(1.0 - missing / 0.2, 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
 
@@ -140,14 +130,14 @@ class GeometricJudge:
     def _moved(self, path: F64, held: NDArray[np.bool_], task: Task, goal_m: F64) -> Judgement:
         """Judge a push or a pick-and-place by the path (T+1, 2) on which the hand takes the thing, when it is `held`
         (T+1,), and where the goal is (3,), for a pick-and-place."""
-        sigma = COARSE * self.config.sigma_m
+        c, sigma = self.config, COARSE * self.config.sigma_m
         if task.family == "push":
             along, aside = along_and_aside(path, DIRECTIONS[task.direction])
-            chance = self._kept(-along, -PUSH_DISTANCE_M, sigma) * self._kept(aside, PUSH_LATERAL_M, sigma)
-            progress = np.clip(along / PUSH_DISTANCE_M, 0.0, 1.0)
+            chance = self._kept(-along, -c.push_distance_m, sigma) * self._kept(aside, c.push_aside_m, sigma)
+            progress = np.clip(along / c.push_distance_m, 0.0, 1.0)
         else:
             gap = np.linalg.norm(path - goal_m[:2], axis=-1)
-            chance = self._kept(gap, PLACE_RADIUS_M, sigma) * np.where(held, 0.1, 1.0)
+            chance = self._kept(gap, c.place_radius_m, sigma) * np.where(held, 0.1, 1.0)
             progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
         return _verdict(chance.astype(np.float32), progress.astype(np.float32))
 

@@ -44,7 +44,9 @@ class LocatorConfig(PretrainedConfig):
     detection threshold of those that look unfamiliar. `sigma_m`: the error of a measured place, one sigma per axis; a
     limit counts as kept only where it is kept by `sure_sigmas` of them (1.28: 90 % sure). `found`: the detection
     threshold.
-    `camera_rms`: parts that fit the camera worse than this are no basis for a verdict.
+    `camera_rms`: parts that fit the camera worse than this are no basis for a verdict. Success: a hand as near as
+    `reach_radius_m` and below `reach_height_m`; an object pushed `push_distance_m`, aside by less than `push_aside_m`;
+    one put within `place_radius_m` of its goal.
     """
 
     model_type = "world_gymnast_locator"
@@ -74,6 +76,11 @@ class LocatorConfig(PretrainedConfig):
     sure_sigmas: float = 1.28
     found: float = 0.5
     camera_rms: float = 0.05
+    reach_radius_m: float = 0.022
+    reach_height_m: float = 0.095
+    push_distance_m: float = 0.05
+    push_aside_m: float = 0.04
+    place_radius_m: float = 0.04
 
 
 class _Block(nn.Module):

@@ -170,15 +170,6 @@ def train_locator(network: LocatorNetwork, stills: Stills, steps: int, batch: in
     network.eval()
 
 
-def nominal_camera() -> tuple[list[float], list[float]]:
-    """Return the Bridge camera's T_base_camera (16 numbers) and its focal lengths in halves of the picture."""
-    from world_gymnast_ros.twin.model import CAMERA_FOCAL_PX, CAMERA_HEIGHT, CAMERA_WIDTH, camera_pose
-    from world_gymnast_ros.twin.scene import ObjectSpec, Scene
-
-    pose = camera_pose(Scene("nominal", ("reach the red block",), (ObjectSpec("red", "block"),)))
-    return [float(x) for x in pose.ravel()], [2 * CAMERA_FOCAL_PX / CAMERA_WIDTH, 2 * CAMERA_FOCAL_PX / CAMERA_HEIGHT]
-
-
 def hand_follows(files: Iterable[Path]) -> tuple[float, list[float]]:
     """Return how the measured hand follows its targets in play data: the share of the last step that it lags behind,
     and how far it stays from a target at rest (3,), m. Least squares over all steps without contact (reach)."""
@@ -217,7 +208,7 @@ def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
 CARD = """# {name}
 
 The geometric judge: finds named objects and the arm's parts in the captured frame, and from the arm's measured pose
-where the camera is (`models/locator.py`, `models/measuring_judge.py`).
+where the camera is (`tabletop/locator.py`, `tabletop/geometric_judge.py`).
 
 - Data: {files} files of single pictures of varied scenes of the twin ({pictures} pictures), the last file held out.
 - Training: {steps} steps of {batch} pictures, seed {seed}, {minutes:.0f} minutes. {parameters:,} parameters.
@@ -231,8 +222,9 @@ where the camera is (`models/locator.py`, `models/measuring_judge.py`).
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train from the command line."""
+def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[float]) -> int:
+    """Train from the command line. `camera`: where the camera usually stands, T_base_camera as 16 numbers, row by row;
+    `focal` (2,): its focal lengths in halves of the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--stills", type=Path, required=True, help="folder of stills (*.npz); the last is held out")
     parser.add_argument("--play", type=Path, required=True, help="folder of play data: how the hand follows")
@@ -248,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lag, sag = hand_follows(sorted(args.play.glob("*.npz")))
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    camera, focal = nominal_camera()
-    config = LocatorConfig(colours=list(COLOURS), shapes=list(SHAPES), T_base_camera=camera, focal=focal,
+    config = LocatorConfig(colours=list(COLOURS), shapes=list(SHAPES), T_base_camera=list(camera), focal=list(focal),
                            hand_lag=round(lag, 4), hand_sag_m=sag, workspace_low_m=list(WORKSPACE[0]),
                            workspace_high_m=list(WORKSPACE[1]))
     network = LocatorNetwork(config)
@@ -272,7 +263,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     (args.out / "README.md").write_text(card, encoding="utf-8")
     print(card)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -45,6 +45,13 @@ def scene_camera(scene: Scene) -> tuple[float, ...]:
     return projection(camera_pose(scene), CAMERA_FOCAL_PX, CAMERA_WIDTH, CAMERA_HEIGHT)
 
 
+def nominal_camera() -> tuple[list[float], list[float]]:
+    """Return the Bridge camera's T_base_camera (16 numbers, row by row) and its focal lengths in halves of the picture.
+    """
+    pose = camera_pose(Scene("nominal", ("reach the red block",), (ObjectSpec("red", "block"),)))
+    return [float(x) for x in pose.ravel()], [2 * CAMERA_FOCAL_PX / CAMERA_WIDTH, 2 * CAMERA_FOCAL_PX / CAMERA_HEIGHT]
+
+
 @dataclass(frozen=True)
 class Seen:
     """One moment: `frame` uint8 (h, w, 3) as the models draw it; `measured` (7,) Bridge state; `success` so far;

@@ -18,7 +18,8 @@ from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
-from world_gymnast_ros.models.load import load_judges, load_policy, load_world_model, release_table
+from world_gymnast_ros.loading.load import load_judges, load_policy, load_world_model
+from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, TrainablePolicy, WorldModel

@@ -7,11 +7,13 @@ measures learns a few numbers (`measuring_update.py`).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.frame_table import read_play
@@ -19,23 +21,14 @@ from world_gymnast_ros.data.labels import LabelSource, labels_by_outcome
 from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again, replay_episodes
+from world_gymnast_ros.evaluation.scene_judge import MIN_OUTCOMES
+from world_gymnast_ros.loading.load import load_scene_judge
 from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, offset_at, two_in_a_row
-from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.objects import drawn_with
 from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
 from world_gymnast_ros.store import Kind
-from world_gymnast_ros.tabletop.calibration import (
-    MIN_OUTCOMES,
-    claims_by_strictness,
-    cut_pair,
-    set_strictness,
-    strictness_of,
-    update_measuring,
-)
-from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
-from world_gymnast_ros.tabletop.locator import Locator
-from world_gymnast_ros.training.imagined import imagine_file
 from world_gymnast_ros.training.reflector import (
     ReflectorTraining,
     Verdicts,
@@ -43,8 +36,8 @@ from world_gymnast_ros.training.reflector import (
     fit,
     judge_episodes,
 )
-from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import U8, WorldModel
+from world_gymnast_ros.types import F64, U8, WorldModel
+from world_gymnast_ros.updates.imagined import imagine_file
 from world_gymnast_ros.updates.real_episodes import successes
 from world_gymnast_ros.updates.world_model import MIN_HELD_OUT, split
 
@@ -110,6 +103,29 @@ def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episo
                      for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
 
 
+def cut_pair(looked: F64, measured: Mapping[Any, NDArray[np.bool_]], success: NDArray[np.bool_],
+             max_false_success: float) -> tuple[Any, float] | None:
+    """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
+
+    `looked` (E,): logits of the learned judge; `measured`: claims bool (E,) of the other at each strictness. A pair
+    claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
+    be claimed; among equals the stricter, then the higher cut.
+    """
+    if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
+        return None
+    values = np.unique(looked)
+    cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
+    best, found = -np.inf, None
+    for strictness in sorted(measured, reverse=True):
+        for cut in cuts[::-1]:
+            claims = measured[strictness] & (looked > cut)
+            false = float(claims[~success].mean())
+            right = float(claims[success].mean()) - false
+            if false <= max_false_success and right > best + 1e-9:
+                best, found = right, (strictness, float(cut))
+    return found
+
+
 def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, training: Sequence[Episode],
                 calibration: Sequence[Episode], out: Path, settings: JudgeUpdate
                 ) -> tuple[dict[str, Path], Path, list[str]]:
@@ -121,19 +137,17 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
     seen them; those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
-    measuring, lines = update_measuring(second, episodes)
-    if isinstance(world, ActionDiTWorld) and world.objects is not None:
-        world = world.with_objects(measuring.reader)  # the camera that was just learned
+    measuring, lines = load_scene_judge(second).learned(episodes)
+    world = drawn_with(world, measuring.objects)  # the camera that was just learned
     rollouts = [r[0] for r in imagine_again(world, episodes, settings.seed + 9000)]
-    claims = claims_by_strictness(measuring, rollouts, episodes)
-    target = parse_instruction(episodes[0].instruction).target
+    claims = measuring.claims_by_strictness(rollouts, episodes)
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)
     pairs: dict[str, Path] = {}
     for name, start in looks.items():
         judge = Reflector.from_pretrained(start)
         rows = np.ones_like(held) if name == SETTINGS else held
-        present = strictness_of(measuring, target)
+        present = measuring.strictness(episodes)
         some = claims if name == SETTINGS else {present: claims[present]}
         found = cut_pair(logits_of(judge, rollouts, episodes)[rows], {s: c[rows] for s, c in some.items()},
                          success[rows], settings.max_false_success)
@@ -141,14 +155,12 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
             lines.append(f"pair with {name}: too few outcomes to cut it")
             continue
         strictness, cut = found
-        set_strictness(measuring, target, strictness)
+        measuring.set_strictness(strictness, episodes)
         cut_at(judge, cut)
         judge.save(out / name)
         pairs[name] = out / name
-        above = f", approach {1000 * strictness.approach_m:.0f} mm" if strictness.approach_m else ""
-        lines.append(f"pair with {name}: margin {strictness.margin_sigmas:g} sigmas{above}, the looking judge cut at "
-                     f"{cut:.2f}")
-    measuring.locator.save(out / "measuring")
+        lines.append(f"pair with {name}: {strictness}, threshold of the learned judge {cut:.2f}")
+    measuring.save(out / "measuring")
     return pairs, out / "measuring", lines
 
 
@@ -173,7 +185,6 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
     if len(words) > 1:
         raise EpisodeError(f"the episodes are of {len(words)} instructions ({'; '.join(words[:3])}); name the folders "
                            "of one: a height is learned for one object at a time")
-    parse_instruction(words[0])
     fitted, held = split(episodes, held_out_share, seed)
     if len(held) < MIN_HELD_OUT:
         raise EpisodeError(f"{len(held)} of {len(episodes)} episodes are held out, at least {MIN_HELD_OUT} are needed "
@@ -186,7 +197,7 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
                            f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
 
     def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
-        pair = Consensus((Reflector.from_pretrained(look), GeometricJudge(Locator.from_pretrained(measure))))
+        pair = Consensus((Reflector.from_pretrained(look), load_scene_judge(measure)))
         return (replay_episodes(world, pair, held, seed, rollouts=dreams[0]),
                 replay_episodes(world, pair, episodes, seed, rollouts=dreams[1]))
     dreams = ([r[0] for r in imagine_again(world, held, seed + 1)],

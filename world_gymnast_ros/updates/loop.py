@@ -40,16 +40,12 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import Environment
 from world_gymnast_ros.evaluation.replay import Replays, replay_episodes
 from world_gymnast_ros.files import sha256_file, write_text
-from world_gymnast_ros.models import load as build
+from world_gymnast_ros.loading import load as build
+from world_gymnast_ros.loading.release import write_release
 from world_gymnast_ros.models.checkpoint import WEIGHTS
-from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
-from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
-from world_gymnast_ros.objects import ObjectDynamics
+from world_gymnast_ros.objects import ObjectDynamics, drawn_with
 from world_gymnast_ros.statistics import chance_better, wilson
 from world_gymnast_ros.store import Store
-from world_gymnast_ros.tabletop.calibration import fit_camera_again
-from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
-from world_gymnast_ros.tabletop.locator import Locator
 from world_gymnast_ros.types import AdapterRef, Start
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
@@ -64,7 +60,7 @@ from world_gymnast_ros.updates.judges import (
 from world_gymnast_ros.updates.policy_gradient import trainable
 from world_gymnast_ros.updates.real_episodes import PARTS, collect, deal, successes
 from world_gymnast_ros.updates.validation import validate
-from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, parent_name, put_version
+from world_gymnast_ros.updates.world_model import Margins, UpdateConfig, check_updatable, parent_name, put_version
 from world_gymnast_ros.updates.world_model_run import Data, holds_play, play_folder, update
 
 METHODS = ("loop", "unchanged", "imitation")
@@ -185,15 +181,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
-def needs_action_dit(world_model: str) -> None:
-    """Raise BadConfig where the folder `world_model` holds none of those that the judges can learn beside."""
-    kind = build.holds(Path(world_model))
-    if kind != ActionDiTConfig.model_type:
-        raise BadConfig(f"world_model {world_model} holds a '{kind}': the loop supports {ActionDiTConfig.model_type} "
-                        "alone, whose camera and objects the judges that it teaches share; name the shipped one or one "
-                        "trained from it, or leave out the method loop (unchanged and imitation take any)")
-
-
 class Run:
     """A run in a folder. `say` prints a line; `now_ns` is the clock that stamps what is stored; `earlier`: where a
     simulator makes earlier data."""
@@ -294,7 +281,7 @@ class Run:
         """Run all rounds of a method; return its rows, round 0 being the start."""
         state = self.start()
         if method == "loop":  # refused before a real episode is run, not at the first judge
-            needs_action_dit(state.world_model)
+            check_updatable(state.world_model)
 
         def begin() -> dict[str, Any]:
             self.say("round 0: evaluating the start")
@@ -464,14 +451,13 @@ class Run:
             return {"second": OFF, "message": "nobody measures"}
         method = folder.parent
         start = build.checkpoint_dir(state.second, build.JUDGE)
-        judge = GeometricJudge(Locator.from_pretrained(start))
-        before = judge.config.to_dict()
-        episodes = read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked
-        message = fit_camera_again(judge, episodes)
+        before = build.load_scene_judge(start)
+        judge, message = before.with_camera(
+            read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked)
         self.say(f"loop, round {number}: {message}")
-        if judge.config.to_dict() == before:
+        if judge is before:
             return {"second": state.second, "message": message}
-        judge.locator.save(folder / "setup")
+        judge.save(folder / "setup")
         ref = put_version(method / "second_judges", folder / "setup", f"round-{number}-setup-{self.environment.name}",
                           parent_name(start), {"learned": message}, self.now_ns(), JUDGE)
         return {"second": str(ref.path), "message": message}
@@ -507,8 +493,7 @@ class Run:
         c, method = self.config, folder.parent
         settings = dataclasses.replace(c.judge, seed=derive_seed(c.seed, number, 3))
         world = build.load_world_model(state.world_model, named_pair(state.judge, state.second))
-        assert isinstance(world, ActionDiTWorld)  # `method` refuses others
-        old_world = world.with_objects(objects_of(self.seen_by("replay")))
+        old_world = drawn_with(world, objects_of(self.seen_by("replay")))
         replay = self.play("replay")
         run = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
             Path(state.judge), world, old_world, method / "training", method / "calibration", replay, folder / "judge",
@@ -577,9 +562,7 @@ class Run:
         """
         rows = {self.config.task or self.instruction: found.release_row(self.environment.name)}
         if Path(world_model).is_relative_to(self.out):
-            payload = {"world_model": Path(world_model).name, "judge": Path(judge).name, "seed": self.config.seed,
-                       "sha256": build.release_hashes(world_model, named_pair(judge, second)), "tasks": rows}
-            write_text(Path(world_model) / "release.json", json.dumps(payload, indent=1, default=_plain))
+            write_release(world_model, named_pair(judge, second), rows, self.config.seed)
         return rows
 
     def captured(self, number: int) -> list[Start]:

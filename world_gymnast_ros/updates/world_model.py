@@ -8,7 +8,7 @@ whatever is decided about it, with its parent, the hashes of its data and its fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from world_gymnast_ros.decision import Decision, Rules
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.evaluation.replay import Replays
 from world_gymnast_ros.files import sha256_file, write_text
+from world_gymnast_ros.loading.load import holds
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors
+from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
-from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_weights, weights_file
+from world_gymnast_ros.models.world_models.worldgym_files import read_weights, weights_file
+from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
@@ -90,8 +93,8 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
     """
-    worldgym = is_worldgym(parent)  # which sees images and actions, and no objects
-    clips = [e if by is None or worldgym else seen_with(e, by)
+    trainer = check_updatable(parent)
+    clips = [e if by is None or trainer is _worldgym else seen_with(e, by)
              for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
     sha256 = sha256_file(weights_file(parent))
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
@@ -102,41 +105,77 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
     shares = np.concatenate([np.full(len(new), 1.0 / len(new)) * (1.0 - config.replay_share if replay else 1.0),
                              _normal(task_balance(replay, TASK_WEIGHTS)) * config.replay_share
                              if replay else np.empty(0)])
-    if worldgym:
-        return _fine_tune_worldgym(parent, sha256, clips, shares, config, out, inputs)
-    network, _ = load_network(parent)
-    network.config = seen_by(network.config, objects)
+    return trainer(Fine(parent, sha256, clips, held_out, shares, config, out, inputs, objects))
+
+
+@dataclass(frozen=True)
+class Fine:
+    """One fine-tuning: the checkpoint `parent` with its hash, clips with their `shares` (C,), the run folder `out`, and
+    what is noted there of its `inputs`."""
+
+    parent: Path
+    sha256: str
+    clips: Sequence[Episode]
+    held_out: Sequence[Episode]
+    shares: F64
+    config: UpdateConfig
+    out: Path
+    inputs: str
+    objects: ObjectDynamics | None
+
+
+def _action_dit(run: Fine) -> Path:
+    """Train all weights of an ActionDiT."""
+    config = run.config
+    network, _ = load_network(run.parent)
+    network.config = seen_by(network.config, run.objects)
     training = TrainConfig(steps=config.steps, batch=config.batch, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr,
                            warmup_steps=max(1, config.steps // 10), ema=0.97, rollouts_from=0.0,
                            rollout_every=max(1, config.steps // 2), rollout_count=config.own_dreams,
                            report_every_s=1e9, save_every=config.save_every, seed=config.seed)
-    trainer = Trainer(network, clips, held_out, training, out, shares)
-    if (out / TRAINING / STATE).is_file():
+    trainer = Trainer(network, run.clips, run.held_out, training, run.out, run.shares)
+    if (run.out / TRAINING / STATE).is_file():
         trainer.resume()
-        if trainer.done_share >= 1.0 and (out / WEIGHTS).is_file():
-            return out
-    write_text(note, inputs)
+        if trainer.done_share >= 1.0 and (run.out / WEIGHTS).is_file():
+            return run.out
+    write_text(run.out / TRAINING / INPUTS, run.inputs)
     trainer.run()
-    return out
+    return run.out
 
 
-def _fine_tune_worldgym(parent: Path, sha256: str, clips: Sequence[Episode], shares: F64, config: UpdateConfig,
-                        out: Path, inputs: str) -> Path:
-    """Train a LoRA of a WorldGym model; the checkpoint has it merged."""
+def _worldgym(run: Fine) -> Path:
+    """Train a LoRA of a WorldGym model, which sees images and actions and no objects; the checkpoint has it merged."""
+    config, out = run.config, run.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    world = WorldGym.from_pretrained(parent, device, torch.float32)
+    world = WorldGym.from_pretrained(run.parent, device, torch.float32)
     training = WorldGymTraining(
         steps=config.steps, batch=config.batch, lora_rank=config.lora_rank, learning_rate=config.lora_lr, average=0.97,
         clip_frames=min(world.settings.window, WorldGymTraining.clip_frames), save_every=config.save_every,
         warmup_steps=max(1, config.steps // 10), seed=config.seed)
-    trainer, state = WorldGymTrainer(world, clips, training, shares.tolist()), out / TRAINING / STATE
+    trainer, state = WorldGymTrainer(world, run.clips, training, run.shares.tolist()), out / TRAINING / STATE
     if state.is_file():
         trainer.resume(state)
         if trainer.done and (out / WEIGHTS).is_file():
             return out
-    write_text(out / TRAINING / INPUTS, inputs)
+    write_text(out / TRAINING / INPUTS, run.inputs)
     trainer.run(state=state)
-    return trainer.save(out, weights_file(parent).parent / world.settings.vae, parent.name, sha256)
+    return trainer.save(out, weights_file(run.parent).parent / world.settings.vae, run.parent.name, run.sha256)
+
+
+TRAINERS: dict[str, Callable[[Fine], Path]] = {ActionDiTConfig.model_type: _action_dit,
+                                               WorldGymSettings.model_type: _worldgym}
+"""What a folder holds -> how such a world model learns from episodes."""
+
+
+def check_updatable(world_model: str | Path) -> Callable[[Fine], Path]:
+    """Return how a world model learns from episodes; BadConfig names one that cannot, and the remedy."""
+    kind = holds(Path(world_model))
+    if kind not in TRAINERS:
+        raise BadConfig(f"world_model {world_model} holds {repr(kind) if kind else 'none that is known'}: of "
+                        f"{' and '.join(TRAINERS)} it is known how they learn from episodes; name one of these, add a "
+                        "trainer to updates/world_model.py, or leave out the method loop (unchanged and imitation take "
+                        "any world model)")
+    return TRAINERS[kind]
 
 
 def mixed(parent: Path, trained: Path, share: float, out: Path) -> Path:

@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.replay import imagine_again
 from world_gymnast_ros.files import whole
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.load import load_world_model
+from world_gymnast_ros.loading.load import load_world_model
 from world_gymnast_ros.types import WorldModel
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.files import sha256_file
+from world_gymnast_ros.evaluation.scene_judge import SceneJudge
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
@@ -30,7 +29,7 @@ from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSett
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.robot.actions import RobotLimits
-from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
+from world_gymnast_ros.tabletop.calibration import CalibratedJudge
 from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.types import Judge, TrainablePolicy, WorldModel
@@ -42,7 +41,6 @@ GEOMETRIC = "tiny/locator"
 DEFAULT_JUDGES = f"{SHIPPED[JUDGE]}, {GEOMETRIC}"
 AUTO = "auto"
 DTYPES = {AUTO: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-RELEASE = "release.json"
 
 Loader = Callable[[Path, str, "torch.dtype | None"], Any]
 
@@ -58,7 +56,7 @@ LOADERS: dict[tuple[str, str], Loader] = {
     (WORLD_MODEL, ActionDiTConfig.model_type): ActionDiTWorld.from_pretrained,
     (WORLD_MODEL, WorldGymSettings.model_type): WorldGym.from_pretrained,
     (JUDGE, ReflectorConfig.model_type): lambda where, device, dtype: Reflector.from_pretrained(where, device),
-    (JUDGE, LocatorConfig.model_type): lambda where, device, dtype: GeometricJudge(
+    (JUDGE, LocatorConfig.model_type): lambda where, device, dtype: CalibratedJudge(
         Locator.from_pretrained(where, device)),
 }
 """(kind, what a folder holds) -> a loader (path, device, dtype or None for the class's own choice)."""
@@ -148,8 +146,16 @@ def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str 
     """Load judges; several are a consensus, in the order in which they are named. `limits`: the robot's."""
     judges: tuple[Judge, ...] = tuple(load(JUDGE, name, device, dtype) for name in judge_names(names))
     if limits is not None:
-        judges = tuple(j.limited(limits) if isinstance(j, GeometricJudge) else j for j in judges)
+        judges = tuple(j.limited(limits) if isinstance(j, CalibratedJudge) else j for j in judges)
     return judges[0] if len(judges) == 1 else Consensus(judges)
+
+
+def load_scene_judge(where: str | Path, device: str = AUTO) -> SceneJudge:
+    """Load a judge that a scene can be taught; BadCheckpoint where the folder holds another."""
+    judge = load(JUDGE, where, device)
+    if not isinstance(judge, CalibratedJudge):
+        raise BadCheckpoint(f"the judge {where} learns no scene by settings alone; name a geometric one ({GEOMETRIC})")
+    return judge
 
 
 def load_objects(where: str = GEOMETRIC, device: str = AUTO) -> ObjectDynamics:
@@ -175,53 +181,3 @@ def frame_height_px(world_model: str | Path | None) -> int:
     if is_worldgym(where):
         return read_settings(where).frame_size[0]
     return ActionDiTConfig.from_dict(read_config(where, ActionDiTConfig.model_type)).image_size
-
-
-# ---- how far a set of models may be believed ---------------------------------------------------------------------
-
-
-def release_file(world_model: str | Path | None) -> Path:
-    """Return where the release table of a world model lies: beside its weights."""
-    path = checkpoint_dir(world_model, WORLD_MODEL)
-    return (path if path.is_dir() else path.parent) / RELEASE
-
-
-def model_hashes(where: Path) -> dict[str, str]:
-    """Return SHA-256 of a checkpoint's files: settings count as much as weights, for a judge's calibration decides
-    which failures it calls successes."""
-    files = [where] if where.is_file() else sorted(
-        p for p in where.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") or p.name == CONFIG)
-    return {file.name: sha256_file(file) for file in files}
-
-
-def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) -> dict[str, Any]:
-    """Return the hashes of a world model and its judges: a release table is of one such set."""
-    return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)),
-            "judges": [model_hashes(checkpoint_dir(name, JUDGE)) for name in judge_names(judges)]}
-
-
-def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, dict[str, Any]]:
-    """Return the rows of the release table of a world model *with its judges*, by task, as they are stored.
-
-    Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
-    set, and nothing is offered for adaptation by default.
-    """
-    file = release_file(world_model)
-    if not file.is_file():
-        return {}
-    try:
-        release = json.loads(file.read_text(encoding="utf-8"))
-        table = release["tasks"]
-        if release["sha256"] != release_hashes(world_model, judges):
-            return {}
-        for row in table.values():
-            TaskRelease.from_json(row)
-        return {str(task): dict(row) for task, row in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, BadConfig) as error:
-        raise BadCheckpoint(f"{file} is not a release table ({error!r}); make it with `world-gymnast bench replay`"
-                            ) from error
-
-
-def release_table(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, TaskRelease]:
-    """Return the paired-replay table measured for a world model *with its judges*, by task; empty as `release_rows`."""
-    return {task: TaskRelease.from_json(row) for task, row in release_rows(world_model, judges).items()}

@@ -1,0 +1,74 @@
+"""How far a set of models may be believed: the release table beside a world model, for exactly these weights."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from world_gymnast_ros.adaptation.trust import TaskRelease
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig
+from world_gymnast_ros.files import sha256_file, write_text
+from world_gymnast_ros.loading.load import JUDGE, WORLD_MODEL, checkpoint_dir, judge_names
+from world_gymnast_ros.models.checkpoint import CONFIG
+
+RELEASE = "release.json"
+
+
+def release_file(world_model: str | Path | None) -> Path:
+    """Return where the release table of a world model lies: beside its weights."""
+    path = checkpoint_dir(world_model, WORLD_MODEL)
+    return (path if path.is_dir() else path.parent) / RELEASE
+
+
+def model_hashes(where: Path) -> dict[str, str]:
+    """Return SHA-256 of a checkpoint's files: settings count as much as weights, for a judge's calibration decides
+    which failures it calls successes."""
+    files = [where] if where.is_file() else sorted(
+        p for p in where.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") or p.name == CONFIG)
+    return {file.name: sha256_file(file) for file in files}
+
+
+def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) -> dict[str, Any]:
+    """Return the hashes of a world model and its judges: a release table is of one such set."""
+    return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)),
+            "judges": [model_hashes(checkpoint_dir(name, JUDGE)) for name in judge_names(judges)]}
+
+
+def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, dict[str, Any]]:
+    """Return the rows of the release table of a world model *with its judges*, by task, as they are stored.
+
+    Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
+    set, and nothing is offered for adaptation by default.
+    """
+    file = release_file(world_model)
+    if not file.is_file():
+        return {}
+    try:
+        release = json.loads(file.read_text(encoding="utf-8"))
+        table = release["tasks"]
+        if release["sha256"] != release_hashes(world_model, judges):
+            return {}
+        for row in table.values():
+            TaskRelease.from_json(row)
+        return {str(task): dict(row) for task, row in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, BadConfig) as error:
+        raise BadCheckpoint(f"{file} is not a release table ({error!r}); make it with `world-gymnast bench replay`"
+                            ) from error
+
+
+def release_table(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, TaskRelease]:
+    """Return the paired-replay table measured for a world model *with its judges*, by task; empty as `release_rows`."""
+    return {task: TaskRelease.from_json(row) for task, row in release_rows(world_model, judges).items()}
+
+
+def write_release(world_model: str | Path | None, judges: str | Sequence[str], tasks: Mapping[str, Mapping[str, Any]],
+                  seed: int) -> Path:
+    """Write the release table of exactly this set of models, rows by task; return the file, which is whole or absent.
+    Other tasks that were measured with the same set stay."""
+    file, names = release_file(world_model), judge_names(judges)
+    write_text(file, json.dumps({
+        "world_model": checkpoint_dir(world_model, WORLD_MODEL).name, "judge": ", ".join(Path(n).name for n in names),
+        "seed": seed, "sha256": release_hashes(world_model, names),
+        "tasks": {**release_rows(world_model, names), **tasks}}, indent=1, default=float))
+    return file
