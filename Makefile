@@ -47,7 +47,7 @@ $(BIN)/pip:
 	python=$$(tools/prerequisites) && $$python -m venv $(VENV)
 
 # Editable: the Python modules stay in the source tree, and the generated interfaces come to lie beside them.
-$(BUILT): $(LOCKED) package.xml CMakeLists.txt $(BUILD_RULES) $(INTERFACES) $(wildcard scripts/*)
+$(BUILT): $(LOCKED) package.xml CMakeLists.txt $(BUILD_RULES) $(INTERFACES) $(wildcard scripts/* launch/*)
 	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 

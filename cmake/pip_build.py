@@ -14,8 +14,10 @@ from pathlib import Path
 from setuptools import Distribution
 from setuptools.command.build_ext import build_ext
 
-SHARED_FOLDERS = ("checkpoints", "config", "docs", "launch")
-"""Folders of share/<package> that an editable install leaves in the source tree, so that no stale copy is read."""
+SHARED_FOLDERS = ("checkpoints", "config", "docs")
+"""Folders of share/<package> that an editable install leaves in the source tree, so that no stale copy is read.
+
+launch/ is none of them: `ros2 launch` looks for launch files below share/ alone."""
 KINDS = ("msg", "srv", "action")
 
 

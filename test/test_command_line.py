@@ -104,6 +104,33 @@ def test_a_parameter_that_a_file_overrides_is_refused(tmp_path: Path) -> None:
     command_line.check_reached(words, "/arm_node", KNOWN, {"dry_run": True})
 
 
+def test_what_a_shared_section_sets_for_others_is_set_apart(tmp_path: Path) -> None:
+    words = ["--ros-args", "--params-file", params(tmp_path, """
+/**:
+  ros__parameters: {exposure: 3, directory: /data, dry_run: true, qos: {depth: 3}}
+arm_node:
+  ros__parameters: {sauce: 1}
+""")]
+    found = command_line.foreign(words, "/arm_node", KNOWN, {"directory"})
+    assert sorted(found) == ["directory", "exposure", "qos.depth"], "sauce is under its own name: refused as before"
+    assert not command_line.foreign([*words, "-p", "exposure:=4"], "/arm_node", KNOWN, ()).keys() & {"exposure"}
+
+
+def test_a_slip_in_a_shared_section_is_no_foreign_parameter(tmp_path: Path) -> None:
+    words = ["--ros-args", "--params-file", params(tmp_path, "/**:\n  ros__parameters: {dryrun: true}\n")]
+    with pytest.raises(BadConfig, match=r"given\.yaml sets 'dryrun'.*but has 'dry_run'.*under the name of the node"):
+        command_line.foreign(words, "/arm_node", KNOWN, ())
+    assert command_line.foreign(words, "/arm_node", KNOWN, {"dryrun"}), "the name of another node's parameter"
+
+
+def test_the_file_that_overrides_is_named_rightly(tmp_path: Path) -> None:
+    shipped = params(tmp_path, "/**:\n  ros__parameters: {dry_run: false}\n", "shipped.yaml")
+    mine = params(tmp_path, "arm_node:\n  ros__parameters: {dry_run: false}\n", "mine.yaml")
+    with pytest.raises(BadConfig, match=r"mine\.yaml sets dry_run to false"):
+        command_line.check_reached(["--ros-args", "--params-file", shipped, "--params-file", mine, *DRY[1:]],
+                                   "/arm_node", KNOWN, {"dry_run": False})
+
+
 # --- the nodes, over DDS ----------------------------------------------------------------------------------------------
 
 
@@ -132,6 +159,18 @@ def first_line(node: str, *words: str) -> str:
         process.wait()
     assert process.returncode == 0, (line, rest)
     return line
+
+
+@pytest.mark.ros
+def test_a_node_starts_beside_foreign_parameters_and_says_so_after_its_first_line(tmp_path: Path) -> None:
+    shared = params(tmp_path, "/**:\n  ros__parameters: {exposure_us: 9, budget_s: 60.0, qos: {depth: 3}}\n")
+    process = subprocess.Popen(command("arm_node", *DRY, "--params-file", shared), stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    lines = [process.stdout.readline() for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=START_S)
+    assert process.returncode == 0 and "dry run: moves nothing" in lines[0], lines
+    assert all(name in lines[1] for name in ("exposure_us", "qos.depth")) and "budget_s" not in lines[1], lines
 
 
 @pytest.mark.ros

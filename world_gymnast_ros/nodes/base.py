@@ -19,6 +19,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProf
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros import config
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig, WorldGymnastError
 from world_gymnast_ros.nodes import command_line
 from world_gymnast_ros.nodes.convert import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -56,6 +57,9 @@ ALIVE_PERIOD_S = 0.04
 """How often it asserts that it lives: three times before the shortest `policy_lease_s` is over."""
 
 _OWN = ("use_sim_time", "start_type_description_service")
+PARAMETERS = frozenset(spec.name for cls in (*config.FILES.values(), AdaptNodeConfig)
+                       for spec in dataclasses.fields(cls))
+"""The names of all parameters of all nodes of this package."""
 NO_MOTION = "publishes no motion"
 """The first words of every node but the arm's."""
 
@@ -65,6 +69,8 @@ class ConfiguredNode(Node):
 
     words: ClassVar[Sequence[str]] = ()
     """The command line of this process, without the program's name."""
+    note = ""
+    """What the log says after the first line, which tells whether the node moves anything."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, automatically_declare_parameters_from_overrides=True)
@@ -78,6 +84,7 @@ class ConfiguredNode(Node):
                  if name not in _OWN and not name.startswith("qos_overrides.")}
         known = [spec.name for spec in dataclasses.fields(cls)]  # type: ignore[arg-type]
         command_line.check_reached(self.words, self.get_fully_qualified_name(), known, given)
+        self._set_apart(known, given)
         result = config.from_mapping(cls, given, self.get_name())
         for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
             if self.has_parameter(spec.name):  # replaced, so that it gets its range and description
@@ -88,6 +95,19 @@ class ConfiguredNode(Node):
         if moves:
             self.get_logger().info(moves)
         return result
+
+    def _set_apart(self, known: Sequence[str], given: dict[str, Any]) -> None:
+        """Take out of `given` what a shared section of a parameters file sets for other nodes. Raises BadConfig."""
+        name = self.get_fully_qualified_name()
+        others = {key: file for key, file in command_line.foreign(self.words, name, known, PARAMETERS).items()
+                  if key in given}
+        for key in others:
+            self.undeclare_parameter(key)
+            del given[key]
+        strange = [f"{key} ({file})" for key, file in others.items() if key not in PARAMETERS]
+        if strange:
+            self.note = (f"unknown here, taken to be for nodes of other packages: {', '.join(strange)}. In a section "
+                         f"'{name}' an unknown name is refused")
 
     def now_ns(self) -> int:
         """Return ROS time, for stamps. Deadlines use `time.monotonic_ns`."""
@@ -155,6 +175,8 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
         ConfiguredNode.words = argv[1:]
         _init(argv)
         node = make()
+        if node.note:
+            node.get_logger().warning(node.note)
         executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
         executor.add_node(node)
         while rclpy.ok() and not stopped:

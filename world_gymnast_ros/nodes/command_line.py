@@ -7,6 +7,7 @@ so all of these are refused.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import shlex
@@ -28,6 +29,8 @@ TAKES_A_WORD = (*PARAMETER, *REMAP, PARAMS_FILE, "-e", "--enclave", "--log-level
                 "--log-file-name")
 """ROS arguments that are followed by one word."""
 HELP = ("-h", "--help")
+NEARLY = 0.8
+"""difflib's likeness from which an unknown name is taken for a slip of a known one: `max_step_mm`, not `exposure`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def check_reached(words: Sequence[str], node: str, known: Collection[str], value
     `node`: its full name, such as /lab/arm_node. `known`: its parameters. `values`: what ROS gives it.
     """
     ros = split(words)[1]
-    sections = [(path, _sections(path)) for path in _files(ros)]
+    sections = [(path, sections_of(path)) for path in _files(ros)]
     for path, blocks in sections:
         if not any(applies(section, node) for section in blocks):
             named = ", ".join(sorted(blocks)) or "none"
@@ -174,12 +177,58 @@ def applies(section: str, node: str) -> bool:
     return re.fullmatch(pattern, node) is not None
 
 
+def foreign(words: Sequence[str], node: str, known: Collection[str], elsewhere: Collection[str]) -> dict[str, str]:
+    """Return the parameters that are for other nodes, name -> file: under a section that names no node, such as '/**'.
+
+    `known`: the node's parameters; `elsewhere`: those of the package's other nodes. What is given by -p, or under the
+    node's own name, is meant for it. Raises BadConfig for a name in a shared section that is nearly one of the node's:
+    a limit with a slip in its name must not be left at its default.
+    """
+    ros = split(words)[1]
+    meant_for_it = {rule.partition(":=")[0].rpartition(":")[2] for rule in _words_after(ros, PARAMETER)}
+    shared: dict[str, str] = {}
+    for path in _files(ros):
+        for section, block in sections_of(path).items():
+            if not applies(section, node):
+                continue
+            if is_shared(section):
+                shared.update(dict.fromkeys(_flat(block), str(path)))
+            else:
+                meant_for_it.update(_flat(block))
+    found = {key: path for key, path in shared.items() if key not in known and key not in meant_for_it}
+    for key, file in found.items():
+        like = difflib.get_close_matches(key, known, 1, NEARLY)
+        if like and key not in elsewhere:
+            raise BadConfig(f"{file} sets '{key}' in a section for every node; {node} has no such parameter, but has "
+                            f"'{like[0]}'. Write that, or put '{key}' under the name of the node that it is for")
+    return found
+
+
+def is_shared(section: str) -> bool:
+    """Tell whether a section of a parameters file names no node, such as '/**'."""
+    return section.rpartition("/")[2] in ("*", "**")
+
+
+def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of a block's parameters; ROS joins nested ones by a dot."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def _source_of(name: str, value: Any, rules: Sequence[str], files: Sequence[tuple[Path, Mapping[str, Any]]],
                node: str) -> str:
-    """Return what gave a parameter this value: a file or another -p; "" where neither did."""
-    for path, blocks in files:
-        if any(applies(section, node) and name in block and block[name] == value for section, block in blocks.items()):
-            return str(path)
+    """Return what gave a parameter this value: a file or another -p; "" where neither did.
+
+    ROS puts a section that names the node above one for all, and of equals the later.
+    """
+    for shared in (False, True):
+        for path, blocks in reversed(files):
+            if any(is_shared(section) is shared and applies(section, node) and name in block and block[name] == value
+                   for section, block in blocks.items()):
+                return str(path)
     for rule in rules:
         target, _, text = rule.partition(":=")
         if target.rpartition(":")[2] == name and _read(text) == value:
@@ -187,7 +236,7 @@ def _source_of(name: str, value: Any, rules: Sequence[str], files: Sequence[tupl
     return ""
 
 
-def _sections(path: Path) -> dict[str, Mapping[str, Any]]:
+def sections_of(path: Path) -> dict[str, Mapping[str, Any]]:
     """Return the sections of a parameters file, name -> parameters; names of namespaces are joined by /."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

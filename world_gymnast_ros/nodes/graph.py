@@ -30,12 +30,19 @@ GRACE_S = 4.0
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One process. `params` file under the share folder; `overrides` parameters on top; `remaps` from -> to."""
+    """One process. `params` file under the share folder; `overrides` parameters on top; `remaps` from -> to.
+
+    `files`: the user's parameters files, above `params` and below `overrides`. `missed`: what the other nodes go
+    without once this one has ended, for the operator.
+    """
 
     name: str
     params: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     remaps: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    log_level: str = ""
+    missed: str = ""
 
     @property
     def module(self) -> str:
@@ -49,12 +56,14 @@ class NodeSpec:
     def arguments(self) -> list[str]:
         """Return the ROS arguments."""
         words: list[str] = []
-        if self.params:
-            words += ["--params-file", str(share_path(self.params))]
+        for file in ([share_path(self.params)] if self.params else []) + list(self.files):
+            words += ["--params-file", str(file)]
         for key, value in self.overrides.items():
             words += ["-p", f"{key}:={_yaml(value)}"]
         for old, new in self.remaps.items():
             words += ["-r", f"{old}:={new}"]
+        if self.log_level:
+            words += ["--log-level", self.log_level]
         return ["--ros-args", *words] if words else []
 
     def command(self) -> list[str]:
@@ -69,12 +78,16 @@ def _yaml(value: Any) -> str:
 
 # --- the graphs -------------------------------------------------------------------------------------------------------
 
-CAMERA = NodeSpec("camera_node", "config/camera.yaml")
-POLICY = NodeSpec("policy_node", "config/policy.yaml")
-ARM = NodeSpec("arm_node", "config/arm.yaml")
-RECORDER = NodeSpec("recorder_node", "config/recorder.yaml")
-ADAPT = NodeSpec("adapt_node", "config/adapt.yaml")
-TWIN = NodeSpec("twin_node", "config/twin.yaml")
+CAMERA = NodeSpec("camera_node", "config/camera.yaml", missed="no pictures come: policy_node acts on nothing and an "
+                  "armed arm comes to hold, recorder_node records none, adapt_node captures none")
+POLICY = NodeSpec("policy_node", "config/policy.yaml", missed="no action chunks come: an armed arm_node holds")
+ARM = NodeSpec("arm_node", "config/arm.yaml", missed="nothing is sent to the arm, which stays at its last goal: "
+               "policy_node waits for arm_status, recorder_node gets no steps")
+RECORDER = NodeSpec("recorder_node", "config/recorder.yaml", missed="nothing is recorded; the other nodes go on")
+ADAPT = NodeSpec("adapt_node", "config/adapt.yaml", missed="nothing is adapted; policy_node goes on with the adapter "
+                 "that it has")
+TWIN = NodeSpec("twin_node", "config/twin.yaml", missed="neither pictures nor joint states come: arm_node holds, "
+                "policy_node acts on nothing, recorder_node records neither")
 
 
 def robot_graph(camera_source: str = "0") -> list[NodeSpec]:

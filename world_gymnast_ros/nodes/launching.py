@@ -13,24 +13,23 @@ from launch_ros.actions import Node
 
 from launch import LaunchDescription
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.nodes import graph
-from world_gymnast_ros.paths import PACKAGE, share_path
+from world_gymnast_ros.nodes import arguments, graph
+from world_gymnast_ros.paths import PACKAGE
 
 YES, NO = ("true", "True"), ("false", "False")
 ALONE = "the graph stays on this machine (loopback); open_to_network:=true opens it"
 OPEN = ("the graph is OPEN TO THE NETWORK: every machine there in ROS domain {domain} can see the camera and command "
         "the arm, nothing is encrypted")
-
-Values = Callable[[str], str]
-"""Name of a launch argument -> what it was set to."""
+ENDED = "{name} ENDED with code {code}, see its last words above; {missed}. Launch again once the cause is mended"
 
 
-def describe(file: str, specs: Callable[[Values], Iterable[graph.NodeSpec]],
-             *arguments: DeclareLaunchArgument) -> LaunchDescription:
+def describe(file: str, specs: Callable[[arguments.Values], Iterable[graph.NodeSpec]],
+             *own: DeclareLaunchArgument) -> LaunchDescription:
     """Return the description of a launch file: its nodes in one namespace, on this machine unless it is opened."""
     declared = [
-        *arguments,
+        *own,
         DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
+        *(_setting(name) for name in arguments.SETTINGS),
         flag("open_to_network",
              "true: every machine on the network in the same ROS domain can see the camera and command the arm; DDS as "
              "used here encrypts nothing and asks nobody who he is. Needed for a graph that spans machines. false: "
@@ -46,8 +45,9 @@ def describe(file: str, specs: Callable[[Values], Iterable[graph.NodeSpec]],
         is_open = value("open_to_network") in YES
         network = graph.network_environment(is_open, os.environ)
         domain = os.environ.get("ROS_DOMAIN_ID") or "0"
+        settled = arguments.settle(specs(value), value, value("namespace"))
         return [LogInfo(msg=OPEN.format(domain=domain) if is_open else ALONE),
-                *(_node(spec, value("namespace"), network) for spec in specs(value))]
+                *(_node(spec, value("namespace"), network) for spec in settled)]
 
     return LaunchDescription([*declared, OpaqueFunction(function=setup)])
 
@@ -57,10 +57,21 @@ def flag(name: str, description: str) -> DeclareLaunchArgument:
     return DeclareLaunchArgument(name, default_value="false", description=description, choices=[*YES, *NO])
 
 
+def _setting(name: str) -> DeclareLaunchArgument:
+    default, description, choices = arguments.SETTINGS[name]
+    return DeclareLaunchArgument(name, default_value=default, description=description, choices=choices or None)
+
+
 def _node(spec: graph.NodeSpec, namespace: str, network: dict[str, str]) -> Node:
+    """Return one process, told what `graph.start` tells it: so a -p that a parameters file overrides is refused."""
+
+    def ended(event: Any, context: Any) -> list[Any]:
+        if context.is_shutdown:
+            return []
+        return [LogInfo(msg=ENDED.format(name=spec.name, code=event.returncode, missed=spec.missed))]
+
     return Node(package=PACKAGE, executable=spec.name, name=spec.name, namespace=namespace, output="screen",
-                parameters=[*([str(share_path(spec.params))] if spec.params else []), dict(spec.overrides)],
-                remappings=list(spec.remaps.items()), additional_env=network)
+                ros_arguments=spec.arguments()[1:], additional_env=network, on_exit=ended)
 
 
 def _refuse_unknown(file: str, known: list[str], context: Any) -> None:
