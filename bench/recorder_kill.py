@@ -95,7 +95,7 @@ def until_it_hears(client: Any, check: Callable[[], None]) -> None:
     def hears() -> bool:
         mine = [m.status[0].values for m in told if m.status[0].name == "recorder_node"]
         values = {v.key: v.value for v in mine[-1]} if mine else {}
-        return all(re.fullmatch(r"heard 0\.\d s ago", values.get(topic, "")) for topic in RATES_HZ)
+        return all(re.fullmatch(r"used 0\.\d s ago", values.get(topic, "")) for topic in RATES_HZ)
     try:
         client.until(hears, "a recorder that hears all topics", HEARS_S, check)
     except AssertionError as error:

@@ -189,7 +189,7 @@ def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:
         c.until(lambda: told, "diagnostics")
         level, message, values = status()
         assert level == DiagnosticStatus.WARN and message.startswith("ready; nothing heard on image_raw (ever)")
-        assert values["wx250s/joint_states"] == "never heard"
+        assert values["wx250s/joint_states"] == "nothing of use yet"
         begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x")
         assert begun.success and "nothing heard on image_raw (ever), wx250s/joint_states (ever)" in begun.message
         assert c.call("recorder_node/stop_episode", convert.StopEpisode, partial_score=-1.0).success

@@ -5,7 +5,7 @@ from world_gymnast_ros.episodes.outcome import ENDED_BY, OUTCOMES, Outcome, read
 from world_gymnast_ros.episodes.reader import Episode, read_episode
 from world_gymnast_ros.episodes.recover import Salvage, repair
 from world_gymnast_ros.episodes.steps import StepTable, read_steps
-from world_gymnast_ros.episodes.writer import EpisodeWriter, new_episode_id
+from world_gymnast_ros.episodes.writer import EpisodeWriter, new_episode_id, unused_episode_id
 
 __all__ = [
     "ENDED_BY",
@@ -26,4 +26,5 @@ __all__ = [
     "read_outcome",
     "read_steps",
     "repair",
+    "unused_episode_id",
 ]

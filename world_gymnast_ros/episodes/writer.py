@@ -47,6 +47,15 @@ def new_episode_id(instruction: str, now_ns: int) -> str:
     return f"{time:%Y%m%d-%H%M%S}-{now_ns // 10**6 % 1000:03d}" + (f"-{words}" if words else "")
 
 
+def unused_episode_id(root: Path, episode_id: str) -> str:
+    """Return the id, or with a number behind it where `root` has it already: a simulated clock may stand still."""
+    candidate, number = episode_id, 1
+    while (root / candidate).exists() or (root / (candidate + PARTIAL_SUFFIX)).exists():
+        number += 1
+        candidate = f"{episode_id}-{number}"
+    return candidate
+
+
 def episode_header(episode_id: str, header: dict[str, Any], started_ns: int, ended_ns: int | None,
                    ended_by: str | None, messages: dict[str, int]) -> dict[str, Any]:
     """Return the content of `episode.json`; `repair` adds what it found."""

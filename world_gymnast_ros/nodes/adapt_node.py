@@ -66,7 +66,7 @@ class AdaptNode(base.ConfiguredNode):
     def _connect(self) -> None:
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
-        self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
+        base.hear_everyone(self, convert.String, "instruction", self._on_instruction)
         self.create_service(convert.Trigger, "~/capture", self._on_capture, callback_group=ReentrantCallbackGroup())
         self._server = ActionServer(
             self, convert.Adapt, "adapt", execute_callback=self._execute, goal_callback=self._on_goal,
@@ -114,7 +114,7 @@ class AdaptNode(base.ConfiguredNode):
         self._wanted_after_ns = self.now_ns()
         ears = Node(f"{self.get_name()}_capture", context=self.context, namespace=self.get_namespace(),
                     enable_rosout=False, start_parameter_services=False)
-        ears.create_subscription(convert.JointState, f"/{c.robot_name}/joint_states", self._on_joints, base.NEWEST)
+        ears.create_subscription(convert.JointState, f"{c.robot_name}/joint_states", self._on_joints, base.NEWEST)
         ears.create_subscription(kind, topic, self._on_image, base.NEWEST)
         executor = SingleThreadedExecutor(context=self.context)
         executor.add_node(ears)

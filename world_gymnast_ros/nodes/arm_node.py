@@ -92,9 +92,7 @@ class ArmNode(base.ConfiguredNode):
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_policy_alive))
         if self.config.dead_man_button >= 0:
             self.create_subscription(convert.Joy, "joy", self._on_joy, base.NEWEST)
-        # A plain publisher, one that pressed stop before we came up, and one that promises nothing: each matches one.
-        for qos in (base.RELIABLE, base.LATCHED, base.NEWEST):
-            self.create_subscription(convert.Bool, "stop", self._on_stop, qos)
+        base.hear_everyone(self, convert.Bool, "stop", self._on_stop)
         self.create_service(convert.Trigger, "~/arm", self._on_arm, callback_group=self._waits)
         self.create_service(convert.Trigger, "~/disarm", self._on_disarm)
         self.create_service(convert.Trigger, "~/hold", self._on_hold)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
@@ -38,6 +39,17 @@ RECORD_IMAGES = QoSProfile(depth=60, history=HistoryPolicy.KEEP_LAST, reliabilit
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """State that a late joiner must see: instruction, adapter, arm_status."""
+
+
+def hear_everyone(node: Node, kind: Any, topic: str, callback: Callable[[Any], None]) -> None:
+    """Subscribe so that a publisher of any quality of service is heard: one that promises nothing, a plain one, and one
+    that spoke before this node came up. A message may come more than once.
+
+    Each subscription alone does not match every publisher; rclpy would then say that nothing will be received.
+    """
+    for qos in (NEWEST, RELIABLE, LATCHED):
+        node.create_subscription(kind, topic, callback, qos,
+                                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
 
 
 def alive(lease_s: float) -> QoSProfile:

@@ -23,6 +23,8 @@ class CameraNode(base.ConfiguredNode):
         self._images = self.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
         self._infos = self.create_publisher(convert.CameraInfo, "camera_info", base.NEWEST_RELIABLE)
         self._last_ns = base.steady_ns()
+        self._rivals = 1
+        self.every(1.0, self._on_rivals)
         if c.source.isdigit():
             self._device = Device(int(c.source), c.width, c.height)
             self.every(1.0 / c.rate_hz, self._on_device)
@@ -31,6 +33,14 @@ class CameraNode(base.ConfiguredNode):
             self._pictures = self._play()
             self.every(1.0 / c.rate_hz, self._on_clip)
             self.get_logger().info(f"{len(self._clips)} clips from {c.source} at {c.rate_hz:g} Hz")
+
+    def _on_rivals(self) -> None:
+        """Tell, when their number changes, that other cameras publish the same topic: their pictures mix with ours."""
+        count = self.count_publishers("image_raw")
+        if count > 1 and count != self._rivals:
+            self.get_logger().error(f"{count} publishers of {self._images.topic_name}: pictures of several cameras are "
+                                    "mixed; end all but one, or remap one of them")
+        self._rivals = count
 
     def _play(self) -> Iterator[U8]:
         while True:

@@ -113,11 +113,10 @@ class PolicyNode(base.ConfiguredNode):
         self._alive = self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self._status = self.create_publisher(convert.DiagnosticStatus, "policy_status", base.LATCHED)
-        if self.config.image_compressed:
-            self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image, base.NEWEST)
-        else:
-            self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
-        self.create_subscription(convert.String, "instruction", self._on_instruction, base.LATCHED)
+        kind, topic = (convert.CompressedImage, "image_raw/compressed") if self.config.image_compressed else (
+            convert.Image, "image_raw")
+        self._images = self.create_subscription(kind, topic, self._on_image, base.NEWEST)
+        base.hear_everyone(self, convert.String, "instruction", self._on_instruction)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         if not self.config.dry_run_without_arm:
             self.create_subscription(convert.ArmStatusMsg, "arm_status", self._on_arm_status, base.LATCHED)
@@ -348,6 +347,10 @@ class PolicyNode(base.ConfiguredNode):
                   "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
         quiet = self._quiet()
         wrong, hint = (self._verdict.words, "") if self._verdict.refuse else ("", self._verdict.words)
+        cameras = self._images.get_publisher_count()
+        if cameras > 1:
+            hint = (f"{cameras} publishers of {self._images.topic_name}: pictures of several cameras are mixed; end "
+                    "all but one")
         fault = self._fault or self._bad_picture
         level = "error" if fault or wrong else "warn" if quiet or hint else "ok"
         message = fault or wrong or quiet or hint or ("acting" if self._gate.active else "waiting for the arm")

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.serialization import serialize_message
 
 from world_gymnast_ros.config import RecorderConfig
-from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance
+from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance, unused_episode_id
 from world_gymnast_ros.episodes.files import check_episode_id
+from world_gymnast_ros.episodes.picture_count import PictureCount
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, decoder, header_stamp_ns
 from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
+from world_gymnast_ros.images import picture_fault
 from world_gymnast_ros.nodes import base, command_line, convert
+from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 
 MIB = 2**20
 LONGEST_ROUND_NS = 150_000_000
@@ -24,6 +29,13 @@ POLL_S = 0.05
 POLICY_STATUS = provenance.POLICY_STATUS.encode()
 SILENT_S = 1.0
 """An episode that begins while camera or arm is silent for longer begins without them; the answer says so."""
+TRY_PERIOD_S = 0.5
+"""How often a picture is decoded while no episode runs: so that who starts one is told at once what is refused."""
+STANDING_S = 1.0
+"""A clock that does not move for longer stands still."""
+ONCE = ("instruction", "adapter", "arm_status")
+"""What is said once, and an episode that starts later must carry too."""
+ARM_JOINTS = tuple(name.encode() for name in JOINT_NAMES)
 
 
 class RecorderNode(base.ConfiguredNode):
@@ -37,7 +49,10 @@ class RecorderNode(base.ConfiguredNode):
         self._ears = Node("recorder_ears", context=self.context, namespace=self.get_namespace(), enable_rosout=False,
                           start_parameter_services=False)
         self._readers: list[tuple[str, Any, Any, bool, Callable[[Any], None]]] = []
-        self._heard_ns: dict[str, int] = {}
+        self._used_ns: dict[str, int] = {}  # when a message that is of use came, steady; not any message
+        self._pictures = PictureCount()
+        self._tried_ns = 0
+        self._clock_moved_ns, self._clock_ns = base.steady_ns(), 0
         self._kinds: dict[str, Any] = {}
         self._root = Path(c.directory).expanduser().absolute()
         if self._root.exists() and not self._root.is_dir():
@@ -54,18 +69,20 @@ class RecorderNode(base.ConfiguredNode):
         for topic, kind, qos in (
             ("action_chunk", convert.ActionChunkMsg, base.RELIABLE), ("step", convert.StepMsg, base.RECORD),
             ("adapter", convert.AdapterMsg, base.LATCHED), ("arm_status", convert.ArmStatusMsg, base.LATCHED),
-            ("instruction", convert.String, base.LATCHED), ("twin/truth", convert.TwinTruth, base.RELIABLE),
+            ("instruction", convert.String, base.LATCHED), ("instruction", convert.String, base.RELIABLE),
+            ("twin/truth", convert.TwinTruth, base.RELIABLE),
             (f"{c.robot_name}/joint_states", convert.JointState, base.RECORD),
             ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
         # Pictures last: where time is short, they are what is lost, and no step.
-        pictures = "image_raw/compressed" if c.image_compressed else "image_raw"
+        self._camera, self._arm = "image_raw", f"{c.robot_name}/joint_states"
         if c.image_compressed:
-            self._listen(pictures, convert.CompressedImage, base.RECORD_IMAGES)
+            self._camera = "image_raw/compressed"
+            self._kinds[self._camera] = convert.CompressedImage
+            self._hear(self._camera, convert.CompressedImage, base.RECORD_IMAGES, True, self._on_compressed)
         else:
-            self._hear(pictures, convert.Image, base.RECORD_IMAGES, False, self._on_image)
-        self._needed = (pictures, f"{c.robot_name}/joint_states")
+            self._hear(self._camera, convert.Image, base.RECORD_IMAGES, False, self._on_image)
         self._rehearse()
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
@@ -78,11 +95,17 @@ class RecorderNode(base.ConfiguredNode):
 
     def _listen(self, topic: str, kind: Any, qos: Any) -> None:
         name = _name(kind)
-        latched = qos is base.LATCHED
 
         def on_bytes(cdr: bytes) -> None:
+            now_ns = base.steady_ns()
+            known = self._latched.get(topic)
+            # One message of a latched publisher comes by both subscriptions of `instruction`.
+            if topic == "instruction" and known == (name, cdr) and now_ns < self._used_ns[topic] + SILENT_S * 1e9:
+                return
+            if topic != self._arm or all(joint in cdr for joint in ARM_JOINTS):  # a gripper's own are no arm's
+                self._used_ns[topic] = now_ns
             # What is said once, or tells of the policy, an episode that starts later must carry too.
-            if latched or (topic == "diagnostics" and POLICY_STATUS in cdr):
+            if topic in ONCE or (topic == "diagnostics" and POLICY_STATUS in cdr):
                 self._latched[topic] = (name, cdr)
             self._write(topic, name, cdr)
 
@@ -90,36 +113,60 @@ class RecorderNode(base.ConfiguredNode):
         self._hear(topic, kind, qos, True, on_bytes)
 
     def _hear(self, topic: str, kind: Any, qos: Any, raw: bool, on_message: Callable[[Any], None]) -> None:
-        subscription = self._ears.create_subscription(kind, topic, on_message, qos, raw=raw)
+        quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+        subscription = self._ears.create_subscription(kind, topic, on_message, qos, raw=raw, event_callbacks=quiet)
         self._readers.append((topic, subscription.handle, kind, raw, on_message))
 
     def _empty_queues(self) -> None:
         """Write what has come; on a machine too busy for that, services must be answered in between."""
         end_ns = base.steady_ns() + LONGEST_ROUND_NS
-        for topic, handle, kind, raw, on_message in self._readers:
+        for _topic, handle, kind, raw, on_message in self._readers:
             with handle:
                 while base.steady_ns() < end_ns and (taken := handle.take_message(kind, raw)) is not None:
-                    self._heard_ns[topic] = base.steady_ns()
                     on_message(taken[0])
 
-    def _silent_s(self, topic: str) -> float:
-        """Return how long nothing was heard on a topic; infinite where nothing ever was."""
-        return (base.steady_ns() - self._heard_ns[topic]) * 1e-9 if topic in self._heard_ns else math.inf
+    # --- what is of use -------------------------------------------------------------------------------------------
 
-    def _silence(self) -> str:
-        """Return what an episode would lack now, or "" where camera and arm are heard."""
-        silent = [f"{topic} ({f'for {s:.1f} s' if math.isfinite(s) else 'ever'})" for topic in self._needed
-                  if (s := self._silent_s(topic)) > SILENT_S]
-        return f"nothing heard on {', '.join(silent)}; is it published, and under this name?" if silent else ""
+    def _unused_s(self, topic: str) -> float:
+        """Return how long nothing of use came on a topic; infinite where nothing ever did."""
+        return (base.steady_ns() - self._used_ns[topic]) * 1e-9 if topic in self._used_ns else math.inf
+
+    def _lacks(self) -> str:
+        """Return what an episode lacks now, or what spoils it; "" where camera and arm are of use."""
+        lacks = []
+        if self._pictures.refusal:
+            lacks.append(f"pictures on {self._camera} are not recorded: {self._pictures.refusal}")
+        silent = [f"{topic} ({f'for {s:.1f} s' if math.isfinite(s) else 'ever'})" for topic in (self._camera, self._arm)
+                  if (s := self._unused_s(topic)) > SILENT_S and not (topic == self._camera and lacks)]
+        if silent:
+            lacks.append(f"nothing heard on {', '.join(silent)}; is it published, and under this name?")
+        cameras = self._ears.count_publishers(self._camera)
+        if cameras > 1:
+            lacks.append(f"{cameras} publishers of {self._camera}: pictures of several cameras are mixed; end all but "
+                         "one")
+        name = self.get_fully_qualified_name()
+        recorders = self.count_services(f"{name}/start_episode")
+        if recorders > 1:
+            lacks.append(f"{recorders} recorders answer as {name}: each stores every episode; end all but one (a "
+                         "killed one is forgotten after 20 s)")
+        if self._writer is not None and base.steady_ns() - self._clock_moved_ns > STANDING_S * 1e9:
+            lacks.append("the clock stands still (use_sim_time, and /clock is paused): every message has the same time")
+        return "; ".join(lacks)
+
+    def _watch_clock(self) -> None:
+        now_ns = self.now_ns()
+        if now_ns != self._clock_ns:
+            self._clock_ns, self._clock_moved_ns = now_ns, base.steady_ns()
 
     def _on_diagnostics(self) -> None:
-        silence = self._silence()
-        doing = f"recording {self._writer.episode_id}" if self._writer is not None else "ready"
-        values = {topic: f"heard {self._silent_s(topic):.1f} s ago" if topic in self._heard_ns else "never heard"
-                  for topic, *_ in self._readers}
+        lacks = self._lacks()
+        doing = "ready" if self._writer is None else f"recording {self._writer.episode_id}, {self._pictures.words()}"
+        values = {topic: f"used {self._unused_s(topic):.1f} s ago" if topic in self._used_ns else "nothing of use yet"
+                  for topic in dict.fromkeys(reader[0] for reader in self._readers)}
+        values |= {"pictures_used": str(self._pictures.used), "pictures_refused": str(self._pictures.refused)}
         self._diagnostics.publish(convert.diagnostics_msg(
-            "recorder_node", self.config.robot_name, "warn" if silence else "ok",
-            f"{doing}; {silence}" if silence else doing, values, self.now_ns()))
+            "recorder_node", self.config.robot_name, "warn" if lacks else "ok", f"{doing}; {lacks}" if lacks else doing,
+            values, self.now_ns()))
 
     def _rehearse(self) -> None:
         """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
@@ -140,15 +187,47 @@ class RecorderNode(base.ConfiguredNode):
                 self._fault(error)
 
     def _on_image(self, msg: Any) -> None:
-        if self._writer is None:
+        if not self._is_due():
             return
         try:
             frame = convert.frame_from_image(msg)
-            self._writer.write_image("/image_raw", frame.rgb, frame.stamp_ns, self.now_ns(), msg.header.frame_id)
+            self._take(frame.stamp_ns, (frame.rgb.shape[0], frame.rgb.shape[1]))
+            if self._writer is not None:
+                self._writer.write_image("/image_raw", frame.rgb, frame.stamp_ns, self.now_ns(), msg.header.frame_id)
         except EpisodeError as error:
             self._fault(error)
         except WorldGymnastError as error:
-            self.get_logger().error(f"picture not recorded: {error}", throttle_duration_sec=5.0)
+            self._refuse(str(error))
+
+    def _on_compressed(self, cdr: bytes) -> None:
+        """Record a picture as the camera compressed it; one that cannot be decoded would spoil the episode."""
+        if not self._is_due():
+            return
+        try:
+            message = decoder(COMPRESSED_IMAGE)(cdr)
+            fault = picture_fault(message.data.tobytes(), f"picture of format '{message.format[:60]}'")
+        except EpisodeError as error:
+            fault = str(error)
+        if fault:
+            self._refuse(fault)
+            return
+        self._take(header_stamp_ns(cdr), None)
+        self._write(self._camera, COMPRESSED_IMAGE, cdr)
+
+    def _is_due(self) -> bool:
+        """Tell whether a picture is looked at: all of an episode, else one now and then."""
+        if self._writer is None and base.steady_ns() - self._tried_ns < TRY_PERIOD_S * 1e9:
+            return False
+        self._tried_ns = base.steady_ns()
+        return True
+
+    def _take(self, stamp_ns: int, size: tuple[int, int] | None) -> None:
+        self._used_ns[self._camera] = base.steady_ns()
+        self._pictures.use(stamp_ns, size)
+
+    def _refuse(self, why: str) -> None:
+        self._pictures.refuse(why)
+        self.get_logger().error(f"picture not recorded: {why}", throttle_duration_sec=5.0)
 
     def _fault(self, error: EpisodeError) -> None:
         self.get_logger().error(f"recording stopped: {error}")
@@ -170,6 +249,7 @@ class RecorderNode(base.ConfiguredNode):
         return path
 
     def _on_time(self) -> None:
+        self._watch_clock()
         if self._writer is None:
             return
         try:
@@ -187,8 +267,15 @@ class RecorderNode(base.ConfiguredNode):
             return response
         self._empty_queues()  # what came before is not of this episode
         now_ns = self.now_ns()
+        if now_ns == 0:
+            response.message = ("not recording: use_sim_time is true and nothing was heard on /clock, so every time "
+                                "would be 0; start what publishes /clock, or start the recorder with "
+                                "use_sim_time:=false")
+            return response
+        lacks, refusal = self._lacks(), self._pictures.refusal
+        self._pictures = PictureCount()
         try:
-            episode_id = new_episode_id(request.instruction, now_ns)
+            episode_id = unused_episode_id(self._root, new_episode_id(request.instruction, now_ns))
             header = {"instruction": request.instruction, "notes": request.notes, "robot": self.config.robot_name}
             self._writer = EpisodeWriter(self._root, episode_id, header, now_ns,
                                          reserve_bytes=int(self.config.min_free_mb * MIB))
@@ -201,8 +288,9 @@ class RecorderNode(base.ConfiguredNode):
             return response
         self._started_ns = base.steady_ns()
         response.success, response.message = True, f"recording {episode_id}"
-        if silence := self._silence():
-            response.message += f"; {silence}"
+        if lacks:
+            self._pictures.refusal = refusal  # until the first picture of the episode
+            response.message += f"; {lacks}"
             self.get_logger().warning(response.message)
         response.path = str(self._writer.folder)
         return response
@@ -218,7 +306,11 @@ class RecorderNode(base.ConfiguredNode):
         except EpisodeError as error:
             response.message = str(error)
             return response
-        response.success, response.path, response.message = True, str(path), "episode saved"
+        response.success, response.path = True, str(path)
+        response.message = f"episode saved: {self._pictures.words()}"
+        if not self._pictures.used:
+            response.message += "; an episode without pictures cannot be learned from"
+            self.get_logger().warning(response.message)
         return response
 
     def _on_mark(self, request: Any, response: Any) -> Any:

@@ -29,7 +29,7 @@ class RobotEnvironment:
     def __init__(self, instruction: str, trial_s: float, wait_s: float, frame_size: tuple[int, int], robot_name: str
                  ) -> None:
         self.node = Attended(instruction, trial_s, wait_s)
-        self.frame_size, self._joint_states = frame_size, f"/{robot_name}/joint_states"
+        self.frame_size, self._joint_states = frame_size, f"{robot_name}/joint_states"
         self._instruction = instruction
         self._seed: int | None = None
         self._count = 0
