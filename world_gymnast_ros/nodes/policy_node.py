@@ -113,9 +113,11 @@ class PolicyNode(base.ConfiguredNode):
         self._alive = self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
         self._status = self.create_publisher(convert.DiagnosticStatus, "policy_status", base.LATCHED)
-        kind, topic = (convert.CompressedImage, "image_raw/compressed") if self.config.image_compressed else (
-            convert.Image, "image_raw")
-        self._images = self.create_subscription(kind, topic, self._on_image, base.NEWEST)
+        if self.config.image_compressed:
+            self._images = self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image,
+                                                    base.NEWEST)
+        else:
+            self._images = self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
         base.hear_everyone(self, convert.String, "instruction", self._on_instruction)
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         if not self.config.dry_run_without_arm:
