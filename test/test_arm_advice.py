@@ -1,7 +1,6 @@
 """The one line that a session ends with: yes, no, or not shown, because ..."""
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -14,13 +13,14 @@ import pytest
 
 from world_gymnast_ros.adaptation.arm_advice import Advice, Answer, Evidence, advise, evidence_of
 from world_gymnast_ros.adaptation.config import AdaptConfig
-from world_gymnast_ros.adaptation.log import AdaptReport, SessionLog, StopKind, check_session, read_session
+from world_gymnast_ros.adaptation.log import AdaptReport, StopKind, check_session, read_session
+from world_gymnast_ros.adaptation.record import SessionRecord, read_record, write_record
 from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.session import adapt
+from world_gymnast_ros.adaptation.strips import true_strip
 from world_gymnast_ros.adaptation.trust import Known, Trust
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.report.session_report import write_report
-from world_gymnast_ros.report.truth import TrueFilm, complete_report, read_evidence
+from world_gymnast_ros.report.session_report import Truth, write_report
 from world_gymnast_ros.statistics import ABRow, ab_row
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
@@ -143,30 +143,30 @@ def test_truth_of_a_policy_that_was_kept_changes_nothing() -> None:
     assert advise(kept, truth(60, 60)) == advise(kept)
 
 
-def test_the_page_is_completed_with_the_truth_and_is_red_where_that_contradicts(tmp_path: Path) -> None:
-    log = tmp_path / "session.jsonl"
-    report = session(save=storing(tmp_path / "adapters"), log_path=log)
-    evidence = evidence_of(report, BELIEVED)
-    page = write_report(tmp_path / "session.html", report, advise(evidence))
-    with pytest.raises(EpisodeError, match="did not end"):
-        read_evidence(log)
-    SessionLog(log, lambda: 0.0).write("evidence", **evidence.to_json())
-    assert read_evidence(log) == evidence and json.loads(log.read_text().splitlines()[-1])["promoted"]
+def test_the_page_is_written_again_with_the_truth_and_is_red_where_that_contradicts(tmp_path: Path) -> None:
+    record = SessionRecord(session(save=storing(tmp_path / "adapters")), tuple(BELIEVED))
+    page = write_report(tmp_path / "session.html", record)
     first = re.search(r"<main>(.*?)</h1>", page.read_text(), re.DOTALL)
     assert first and "<h1 class='yes'>Let the arm move: yes, because" in first[1]
     assert "What really happened" not in page.read_text()
-    films = [TrueFilm("after, seed 1", False, [np.full((240, 320, 3), 90, np.uint8)] * 12)]
+    write_record(tmp_path / "session.npz", record)
+    again = read_record(tmp_path / "session.npz")
+    assert write_report(tmp_path / "again.html", again).read_text() == page.read_text()
+    strips = [true_strip("after, seed 1", False, [np.full((240, 320, 3), 90, np.uint8)] * 12)]
     same = ab_row("go right", [True, False] * 20, [False, True] * 20)
-    advice = complete_report(page, tmp_path / "demo.html", evidence, same, films)
-    html = (tmp_path / "demo.html").read_text()
-    assert advice.contradicted and "<h1 class='open red'>Let the arm move: not shown, because 40 true" in html
+    html = write_report(tmp_path / "demo.html", again, Truth(same, strips)).read_text()
+    assert again.advice_with(same).contradicted
+    assert "<h1 class='open red'>Let the arm move: not shown, because 40 true" in html
     assert html.count("<h1") == 1 and "<p class='red'>Truly measured" in html and "nothing was measured" not in html
-    assert html.index("What really happened") < html.index("<h2>Gate")
+    assert html.index("What really happened") < html.index("<h2>Promotion test")
     better = ab_row("go right", [False] * 40, [True] * 40)
-    advice = complete_report(page, tmp_path / "demo.html", evidence, better, films)
-    html = (tmp_path / "demo.html").read_text()
-    assert advice.answer is Answer.YES and "red'" not in html and "<h1 class='yes'>" in html
-    (tmp_path / "other.html").write_text("<html>")
-    with pytest.raises(EpisodeError, match="not a report of this version"):
-        complete_report(tmp_path / "other.html", tmp_path / "x.html", evidence, better, films)
-    assert not (tmp_path / "x.html").exists()
+    html = write_report(tmp_path / "demo.html", again, Truth(better, strips)).read_text()
+    assert again.advice_with(better).answer is Answer.YES and "red'" not in html and "<h1 class='yes'>" in html
+
+
+def test_what_is_no_record_of_a_session_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match=r"none\.npz holds no finished session"):
+        read_record(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", values=np.array('{"report": {"outcome": "kept"}}'))
+    with pytest.raises(EpisodeError, match=r"other\.npz holds no finished session"):
+        read_record(tmp_path / "other.npz")

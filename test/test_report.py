@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from world_gymnast_ros.adaptation.arm_advice import advise, evidence_of
 from world_gymnast_ros.adaptation.config import AdaptConfig
+from world_gymnast_ros.adaptation.log import Outcome
+from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.session import adapt
 from world_gymnast_ros.adaptation.trust import Known, TaskRelease, Trust
-from world_gymnast_ros.report.session_report import FRAME_PX, png, write_report
+from world_gymnast_ros.report.html import FRAME_PX, png
+from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 
 
@@ -47,8 +49,8 @@ class Checker(HTMLParser):
         self.text += data
 
 
-def page_of(path, report, trusts=(), **more):
-    return write_report(path, report, advise(evidence_of(report, trusts)), trusts=trusts, **more)
+def page_of(path, report, trusts=(), release=None):
+    return write_report(path, SessionRecord(report, tuple(trusts), release))
 
 
 def parsed(path):
@@ -81,10 +83,10 @@ def test_figures_stand_only_where_the_dream_may_be_believed(session, tmp_path):
 
 
 def test_other_outcomes_are_told_too(session, tmp_path):
-    for outcome, says in (("kept", "Present policy kept"), ("cancelled", "Cancelled")):
+    for outcome, says in ((Outcome.KEPT, "Present policy kept"), (Outcome.CANCELLED, "Cancelled")):
         bare = replace(session, outcome=outcome, gate=None, curve=(), strips=(), message="<b>no & nothing</b>")
         page = parsed(page_of(tmp_path / "r.html", bare))
-        assert says in page.text and "<b>no & nothing</b>" in page.text and "gate was not reached" in page.text
+        assert says in page.text and "<b>no & nothing</b>" in page.text and "promotion test was not reached" in page.text
         assert page.count.get("b", 0) == 0, "text is escaped"
 
 

@@ -40,6 +40,10 @@ class Decision:
     rules: tuple[Rule, ...] = ()
     better: bool = False
 
+    def rule(self, name: str) -> Rule | None:
+        """Return the rule of that name; None where it was not asked."""
+        return next((rule for rule in self.rules if rule.name == name), None)
+
     @property
     def lines(self) -> list[str]:
         """One sentence per rule, for a person."""

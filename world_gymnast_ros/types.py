@@ -161,7 +161,7 @@ class Judgement:
     `score` probability of success, 0..1. `done_at` index of the first frame judged done, or None. `votes` scores that
     one judge gave itself (ensemble heads, repeated answers). `members` of a consensus: (judge, score) each; who was
     not asked is left out. `frame_scores` float32 (frames,) per-frame probability, `progress` the furthest progress
-    0..1 of two frames in a row, where the judge gives them.
+    0..1 of two frames in a row, where the judge gives them. `rejected`: the rollout filter took its verdict.
     """
 
     score: float | None
@@ -171,6 +171,7 @@ class Judgement:
     frame_scores: F32 | None = None
     progress: float | None = None
     members: tuple[tuple[str, float | None], ...] = ()
+    rejected: bool = False
 
 
 @dataclass(frozen=True)

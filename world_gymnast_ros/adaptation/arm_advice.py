@@ -5,10 +5,9 @@ afterwards, on those: what truly happened outweighs what was imagined.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from world_gymnast_ros.adaptation.log import AdaptReport
 from world_gymnast_ros.adaptation.trust import Known, Trust
@@ -38,7 +37,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a session knows at its end, as plain values, so that it can be logged and read again.
+    """What a session knows at its end.
 
     `promoted`: an adapter passed the promotion test, stored or not. `decided`: that test had enough verdicts, or was
     not needed. `evidence`: what was found, in words. `starved`: how far the session fell short for want of time, or ''.
@@ -53,22 +52,12 @@ class Evidence:
     sure_of: float | None
     doubts: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for the session log."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Evidence:
-        """Read what `to_json` wrote. Raises KeyError or TypeError."""
-        return cls(bool(value["promoted"]), bool(value["decided"]), str(value["evidence"]), str(value["starved"]),
-                   value["sure_of"], tuple(value["doubts"]))
-
 
 def evidence_of(report: AdaptReport, trusts: Sequence[Trust]) -> Evidence:
     """Return what a finished session and the trust in its dream come to."""
     gate = report.gate
     told = report.message if gate is None else gate.evidence
-    return Evidence(report.outcome in ("promoted", "would_promote"), report.judged and (gate is None or gate.decided),
+    return Evidence(report.outcome.better, report.judged and (gate is None or gate.decided),
                     told, report.starved, None if gate is None else gate.lower_bound,
                     tuple(t.because for t in trusts if t.known is not Known.YES))
 

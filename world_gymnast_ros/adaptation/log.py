@@ -5,14 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from world_gymnast_ros.adaptation.advantage import group_advantages
-from world_gymnast_ros.adaptation.promotion import GateDecision, decide_each
+from world_gymnast_ros.adaptation.promotion import Promotion, decide_each
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.types import F32, U8, AdapterRef, Start
@@ -67,32 +67,55 @@ class Stop:
     text: str
 
 
+class Outcome(StrEnum):
+    """What a session came to."""
+
+    PROMOTED = "promoted"
+    WOULD_PROMOTE = "would_promote"
+    """As promoted, in a dry run: nothing was stored."""
+    KEPT = "kept"
+    CANCELLED = "cancelled"
+
+    @property
+    def better(self) -> bool:
+        """Whether an adapter passed the promotion test, stored or not."""
+        return self in (Outcome.PROMOTED, Outcome.WOULD_PROMOTE)
+
+
+class StripKind(Enum):
+    """What a strip is shown for."""
+
+    EXTREME = "best or worst of an update"
+    REJECTED = "rejected"
+    PAIRED = "base or adapter on one held-out seed"
+    TRUE = "what truly happened"
+
+
 @dataclass(frozen=True)
 class Strip:
     """A few frames uint8 (n, H, W, 3) of one rollout with their scores (n,) and what became of it.
 
-    `captured` uint8 (H, W, 3): the camera's own frame of what the first one shows, where it is known. `paired`: one of
-    the two that show base and adapter on the same held-out seed.
+    `captured` uint8 (H, W, 3): the camera's own frame of what the first one shows, where it is known.
     """
 
     title: str
     frames: U8
     scores: F32 | None
     note: str
+    kind: StripKind = StripKind.EXTREME
     captured: U8 | None = None
-    paired: bool = False
 
 
 @dataclass(frozen=True)
 class AdaptReport:
-    """The outcome of a session. `outcome`: promoted, would_promote (dry run), kept, or cancelled.
+    """What a session came to.
 
     `starved`: '' or how far the session fell short of the updates it was asked for, for want of time."""
 
-    outcome: str
+    outcome: Outcome
     message: str
     adapter: AdapterRef | None
-    gate: GateDecision | None
+    gate: Promotion | None
     curve: tuple[UpdateRow, ...]
     strips: tuple[Strip, ...]
     counts: TrustCounts
@@ -115,7 +138,7 @@ class AdaptReport:
 
     @property
     def promoted(self) -> bool:
-        return self.outcome == "promoted"
+        return self.outcome is Outcome.PROMOTED
 
 
 class Stopwatch:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group
+from world_gymnast_ros.decision import Decision, Rule, Rules
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap, wilson
 from world_gymnast_ros.types import F32, U8, Judge, Policy, RolloutGroup, Start, WorldModel
 
@@ -44,34 +45,53 @@ class HeldOut:
         return self.rate, self.mean_score
 
 
-@dataclass(frozen=True)
-class GateDecision:
-    """Why an adapter was promoted or not. Rates are imagined success on the held-out gate seeds, each with its 95 %
-    Wilson interval; `difference` has the gate's own confidence. All of it is about the dream: that the gain is as large
-    on the arm follows from none of it."""
+VERDICTS, GAIN, EACH, WITHHELD = "verdicts", "gain in imagination", "each instruction", "nothing against it"
+"""Rules of the promotion test, in the order in which they are asked."""
+UNKNOWN = Interval(0.0, -1.0, 1.0, 0.95, 0)
+MIN_KNOWN = 0.5
+"""Share of pairs that need both verdicts."""
 
-    promote: bool
-    evidence: str
-    before: Interval
-    after: Interval
-    difference: Interval
-    margin: float
-    lower_bound: float
+
+@dataclass(frozen=True)
+class Promotion(Decision):
+    """Why an adapter was promoted or not. Rates are imagined success on held-out seeds, each with its 95 % Wilson
+    interval; `difference` has the test's own confidence. All of it is about imagination: that the gain is as large on
+    the arm follows from none of it. `each`: where there are several instructions, each with its rates before and after.
+    """
+
+    before: Interval = UNKNOWN
+    after: Interval = UNKNOWN
+    difference: Interval = UNKNOWN
     each: tuple[tuple[str, Interval, Interval], ...] = ()
-    """Where there are several instructions: each with its rates before and after."""
-    decided: bool = True
-    """Whether there were verdicts enough to decide on."""
-    withheld: str = ""
-    """Why nothing was promoted although the dream says that the adapter is better, or ''."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether there were verdicts enough to decide on."""
+        return self.rule(GAIN) is not None
+
+    @property
+    def lower_bound(self) -> float:
+        """The gain that the test is sure of."""
+        return self.difference.low
+
+    @property
+    def evidence(self) -> str:
+        """What was found, in words: of the first rule that fails, else of the gain."""
+        asked = [rule for rule in self.rules if rule.name != WITHHELD]
+        return next((rule.text for rule in asked if not rule.holds), asked[-1].text)
 
     @property
     def reason(self) -> str:
-        but = f", but {self.withheld}" if self.withheld else ""
-        return f"{self.evidence}{but}: {'adapter promoted' if self.promote else 'present policy kept'}"
+        """What was found, and what follows."""
+        but = self.rule(WITHHELD)
+        return (f"{self.evidence}{f', but {but.text}' if but else ''}: "
+                f"{'adapter promoted' if self.promote else 'present policy kept'}")
 
-    def withhold(self, why: str) -> GateDecision:
+    def withhold(self, why: str) -> Promotion:
         """Return this decision, but without a promotion where there is a reason `why` against any."""
-        return replace(self, promote=False, withheld=why) if self.promote and why else self
+        if not self.promote or not why:
+            return self
+        return replace(self, promote=False, rules=(*self.rules, Rule(WITHHELD, 1.0, 0.0, False, why)))
 
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
@@ -114,7 +134,7 @@ def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:
 
 
 def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
-           margin: float, confidence: float, seed: int) -> GateDecision:
+           margin: float, confidence: float, seed: int) -> Promotion:
     """Compare paired outcomes bool (D, C) and promote only if surely better by more than `margin`.
 
     Two one-sided lower bounds of the difference at `confidence` must both exceed the margin: a bootstrap that
@@ -122,32 +142,31 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     honest where all dreams agree and the bootstrap collapses to a point). Pairs without both verdicts are left out;
     fewer than half of the pairs, or fewer than two dreams, decide nothing.
     """
-    two_sided = 2 * confidence - 1
-    usable = known.any(1)
-    if known.mean() < 0.5 or usable.sum() < 2:
-        nothing = Interval(0.0, -1.0, 1.0, two_sided, int(known.sum()))
-        return GateDecision(False, f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; "
-                            "need at least half", nothing, nothing, nothing, margin, -1.0, decided=False)
+    two_sided, rules = 2 * confidence - 1, Rules()
+    usable, share = known.any(1), float(known.mean())
+    if not rules.check(VERDICTS, share, MIN_KNOWN, share >= MIN_KNOWN and usable.sum() >= 2,
+                       f"the judge gave both verdicts for only {int(known.sum())} of {known.size} pairs; need at least "
+                       "half"):
+        return Promotion(False, tuple(rules.rules))
     a, b = success_before[known], success_after[known]
     gains = success_after.astype(np.float64) - success_before
     per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
     bootstrap = paired_bootstrap(per_dream, two_sided, seed)
     paired = newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()),
                              two_sided)
-    lower = min(bootstrap.low, paired.low)
     before, after = wilson(int(a.sum()), a.size), wilson(int(b.sum()), b.size)
-    gain = after.value - before.value
-    promote = lower > margin
-    sums = f"{int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds"
-    compare = "above" if promote else "not above"
-    evidence = (f"imagined success {sums}: gain in the dream {gain:+.2f}, {confidence:.0%} sure of at least "
-                f"{lower:+.2f}, {compare} the margin {margin:.2f}")
-    difference = Interval(gain, lower, max(bootstrap.high, paired.high), two_sided, int(a.size))
-    return GateDecision(promote, evidence, before, after, difference, margin, lower)
+    difference = Interval(after.value - before.value, min(bootstrap.low, paired.low), max(bootstrap.high, paired.high),
+                          two_sided, int(a.size))
+    promote = difference.low > margin
+    rules.check(GAIN, difference.low, margin, promote,
+                f"imagined success {int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds: "
+                f"gain in the dream {difference.value:+.2f}, {confidence:.0%} sure of at least {difference.low:+.2f}, "
+                f"{'above' if promote else 'not above'} the margin {margin:.2f}")
+    return Promotion(promote, tuple(rules.rules), promote, before, after, difference)
 
 
 def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
-                words: Sequence[str], margin: float, confidence: float, seed: int) -> GateDecision:
+                words: Sequence[str], margin: float, confidence: float, seed: int) -> Promotion:
     """Decide as `decide` does over all dreams, and keep the present policy if any one instruction lost by it.
 
     `words` (D,): the instruction of each dream. An instruction without verdicts, or one whose imagined success fell by
@@ -169,8 +188,9 @@ def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.boo
         each.append((name, wilson(a, n), wilson(b, n)))
         if (b - a) / n < -margin:
             lost.append(f"'{name}' fell from {a} to {b} of {n}")
-    if whole.promote and lost:
-        return replace(whole, promote=False, each=tuple(each), evidence=(
-            f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
-            f"not for each: {'; '.join(lost)}; adapt to one instruction at a time"))
-    return replace(whole, each=tuple(each))
+    if not whole.decided or not whole.promote:
+        return replace(whole, each=tuple(each))
+    text = (f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
+            f"not for each: {'; '.join(lost)}; adapt to one instruction at a time") if lost else whole.evidence
+    rule = Rule(EACH, float(len(lost)), 0.0, not lost, text)
+    return replace(whole, promote=not lost, rules=(*whole.rules, rule), each=tuple(each))

@@ -126,7 +126,7 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
             faults[i] = ""
         elif fault:
             judgements[i] = Judgement(None, detail=f"rejected: {fault} (was {judgements[i].score:.2f})",
-                                      frame_scores=judgements[i].frame_scores)
+                                      frame_scores=judgements[i].frame_scores, rejected=True)
     claims = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
     lost = 0
     if claims:
@@ -137,7 +137,7 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
                 told = "no verdict" if second.score is None else f"{second.score:.2f}"
                 first = judgements[i]
                 judgements[i] = Judgement(None, detail=f"rejected: not reproduced ({first.score:.2f}, then {told})",
-                                          frame_scores=first.frame_scores)
+                                          frame_scores=first.frame_scores, rejected=True)
     valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
     saw = [[score > SUCCESS_THRESHOLD for _, score in j.members if score is not None] for j in group.judgements
            if len(j.members) > 1]

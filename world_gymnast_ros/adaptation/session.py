@@ -20,6 +20,7 @@ from world_gymnast_ros.adaptation.config import AdaptConfig
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.log import (
     AdaptReport,
+    Outcome,
     Progress,
     SessionLog,
     Stop,
@@ -28,7 +29,7 @@ from world_gymnast_ros.adaptation.log import (
     Strip,
     UpdateRow,
 )
-from world_gymnast_ros.adaptation.promotion import GateDecision, HeldOut, decide_each, hold_out
+from world_gymnast_ros.adaptation.promotion import HeldOut, Promotion, decide_each, hold_out
 from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
@@ -211,7 +212,7 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
         learner.begin()
         outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
     except Cancelled as cancel:
-        outcome, message, gate, ref = "cancelled", f"{cancel}; present policy kept", None, None
+        outcome, message, gate, ref = Outcome.CANCELLED, f"{cancel}; present policy kept", None, None
         stop = Stop(StopKind.CANCELLED, "cancelled")
     except BaseException as error:
         log.write("crash", error=f"{type(error).__name__}: {error}")
@@ -226,7 +227,7 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
                        names, stop, session.starved)
 
 
-_Result = tuple[str, str, Stop, GateDecision | None, AdapterRef | None]
+_Result = tuple[Outcome, str, Stop, Promotion | None, AdapterRef | None]
 
 
 def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None
@@ -238,7 +239,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
         why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
         mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
         s.log.write("stop", reason=mute.text)
-        return "kept", f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
+        return Outcome.KEPT, f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
     s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
     best, best_update, s.best = base, 0, before.rank
     counts = TrustCounts()
@@ -262,24 +263,24 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
         why = "no checkpoint beat the base on the selection seeds" if s.curve else "no update was made"
         short = not s.curve and stop.kind is StopKind.TIME
         remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
-        return "kept", f"{why} ({stop.text}): present policy kept{remedy}", stop, None, None
+        return Outcome.KEPT, f"{why} ({stop.text}): present policy kept{remedy}", stop, None, None
     starved = f"the session was starved: {s.starved}" if s.starved else ""
     gate = _gate(s, learner, base, best, s.withheld or starved)
     if not gate.promote:
-        return "kept", gate.reason, stop, gate, None
+        return Outcome.KEPT, gate.reason, stop, gate, None
     if save is None:
-        return "would_promote", f"dry run: {gate.reason}, but not stored", stop, gate, None
+        return Outcome.WOULD_PROMOTE, f"dry run: {gate.reason}, but not stored", stop, gate, None
     scores = {"imagined_before": asdict(gate.before), "imagined_after": asdict(gate.after),
-              "difference": asdict(gate.difference), "margin": gate.margin, "update": best_update, "seed": s.seed,
+              "difference": asdict(gate.difference), "margin": c.margin, "update": best_update, "seed": s.seed,
               "instructions": [start.instruction for start in s.starts], "world_model": s.world_model.name,
               "judge": s.judge.name}
     ref = save(learner, scores)
     s.log.write("promote", adapter=ref.name, sha256=ref.sha256, path=str(ref.path))
-    return "promoted", gate.reason, stop, gate, ref
+    return Outcome.PROMOTED, gate.reason, stop, gate, ref
 
 
 def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any], withheld: str
-          ) -> GateDecision:
+          ) -> Promotion:
     """Measure base and best on the same gate seeds, which chose nothing before; leaves the best weights in place.
 
     `withheld`: why nothing may be promoted whatever comes of it, or ''.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.log import Strip, StripKind
 from world_gymnast_ros.adaptation.rollout import executed_steps, is_success
 from world_gymnast_ros.types import U8, RolloutGroup
 
@@ -13,10 +13,10 @@ FRAMES_PER_STRIP = 5
 """Few and large: a miss by a finger's width must be seen."""
 
 
-def cut_strip(group: RolloutGroup, i: int, title: str, captured: U8 | None = None, paired: bool = False) -> Strip:
+def cut_strip(group: RolloutGroup, i: int, title: str, kind: StripKind, captured: U8 | None = None) -> Strip:
     """Return evenly spaced frames of rollout `i`, up to where it was finished, with the judge's score at each.
 
-    `captured`: the camera's frame uint8 (H, W, 3) that it began at; `paired`: see `Strip`.
+    `captured`: the camera's frame uint8 (H, W, 3) that it began at.
     """
     judgement = group.judgements[i]
     end = int(executed_steps(group)[i]) or group.frames.shape[1] - 1
@@ -29,7 +29,14 @@ def cut_strip(group: RolloutGroup, i: int, title: str, captured: U8 | None = Non
     else:
         done = f", done at frame {judgement.done_at}" if judgement.done_at is not None else ""
         note = f"{'success' if is_success(judgement) else 'not a success'}, score {judgement.score:.2f}{done}"
-    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note, captured, paired)
+    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note, kind, captured)
+
+
+def true_strip(title: str, success: bool, frames: Sequence[U8]) -> Strip:
+    """Return evenly spaced frames of one true episode."""
+    picks = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).round().astype(int)
+    return Strip(title, np.stack([frames[i] for i in picks]), None, "success" if success else "not a success",
+                 StripKind.TRUE)
 
 
 def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int, captured: U8 | None = None) -> list[Strip]:
@@ -37,15 +44,15 @@ def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int, capture
 
     `captured`: the camera's frame that the group began at.
     """
-    rejected = [s for s in strips if s.title.startswith("rejected")]
+    rejected = [s for s in strips if s.kind is StripKind.REJECTED]
     for i, judgement in enumerate(group.judgements):
-        if judgement.score is None and judgement.detail.startswith("rejected") and len(rejected) < 2:
-            rejected.append(cut_strip(group, i, f"rejected, update {update}", captured))
+        if judgement.rejected and len(rejected) < 2:
+            rejected.append(cut_strip(group, i, f"rejected, update {update}", StripKind.REJECTED, captured))
     scored = [(j.score, i) for i, j in enumerate(group.judgements) if j.score is not None]
     extremes = []
     if scored:
-        extremes = [cut_strip(group, max(scored)[1], f"best, update {update}", captured),
-                    cut_strip(group, min(scored)[1], f"worst, update {update}", captured)]
+        extremes = [cut_strip(group, max(scored)[1], f"best, update {update}", StripKind.EXTREME, captured),
+                    cut_strip(group, min(scored)[1], f"worst, update {update}", StripKind.EXTREME, captured)]
     return extremes + rejected
 
 
@@ -59,5 +66,5 @@ def strip_pair(before: RolloutGroup, after: RolloutGroup, captured: Sequence[U8]
               if is_success(b) and not is_success(a)]
     i = turned[0] if turned else 0
     camera = captured[i] if len(captured) else None
-    return [cut_strip(before, i, "before, held-out seed", camera, paired=True),
-            cut_strip(after, i, "after, same seed", camera, paired=True)]
+    return [cut_strip(before, i, "before, held-out seed", StripKind.PAIRED, camera),
+            cut_strip(after, i, "after, same seed", StripKind.PAIRED, camera)]

@@ -158,6 +158,7 @@ def measure(parts: Parts, scene: str, instruction: str, arm: str, seed: int, epi
         starts = [environment.reset(s, instruction) for s in seed_ranges.captures(captures)]
         began = time.monotonic()
         ref: AdapterRef | None
+        outcome: str
         if arm == "dream":
             report = run_session(parts, starts, config, seed, time.time_ns(), progress=progress).report
             ref, outcome, message = report.adapter, report.outcome, report.message

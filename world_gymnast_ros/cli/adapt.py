@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     for trust in result.trusts:
         print(f"trust: {trust.line}")
     print(f"report: {result.report_path}")
-    return 0 if report.outcome in ("promoted", "would_promote") else 1
+    return 0 if report.outcome.better else 1
 
 
 def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:

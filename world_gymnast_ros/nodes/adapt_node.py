@@ -25,7 +25,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.log import Progress
+from world_gymnast_ros.adaptation.log import Outcome, Progress
 from world_gymnast_ros.adaptation.rollout import Cancelled
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
 from world_gymnast_ros.nodes import base, command_line, convert
@@ -190,7 +190,7 @@ class AdaptNode(base.ConfiguredNode):
                 self._offers.publish(convert.adapter_msg(session.report.adapter, self.now_ns()))
             if handle.is_cancel_requested:
                 handle.canceled()
-            elif session.report.outcome == "cancelled":
+            elif session.report.outcome is Outcome.CANCELLED:
                 handle.abort()
             else:
                 handle.succeed()

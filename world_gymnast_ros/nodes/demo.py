@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from world_gymnast_ros import seeds
 from world_gymnast_ros.adaptation.arm_advice import Advice
-from world_gymnast_ros.adaptation.log import LOG_NAME
+from world_gymnast_ros.adaptation.record import RECORD_NAME, read_record
+from world_gymnast_ros.adaptation.strips import true_strip
 from world_gymnast_ros.cli.checks import writable_folder
 from world_gymnast_ros.cli.demo import add_arguments
 from world_gymnast_ros.errors import BadInstruction, WorldGymnastError
 from world_gymnast_ros.nodes import graph, verb
 from world_gymnast_ros.nodes.operator import Operator, TrueRun
-from world_gymnast_ros.report.truth import TrueFilm, complete_report, read_evidence
+from world_gymnast_ros.report.session_report import Truth, write_report
 from world_gymnast_ros.statistics import ABRow, ab_json, ab_markdown, ab_row, wilson
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
@@ -112,12 +113,12 @@ def memory_mib(pids: Sequence[int]) -> float:
 
 def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], result: Any, row: ABRow,
                   seconds: dict[str, float], peak_mib: float) -> tuple[Path, Advice]:
-    """Complete the session's report with what truly happened and write demo.json; return the report's path and the line
-    that both begin with."""
-    report, source = o.out / "report.html", Path(result.report_path)
-    films = [TrueFilm(f"{label}, seed {r.seed}", r.success, r.film)
-             for label, runs in (("before", before), ("after", after)) for r in runs[:FILMS]]
-    advice = complete_report(source, report, read_evidence(source.parent / LOG_NAME), row, films)
+    """Write the session's page with what truly happened, and demo.json; return the page's path and the line that both
+    begin with."""
+    session = read_record(Path(result.report_path).with_name(RECORD_NAME))
+    strips = [true_strip(f"{label}, seed {r.seed}", r.success, r.film)
+              for label, runs in (("before", before), ("after", after)) for r in runs[:FILMS] if r.film]
+    report, advice = write_report(o.out / "report.html", session, Truth(row, strips)), session.advice_with(row)
     summary = {"line": advice.line, "scene": o.scene, "instruction": o.instruction, "seed": o.seed,
                "promoted": bool(result.promoted), "message": result.message,
                "before": [r.success for r in before], "after": [r.success for r in after],

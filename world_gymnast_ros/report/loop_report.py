@@ -12,7 +12,7 @@ import numpy as np
 
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.charts import interval_bar
-from world_gymnast_ros.report.session_report import STYLE
+from world_gymnast_ros.report.html import STYLE
 from world_gymnast_ros.statistics import Interval, newcombe, paired_bootstrap
 
 COLUMNS = ("method", "round", "true success [95 %]", "imagined", "gap", "false success (of failures)", "world model",

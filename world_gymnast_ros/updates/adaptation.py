@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from world_gymnast_ros.adaptation.arm_advice import Advice, advise, evidence_of
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress, SessionLog
+from world_gymnast_ros.adaptation.log import LOG_NAME, Progress
+from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.session import Learner, adapt
-from world_gymnast_ros.adaptation.trust import TaskRelease, Trust, picture_doubt, released_task, trust_of
+from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
@@ -46,15 +46,11 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class SessionResult:
-    """The outcome of a session, how far its dream may be believed for each task, the line that it ends with, and where
-    its report and log lie."""
+class SessionResult(SessionRecord):
+    """What a session came to, and where its page and its log lie; beside them is the record itself."""
 
-    report: AdaptReport
-    trusts: tuple[Trust, ...]
-    advice: Advice
-    report_path: Path
-    log_path: Path
+    report_path: Path = Path()
+    log_path: Path = Path()
 
 
 def lora_config(config: AdaptNodeConfig) -> LoraConfig:
@@ -159,10 +155,10 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                    withheld=doubts[0] if doubts and config.min_release_auc > 0 else "")
     trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
                    for task in tasks)
-    evidence = evidence_of(report, trusts)
-    SessionLog(log_path, lambda: report.seconds["total"]).write("evidence", **evidence.to_json())
-    report_path = write_report(folder / REPORT_NAME, report, advise(evidence), trusts=trusts, release=parts.release)
-    return SessionResult(report, trusts, advise(evidence), report_path, log_path)
+    result = SessionResult(report, trusts, parts.release, folder / REPORT_NAME, log_path)
+    write_record(folder / RECORD_NAME, result)
+    write_report(result.report_path, result)
+    return result
 
 
 def _unused(path: Path) -> Path:
