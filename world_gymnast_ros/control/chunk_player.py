@@ -174,7 +174,7 @@ class ChunkPlayer:
         goals, fault = way_home(arm.joints, self.config)
         if fault:
             return fault
-        self._set_mode(ArmMode.HOLDING, "going home")
+        self._set_mode(ArmMode.HOLDING, HoldCause.GOING_HOME.value, HoldCause.GOING_HOME)
         profile = self.memory.profile
         moving = profile is not None and now_ns - profile.start_ns < self.config.moving_time_s * 1e9
         self.memory = replace(self.memory, T_target=None, held=None, profile=profile if moving else None)
@@ -287,7 +287,7 @@ class ChunkPlayer:
             return self._finish(hold(self.memory, inputs, self.config, self.reason), None, inputs)
         self._sent = self._way.pop(0)
         if not self._way:
-            self.reason = "at home; arm to go on"
+            self.reason, self.cause = HoldCause.AT_HOME.value, HoldCause.AT_HOME
         gripper = 1.0 if self.memory.gripper is None else self.memory.gripper
         still = np.array([0.0] * (ACTION_DIM - 1) + [gripper], np.float32)
         return self._finish(ArmCommand(fk(goal), goal, gripper, still, still, Verdict.OK, ""), None, inputs)

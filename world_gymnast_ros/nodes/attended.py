@@ -14,6 +14,7 @@ from typing import Any
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.operator import GraphFault, Operator
 from world_gymnast_ros.types import AdapterRef
@@ -224,9 +225,10 @@ class Attended(Operator):
         """Bring the arm to neutral for the next trial. What fails is said and no error: the trial's outcome stands."""
         print("the arm goes home, keep clear")
         try:
+            before = self.status.reason
             self.trigger("go_home")
-            self.spin_until(lambda: "home" in self.status.reason, ANSWER_S, "the arm to set out")
-            self.spin_until(lambda: "going home" not in self.status.reason, HOME_S, "the arm at home")
+            self.spin_until(lambda: self.status.reason != before, ANSWER_S, "the arm to set out")
+            self.spin_until(lambda: self.status.reason != HoldCause.GOING_HOME.value, HOME_S, "the arm at home")
             print(self.status.reason)
         except GraphFault as error:
             print(f"the arm did not go home ({error}); bring it there")
