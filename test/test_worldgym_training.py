@@ -11,12 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from toy_play import write_toy_play
 
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.loading.load import (
-    frame_height_px,
+    JUDGE,
+    WORLD_MODEL,
+    checkpoint_dir,
+    frame_size,
+    holds,
     load_world_model,
 )
 from world_gymnast_ros.loading.release import release_hashes, release_table
@@ -28,7 +33,8 @@ from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSett
 from world_gymnast_ros.testing.fakes import GOALS, FakeJudge, FakePolicy
 from world_gymnast_ros.training.worldgym import ADAPTER, LORA_TARGETS, WorldGymTrainer, WorldGymTraining, diffusion_loss
 from world_gymnast_ros.training.worldgym import encode as encode_episode
-from world_gymnast_ros.updates.world_model import UpdateConfig, fine_tune, mixed, parent_name
+from world_gymnast_ros.updates.judges import JudgeUpdate, update_judge
+from world_gymnast_ros.updates.world_model import TRAINERS, UpdateConfig, check_updatable, fine_tune, mixed, parent_name
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "worldgym.safetensors")
 WEIGHTS = {k.removeprefix("weights."): v for k, v in GOLDEN.items() if k.startswith("weights.")}
@@ -187,10 +193,7 @@ def test_episodes_are_drawn_by_their_weights() -> None:
 
 def test_the_update_of_the_loop_takes_a_published_file(tmp_path: Path) -> None:
     """Through the same function as the tiny model: a run folder, then a version between before and after."""
-    parent = tmp_path / "published"
-    parent.mkdir()
-    torch.save({"ema": WEIGHTS}, parent / "ckpt_000580000.pt")
-    (parent / "config.json").write_text(json.dumps(SETTINGS.to_dict()))
+    parent = _published(tmp_path / "published")
     config = UpdateConfig(steps=2, batch=2, lora_rank=4, save_every=1)
     out = fine_tune(parent, episodes(2), episodes(2), [], config, tmp_path / "run")
     written = (out / "model.safetensors").read_bytes()
@@ -207,6 +210,27 @@ def test_the_update_of_the_loop_takes_a_published_file(tmp_path: Path) -> None:
         fine_tune(parent, episodes(1), [], [], config, out)
 
 
+def test_the_learned_judge_of_the_loop_is_taught_beside_it(tmp_path: Path) -> None:
+    """Its dreams have another size than the judge's pictures."""
+    for name in ("training", "calibration", "replay"):
+        (tmp_path / name).mkdir()
+        write_toy_play(tmp_path / name / "reach.npz", 3, seed=1)
+    start = checkpoint_dir("tiny/reflector", JUDGE)
+    out = update_judge(start, world(), world(), tmp_path / "training", tmp_path / "calibration", tmp_path / "replay",
+                       tmp_path / "judge", JudgeUpdate(steps=1, windows=4))
+    with np.load(out / "dreams" / "new" / "reach.npz") as dreams, np.load(tmp_path / "training" / "reach.npz") as true:
+        assert dreams["frames"].shape == true["frames"].shape and (dreams["frames"] != true["frames"]).any()
+    assert (out / "model.safetensors").read_bytes() != (start / "model.safetensors").read_bytes()
+    assert TRAINERS[holds(Path(checkpoint_dir("", WORLD_MODEL)))] is not check_updatable(_published(tmp_path / "w"))
+
+
+def _published(folder: Path) -> Path:
+    folder.mkdir()
+    torch.save({"ema": WEIGHTS}, folder / "ckpt_000580000.pt")
+    (folder / "config.json").write_text(json.dumps(SETTINGS.to_dict()))
+    return folder
+
+
 def test_what_a_folder_holds_is_seen_without_loading_it(tmp_path: Path) -> None:
     assert not is_worldgym(tmp_path)
     (tmp_path / "w.pt").write_bytes(b"")
@@ -219,17 +243,14 @@ def test_what_a_folder_holds_is_seen_without_loading_it(tmp_path: Path) -> None:
 
 def test_a_session_takes_the_folder_as_it_is(tmp_path: Path) -> None:
     """By the name that a user gives: loaded, imagined in, and without a release table nothing is said of its judges."""
-    folder = tmp_path / "published"
-    folder.mkdir()
-    torch.save({"ema": WEIGHTS}, folder / "ckpt_000580000.pt")
-    (folder / "config.json").write_text(json.dumps(SETTINGS.to_dict()))
+    folder = _published(tmp_path / "published")
     loaded = load_world_model(folder)
     assert isinstance(loaded, WorldGym) and loaded.name == "published"
     start = replace(episodes(1)[0], instruction=next(iter(GOALS))).start()
     group = imagine(FakePolicy(chunk_size=5), loaded, FakeJudge(), start, copies=3, horizon_steps=10, temperature=1.0,
                     seed=0)
     assert group.frames.shape == (3, 11, 32, 48, 3) and group.world_model == "published"
-    assert frame_height_px(folder) == 32 and frame_height_px("tiny/world_model") == 64
+    assert frame_size(folder) == (32, 48) and frame_size("tiny/world_model") == (64, 64)
     assert not release_table(folder)
     assert set(release_hashes(folder, "")["world_model"]) == {"ckpt_000580000.pt", "config.json"}
 

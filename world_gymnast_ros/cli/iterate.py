@@ -98,6 +98,7 @@ def _become_robot(args: argparse.Namespace) -> None:
 
 
 def _on_twin(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.loading.load import frame_size
     from world_gymnast_ros.twin.environment import TwinEnvironment
     from world_gymnast_ros.twin.labels import frame_labels
     from world_gymnast_ros.twin.play import make_replay
@@ -106,7 +107,7 @@ def _on_twin(args: argparse.Namespace) -> int:
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]
-    environment = TwinEnvironment(scene)
+    environment = TwinEnvironment(scene, frame_size(session_settings(args).world_model))
     try:
         environment.reset(0, words)  # a wrong instruction is refused before anything is written
         out = args.out or Path("runs/iterate") / Path(args.scene).stem
@@ -123,6 +124,13 @@ def _on_twin(args: argparse.Namespace) -> int:
         environment.close()
 
 
+def session_settings(args: argparse.Namespace) -> AdaptNodeConfig:
+    """Return the settings of a run's sessions."""
+    # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
+    return adapt_settings(None, ["min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
+                                 "budget_s=86400.0", *args.set], {})
+
+
 def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[str, str], defaults: dict[str, int],
              horizon_steps: int | None) -> tuple[IterateConfig, AdaptNodeConfig]:
     """Return the settings of a run and of its sessions."""
@@ -131,9 +139,7 @@ def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[s
     from world_gymnast_ros.updates.loop import IterateConfig
     from world_gymnast_ros.updates.world_model import UpdateConfig
 
-    # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
-    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
-                                  "budget_s=86400.0", *args.set], {})
+    adapt = session_settings(args)
 
     def count(name: str) -> int:
         given = getattr(args, name)

@@ -117,7 +117,6 @@ def run_learn(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.loading import load as build
-    from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
     from world_gymnast_ros.updates.judges import learn_settings
 
     torch.set_num_threads(args.threads)
@@ -128,9 +127,6 @@ def run_learn(args: argparse.Namespace) -> int:
     judge = build.checkpoint_dir(args.judge, build.JUDGE)
     second = build.checkpoint_dir(args.second_judge or build.GEOMETRIC, build.JUDGE)
     world = build.load_world_model(args.world_model, [str(judge), str(second)])
-    if not isinstance(world, ActionDiTWorld):
-        raise BadConfig(f"--world-model {args.world_model} is no action_dit: the judges that learn here share its "
-                        "camera; name the shipped one or one that was trained from it")
     read = read_episodes(args.episodes, world.frame_size[0], min_steps=2)
     episodes, left_out = read.marked, read.left_out
     for why in left_out:

@@ -189,7 +189,7 @@ def _update(args: argparse.Namespace) -> int:
     given = {"steps": args.steps or None, "batch": args.batch, "muon_lr": args.muon_lr}
     config = UpdateConfig(seed=args.seed, **{k: v for k, v in given.items() if v is not None})
     parent = build.checkpoint_dir(args.init, build.WORLD_MODEL)
-    size = build.frame_height_px(parent)
+    size = build.frame_size(parent)[0]
     earlier = replay_folder(args.replay, parent)
     replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
     found = read_episodes(args.episodes, size, args.out / "decoded")

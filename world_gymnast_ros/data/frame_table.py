@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import F32, I64, U8
 
 NEEDED = ("frames", "deltas", "measured", "length", "success", "instruction", "family", "scene", "behaviour", "seed")
@@ -68,9 +69,10 @@ class PlayTable:
         return out, known
 
 
-def read_play(directory: str | Path, scenes: Sequence[str] | None = None, families: Sequence[str] | None = None
-              ) -> PlayTable:
-    """Read all files of a play directory, keeping episodes of `scenes` and `families` (None: all)."""
+def read_play(directory: str | Path, scenes: Sequence[str] | None = None, families: Sequence[str] | None = None,
+              size_px: int | None = None) -> PlayTable:
+    """Read all files of a play directory, keeping episodes of `scenes` and `families` (None: all). `size_px`: square
+    size of the frames (None: as they are)."""
     files = sorted(Path(directory).glob("*.npz"))
     parts: list[dict[str, NDArray[np.generic]]] = []
     episodes: list[Episode] = []
@@ -88,6 +90,8 @@ def read_play(directory: str | Path, scenes: Sequence[str] | None = None, famili
             steps = int(data["length"][i])
             episodes.append(_episode(data, i, rows, steps))
             parts.append(_rows(data, i, steps))
+            if size_px is not None:
+                parts[-1]["frames"] = resize_rgb(parts[-1]["frames"], (size_px, size_px))  # type: ignore[arg-type]
             rows += steps + 1
     if not episodes:
         raise EpisodeError(f"no episodes in {directory} ({len(files)} files) for scenes {scenes or 'all'} and families "

@@ -175,9 +175,10 @@ def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] 
     return limited
 
 
-def frame_height_px(world_model: str | Path | None) -> int:
-    """Return the height of the frames that a world model draws, without loading its weights."""
+def frame_size(world_model: str | Path | None) -> tuple[int, int]:
+    """Return (H, W) of the frames that a world model draws, px, without loading its weights."""
     where = checkpoint_dir(world_model, WORLD_MODEL)
     if is_worldgym(where):
-        return read_settings(where).frame_size[0]
-    return ActionDiTConfig.from_dict(read_config(where, ActionDiTConfig.model_type)).image_size
+        return read_settings(where).frame_size
+    size = ActionDiTConfig.from_dict(read_config(where, ActionDiTConfig.model_type)).image_size
+    return size, size

@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             print(consequence)
     build.load_policy(adapt.policy).act(BLACK, args.instruction)  # words that it cannot read are refused here
-    frame_size = build.load_world_model(adapt.world_model, adapt.judges).frame_size
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    environment = RobotEnvironment(args.instruction, args.trial_s, args.wait_s, frame_size, adapt.robot_name)
+    environment = RobotEnvironment(args.instruction, args.trial_s, args.wait_s, build.frame_size(adapt.world_model),
+                                   adapt.robot_name)
     try:
         environment.wait()
         return iterate(args, config, adapt, environment, args.out or Path("runs/iterate/robot"))

@@ -79,13 +79,13 @@ def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training
     if (out / CONFIG).is_file():  # written last
         return out
     judge = Reflector.from_pretrained(start)
-    samplers = []
+    samplers, size = [], judge.model.trunk.config.image_size
     for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
         for i, path in enumerate(sorted(folder.glob("*.npz"))):
             imagine_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
         labels = labels_by_outcome if name == "new" else replay_labels
         samplers += [WindowSampler(table, table.episodes, labels)
-                     for table in (read_play(folder), read_play(out / "dreams" / name))]
+                     for table in (read_play(d, size_px=size) for d in (folder, out / "dreams" / name))]
     fit(judge, samplers, settings.shares, ReflectorTraining(
         steps=settings.steps, windows=settings.windows, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr,
         seed=settings.seed))

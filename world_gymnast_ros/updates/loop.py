@@ -77,8 +77,6 @@ OFF = "off"
 """In the place of the geometric judge: the learned one decides alone."""
 LAYOUT = 12
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
-PICTURE_PX = 64
-"""Of the episodes that are learned from, where they are recordings to be decoded."""
 
 
 @dataclass(frozen=True)
@@ -453,7 +451,7 @@ class Run:
         start = build.checkpoint_dir(state.second, build.JUDGE)
         before = build.load_scene_judge(start)
         judge, message = before.with_camera(
-            read_episodes([method / "training", method / "calibration"], PICTURE_PX).marked)
+            read_episodes([method / "training", method / "calibration"]).marked)
         self.say(f"loop, round {number}: {message}")
         if judge is before:
             return {"second": state.second, "message": message}
@@ -465,7 +463,7 @@ class Run:
     def world_model(self, folder: Path, number: int, state: State) -> dict[str, Any]:
         """Update, check, store; the version is used where it was promoted."""
         c, method = self.config, folder.parent
-        found = read_episodes([method / "training", method / "calibration"], PICTURE_PX)
+        found = read_episodes([method / "training", method / "calibration"])
         data = Data(found.marked, read_array_folders([method / "held_out"]), play_folder(self.play("replay")),
                     play_folder(self.play("old")), found.hashes)
         config = dataclasses.replace(c.update, seed=derive_seed(c.seed, number, 2))
@@ -608,7 +606,7 @@ class Run:
         parts = self.parts(method, state)
         began = time.monotonic()
         settings = dataclasses.replace(c.imitation, seed=derive_seed(c.seed, number, 5))
-        episodes = read_episodes([self.all_real(method)], PICTURE_PX).marked
+        episodes = read_episodes([self.all_real(method)]).marked
         ref = imitate(trainable(parts.policy), episodes, lora_config(self.adapt), settings, self.adapter(method, state),
                       Store(self.out / method / "adapters"), self.instruction,
                       {"method": "imitation", "round": number}, self.now_ns())
