@@ -46,7 +46,7 @@ ROOM_MAY_USE = {
     "adaptation": {"robot"},
     "serving": {"control"},  # the policy's side of what tells another action convention
     "data": {"episodes", "robot"},
-    "models": {"robot"},
+    "models": {"robot", "serving"},
     "evaluation": {"adaptation", "data", "models"},
     "training": {"robot", "data", "evaluation", "models"},
     "report": {"adaptation", "evaluation"},

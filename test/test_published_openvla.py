@@ -305,7 +305,7 @@ def test_a_hub_name_that_is_not_here_says_so(monkeypatch: pytest.MonkeyPatch, tm
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("world_gymnast_ros.models.policies.openvla_checkpoint.snapshot_download", offline)
+    monkeypatch.setattr("world_gymnast_ros.models.hub.snapshot_download", offline)
     with pytest.raises(BadCheckpoint, match=r"openvla/openvla-7b.*no network"):
         load_openvla("openvla/openvla-7b")
 

@@ -191,20 +191,21 @@ class OpenAIClient:
         A server that is down costs one time limit, not one for each: where as many questions as may be open failed
         and none was answered, the rest is not asked.
         """
-        answered, failed = 0, 0
+        answered, failed, last = 0, 0, ""
         lock = threading.Lock()
 
         def one(question: Question) -> Answer | RemoteModelError:
-            nonlocal answered, failed
+            nonlocal answered, failed, last
             with lock:
                 given_up = failed >= self.concurrency and not answered
+                told = f"{last} (and so was not asked the rest)"
             if given_up:
-                return RemoteModelError(f"{self.url} was not asked: it left {failed} questions unanswered")
+                return RemoteModelError(told)
             try:
                 answer = self.ask(question)
             except RemoteModelError as error:
                 with lock:
-                    failed += 1
+                    failed, last = failed + 1, str(error)
                 return error
             with lock:
                 answered += 1

@@ -16,18 +16,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.files import sha256_file
+from world_gymnast_ros.models import hub
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.policies.action_bins import ActionStats
 from world_gymnast_ros.models.policies.prismatic import MODEL_TYPE, PrismaticConfig, PrismaticVLA
@@ -35,10 +33,8 @@ from world_gymnast_ros.types import ACTION_DIM
 
 AUTOREGRESSIVE, PARALLEL, L1 = "autoregressive", "parallel", "l1"
 SCHEMES = (AUTOREGRESSIVE, PARALLEL, L1)
-RECIPE, STATISTICS, INDEX, ONE_FILE = ("world_gymnast.json", "dataset_statistics.json", "model.safetensors.index.json",
-                                       "model.safetensors")
+RECIPE, STATISTICS = "world_gymnast.json", "dataset_statistics.json"
 BRIDGE_KEYS = ("bridge_orig", "bridge_dataset")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "action_head--*_checkpoint.pt"]
 FOREIGN = {"proprio_projector--": "reads the arm's state beside the image",
            "noisy_action_projector--": "draws its actions by diffusion",
@@ -106,7 +102,7 @@ def is_published(where: str | Path) -> bool:
     """Whether a folder holds a published OpenVLA checkpoint, or `where` is no folder and reads as a hub name."""
     path = Path(where)
     if not path.is_dir():
-        return HUB_NAME.fullmatch(str(where)) is not None
+        return hub.is_hub_name(where)
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,32 +112,13 @@ def is_published(where: str | Path) -> bool:
 
 def find_folder(where: str | Path) -> Path:
     """Return the folder of a checkpoint: a path, or a hub name from the local cache or the hub; no code is fetched."""
-    path = Path(where)
-    if path.is_dir():
-        return path
-    if not HUB_NAME.fullmatch(str(where)):
-        raise BadCheckpoint(f"policy folder {path} does not exist; give a folder or a hub name such as "
-                            "openvla/openvla-7b")
-    try:
-        return Path(snapshot_download(str(where), allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises many types; all mean that the files are not here
-        raise BadCheckpoint(f"'{where}' is neither a folder nor in the local cache ({constants.HF_HUB_CACHE}), and the "
-                            f"hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]}); download it "
-                            "where there is a network and give the folder") from error
+    return hub.find_folder(where, "policy", "openvla/openvla-7b", HUB_FILES)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint; BadCheckpoint names those that are missing."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BadCheckpoint(f"{index} is not an index of shards ({error})") from error
-    else:
-        names = [ONE_FILE]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing and not index.is_file() and (folder / "lora_adapter").is_dir():
+    names, missing = hub.weight_files(folder)
+    if missing and not (folder / hub.INDEX).is_file() and (folder / "lora_adapter").is_dir():
         raise BadCheckpoint(f"{folder} holds an unmerged LoRA (lora_adapter/) and no weights; merge it with "
                             "OpenVLA-OFT's merge_lora_weights_and_save.py and give that folder")
     if missing:
@@ -239,12 +216,5 @@ def base_hash(files: list[Path], recipe: Recipe) -> str:
     """Return what adapters are tied to: the bytes of `files`, and how they are decoded."""
     digest = hashlib.sha256(f"{recipe.decoding} {recipe.chunk_size}\n".encode())
     for path in sorted(files):
-        digest.update(f"{path.name} {_content_hash(path)}\n".encode())
+        digest.update(f"{path.name} {hub.content_hash(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _content_hash(path: Path) -> str:
-    """Return a file's SHA-256. The hub's cache names large files by it, so those 15 GB are not read twice."""
-    real = path.resolve()
-    named = real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name)
-    return real.name if named else sha256_file(real)
