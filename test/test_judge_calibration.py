@@ -74,7 +74,7 @@ def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, c
                                                                ) -> None:
     (tmp_path / "one").mkdir()
     status = cli.main(["judge", "calibrate", "--episodes", str(tmp_path / "one"), "--out", str(tmp_path / "out")])
-    assert status == 2 and "at least 20" in capsys.readouterr().err
+    assert status == 2 and "no episode" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 

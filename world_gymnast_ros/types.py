@@ -319,6 +319,15 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class Counts(Protocol):
+    """What a judge can also do that is paid for, in money or in waiting."""
+
+    @property
+    def spent(self) -> str:
+        """What was asked and used so far, in words; '' where nothing is counted."""
+
+
+@runtime_checkable
 class Confirms(Protocol):
     """What a judge made of several can also do."""
 

@@ -75,7 +75,8 @@ class AdaptNodeConfig(AdaptConfig):
 
     policy: str = text("", "folder of the policy; empty: the small one that ships with the package")
     world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
-    judges: str = text("tiny/reflector, tiny/locator", "judges that must agree, with commas: folders or shipped names")
+    judges: str = text("tiny/reflector, tiny/locator", "judges that must agree, with commas: folders, "
+                       "shipped names, hub names, http://HOST:PORT/v1#MODEL")
     arm_params: str = text("", "arm.yaml whose step limits and workspace hold in imagination; empty: the shipped one")
     device: str = text("auto", "where the models compute: auto (the GPU where there is one), cpu, cuda, cuda:1")
     dtype: str = text("auto", "of the models: auto (each one's own choice), float32, bfloat16, float16",

@@ -7,6 +7,10 @@ examples:
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
 
+Models of your own are named in the same way: --policy openvla/openvla-7b --world-model /models/worldgym
+--judge Qwen/Qwen3-VL-4B-Instruct --judge https://HOST/v1#MODEL. Where only a yes or no is asked, judges are asked in
+their order, each about what all before it called a success: put the cheap ones first.
+
 --state is where the arm was when the pictures were taken (adapt_node measures it by itself); the geometric judge
 needs it. The shipped models know the words of the twin alone, and were measured on pictures of it alone: of a
 photograph nothing is shown (trust: unknown).
@@ -22,10 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import adapt_settings, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.images import decode_rgb
-from world_gymnast_ros.types import F32, Frame, Start
+from world_gymnast_ros.types import F32, Counts, Frame, Start
 
 HELP = "adapt to a picture of a scene, inside the dream"
 REACH_M = 0.8
@@ -51,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", help="folder, shipped name, or hub name of a published policy")
     parser.add_argument("--world-model", help="folder or file of a world model, or shipped name")
     parser.add_argument("--judge", action="append", default=[], metavar="NAME",
-                        help="folder or shipped name; give it again for each judge that must agree")
+                        help=f"{JUDGES}; give it again for each judge that must agree")
     parser.add_argument("--device", help="auto (the GPU where there is one), cpu, cuda")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
@@ -105,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"learner: {report.names['learner']}")
     if report.adapter is not None:
         print(f"adapter: {report.adapter.path}")
+    if isinstance(parts.judge, Counts) and parts.judge.spent:
+        print(f"judges: {parts.judge.spent}")
     for trust in result.trusts:
         print(f"trust: {trust.line}")
     print(f"report: {result.report_path}")

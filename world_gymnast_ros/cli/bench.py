@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
 RELEASE_TITLE = "## Release gate"
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "else each instruction by itself)")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     replay.add_argument("--judge", action="append", default=[], metavar="NAME",
-                        help="folder or shipped name; again for each judge that must agree (default: those that ship)")
+                        help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
     replay.add_argument("--instructions", nargs="+", default=[], metavar="SENTENCE", help="what --task covers, * for "
                         "any words, such as 'open the *' (default: the sentences of its episodes)")
     replay.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
@@ -135,6 +135,7 @@ def _replay(args: argparse.Namespace) -> int:
     from world_gymnast_ros.evaluation.replay import episodes_needed, release_markdown, replay_episodes
     from world_gymnast_ros.loading import load as build
     from world_gymnast_ros.report.rollout_video import write_replays
+    from world_gymnast_ros.types import Counts
 
     torch.set_num_threads(args.threads)
     if args.pictures:
@@ -159,6 +160,8 @@ def _replay(args: argparse.Namespace) -> int:
     for task, row in rows.items():
         if words := episodes_needed(row):
             print(f"{task}: {words}")
+    if isinstance(judge, Counts) and judge.spent:
+        print(judge.spent)
     if args.pictures:
         write_replays(args.pictures, replays, count=12)
     if args.write:

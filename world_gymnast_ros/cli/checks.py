@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 MAX_SEED = 2**32 - 1
+JUDGES = ("folder, shipped name, hub name of an image-text model, or address of an OpenAI-compatible server "
+          "(http://HOST:PORT/v1#MODEL)")
+"""What names a judge, in the help of every verb that takes one."""
 
 
 def whole(parser: Parser, option: str, low: int, high: int = MAX_SEED, **more: Any) -> None:

@@ -2,7 +2,9 @@
 
 `calibrate` judges episodes of known outcome, fits the judge's probability on half of them, and measures on the other
 half: reliability, ROC, how many failures it calls successes. The new judge is written only where that false success
-rate, upper end of its interval, stays below --refuse-above.
+rate, upper end of its interval, stays below --refuse-above, and where it tells successes from failures at all. Any
+judge with a logit can be calibrated: the learned one, an image-text model (--judge Qwen/Qwen3-VL-4B-Instruct), a
+server (--judge http://HOST:PORT/v1#MODEL).
 
 `veto` leaves the one that looks, in one family of tasks, only to stop what it is sure about: it then claims all but
 --share of the true successes. For families in which the geometric judge knows better.
@@ -12,7 +14,8 @@ named object is, how it is pushed, whether it stops the arm, how sure a find and
 are right more often then, and refused otherwise.
 
 examples:
-  world-gymnast judge calibrate --episodes runs/demo-*/episodes/*       your own marked recordings
+  world-gymnast judge calibrate --episodes runs/demo-*/episodes         your own marked recordings
+  world-gymnast judge calibrate --episodes runs/episodes --judge judges/mine --out judges/better
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
   world-gymnast judge veto --play data/dreams --task push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
@@ -28,7 +31,7 @@ import argparse
 import json
 from pathlib import Path
 
-from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
@@ -42,9 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     calibrate = sub.add_parser("calibrate", help="fit the judge's probability, measure it on other episodes")
     source = calibrate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--episodes", nargs="+", type=Path, help="folders of recorded, marked episodes")
+    source.add_argument("--episodes", nargs="+", type=Path, metavar="DIR", help="folders of marked recordings, one "
+                        "recording's own folder, or folders of *.npz files")
     source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
-    calibrate.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
+    calibrate.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} (default: the shipped tiny one)")
+    calibrate.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
     calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
     real(calibrate, "--max-false-success", 0.001, 0.5, default=0.05,
          help="share of failures that may be called successes on the fitted half (default: %(default)s)")
@@ -148,35 +153,44 @@ def run_calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from world_gymnast_ros.data.frame_table import read_play
+    from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.loading.load import JUDGE, load
     from world_gymnast_ros.models.judges.reflector import Reflector
     from world_gymnast_ros.training.reflector import Verdicts, judge_episodes
-    from world_gymnast_ros.updates.calibration import calibrate, judge_recorded
+    from world_gymnast_ros.types import Counts
+    from world_gymnast_ros.updates.calibration import LogitJudge, calibrate, judge_recorded
 
     torch.set_num_threads(args.threads)
-    judge = load(JUDGE, args.judge)
-    if not isinstance(judge, Reflector):
-        raise BadConfig(f"judge {args.judge} is no Reflector; only that kind is calibrated here")
+    judge = load(JUDGE, args.judge, args.device)
+    if not isinstance(judge, LogitJudge):
+        raise BadConfig(f"judge {args.judge} has no logit that two numbers could calibrate; a geometric judge learns a "
+                        "scene with `world-gymnast judge learn`")
     if args.out:
         writable_folder(args.out)
     left_out: list[str] = []
     if args.play:
+        if not isinstance(judge, Reflector):
+            raise BadConfig(f"--play is for the learned judge that ships; calibrate {args.judge} on --episodes, which "
+                            "may hold *.npz files too")
         table = read_play(args.play)
         judged = judge_episodes(judge, table, table.episodes)
     else:
-        judged, left_out = judge_recorded(judge, args.episodes)
+        found_episodes = read_episodes(args.episodes, judge.frame_size[0], min_steps=1)
+        judged, silent = judge_recorded(judge, found_episodes.marked)
+        left_out = [*found_episodes.left_out, *silent]
     if args.task:
         mine = judged.family == args.task
         judged = Verdicts(judged.logits[mine], judged.success[mine], judged.family[mine])
     for why in left_out:
         print(f"left out {why}")
-    found = calibrate(judged, judge.config.done_threshold, args.max_false_success, args.seed)
-    refused = found.false_success.high > args.refuse_above
+    if isinstance(judge, Counts) and judge.spent:
+        print(judge.spent)
+    found = calibrate(judged, judge.threshold, args.max_false_success, args.seed)
+    refused = found.doubt(args.refuse_above)
     lines = [f"episodes {found.episodes}, half fitted, half measured",
              f"AUC {found.auc:.3f}, calibration error {found.calibration_error:.3f}",
              f"false successes among failures {found.false_success}, missed successes {found.missed}",
-             f"refused: up to {found.false_success.high:.0%} of failures may pass for successes, limit "
-             f"{args.refuse_above:.0%}; train the judge on more of these scenes" if refused else
+             f"refused: {refused}; name another judge, or train this one on more of these scenes" if refused else
              "good enough to adapt with, for scenes and tasks like these"]
     print("\n".join(lines))
     if args.out:
@@ -184,7 +198,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
         (args.out / "calibration.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
         print(f"report: {args.out / REPORT_NAME}")
         if not refused:
-            judge.config.calibrate(found.scale, found.offset)
+            judge.calibrate(found.scale, found.offset)
             judge.save(args.out)
             print(f"judge: {args.out}")
     return 1 if refused else 0

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from world_gymnast_ros.cli.checks import whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
-    run_.add_argument("--judge", action="append", default=[], metavar="NAME", help="of the release check: folder or "
-                      "shipped name; again for each judge that must agree (default: those that ship)")
+    run_.add_argument("--judge", action="append", default=[], metavar="NAME", help=f"of the release check: {JUDGES}; "
+                      "again for each judge that must agree (default: those that ship)")
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")

@@ -1,7 +1,7 @@
 """Load a policy, a world model or a judge: one table from what a folder, a file or a URL holds to a class.
 
 Everybody else names protocols (`types.py`) and asks here. A name is a path, the name of a shipped checkpoint
-("tiny/policy"), or what the class itself knows to find (a hub name of a published policy, the URL of a server).
+("tiny/policy"), a hub name of a published policy or of an image-text model, or the address of a server that judges.
 """
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ import torch
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.evaluation.scene_judge import SceneJudge
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
+from world_gymnast_ros.models.hub import is_hub_name
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
+from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge, is_address
+from world_gymnast_ros.models.judges.vlm import VLMConfig, VLMJudge
+from world_gymnast_ros.models.judges.vlm_processor import is_image_text_model
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.policies.openvla_checkpoint import is_published
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
@@ -58,6 +62,8 @@ LOADERS: dict[tuple[str, str], Loader] = {
     (JUDGE, ReflectorConfig.model_type): lambda where, device, dtype: Reflector.from_pretrained(where, device),
     (JUDGE, LocatorConfig.model_type): lambda where, device, dtype: CalibratedJudge(
         Locator.from_pretrained(where, device)),
+    (JUDGE, VLMConfig.model_type): VLMJudge.from_pretrained,
+    (JUDGE, RemoteConfig.model_type): lambda where, device, dtype: RemoteJudge.from_pretrained(where),
 }
 """(kind, what a folder holds) -> a loader (path, device, dtype or None for the class's own choice)."""
 
@@ -73,7 +79,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _find(name: str) -> Path | None:
+def find(name: str) -> Path | None:
     """Return what a path or the name of a shipped checkpoint stands for; None where there is no such thing."""
     return next((path for path in (Path(name), share_dir() / "checkpoints" / name) if path.exists()), None)
 
@@ -81,12 +87,16 @@ def _find(name: str) -> Path | None:
 def checkpoint_dir(where: str | Path | None, kind: str = POLICY) -> Path:
     """Return the folder or file of a checkpoint; '' or None means the shipped one of its kind."""
     name = str(where or SHIPPED[kind])
-    if (path := _find(name)) is not None:
+    if (path := find(name)) is not None:
         return path
-    shipped = sorted(str(p.parent.relative_to(share_dir() / "checkpoints"))
-                     for p in (share_dir() / "checkpoints").glob(f"*/*/{CONFIG}"))
-    raise BadCheckpoint(f"checkpoint folder {name} does not exist; give the path of a folder that holds a {kind}, or a "
-                        f"shipped one: {', '.join(shipped)}")
+    other = ", the address of a server (http://HOST:PORT/v1#MODEL)" if kind == JUDGE else ""
+    raise BadCheckpoint(f"checkpoint folder {name} does not exist; give the path of a folder that holds a {kind}{other}"
+                        f", or a shipped one: {_shipped()}")
+
+
+def _shipped() -> str:
+    folder = share_dir() / "checkpoints"
+    return ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob(f"*/*/{CONFIG}")))
 
 
 def holds(where: Path) -> str:
@@ -108,15 +118,26 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
     """
     if dtype not in DTYPES:
         raise BadConfig(f"dtype is {dtype!r}; give {', '.join(DTYPES)}")
-    if kind == POLICY and where and _find(str(where)) is None and is_published(where):  # a name on the hub
+    if kind == POLICY and where and find(str(where)) is None and is_published(where):  # a name on the hub
         return _published_policy(where, resolve_device(device), DTYPES[dtype])
+    if kind == JUDGE and where and find(str(where)) is None:
+        if is_address(where):
+            return RemoteJudge.from_pretrained(where)
+        if is_hub_name(where):
+            try:
+                return VLMJudge.from_pretrained(where, resolve_device(device), DTYPES[dtype])
+            except BadCheckpoint as error:
+                raise BadCheckpoint(f"{error}; what ships is {_shipped()}") from error
     path = checkpoint_dir(where, kind)
     found = "openvla" if kind == POLICY and is_published(path) else holds(path)
     loader = LOADERS.get((kind, found))
+    if loader is None and kind == JUDGE and is_image_text_model(found):
+        loader = VLMJudge.from_pretrained
     if loader is None:
         known = ", ".join(sorted(name for other, name in LOADERS if other == kind))
         what = f"a '{found}'" if found else f"no {CONFIG} that names a model_type"
-        raise BadCheckpoint(f"{path} holds {what}; as a {kind} these can be loaded: {known}")
+        raise BadCheckpoint(f"{path} holds {what}; as a {kind} these can be loaded: {known}"
+                            f"{', or any image-text model of transformers' if kind == JUDGE else ''}")
     return loader(path, resolve_device(device), DTYPES[dtype])
 
 
@@ -136,7 +157,10 @@ def judge_names(names: str | Sequence[str]) -> tuple[str, ...]:
 def geometric_judge(names: str | Sequence[str]) -> str:
     """Return the name of the geometric judge among several; '' where there is none."""
     for name in judge_names(names):
-        if holds(checkpoint_dir(name, JUDGE)) == LocatorConfig.model_type:
+        path = find(name)
+        if path is None and not (is_address(name) or is_hub_name(name)):
+            checkpoint_dir(name, JUDGE)  # says what is wrong
+        if path is not None and holds(path) == LocatorConfig.model_type:
             return name
     return ""
 

@@ -1,6 +1,7 @@
 """How far a set of models may be believed: the release table beside a world model, for exactly these weights."""
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.files import sha256_file, write_text
-from world_gymnast_ros.loading.load import JUDGE, WORLD_MODEL, checkpoint_dir, judge_names
+from world_gymnast_ros.files import write_text
+from world_gymnast_ros.loading.load import JUDGE, WORLD_MODEL, checkpoint_dir, find, holds, judge_names
 from world_gymnast_ros.models.checkpoint import CONFIG
+from world_gymnast_ros.models.hub import content_hash, is_hub_name
+from world_gymnast_ros.models.judges.asking import AskConfig
+from world_gymnast_ros.models.judges.remote import RemoteConfig, is_address
+from world_gymnast_ros.models.judges.vlm import VLMConfig, model_files, named_model
+from world_gymnast_ros.models.judges.vlm_processor import find_model, is_image_text_model
 
 RELEASE = "release.json"
 
@@ -26,13 +32,32 @@ def model_hashes(where: Path) -> dict[str, str]:
     which failures it calls successes."""
     files = [where] if where.is_file() else sorted(
         p for p in where.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") or p.name == CONFIG)
-    return {file.name: sha256_file(file) for file in files}
+    return {file.name: content_hash(file) for file in files}
+
+
+def judge_hashes(name: str) -> dict[str, str]:
+    """Return what tells one judge from another: the hashes of its files and, of a vision-language judge, of its model
+    and of how it is asked. A server's model may change behind its address: that cannot be seen from here."""
+    if is_address(name):
+        return {"address": name, "settings": _settings_hash(RemoteConfig())}
+    path = find_model(name) if find(name) is None and is_hub_name(name) else checkpoint_dir(name, JUDGE)
+    found = holds(path)
+    if is_image_text_model(found):
+        return {"settings": _settings_hash(VLMConfig()), **{f.name: content_hash(f) for f in model_files(path)}}
+    if found == VLMConfig.model_type:
+        model = model_files(named_model(VLMConfig.read(path), path))
+        return {**model_hashes(path), **{f"model/{f.name}": content_hash(f) for f in model}}
+    return model_hashes(path)
+
+
+def _settings_hash(config: AskConfig) -> str:
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) -> dict[str, Any]:
     """Return the hashes of a world model and its judges: a release table is of one such set."""
     return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)),
-            "judges": [model_hashes(checkpoint_dir(name, JUDGE)) for name in judge_names(judges)]}
+            "judges": [judge_hashes(name) for name in judge_names(judges)]}
 
 
 def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, dict[str, Any]]:

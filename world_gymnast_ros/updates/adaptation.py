@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.adaptation.log import LOG_NAME, Progress
+from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
@@ -22,7 +22,7 @@ from world_gymnast_ros.loading.load import load_judges, load_policy, load_world_
 from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
-from world_gymnast_ros.types import AdapterRef, Judge, Policy, Start, TrainablePolicy, WorldModel
+from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser
 
@@ -155,6 +155,8 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                    withheld=doubts[0] if doubts and config.min_release_auc > 0 else "")
     trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
                    for task in tasks)
+    if isinstance(parts.judge, Counts) and parts.judge.spent:
+        SessionLog(log_path, lambda: report.seconds["total"]).write("judges", spent=parts.judge.spent)
     result = SessionResult(report, trusts, parts.release, folder / REPORT_NAME, log_path)
     write_record(folder / RECORD_NAME, result)
     write_report(result.report_path, result)

@@ -5,46 +5,76 @@ half of the episodes and measured on the other, so that no figure is of the data
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from world_gymnast_ros.episodes.files import PARTIAL_SUFFIX
-from world_gymnast_ros.episodes.reader import read_episode
+from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.instructions import task_of
-from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, offset_at, two_in_a_row
+from world_gymnast_ros.models.judges.reflector import fit_platt, offset_at
 from world_gymnast_ros.statistics import Interval, auc, wilson
 from world_gymnast_ros.training.reflector import Verdicts, calibration_error, reliability, strict_offset
+from world_gymnast_ros.types import F32, U8, Judge
 
 MIN_EPISODES = 20
 """Of each outcome. Below that half of them fits two numbers to noise."""
+MIN_AUC = 0.7
+"""Of episodes that the fit did not see. Below it a judge hardly tells them apart, whatever its threshold; a release
+with a world model demands 0.9."""
+GROUP = 16
+"""Episodes judged at once."""
 
 
-def judge_recorded(judge: Reflector, folders: Sequence[Path]) -> tuple[Verdicts, list[str]]:
-    """Judge recorded episodes that a person or rule has marked; also return why others were left out."""
-    size = judge.model.trunk.config.image_size
-    logits, success, family, left_out = [], [], [], []
-    for folder in folders:
-        if folder.name.endswith(PARTIAL_SUFFIX):
-            left_out.append(f"{folder.name}: never finished")
-            continue
-        try:
-            episode = read_episode(folder, (size, size))
-        except EpisodeError as error:
-            left_out.append(f"{folder.name}: {error}")
-            continue
-        if episode.outcome.outcome == "unknown":
-            left_out.append(f"{folder.name}: not marked")
-            continue
-        raw = judge.raw(episode.frames[None], episode.instruction)[0].mean(-1)
-        logits.append(float(two_in_a_row(raw[0]).max()))
-        success.append(episode.outcome.outcome == "success")
-        family.append(task_of(episode.instruction, judge.config.instructions))
-    return Verdicts(np.array(logits), np.array(success, np.bool_), np.array(family, np.str_)), left_out
+@runtime_checkable
+class LogitJudge(Judge, Protocol):
+    """A judge whose score is the sigmoid of a logit: two numbers calibrate it."""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) to which recorded frames are best read, px."""
+
+    @property
+    def threshold(self) -> float:
+        """Above this score it claims a success."""
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """The sentences of each task that it knows by a name."""
+
+    def pick(self, rollouts: U8) -> U8:
+        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
+
+    def success_logits(self, frames: U8, instruction: str) -> F32:
+        """Return uncalibrated logits float32 (G,) of success; NaN where there is no verdict."""
+
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Set scale and offset of the logit."""
+
+    def save(self, directory: str | Path) -> object:
+        """Write a folder from which the judge can be loaded."""
+
+
+def judge_recorded(judge: LogitJudge, episodes: Sequence[Episode]) -> tuple[Verdicts, list[str]]:
+    """Judge recorded episodes of known outcome; also return why others were left out.
+
+    Episodes of one instruction are judged together, so that a judge on a server is asked about several at once.
+    """
+    logits = np.full(len(episodes), np.nan)
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    seen = [judge.pick(e.frames[None])[0] for e in episodes]
+    for i, episode in enumerate(episodes):
+        groups.setdefault((episode.instruction, seen[i].shape), []).append(i)
+    for (instruction, _), rows in groups.items():
+        for part in np.array_split(rows, -(-len(rows) // GROUP)):
+            logits[part] = judge.success_logits(np.stack([seen[i] for i in part]), instruction)
+    kept = np.isfinite(logits)
+    family = np.array([e.task or task_of(e.instruction, judge.tasks) for e in episodes], np.str_)
+    return (Verdicts(logits[kept], np.array([bool(e.success) for e in episodes], np.bool_)[kept], family[kept]),
+            [f"{e.name}: the judge has no verdict" for e, had in zip(episodes, kept, strict=True) if not had])
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,18 @@ class Calibration:
     reliability: tuple[tuple[float, float, int], ...]
     roc: tuple[tuple[float, float], ...]
     episodes: int
+
+    def doubt(self, refuse_above: float) -> str:
+        """Say why the judge is not fit for adaptation, `refuse_above` being the share of failures that may pass for
+        successes; '' where it is fit. A judge that calls nothing a success has no false ones, and is of no use."""
+        if not self.auc >= MIN_AUC:
+            return f"AUC {self.auc:.3f} is below {MIN_AUC:g}: it does not tell successes from failures"
+        if self.missed.value >= 1.0:
+            return "it calls none of the true successes a success"
+        if self.false_success.high > refuse_above:
+            return (f"up to {self.false_success.high:.0%} of failures may pass for successes, limit "
+                    f"{refuse_above:.0%}")
+        return ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Judge, Judgement, RolloutFacts
+from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Counts, Judge, Judgement, RolloutFacts
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Consensus:
     @property
     def name(self) -> str:
         return "+".join(judge.name for judge in self.judges)
+
+    @property
+    def spent(self) -> str:
+        """What those of its judges that count have used, in words."""
+        return "; ".join(j.spent for j in self.judges if isinstance(j, Counts) and j.spent)
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3); every judge is asked about every rollout."""

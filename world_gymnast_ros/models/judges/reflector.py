@@ -7,7 +7,7 @@ judged from the readouts of the first frame, frame t - 1 and frame t, each compu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,34 @@ class Reflector:
         """Write config.json and model.safetensors; return the weights' SHA-256."""
         self.sha256 = save_model(self.model, self.config.to_dict(), Path(directory))
         return self.sha256
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the frames that it sees, px."""
+        size = self.model.trunk.config.image_size
+        return size, size
+
+    @property
+    def threshold(self) -> float:
+        """Above this score it claims a success."""
+        return self.config.done_threshold
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """The sentences of each task that it knows by a name."""
+        return self.config.instructions
+
+    def pick(self, rollouts: U8) -> U8:
+        """Return the frames that it looks at: all of them."""
+        return rollouts
+
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Set one calibration for all tasks."""
+        self.config.calibrate(scale, offset)
+
+    def success_logits(self, frames: U8, instruction: str) -> F32:
+        """Return uncalibrated logits float32 (G,): of the best two frames in a row."""
+        return np.array([two_in_a_row(row).max() for row in self.raw(frames, instruction)[0].mean(-1)], np.float32)
 
     def raw(self, frames: U8, instructions: str | Sequence[str]) -> tuple[F32, F32]:
         """Return uncalibrated logits and progress, float32 (G, T+1, heads), under one instruction or one for each."""

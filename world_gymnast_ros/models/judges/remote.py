@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from world_gymnast_ros.config import number
 from world_gymnast_ros.errors import BadFrame, BadInstruction, RemoteModelError
 from world_gymnast_ros.models.judges.asking import AskConfig, logits_of, no_verdicts
 from world_gymnast_ros.serving.openai_client import Answer, Choice, OpenAIClient, Question, user_message
-from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
+from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement, RolloutFacts
 
 TOP = 20
 """Log-probabilities asked for, for each token: as many as most servers give at most."""
@@ -59,10 +60,10 @@ class RemoteJudge:
 
     def __init__(self, config: RemoteConfig, environment: Mapping[str, str] | None = None) -> None:
         """Nothing is sent yet. Raises BadConfig for an address that cannot be one."""
-        more = {} if environment is None else {"environment": environment}
         self.config = config
         self.client = OpenAIClient(config.model, timeout_s=config.timeout_s, retries=config.retries,
-                                   concurrency=config.concurrency, **more)
+                                   concurrency=config.concurrency,
+                                   environment=os.environ if environment is None else environment)
         self.name = config.name or self.client.name
         self._lock = threading.Lock()
         self._gives_logs: bool | None = None
@@ -86,6 +87,20 @@ class RemoteJudge:
         with self._lock:
             counts = f"{self._without} of {self._judged} rollouts without a verdict"
         return f"{self.name}: {counts}; {self.client.cost}"
+
+    @property
+    def threshold(self) -> float:
+        """Above this score it claims a success."""
+        return SUCCESS_THRESHOLD
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """It knows no task by a name: any sentence is read."""
+        return {}
+
+    def pick(self, rollouts: U8) -> U8:
+        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
+        return self.config.pick(rollouts)
 
     def save(self, directory: str | Path) -> None:
         """Write a judge's folder: the settings, without a key."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from world_gymnast_ros.models import hub
 from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.judges.asking import LEVELS, YES_NO, AskConfig, logits_of, no_verdicts
 from world_gymnast_ros.models.judges.vlm_processor import find_model, load_model, load_processor
-from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
+from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement, RolloutFacts
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class VLMJudge:
         self.name = config.name or Path(config.model).name
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        wanted = (YES_NO, LEVELS) if config.partial_credit else (YES_NO,)
+        wanted: tuple[tuple[str, ...], ...] = (YES_NO, LEVELS) if config.partial_credit else (YES_NO,)
         self._ids = {labels: label_ids(processor.tokenizer, labels) for labels in wanted}
         self._control = sorted({str(t) for t in processor.tokenizer.all_special_tokens}
                                | {str(t) for t in processor.tokenizer.get_added_vocab()}, key=len, reverse=True)
@@ -72,6 +72,20 @@ class VLMJudge:
     def frame_size(self) -> tuple[int, int]:
         """(H, W) to which recorded frames are best read, px."""
         return self.config.frame_px, self.config.frame_px
+
+    @property
+    def threshold(self) -> float:
+        """Above this score it claims a success."""
+        return SUCCESS_THRESHOLD
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """It knows no task by a name: any sentence is read."""
+        return {}
+
+    def pick(self, rollouts: U8) -> U8:
+        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
+        return self.config.pick(rollouts)
 
     def save(self, directory: str | Path) -> None:
         """Write a judge's folder: the settings, and where the model is; the model itself is not copied."""
