@@ -23,7 +23,7 @@ from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.loop_report import COLUMNS, rows_of
 from world_gymnast_ros.statistics import Interval, paired_bootstrap
 from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.updates.loop import METHODS, once
+from world_gymnast_ros.updates.run import METHODS, once
 
 BASELINES = METHODS[1:]
 MORE_SEED = seeds.EVALUATION.start + 1000
@@ -86,8 +86,8 @@ def outcomes(rows: list[dict[str, Any]]) -> np.ndarray:
 
 def last_adapter(rows: list[dict[str, Any]]) -> str:
     """Return the name of the adapter that the last round of `rows` left, '' for the base."""
-    names = [r["trial"]["adapter"] if "trial" in r else r["learning"]["adapter"] for r in rows[1:]]
-    return names[-1] if "trial" in rows[-1] else next((n for n in reversed(names) if n), "")
+    names = [r["validation"]["adapter"] if "validation" in r else r["learning"]["adapter"] for r in rows[1:]]
+    return names[-1] if "validation" in rows[-1] else next((n for n in reversed(names) if n), "")
 
 
 def run_more(table: dict[str, Any], count: int) -> None:

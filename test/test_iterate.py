@@ -32,11 +32,14 @@ from world_gymnast_ros.twin.labels import frame_labels
 from world_gymnast_ros.twin.play import make_replay
 from world_gymnast_ros.twin.scene import ObjectSpec, load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.updates import loop as iterate
+from world_gymnast_ros.updates import learn_models, learn_policy, loop, on_arm
 from world_gymnast_ros.updates.adaptation import Parts
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss, imitate, success_chunks
-from world_gymnast_ros.updates.loop import LAYOUT, PARTS, EarlierData, IterateConfig, Run, State, compare, once
+from world_gymnast_ros.updates.loop import run_method, run_round
+from world_gymnast_ros.updates.on_arm import choose_begin, compare, explore, play, validation
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
+from world_gymnast_ros.updates.real_episodes import PARTS
+from world_gymnast_ros.updates.run import LAYOUT, EarlierData, IterateConfig, Round, Run, State, once
 
 LAB = ("lab_bottle", "lab_rubber", "lab_camera", "lab_camera_near", "lab_bar", "lab_ball")
 
@@ -141,15 +144,15 @@ def test_a_world_model_that_cannot_learn_is_refused_before_a_real_episode(
     run = start_run(tmp_path / "run", small(), [])
     run.adapt = dataclasses.replace(run.adapt, world_model=str(other))
     with pytest.raises(BadConfig, match=r"holds 'nobodys': of action_dit and .* add a trainer"):
-        run.method("loop")
+        run_method(run, "loop")
     assert [p.name for p in run.out.iterdir()] == ["run.json"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(
-        tmp_path: Path, start_run: Callable[..., Run]) -> None:
+        tmp_path: Path, start_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     whole = start_run(tmp_path / "whole", small(), said)
-    rows = whole.method("imitation")
+    rows = run_method(whole, "imitation")
 
     class Killed(Exception):
         pass
@@ -158,12 +161,12 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(
 
     def killed(*_: object) -> None:
         raise Killed
-    broken.imitation = killed  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        broken.method("imitation")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop, "clone_successes", killed)
+        run_method(broken, "imitation")
     again = start_run(tmp_path / "broken", small(), said)
-    again.real = killed  # type: ignore[method-assign]  # the stage before is not done twice
-    resumed = again.method("imitation")
+    monkeypatch.setattr(loop, "explore", killed)  # the stage before is not done twice
+    resumed = run_method(again, "imitation")
     weights = [load_file(out / "imitation" / "adapters" / r[1]["state"]["adapter"] / "adapter_model.safetensors")
                for out, r in ((tmp_path / "whole", rows), (tmp_path / "broken", resumed))]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
@@ -200,11 +203,11 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     assert "| +0.20 [-0.00, +0.38] |" in text and "| +0.40 [+0.19, +0.57] |" in text, "the gap, as Newcombe's method 10"
     assert "| promoted | kept | promoted |" in text and "| imitation | 1 |" in text
     for used, told in ((True, "followed on the arm"), (False, "dropped on the arm")):
-        on_arm = {**row(1, 0.6), "trial": {"tried": "a", "used": used, "dreamed": True}}
+        on_arm = {**row(1, 0.6), "validation": {"candidate": "a", "used": used, "promoted": True}}
         assert f"| promoted, {told} |" in markdown({"loop": [row(0, 0.2), on_arm]})
-    clone = {**row(1, 0.6), "trial": {"tried": "a", "used": True, "dreamed": False}}
-    assert "| promoted, clone followed on the arm |" in markdown({"loop": [row(0, 0.2), clone]})
-    assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "trial": {"tried": ""}}]})
+    clone = {**row(1, 0.6), "validation": {"candidate": "a", "used": True, "promoted": False}}
+    assert "| promoted, BC policy followed on the arm |" in markdown({"loop": [row(0, 0.2), clone]})
+    assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "validation": {"candidate": ""}}]})
 
 
 @pytest.fixture
@@ -220,10 +223,10 @@ def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[...
         out.asked.append((adapter, seeds, count, temperature))
         wins = out.wins.pop(0)
         return [dataclasses.replace(played, success=i < wins, done_step=None) for i in range(count)]
-    monkeypatch.setattr(iterate, "collect", collect)
-    monkeypatch.setattr(run, "adapter", lambda method, state: state.adapter)
-    monkeypatch.setattr(run, "parts", lambda method, state: SimpleNamespace(policy=state.adapter))
-    monkeypatch.setattr(iterate.build, "load_policy", lambda *_: None)
+    monkeypatch.setattr(on_arm, "collect", collect)
+    monkeypatch.setattr(Round, "adapter", lambda here: here.state.adapter)
+    monkeypatch.setattr(Round, "parts", lambda here: SimpleNamespace(policy=here.state.adapter))
+    monkeypatch.setattr(on_arm, "load_policy", lambda *_: None)
     return out
 
 
@@ -234,15 +237,15 @@ def parts_of(run: Run, method: str) -> dict[str, int]:
 def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNamespace) -> None:
     run, state = arm.run, arm.run.start()
     arm.wins = [3, 3, 5]
-    told = run.real("loop", 1, state)
+    told = explore(Round(run, "loop", 1, state))
     assert (told["successes"], told["episodes"]) == (3, 16) and "3 of 16" in arm.said[0]
-    run.trial(1, dataclasses.replace(state, record=(3, 16)), "", "")
+    validation(Round(run, "loop", 1, state).at(record=(3, 16)), "", "")
     (_, first, explored, hot), (_, last, tried, cold) = arm.asked
     assert (explored, tried, hot, cold) == (16, 8, 1.2, 0.0), "tried as it is deployed"
     assert not set(first) & set(last), "and in other episodes"
     counts = parts_of(run, "loop")
     assert sum(counts.values()) == 24 and counts["held_out"] >= 4, "so many are needed to compare judges"
-    run.real("imitation", 1, state)
+    explore(Round(run, "imitation", 1, state))
     assert arm.asked[-1][2] == 24 and sum(parts_of(run, "imitation").values()) == 24
 
 
@@ -253,21 +256,21 @@ def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNa
 def test_the_arm_has_the_last_word(arm: SimpleNamespace, dreamed: bool, mine: tuple[int, int], wins: int,
                                    follows: bool) -> None:
     run = arm.run
-    state = dataclasses.replace(run.start(), adapter="before", record=mine, tried=mine)
+    state = dataclasses.replace(run.start(), adapter="before", record=mine, greedy=mine)
     arm.wins = [wins]
-    told = run.trial(1, state, "dreamed" if dreamed else "", "a-clone")
+    told = validation(Round(run, "loop", 1, state), "dreamed" if dreamed else "", "a-clone")
     tried = "dreamed" if dreamed else "a-clone"
-    assert arm.asked[0][0] == told["tried"] == tried and told["used"] is follows
-    after = (told["adapter"], tuple(told["record"]), tuple(told["without_chance"]))
+    assert arm.asked[0][0] == told["candidate"] == tried and told["used"] is follows
+    after = (told["adapter"], tuple(told["record"]), tuple(told["greedy"]))
     assert after == ((tried, (wins, 8), (wins, 8)) if follows else ("before", mine, mine))
     assert "better with a chance of" in arm.said[0]
 
 
 def test_what_is_tried_without_chance_is_compared_with_what_acted_so() -> None:
-    explored_well = State("world", "judge", "second", "before", record=(17, 24), tried=(1, 8))
+    explored_well = State("world", "judge", "second", "before", record=(17, 24), greedy=(1, 8))
     told = compare((3, 8), explored_well, True)
     assert told["used"] and "in 1 of 8" in told["message"]
-    acted_well = State("world", "judge", "second", "before", record=(9, 24), tried=(8, 8))
+    acted_well = State("world", "judge", "second", "before", record=(9, 24), greedy=(8, 8))
     assert not compare((4, 8), acted_well, True)["used"] and acted_well.weak
 
 
@@ -280,14 +283,14 @@ def test_a_clone_that_is_not_clearly_worse_follows_the_base() -> None:
 def test_with_nothing_to_try_the_present_adapter_is_tried_again_and_a_stopped_trial_leaves_nothing(
         arm: SimpleNamespace) -> None:
     run = arm.run
-    state = dataclasses.replace(run.start(), adapter="before", record=(5, 16), tried=(2, 8))
+    state = dataclasses.replace(run.start(), adapter="before", record=(5, 16), greedy=(2, 8))
     arm.wins = [8, 3]
     for wins in (8, 3):  # the first was stopped before it was written down
-        told = run.trial(1, state, "", "")
+        told = validation(Round(run, "loop", 1, state), "", "")
         assert told["adapter"] == arm.asked[-1][0] == "before" and told["record"] == (5 + wins, 24)
-        assert told["without_chance"] == (2 + wins, 16)
+        assert told["greedy"] == (2 + wins, 16)
     assert sum(parts_of(run, "loop").values()) == 8
-    found = [bool(s[-1]) for f in run.out.glob("loop/*/round-1-trial.npz") for s in np.load(f)["success"]]
+    found = [bool(s[-1]) for f in run.out.glob("loop/*/round-1-validation.npz") for s in np.load(f)["success"]]
     assert sum(found) == 3, "of the attempt that was finished"
 
 
@@ -297,7 +300,7 @@ def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace
         for second in range(5):
             arm.wins = [first, second]
             for part, count in enumerate((8, 4)):
-                run.on_arm(f"{first}-{second}", 1, state, part, count, 1.2)
+                play(Round(run, f"{first}-{second}", 1, state), part, count, 1.2)
             parts = {f.parent.name for f in run.out.glob(f"{first}-{second}/*/round-1*.npz")}
             assert parts == set(PARTS), (first, second)
 
@@ -309,16 +312,17 @@ def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_mor
     begun: list[str] = []
     arm.wins = [13, 6]
     where = "the-clone" if preferred else "before"
-    same = {"decision": [], "promoted": False, "use": run.start().world_model, "second": run.start().second}
-    monkeypatch.setattr(run, "world_model", lambda *_: same)
-    monkeypatch.setattr(run, "judge", lambda *_: {**same, "use": run.start().judge})
-    monkeypatch.setattr(run, "setup", lambda *_: {"second": run.start().second})
-    monkeypatch.setattr(run, "imitation", lambda *_: {"adapter": "the-clone"})
-    monkeypatch.setattr(run, "begin", lambda number, state, clone: {"adapter": where, "preferred": preferred})
-    monkeypatch.setattr(run, "adaptation", lambda method, number, state: begun.append(state.adapter) or {
-        "adapter": "", "outcome": "kept"})
-    monkeypatch.setattr(run, "evaluate", lambda *_: {"true": {"value": 0.5}})
-    row = run.round("loop", 1, dataclasses.replace(run.start(), adapter="before"))
+    same = {"decision": [], "promoted": False, "use": run.start().world_model, "geometric": run.start().geometric}
+    for name, stage in (
+            ("learn_world_model", lambda here: same), ("learn_judges", lambda here: {**same, "use": run.start().judge}),
+            ("learn_camera", lambda here: {"geometric": run.start().geometric}),
+            ("clone_successes", lambda here: {"adapter": "the-clone"}),
+            ("choose_begin", lambda here, cloned: {"adapter": where, "preferred": preferred}),
+            ("adapt_in_imagination", lambda here: begun.append(here.state.adapter) or {
+                "adapter": "", "outcome": "kept"}),
+            ("evaluate", lambda *_: {"true": {"value": 0.5}})):
+        monkeypatch.setattr(loop, name, stage)
+    row = run_round(Round(run, "loop", 1, run.start()).at(adapter="before"))
     assert begun == [where]
     assert arm.asked[-1][0] == "the-clone", "where the dream promoted nothing the clone is tried"
     assert row["state"]["adapter"] == where  # 6 of 8 for 13 of 16: not clearly worse, not surely better
@@ -327,7 +331,7 @@ def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_mor
 
 def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
-    monkeypatch.setattr(iterate, "DREAMS", 8)
+    monkeypatch.setattr(on_arm, "ROLLOUTS", 8)
     said: list[str] = []
     run = start_run(tmp_path / "run", dataclasses.replace(
         small(), instruction="push the purple block left", horizon_steps=20, captures=8), said, "lab_bar")
@@ -341,18 +345,18 @@ def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
     learner.restore({k: v + 0.1 * torch.randn(v.shape, generator=noise) for k, v in weights.items()})
     spoiled = store.put("spoiled", learner.save, parent="base", base_policy=policy.name, scores={},
                         created_ns=1).name
-    state = dataclasses.replace(run.start(), record=(13, 16))
-    as_good = run.begin(1, state, neutral)
-    assert as_good["clone"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
+    here = Round(run, "loop", 1, run.start()).at(record=(13, 16))
+    as_good = choose_begin(here, neutral)
+    assert as_good["cloned"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
     assert as_good["adapter"] == "" and not as_good["preferred"], "a tie is no reason"
-    worse = run.begin(1, state, spoiled)
-    assert worse["adapter"] == "" and worse["clone"] < worse["present"] == as_good["present"], worse
-    better = run.begin(1, dataclasses.replace(state, adapter=spoiled), neutral)
-    assert better["adapter"] == neutral and better["preferred"] and better["clone"] == as_good["present"]
-    assert "of its 8 dreams succeed" in said[-1] and "begins at the clone" in said[-1]
-    weak = dataclasses.replace(state, record=(3, 16))
-    assert run.begin(1, weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
-    assert run.begin(1, weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
+    worse = choose_begin(here, spoiled)
+    assert worse["adapter"] == "" and worse["cloned"] < worse["present"] == as_good["present"], worse
+    better = choose_begin(here.at(adapter=spoiled), neutral)
+    assert better["adapter"] == neutral and better["preferred"] and better["cloned"] == as_good["present"]
+    assert "of its 8 rollouts succeed" in said[-1] and "begins at the BC policy" in said[-1]
+    weak = here.at(record=(3, 16))
+    assert choose_begin(weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
+    assert choose_begin(weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
     assert len(said) == 3, "nothing was dreamed for these"
 
 
@@ -362,16 +366,16 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     rows = real_episodes("lab_camera", 12, 1.2)
     write_episodes(run.out / "loop" / "training" / "round-1.npz", rows[:6])
     write_episodes(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
-    told = run.setup(run.out / "loop" / "round-1", 1, run.start())
+    told = learn_models.learn_camera(Round(run, "loop", 1, run.start()))
     assert "from where it was thought to be" in told["message"]
-    shipped, learned = (load_world_model("", second) for second in ("", told["second"]))
+    shipped, learned = (load_world_model("", second) for second in ("", told["geometric"]))
     true = np.array(rows[0].camera)  # as physics has it
 
     def off(world: ActionDiTWorld) -> float:
         return float(np.abs(np.array(world.config.camera) - true).max())
     assert off(learned) < 0.5 * off(shipped)
     assert shipped.config.camera == load_network(checkpoint_dir("tiny/world_model"))[0].config.camera, "one set-up"
-    assert shipped.with_objects(load_objects(told["second"])).config.camera == learned.config.camera
+    assert shipped.with_objects(load_objects(told["geometric"])).config.camera == learned.config.camera
     episodes = read_arrays(run.out / "loop" / "training" / "round-1.npz")
     errors = [np.mean([structural_error(film[1:], e.frames[1:]).mean() for film, e in zip(
         [r[0] for r in imagine_again(world, episodes, 3)], episodes, strict=True)]) for world in (shipped, learned)]
@@ -391,9 +395,9 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
     labels: list[str] = []
     nothing = Episode(np.zeros((2, 1, 1, 3), np.uint8), np.zeros((1, 7), np.float32), None, success=True)
     stub = Replays((nothing, nothing), *np.ones((2, 2)), np.ones((2, 3)), np.ones(2), np.ones(2, bool), np.ones(2), [])
-    monkeypatch.setattr(iterate, "read_episodes", lambda *_: Found())
-    monkeypatch.setattr(iterate, "read_array_folders", lambda *_: [])
-    monkeypatch.setattr(iterate, "play_folder", lambda *_: [])
+    monkeypatch.setattr(learn_models, "read_episodes", lambda *_: Found())
+    monkeypatch.setattr(Round, "episodes", lambda *_: [])
+    monkeypatch.setattr(learn_models, "play_folder", lambda *_: [])
 
     def update(*args: object) -> SimpleNamespace:
         seen.extend(reader.projection for reader in args[-2:])  # type: ignore[attr-defined]
@@ -409,17 +413,17 @@ def test_new_episodes_and_earlier_play_are_each_drawn_for_their_own_camera(
         return SimpleNamespace(path=path)
     for name, value in (("update", update), ("update_judge", update_judge), ("put_version", put_version),
                         ("update_pair", lambda second, looks, *_: ({"weights": looks["weights"]}, second, []))):
-        monkeypatch.setattr(iterate, name, value)
+        monkeypatch.setattr(learn_models, name, value)
     run = start_run(tmp_path / "run", small(), [])
-    monkeypatch.setattr(run, "figures", lambda *_: stub)
+    monkeypatch.setattr(run.replays, "replay", lambda *_: stub)
     monkeypatch.setattr(run, "play", lambda name: tmp_path)
-    monkeypatch.setattr(run, "release", lambda *_: {})
-    state = dataclasses.replace(run.start(), second=str(tmp_path / "moved"))
-    run.world_model(run.out / "loop" / "round-1", 1, state)
-    run.judge(run.out / "loop" / "round-1", 1, state)
+    monkeypatch.setattr(learn_models, "release", lambda *_: {})
+    here = Round(run, "loop", 1, run.start()).at(geometric=str(tmp_path / "moved"))
+    learn_models.learn_world_model(here)
+    learn_models.learn_judges(here)
     assert seen == [moved, shipped, moved, shipped]
     assert not any("alone" in label for label in labels), "who measures knows the camera"
-    run.judge(run.out / "loop" / "round-2", 2, run.start())
+    learn_models.learn_judges(Round(run, "loop", 2, run.start()))
     assert seen[4:] == [shipped, shipped] and any("alone" in label for label in labels)
 
 
@@ -435,10 +439,10 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
         gates.append((config.margin, config.confidence))
         report = SimpleNamespace(outcome="kept", message="", curve=(), adapter=None, seconds={})
         return SimpleNamespace(report=report, report_path=run.out / "report.html")
-    monkeypatch.setattr(iterate, "run_session", session)
+    monkeypatch.setattr(learn_policy, "run_session", session)
     for method in ("loop", "unchanged"):
         write_episodes(run.out / method / "training" / "round-1.npz", rows)
-        run.adaptation(method, 1, run.start())
+        learn_policy.adapt_in_imagination(Round(run, method, 1, run.start()))
     assert learners[0].regulariser is not None and learners[1].regulariser is None
     assert gates == [(0.0, 0.8), (0.05, 0.95)], "what the arm tries first need only be likely better"
     learner, rng = learners[0], np.random.default_rng(3)
@@ -481,20 +485,20 @@ def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Ru
     def make_play(name: str, folder: Path) -> None:
         make_replay(folder, 4 if name == "old" else 16, 0, name == "old", lambda _: None)
     earlier = EarlierData(make_play, frame_labels)
-    loop = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, earlier)
-    rows = loop.method("loop")
+    run = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1, earlier)
+    rows = run_method(run, "loop")
     assert [r["round"] for r in rows] == [0, 1]
-    assert rows[1]["clone"]["outcome"] and rows[1]["begin"]["message"]
-    if pairs and rows[1]["trial"]["tried"]:
-        assert rows[1]["trial"]["episodes"] == 2 * pairs and rows[1]["trial"]["decision"] == "unclear"
+    assert rows[1]["cloning"]["outcome"] and rows[1]["begin"]["message"]
+    if pairs and rows[1]["validation"]["candidate"]:
+        assert rows[1]["validation"]["episodes"] == 2 * pairs and rows[1]["validation"]["decision"] == "unclear"
     else:
-        assert rows[1]["trial"]["episodes"] == 8
+        assert rows[1]["validation"]["episodes"] == 8
     assert rows[1]["world_model"]["decision"]
     told = " ".join(rows[1]["world_model"]["decision"] + rows[1]["judge"]["decision"])
     assert ("no earlier data to mix in" in told) is not replay and ("not checked: earlier scenes" in told) is not replay
     assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
-    tmp_path = loop.out
-    text = write_run_report(tmp_path, "lab_bottle", loop.instruction, {"loop": rows})
+    tmp_path = run.out
+    text = write_run_report(tmp_path, "lab_bottle", run.instruction, {"loop": rows})
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()
 
 

@@ -108,7 +108,8 @@ def test_a_round_on_the_robot_is_stopped_goes_on_and_ends(ros: Client, tmp_path:
     again = {p.name: p.stat().st_mtime_ns for p in (out / "loop" / "episodes" / "round-1").glob("*.npz")}
     assert len(again) == 8 and again.items() >= kept.items(), "no episode was asked for twice"
     row = {p.stem: json.loads(p.read_text()) for p in (out / "loop" / "round-1").glob("*.json")}
-    assert {"real", "setup", "world_model", "judge", "clone", "begin", "learning", "trial", "evaluation"} <= set(row)
+    assert {"real", "setup", "world_model", "judge", "cloning", "begin", "learning", "validation",
+            "evaluation"} <= set(row)
     assert "not checked: earlier scenes" in " ".join(row["world_model"]["decision"])
     truth = [bool(np.load(p)["success"][0][-1]) for p in sorted((out / "loop" / "episodes" / "round-1").glob("*.npz"))]
     assert row["real"]["successes"] == sum(truth)
@@ -116,8 +117,8 @@ def test_a_round_on_the_robot_is_stopped_goes_on_and_ends(ros: Client, tmp_path:
     names = {m.adapter for m in ros.heard["step"]}
     asked = [line for line in second.text.splitlines() if "press Enter" in line or "succeed" in line]
     assert not any(name in line for name in names for line in asked)
-    if row["trial"]["tried"]:
-        assert row["trial"]["decision"] == "unclear" and {"base", row["trial"]["tried"]} <= names
+    if row["validation"]["candidate"]:
+        assert row["validation"]["decision"] == "unclear" and {"base", row["validation"]["candidate"]} <= names
     # Recorded, marked by the person, and explored only where exploring was asked for.
     outcomes = [json.loads(p.read_text()) for p in (tmp_path / "episodes").glob("*/outcome.json")]
     assert sum(o["outcome"] != "unknown" for o in outcomes) >= 12

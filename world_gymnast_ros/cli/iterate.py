@@ -29,7 +29,7 @@ from world_gymnast_ros.errors import BadConfig
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
     from world_gymnast_ros.evaluation.environment import Environment
-    from world_gymnast_ros.updates.loop import EarlierData, IterateConfig
+    from world_gymnast_ros.updates.run import EarlierData, IterateConfig
 
 HELP = "rounds of real episodes, model updates, adaptation and evaluation, on the robot or the twin"
 PLAY_EPISODES = 64
@@ -103,7 +103,7 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.labels import frame_labels
     from world_gymnast_ros.twin.play import make_replay
     from world_gymnast_ros.twin.scene import load_scene
-    from world_gymnast_ros.updates.loop import EarlierData
+    from world_gymnast_ros.updates.run import EarlierData
 
     scene = load_scene(args.scene)
     words = args.instruction or scene.instructions[0]
@@ -136,7 +136,7 @@ def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[s
     """Return the settings of a run and of its sessions."""
     from world_gymnast_ros.updates.behaviour_cloning import Imitation
     from world_gymnast_ros.updates.judges import JudgeUpdate
-    from world_gymnast_ros.updates.loop import IterateConfig
+    from world_gymnast_ros.updates.run import IterateConfig
     from world_gymnast_ros.updates.world_model import UpdateConfig
 
     adapt = session_settings(args)
@@ -157,13 +157,14 @@ def iterate(args: argparse.Namespace, config: IterateConfig, adapt: AdaptNodeCon
     import torch
 
     from world_gymnast_ros.report.loop_report import write_run_report
-    from world_gymnast_ros.updates.loop import Run
+    from world_gymnast_ros.updates.loop import run_method
+    from world_gymnast_ros.updates.run import Run
 
     torch.set_num_threads(args.threads)
     writable_folder(out)
-    loop = Run(config, adapt, environment, out, lambda line: print(line, flush=True), earlier=earlier)
-    results = {method: loop.method(method) for method in dict.fromkeys(args.methods)}
-    table = write_run_report(out, environment.name, loop.instruction, results)
+    a_run = Run(config, adapt, environment, out, lambda line: print(line, flush=True), earlier=earlier)
+    results = {method: run_method(a_run, method) for method in dict.fromkeys(args.methods)}
+    table = write_run_report(out, environment.name, a_run.instruction, results)
     print(table)
     print(f"report: {out / 'report.html'}")
     return 0

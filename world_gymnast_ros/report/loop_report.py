@@ -38,10 +38,10 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
 
 
 def _tried(row: Mapping[str, Any]) -> str:
-    trial = row.get("trial", {})
-    if not trial.get("tried"):
+    trial = row.get("validation", {})
+    if not trial.get("candidate"):
         return ""
-    return ("" if trial["dreamed"] else "clone ") + ("followed on the arm" if trial["used"] else "dropped on the arm")
+    return ("" if trial["promoted"] else "BC policy ") + ("followed" if trial["used"] else "dropped") + " on the arm"
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -147,18 +147,18 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             rules = "".join(f"<li>{escape(line)}</li>" for line in part["decision"])
             parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
                          f"and found</summary><ul class='quiet'>{rules}</ul></details>")
-    if "clone" in row:
-        clone, begin = row["clone"]["adapter"], row["begin"]
-        begun = "where adaptation began" if begin["adapter"] == clone else "kept beside it"
-        told = f"{begun}; {begin['message']}" if clone else begin["message"]
-        parts.append(f"<p><b>Clone of the real successes</b>: {escape(told)}.</p>")
+    if "cloning" in row:
+        cloned, begin = row["cloning"]["adapter"], row["begin"]
+        begun = "where adaptation began" if begin["adapter"] == cloned else "kept beside it"
+        told = f"{begun}; {begin['message']}" if cloned else begin["message"]
+        parts.append(f"<p><b>Behaviour cloning of the real successes</b>: {escape(told)}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
-    if row.get("trial", {}).get("tried"):
-        stays = "it follows" if row["trial"]["used"] else "it is dropped"
-        parts.append(f"<p><b>The arm's last word</b>: {escape(row['trial']['message'])}; {stays}.</p>")
-    elif "trial" in row:
-        trial = row["trial"]
-        parts.append(f"<p>Nothing new to try; the present policy, without chance, succeeded in {trial['successes']} of "
+    if row.get("validation", {}).get("candidate"):
+        stays = "it follows" if row["validation"]["used"] else "it is dropped"
+        parts.append(f"<p><b>On-robot validation</b>: {escape(row['validation']['message'])}; {stays}.</p>")
+    elif "validation" in row:
+        trial = row["validation"]
+        parts.append(f"<p>Nothing new to try; the present policy, greedy, succeeded in {trial['successes']} of "
                      f"{trial['episodes']} episodes more.</p>")
     picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
     if picture.is_file():
