@@ -10,6 +10,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 BUILD_RULES := setup.py pyproject.toml $(wildcard cmake/*)
 INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 DRIVER := interfaces/interbotix_xs_msgs
+# Every process of a test run takes a ROS domain of its own; tests of a file share one, and with it what they set up.
+TEST_PROCESSES ?= 2
 
 .PHONY: help env demo test test-fast lint types clean
 
@@ -22,7 +24,7 @@ demo: env  ## the whole story on the simulated twin, without robot or GPU
 	$(BIN)/world-gymnast demo
 
 test: env  ## tests, without those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not gpu"
 
 test-fast: env  ## tests without ROS and simulator of half a second at most: under a minute on two cores
 	$(BIN)/python -m pytest --fast -m "not slow and not gpu" -q -rfE
