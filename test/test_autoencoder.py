@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from world_gymnast_ros.episodes.export.video import read_mp4
 from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.models.world_models.autoencoder import load_autoencoder
+from world_gymnast_ros.video import read_video
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -107,7 +107,7 @@ def test_real_frames_survive_a_real_autoencoder() -> None:
         pytest.skip(f"no {TAEF2} or no {CLIPS}; set WORLD_GYMNAST_TAEF2 to a folder with a TAESD for FLUX.2 and "
                     "WORLD_GYMNAST_CLIPS to one with WorldGym's sample clips")
     ours = load_autoencoder(TAEF2, CPU, torch.float32)
-    frames = np.stack([read_mp4(clip)[0] for clip in sorted(CLIPS.glob("*.mp4"))[:4]])
+    frames = np.stack([read_video(clip)[0] for clip in sorted(CLIPS.glob("*.mp4"))[:4]])
     real = torch.from_numpy(frames).float() / 255
     again = ours.decode(ours.encode(real))
     db = -10 * torch.log10((again - real).square().mean((1, 2, 3)))

@@ -18,11 +18,11 @@ from world_gymnast_ros.episodes import Episode, read_episode
 from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
 from world_gymnast_ros.episodes.export.irasim import export_irasim, relative_actions
 from world_gymnast_ros.episodes.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
-from world_gymnast_ros.episodes.export.video import read_mp4, write_mp4
 from world_gymnast_ros.episodes.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import pose_from_state
+from world_gymnast_ros.video import read_video, write_mp4
 
 CLIPS = Path(os.environ.get("WORLD_GYMNAST_CLIPS") or
              Path(__file__).resolve().parents[2] / "shared" / "data" / "bridge_clips")
@@ -84,7 +84,7 @@ def test_lerobot_dataset_is_consistent(tmp_path: Path, episodes: list[Episode]) 
     info = json.loads((folder / "meta" / "info.json").read_text())
     data = pq.read_table(folder / info["data_path"].format(chunk_index=0, file_index=0))
     rows = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pylist()
-    frames = read_mp4(folder / info["video_path"].format(video_key=CAMERA, chunk_index=0, file_index=0))
+    frames = read_video(folder / info["video_path"].format(video_key=CAMERA, chunk_index=0, file_index=0))
     assert set(data.column_names) | {CAMERA} == set(info["features"]) and set(FEATURES) == set(data.column_names)
     assert info["total_frames"] == len(data) == len(frames) == 20 and info["codebase_version"] == "v3.0"
     assert data["index"].to_pylist() == list(range(20))
@@ -291,7 +291,7 @@ def test_irasim_actions_rebuild_the_states(tmp_path: Path, episodes: list[Episod
         np.testing.assert_allclose(R @ turned, after[:3, :3] @ down.T, atol=1e-6)
     path = export_irasim(episodes[:1], tmp_path)[0]
     note = json.loads(path.read_text())
-    assert read_mp4(tmp_path / note["videos"][0]["video_path"]).shape == (len(note["state"]), 256, 320, 3)
+    assert read_video(tmp_path / note["videos"][0]["video_path"]).shape == (len(note["state"]), 256, 320, 3)
     assert note["texts"] == ["push the red block left"] and len(note["action"]) == len(note["state"]) - 1
 
 

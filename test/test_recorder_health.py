@@ -162,5 +162,5 @@ def test_lost_pictures_are_estimated_from_the_gaps() -> None:
     assert lost_pictures([t for i, t in enumerate(at_15_hz) if i not in (10, 11, 30)]) == 3
     count = PictureCount()
     for stamp in at_15_hz[:20] + at_15_hz[25:]:
-        count.use(stamp)
+        count.use(stamp, (48, 64))
     assert count.words() == "55 pictures recorded, about 5 lost on the way"

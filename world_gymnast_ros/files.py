@@ -3,9 +3,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from world_gymnast_ros.errors import EpisodeError
 
 
 @contextmanager
@@ -31,3 +37,16 @@ def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_npz(path: Path, needed: Sequence[str], wanted: Sequence[str], remedy: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays `needed`, and those `wanted` that are there, of an .npz file. Nothing in it is unpickled.
+
+    Raises EpisodeError with `remedy`, whatever numpy and zipfile raise on a damaged file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {k: data[k] for k in (*needed, *(k for k in wanted if k in data.files))}
+    except Exception as error:
+        words = " ".join(str(error).split())[:160]
+        raise EpisodeError(f"cannot read {path} ({type(error).__name__}: {words}); {remedy}") from error

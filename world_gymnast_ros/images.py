@@ -61,19 +61,23 @@ def decode_rgb(source: bytes | Path, name: str) -> U8:
         raise _unreadable(source, name, error) from error
 
 
-def picture_fault(data: bytes, name: str = "picture") -> str:
-    """Return why `decode_rgb` would refuse a picture, or "". A JPEG is decoded at an eighth of its size: quicker."""
+def check_picture(data: bytes, name: str) -> tuple[int, int]:
+    """Return (height, width) of a PNG or JPEG that `decode_rgb` takes; raise BadFrame as it does, but more quickly.
+
+    Of a JPEG, every byte is read and an eighth of the size is made.
+    """
     try:
         with _opened(data) as picture:
             _refuse_deep(picture, name)
+            size = (picture.height, picture.width)
             if picture.format == "JPEG":
                 picture.draft("L", (picture.width // 8, picture.height // 8))
             picture.load()
-    except BadFrame as error:
-        return str(error)
+            return size
+    except BadFrame:
+        raise
     except Exception as error:
-        return str(_unreadable(data, name, error))
-    return ""
+        raise _unreadable(data, name, error) from error
 
 
 def _opened(source: bytes | Path) -> Image.Image:

@@ -71,10 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("path", type=Path, help="an episode")
     show.add_argument("out", type=Path, help="PNG file to write")
     show.add_argument("--frames", type=int, default=8)
+    for verb in (judge, export, show):
+        verb.add_argument("--camera", default="", metavar="TOPIC",
+                          help="topic of the pictures, where several cameras were recorded")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one verb; return 1 when `check` found a fault or something could not be repaired."""
+    """Run one verb; return 1 when `check` found a fault, or something could not be repaired, judged or exported."""
     actions = {"list": _list, "check": _check, "repair": _repair, "mark": _mark, "keys": _keys,
                "review": _review, "judge": _judge,
                "export": _export, "show": _show}
@@ -156,9 +159,9 @@ def _judge(args: argparse.Namespace) -> int:
     failed = 0
     for folder in (f for f in _folders(args.path) if not f.name.endswith(PARTIAL_SUFFIX)):
         try:
-            episode = recorded.read_episode(folder, size)
+            episode = recorded.read_episode(folder, size, args.camera or None)
             opinion = judge.score(episode.frames[None], episode.instruction)[0]
-        except WorldGymnastError as error:  # an episode without steps, words that the judge cannot read
+        except (WorldGymnastError, OSError) as error:  # an episode without steps, words that the judge cannot read
             failed += 1
             print(f"{folder.name}: not judged: {error}", file=sys.stderr)
             continue
@@ -174,15 +177,31 @@ def _export(args: argparse.Namespace) -> int:
     if not wanted:
         raise EpisodeError(f"no finished episode with steps{f' marked {args.outcome}' if args.outcome else ''} "
                            f"in {args.path}; see `world-gymnast episodes list {args.path}`")
-    EXPORTS[args.format]((recorded.read_episode(path) for path in wanted), args.out)
-    print(f"{len(wanted)} episodes to {args.out} ({args.format})")
-    return 0
+    left_out: list[str] = []
+    EXPORTS[args.format](_readable(wanted, args.camera, left_out), args.out)
+    print(f"{len(wanted) - len(left_out)} of {len(wanted)} episodes to {args.out} ({args.format})")
+    if left_out:
+        print(f"left out {len(left_out)}: {', '.join(left_out)}; see `world-gymnast episodes check {args.path}`",
+              file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def _readable(folders: list[Path], camera: str, left_out: list[str]) -> Iterator[Episode]:
+    """Yield the episodes that can be read; name each other one at once, and add it to `left_out`."""
+    for folder in folders:
+        try:
+            episode = recorded.read_episode(folder, image_topic=camera or None)
+        except (WorldGymnastError, OSError) as error:
+            left_out.append(folder.name)
+            print(f"{folder.name}: left out: {error}", file=sys.stderr)
+            continue
+        yield episode
 
 
 def _show(args: argparse.Namespace) -> int:
     if args.frames < 1:
         raise EpisodeError(f"--frames is {args.frames}; at least 1 is needed")
-    strip = film_strip(recorded.read_episode(args.path), args.frames)
+    strip = film_strip(recorded.read_episode(args.path, image_topic=args.camera or None), args.frames)
     try:
         Image.fromarray(strip).save(args.out, "PNG")
     except OSError as error:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.files import whole
+from world_gymnast_ros.files import read_npz, whole
 from world_gymnast_ros.types import Frame, Start
 
 WORDS = "U256"
@@ -65,11 +65,7 @@ def write_starts(path: Path, starts: Sequence[Start]) -> None:
 
 def read_starts(path: Path) -> list[Start]:
     """Read what `write_starts` wrote. EpisodeError names a file that is none, and the remedy."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            rows = {k: data[k] for k in ("rgb", "stamp_ns", "state", "instruction")}
-    except (OSError, ValueError, KeyError) as error:
-        raise EpisodeError(f"{path} holds no captured frames ({error}); move it away and capture anew") from error
+    names = ("rgb", "stamp_ns", "state", "instruction")
+    rows = read_npz(path, names, (), "it holds no captured frames; move it away and capture anew")
     return [Start(Frame(rgb, int(stamp)), None if np.isnan(state).any() else state, str(words))
-            for rgb, stamp, state, words in zip(*(rows[k] for k in ("rgb", "stamp_ns", "state", "instruction")),
-                                                strict=True)]
+            for rgb, stamp, state, words in zip(*(rows[k] for k in names), strict=True)]

@@ -99,7 +99,7 @@ def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
             rows = {k: data[k] for k in _ARRAYS}
             more = {k: data[k] for k in _OPTIONAL if k in data.files}
             objects = tracks(data) if tracks is not None else [None] * len(rows["length"])
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
         raise EpisodeError(f"{path} holds no episodes ({error}); `world-gymnast twin play` makes such files") from error
     out = []
     for i, n in enumerate(rows["length"].tolist()):

@@ -7,7 +7,9 @@ import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.types import F32, U8
+from world_gymnast_ros.files import read_npz
+from world_gymnast_ros.types import F32
+from world_gymnast_ros.video import read_video
 
 WORLDGYM_SCALE = np.array([0.05 / 1.75] * 3 + [0.25 / 1.4] * 3, np.float32)
 """m and rad per WorldGym unit."""
@@ -19,28 +21,10 @@ def worldgym_deltas(rows: F32) -> F32:
     return np.concatenate([rows[:, :6] * WORLDGYM_SCALE, rows[:, 6:7] < 0.0], 1).astype(np.float32)
 
 
-def decode_video(path: Path) -> U8:
-    """Return all frames of a video, uint8 (T, H, W, 3), RGB."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    except (OSError, av.FFmpegError) as error:
-        raise EpisodeError(f"{path} cannot be decoded ({error}); copy the clip again") from error
-    if not frames:
-        raise EpisodeError(f"{path} holds no picture; copy the clip again")
-    return np.stack(frames)
-
-
 def read_clip(path: Path) -> Episode:
     """Read one clip by its video. Its file holds an action at the last frame too, which leads nowhere: dropped."""
-    frames, file = decode_video(path), path.with_suffix(".npz")
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            rows = data["arr_0"]
-    except (OSError, ValueError, KeyError) as error:
-        raise EpisodeError(f"{file} does not hold the actions of {path.name} ({error}); copy it again") from error
+    frames, file = read_video(path), path.with_suffix(".npz")
+    rows = read_npz(file, ("arr_0",), (), f"it must hold the actions of {path.name}; copy it again")["arr_0"]
     if rows.ndim != 2 or rows.shape[1] < 7 or len(rows) != len(frames) or len(frames) < 2:
         raise EpisodeError(f"{path.name} has {len(frames)} frames and actions {rows.shape}; expected one row of at "
                            "least 7 numbers per frame, and two frames or more")

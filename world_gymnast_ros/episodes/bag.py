@@ -5,16 +5,16 @@ import contextlib
 import fcntl
 import json
 import os
-import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import yaml
-from mcap.exceptions import McapError
-from mcap.stream_reader import CRCValidationError
+from mcap.reader import make_reader
 from mcap.writer import CompressionType, Writer
 
-from world_gymnast_ros.episodes.files import MCAP_NAME
+from world_gymnast_ros.episodes.files import MCAP_NAME, episode_error
+from world_gymnast_ros.errors import EpisodeError
 
 CHUNK_BYTES = 2**20
 """Rarely reached: `flush` ends a chunk every quarter of a second. The file's index grows with the number of chunks, and
@@ -22,9 +22,6 @@ is held in memory until its end."""
 ROS_DISTRO = "jazzy"
 CUSTOM_DATA_NAME = "world_gymnast_ros"
 LATCHED_TOPICS = ("instruction", "adapter", "arm_status", "tf_static")
-
-BROKEN = (McapError, CRCValidationError, struct.error, UnicodeDecodeError, ValueError, EOFError)
-"""What mcap raises on a file that was cut or changed."""
 
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
@@ -40,6 +37,58 @@ def _qos(latched: bool) -> list[dict[str, Any]]:
         "durability": "transient_local" if latched else "volatile", "deadline": _FOREVER, "lifespan": _FOREVER,
         "liveliness": "automatic", "liveliness_lease_duration": _FOREVER, "avoid_ros_namespace_conventions": False,
     }]
+
+
+def recorded(path: Path, topics: Sequence[str] | None = None, starting_ns: int | None = None,
+             before_ns: int | None = None, validate: bool = False) -> Iterator[tuple[str, str, int, bytes]]:
+    """Yield (topic, type, receive time ns, CDR) of every message, or of `topics`; `validate`: check the checksums.
+
+    `starting_ns` is the first receive time, `before_ns` one past the last. Raises EpisodeError, whatever mcap raises on
+    a file that was cut or changed.
+    """
+    with opened(path) as file:
+        try:
+            reader = make_reader(file, validate_crcs=validate)
+            found = reader.iter_messages(topics, starting_at=starting_ns, ending_before=before_ns)
+            for schema, channel, message in found:
+                yield channel.topic, "" if schema is None else schema.name, message.log_time, message.data
+        except GeneratorExit:
+            raise
+        except OSError as error:
+            raise episode_error("read", path, error) from error
+        except Exception as error:
+            raise broken(path, error) from error
+
+
+def recorded_types(path: Path) -> dict[str, str]:
+    """Return the type of every recorded topic. Raises EpisodeError, whatever mcap raises."""
+    with opened(path) as file:
+        try:
+            summary = make_reader(file).get_summary()
+        except OSError as error:
+            raise episode_error("read", path, error) from error
+        except Exception as error:
+            raise broken(path, error) from error
+    if summary is None:
+        raise broken(path, "no index")
+    return {c.topic: summary.schemas[c.schema_id].name for c in summary.channels.values()
+            if c.schema_id in summary.schemas}
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a recording. Raises EpisodeError."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise episode_error("read", path, error) from error
+    with file:
+        yield file
+
+
+def broken(path: Path, error: object) -> EpisodeError:
+    """Return the error of a recording that cannot be read to its end, with the remedy."""
+    return EpisodeError(f"{path} is broken ({error!r:.160}); run `world-gymnast episodes repair {path.parent}`")
 
 
 class BagFile:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from mcap.reader import make_reader
 
-from world_gymnast_ros.episodes.bag import BROKEN
+from world_gymnast_ros.episodes.bag import recorded
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
@@ -20,10 +19,13 @@ from world_gymnast_ros.episodes.files import (
     read_json,
 )
 from world_gymnast_ros.episodes.outcome import ENDED_BY, Outcome, read_outcome
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, header_stamp_ns
+from world_gymnast_ros.episodes.picture_count import lost_pictures
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, PICTURES, RAW_IMAGE, check_recorded, header_stamp_ns
 from world_gymnast_ros.episodes.steps import outcome_in_table, read_steps
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import BadFrame, EpisodeError
 
+MAX_LOST_SHARE = 0.25
+"""Of the pictures recorded, estimated from the gaps: more are reported."""
 MAX_PICTURE_GAP_S = 1.0
 """A longer silence of the camera is reported. The frames of real 5 Hz data are 0.2 s apart."""
 
@@ -73,7 +75,7 @@ def describe(folder: Path) -> EpisodeInfo:
 
 
 def check(folder: Path) -> list[str]:
-    """Read the whole episode and list what is wrong with it; an empty list means nothing is."""
+    """Read the whole episode, decode its pictures, and list what is wrong; an empty list means nothing is."""
     problems: list[str] = []
     if folder.name.endswith(PARTIAL_SUFFIX):
         problems.append("was never finished: repair it")
@@ -104,16 +106,28 @@ def _read_table(folder: Path) -> None:
 
 
 def _count(path: Path, problems: list[str]) -> tuple[Counter[str], list[int]]:
+    """Read every message and decode every picture; return the number per topic, and the pictures' capture times."""
     counts: Counter[str] = Counter()
     pictures_ns: list[int] = []
+    sizes: Counter[tuple[int, int]] = Counter()
+    bad: list[str] = []
     try:
-        with path.open("rb") as file:
-            for schema, channel, message in make_reader(file, validate_crcs=True).iter_messages():
-                counts[channel.topic] += 1
-                if schema is not None and schema.name in (COMPRESSED_IMAGE, RAW_IMAGE):
-                    pictures_ns.append(header_stamp_ns(message.data))
-    except (OSError, EpisodeError, *BROKEN) as error:
-        problems.append(f"{MCAP_NAME} cannot be read to its end ({error!r}): repair it")
+        for topic, kind, _, cdr in recorded(path, validate=True):
+            counts[topic] += 1
+            if kind not in PICTURES:
+                continue
+            pictures_ns.append(header_stamp_ns(cdr))
+            try:
+                sizes[check_recorded(kind, cdr)] += 1
+            except (BadFrame, EpisodeError) as error:
+                bad.append(f"number {len(pictures_ns)} at {(pictures_ns[-1] - pictures_ns[0]) * 1e-9:.2f} s: {error}")
+    except EpisodeError as error:
+        problems.append(f"{MCAP_NAME} cannot be read to its end: {error}")
+    if bad:
+        problems.append(f"{len(bad)} of {len(pictures_ns)} pictures cannot be used, {bad[0]}")
+    if len(sizes) > 1:
+        told = ", ".join(f"{n} of {width}x{height}" for (height, width), n in sizes.items())
+        problems.append(f"the pictures have {len(sizes)} sizes ({told}): the camera's resolution was changed")
     return counts, pictures_ns
 
 
@@ -141,3 +155,7 @@ def _check_pictures(pictures_ns: list[int], problems: list[str]) -> None:
     gap_s = float(np.diff(np.sort(np.array(pictures_ns))).max(initial=0)) * 1e-9
     if gap_s > MAX_PICTURE_GAP_S:
         problems.append(f"the camera was silent for {gap_s:.1f} s (limit {MAX_PICTURE_GAP_S} s)")
+    lost = lost_pictures(pictures_ns)
+    if lost > MAX_LOST_SHARE * len(pictures_ns):
+        problems.append(f"about {lost} pictures were lost beside {len(pictures_ns)} recorded (limit "
+                        f"{MAX_LOST_SHARE:.0%}): the machine or the network was too busy")

@@ -27,18 +27,17 @@ class PictureCount:
         self.used = 0
         self.refused = 0
         self.sizes: Counter[tuple[int, int]] = Counter()
-        """(height, width) of those used, where known."""
+        """(height, width) of those used."""
         self.refusal = ""
         """Why the newest was refused; "" where it was used."""
         self._why = ""
         self._stamps_ns: list[int] = []
 
-    def use(self, stamp_ns: int, size: tuple[int, int] | None = None) -> None:
+    def use(self, stamp_ns: int, size: tuple[int, int]) -> None:
         """Count a picture that was used."""
         self.used, self.refusal = self.used + 1, ""
         self._stamps_ns.append(stamp_ns)
-        if size is not None:
-            self.sizes[size] += 1
+        self.sizes[size] += 1
 
     def refuse(self, why: str) -> None:
         """Count a picture that was not used."""

@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mcap.reader import make_reader
 
-from world_gymnast_ros.episodes.bag import BROKEN
-from world_gymnast_ros.episodes.files import (
-    HEADER_NAME,
-    MCAP_NAME,
-    PARTIAL_SUFFIX,
-    STEPS_NAME,
-    episode_error,
-    read_json,
-)
+from world_gymnast_ros.episodes.bag import recorded, recorded_types
+from world_gymnast_ros.episodes.files import HEADER_NAME, MCAP_NAME, PARTIAL_SUFFIX, STEPS_NAME, read_json
 from world_gymnast_ros.episodes.outcome import Outcome, read_outcome
 from world_gymnast_ros.episodes.provenance import pictures_acted_on
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, RAW_IMAGE, decode_picture, decoder, header_stamp_ns
+from world_gymnast_ros.episodes.schemas import PICTURES, decode_picture, decoder, header_stamp_ns
 from world_gymnast_ros.episodes.steps import StepTable, read_steps
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import BadFrame, EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.kinematics import JOINT_NAMES, fk
@@ -126,42 +118,21 @@ def choose_frames(steps: StepTable, stamps_ns: I64, dt_s: float = CONTROL_DT_S) 
 
 def messages(folder: Path, topic: str) -> Iterator[tuple[int, bytes]]:
     """Yield (receive time ns, CDR) of one topic. Raises EpisodeError if the file cannot be read."""
-    path = folder / MCAP_NAME
-    try:
-        with path.open("rb") as file:
-            for _, _, message in make_reader(file).iter_messages(topics=[topic]):
-                yield message.log_time, message.data
-    except OSError as error:
-        raise episode_error("read", path, error) from error
-    except BROKEN as error:
-        raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
-
-
-def topics(folder: Path) -> dict[str, str]:
-    """Return the type of every recorded topic. Raises EpisodeError if the file cannot be read."""
-    path = folder / MCAP_NAME
-    try:
-        with path.open("rb") as file:
-            summary = make_reader(file).get_summary()
-    except OSError as error:
-        raise episode_error("read", path, error) from error
-    except BROKEN as error:
-        raise EpisodeError(f"{path} is broken ({error!r}); run `world-gymnast episodes repair {folder}`") from error
-    if summary is None:
-        raise EpisodeError(f"{path} has no index; run `world-gymnast episodes repair {folder}`")
-    return {c.topic: summary.schemas[c.schema_id].name for c in summary.channels.values()}
+    for _, _, received_ns, cdr in recorded(folder / MCAP_NAME, [topic]):
+        yield received_ns, cdr
 
 
 def camera(folder: Path, wanted: str | None = None) -> tuple[str, str]:
     """Return topic and type of the pictures; `wanted` chooses between cameras. Raises EpisodeError."""
-    found = {topic: kind for topic, kind in topics(folder).items() if kind in (COMPRESSED_IMAGE, RAW_IMAGE)}
-    if wanted is not None:
-        found = {topic: kind for topic, kind in found.items() if topic in (wanted, f"{wanted}/compressed")}
+    cameras = {topic: kind for topic, kind in recorded_types(folder / MCAP_NAME).items() if kind in PICTURES}
+    found = cameras if not wanted else {topic: kind for topic, kind in cameras.items()
+                                        if topic.removesuffix("/compressed").strip("/") == wanted.strip("/")
+                                        or topic == wanted}
+    if not cameras:
+        raise EpisodeError(f"{folder} holds no pictures; was a camera running when it was recorded?")
     if len(found) != 1:
-        raise EpisodeError(
-            f"{folder} holds {len(found)} picture topics{'' if wanted is None else f' named {wanted}'}: "
-            f"{sorted(found)}; name one of {sorted(topics(folder))}"
-        )
+        told = f"no camera {wanted}" if wanted else f"{len(cameras)} cameras"
+        raise EpisodeError(f"{folder} holds {told}; choose one with --camera: {', '.join(sorted(cameras))}")
     return next(iter(found.items()))
 
 
@@ -172,7 +143,12 @@ def _decode(folder: Path, topic: str, kind: str, chosen_ns: I64, size: tuple[int
     for _, cdr in messages(folder, topic):
         stamp_ns = header_stamp_ns(cdr)
         if stamp_ns in wanted and stamp_ns not in pictures:
-            picture = decode_picture(kind, cdr)
+            try:
+                picture = decode_picture(kind, cdr)
+            except (BadFrame, EpisodeError) as error:
+                seconds = (stamp_ns - int(chosen_ns[0])) * 1e-9
+                raise EpisodeError(f"{folder.name}: the picture {seconds:.2f} s after the first cannot be used: {error}"
+                                   ) from error
             pictures[stamp_ns] = picture if size is None else resize_rgb(picture, size)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) != 1:
@@ -182,20 +158,20 @@ def _decode(folder: Path, topic: str, kind: str, chosen_ns: I64, size: tuple[int
 
 def _state_after(folder: Path, stamp_ns: int) -> F32 | None:
     """Return the measured Bridge state at the first joint states received at or after `stamp_ns`, or the newest."""
-    topic = next((t for t, kind in topics(folder).items() if kind == JOINT_STATE), None)
-    newest: bytes | None = None
+    topic = next((t for t, kind in recorded_types(folder / MCAP_NAME).items() if kind == JOINT_STATE), None)
+    decode, arm, finger = decoder(JOINT_STATE), None, None
+    # Several drivers may publish there, such as a gripper's own: the arm's joints and the finger come by their names.
     for received_ns, cdr in messages(folder, topic) if topic else ():
-        newest = cdr
-        if received_ns >= stamp_ns:
-            break
-    if newest is None:
+        message = decode(cdr)
+        places = dict(zip(message.name, message.position, strict=False))
+        finger = places.get("left_finger", finger)
+        if all(name in places for name in JOINT_NAMES):
+            arm = [places[name] for name in JOINT_NAMES]
+            if received_ns >= stamp_ns and finger is not None:
+                break
+    if arm is None or finger is None:
         return None
-    message = decoder(JOINT_STATE)(newest)
-    places = dict(zip(message.name, message.position, strict=False))
-    if not all(name in places for name in (*JOINT_NAMES, "left_finger")):
-        return None
-    gripper = (places["left_finger"] - FINGER_CLOSED_M) / FINGER_TRAVEL_M
-    return bridge_state(fk(np.array([places[name] for name in JOINT_NAMES])), gripper)
+    return bridge_state(fk(np.array(arm)), (finger - FINGER_CLOSED_M) / FINGER_TRAVEL_M)
 
 
 def _instruction(steps: StepTable, header: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from mcap.records import Channel, Chunk, Footer, McapRecord, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
-from world_gymnast_ros.episodes.bag import BROKEN, CUSTOM_DATA_NAME, BagFile
+from world_gymnast_ros.episodes.bag import CUSTOM_DATA_NAME, BagFile
 from world_gymnast_ros.episodes.files import (
     HEADER_NAME,
     MCAP_NAME,
@@ -142,7 +142,7 @@ def _records(file: Any, limit: int, found: _Found) -> Iterator[McapRecord]:
             record = next(records)
         except StopIteration:
             return
-        except BROKEN:
+        except Exception:  # whatever mcap raises where the file breaks off or was changed
             return
         if isinstance(record, Footer):
             found.whole = True
@@ -151,7 +151,7 @@ def _records(file: Any, limit: int, found: _Found) -> Iterator[McapRecord]:
             continue
         try:
             inside = breakup_chunk(record, validate_crc=True)
-        except BROKEN:
+        except Exception:
             found.lost_chunks += 1
             continue
         yield from inside

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from mcap.reader import McapReader, make_reader
 from PIL import Image
 
-from world_gymnast_ros.episodes.bag import BROKEN
+from world_gymnast_ros.episodes.bag import recorded
 from world_gymnast_ros.episodes.files import HEADER_NAME, MCAP_NAME, PARTIAL_SUFFIX, STEPS_NAME, read_json
 from world_gymnast_ros.episodes.listing import describe, list_episodes
 from world_gymnast_ros.episodes.marking import mark_outcome
@@ -47,8 +46,6 @@ POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 class _Film:
     """An episode being looked at: receive and capture times of the pictures that are shown."""
 
-    file: BinaryIO
-    reader: McapReader
     topic: str
     kind: str
     received_ns: list[int]
@@ -97,9 +94,8 @@ class Review:
             if not 0 <= number < len(film.received_ns):
                 raise EpisodeError(f"{episode_id} has no picture {number}; there are {len(film.received_ns)}")
             at_ns = film.received_ns[number]
-            found = (m.data for _, _, m in film.reader.iter_messages([film.topic], starting_at=at_ns, ending_at=at_ns)
-                     if header_stamp_ns(m.data) == film.captured_ns[number])
-            cdr = next(found)
+            cdr = next(cdr for _, _, _, cdr in recorded(folder / MCAP_NAME, [film.topic], at_ns, at_ns + 1)
+                       if header_stamp_ns(cdr) == film.captured_ns[number])
         if film.kind == COMPRESSED_IMAGE:
             message = decoder(COMPRESSED_IMAGE)(cdr)
             if "jpeg" in message.format or "jpg" in message.format:
@@ -137,10 +133,8 @@ class Review:
         return folder
 
     def _film(self, folder: Path) -> _Film:
-        """Open an episode; that which was looked at before is closed."""
+        """Index an episode; that which was looked at before is forgotten."""
         if folder.name not in self._films:
-            for film in self._films.values():
-                film.file.close()
             self._films.clear()
             topic, kind = camera(folder)
             seen = sorted((header_stamp_ns(cdr), received) for received, cdr in messages(folder, topic))
@@ -150,9 +144,7 @@ class Review:
                     kept.append((captured, received))
             if not kept:
                 raise EpisodeError(f"{folder.name} holds no picture")
-            file = (folder / MCAP_NAME).open("rb")
-            self._films[folder.name] = _Film(file, make_reader(file), topic, kind, [r for _, r in kept],
-                                             [c for c, _ in kept])
+            self._films[folder.name] = _Film(topic, kind, [r for _, r in kept], [c for c, _ in kept])
         return self._films[folder.name]
 
 
@@ -225,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, work: Callable[[], Any]) -> None:
         try:
             value = work()
-        except (WorldGymnastError, OSError, *BROKEN) as error:
+        except (WorldGymnastError, OSError) as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
         if isinstance(value, bytes):

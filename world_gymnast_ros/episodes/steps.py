@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from world_gymnast_ros.episodes.files import write_whole
 from world_gymnast_ros.episodes.outcome import Outcome
 from world_gymnast_ros.episodes.provenance import stamp_ns
+from world_gymnast_ros.episodes.tables import read_table
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.types import F32, F64, I64, U8
 
+REMEDY = "`world-gymnast episodes repair` rebuilds it"
 VERDICT_OK, VERDICT_CLAMPED, VERDICT_HOLD, VERDICT_STOP = range(4)
 """Values of Step.verdict, as in msg/Step.msg."""
 
@@ -178,23 +180,23 @@ def read_steps(path: Path) -> StepTable:
     table = _read(path)
     missing = [name for name in _NAMES if name not in table.column_names and name not in _UNKNOWN]
     if missing:
-        raise EpisodeError(f"{path} lacks the columns {missing}; `world-gymnast episodes repair` rebuilds it")
-    if np.any(np.diff(table["stamps_ns"].to_numpy()) < 0):
-        table = table.sort_by("stamps_ns")
+        raise EpisodeError(f"{path} lacks the columns {missing}; {REMEDY}")
     columns: dict[str, Any] = {}
-    for name in _NAMES:
-        if name not in table.column_names:
-            columns[name] = [_UNKNOWN[name]] * len(table)
-            continue
-        column = table[name].combine_chunks()
-        if name in _SHAPES:
-            column = column.flatten() if isinstance(column, pa.FixedSizeListArray) else pa.array([])
-        columns[name] = column.to_pylist() if name in _TEXTS else column.to_numpy(zero_copy_only=False)
-    return _table(columns, table.num_rows)
+    try:
+        if np.any(np.diff(table["stamps_ns"].to_numpy()) < 0):
+            table = table.sort_by("stamps_ns")
+        for name in _NAMES:
+            if name not in table.column_names:
+                columns[name] = [_UNKNOWN[name]] * len(table)
+                continue
+            column = table[name].combine_chunks()
+            if name in _SHAPES:
+                column = column.flatten() if isinstance(column, pa.FixedSizeListArray) else pa.array([])
+            columns[name] = column.to_pylist() if name in _TEXTS else column.to_numpy(zero_copy_only=False)
+        return _table(columns, table.num_rows)
+    except Exception as error:  # a column of another type
+        raise EpisodeError(f"{path} holds other columns than a step table's ({error!r:.160}); {REMEDY}") from error
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise EpisodeError(f"cannot read {path}: {error}; `world-gymnast episodes repair` rebuilds it") from error
+    return read_table(path, REMEDY)

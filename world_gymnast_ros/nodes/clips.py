@@ -8,8 +8,9 @@ from pathlib import Path
 
 import av
 
-from world_gymnast_ros.errors import BadConfig, BadFrame
+from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError
 from world_gymnast_ros.types import U8, Frame
+from world_gymnast_ros.video import pictures
 
 CLIP_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 DEVICE_RATE_HZ = 30
@@ -27,13 +28,12 @@ def list_clips(source: str) -> list[Path]:
 
 
 def clip_frames(clip: Path) -> Iterator[U8]:
-    """Yield the pictures of a clip, RGB uint8 (H, W, 3); its own times are ignored. Raises BadFrame."""
+    """Yield the pictures of a clip, RGB uint8 (H, W, 3), upright; its own times are ignored. Raises BadFrame."""
     try:
-        with av.open(str(clip)) as container:
-            for picture in container.decode(video=0):
-                yield picture.to_ndarray(format="rgb24")
-    except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise BadFrame(f"{clip} cannot be decoded as video ({error}); re-encode it, for example to h264 mp4") from error
+        for _, rgb in pictures(clip):
+            yield rgb
+    except EpisodeError as error:
+        raise BadFrame(str(error)) from error
 
 
 class Device:

@@ -16,9 +16,8 @@ from world_gymnast_ros.config import RecorderConfig
 from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance, unused_episode_id
 from world_gymnast_ros.episodes.files import check_episode_id
 from world_gymnast_ros.episodes.picture_count import PictureCount
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, decoder, header_stamp_ns
-from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
-from world_gymnast_ros.images import picture_fault
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, check_recorded, header_stamp_ns
+from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 
@@ -204,14 +203,10 @@ class RecorderNode(base.ConfiguredNode):
         if not self._is_due():
             return
         try:
-            message = decoder(COMPRESSED_IMAGE)(cdr)
-            fault = picture_fault(message.data.tobytes(), f"picture of format '{message.format[:60]}'")
-        except EpisodeError as error:
-            fault = str(error)
-        if fault:
-            self._refuse(fault)
+            self._take(header_stamp_ns(cdr), check_recorded(COMPRESSED_IMAGE, cdr))
+        except (EpisodeError, BadFrame) as error:
+            self._refuse(str(error))
             return
-        self._take(header_stamp_ns(cdr), None)
         self._write(self._camera, COMPRESSED_IMAGE, cdr)
 
     def _is_due(self) -> bool:
@@ -221,7 +216,7 @@ class RecorderNode(base.ConfiguredNode):
         self._tried_ns = base.steady_ns()
         return True
 
-    def _take(self, stamp_ns: int, size: tuple[int, int] | None) -> None:
+    def _take(self, stamp_ns: int, size: tuple[int, int]) -> None:
         self._used_ns[self._camera] = base.steady_ns()
         self._pictures.use(stamp_ns, size)
 

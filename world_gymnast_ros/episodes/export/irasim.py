@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.episodes.export.video import write_mp4
 from world_gymnast_ros.episodes.files import episode_error, write_json
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.robot.actions import matrix_to_rpy, rpy_to_matrix
 from world_gymnast_ros.types import F32
+from world_gymnast_ros.video import write_mp4
 
 FRAME_SIZE = (256, 320)
 ACTION_SCALE = 20.0

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from world_gymnast_ros.episodes.export.lerobot_stats import column_stats, merge_stats, picture_stats
-from world_gymnast_ros.episodes.export.video import write_mp4
 from world_gymnast_ros.episodes.files import PARTIAL_SUFFIX, episode_error, write_json
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import U8
+from world_gymnast_ros.video import write_mp4
 
 FPS = 5
 CAMERA = "observation.images.image_0"

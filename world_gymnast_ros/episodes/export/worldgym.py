@@ -4,23 +4,25 @@ Format of world-model-eval/world-model-eval (`download_data.py`, `dataset.py`): 
 translation (+-0.05 m to +-1.75), rotation (+-0.25 rad to +-1.4), each clipped 0.01 inside, gripper -1 open +1 closed,
 base motion (zeros). Row t is the action taken at frame t; the last frame has no action, its row is "stay". The clips
 have 20 frames a second whatever the truth; the true times are further keys of the `.npz`, which WorldGym's loader does
-not read: `captured_ns` int64 (T,) of the frames, `sent_ns` of the actions (0 for "stay"), since the epoch.
+not read: `captured_ns` int64 (T,) of the frames, `sent_ns` of the actions (0 for "stay"), since the epoch. So are
+`recording` (its id), `instruction`, `outcome`, `target_states` and `states` float32 (T, 7), which this package reads.
 """
 from __future__ import annotations
 
+import contextlib
 import io
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from world_gymnast_ros.episodes.export.video import read_mp4, write_mp4
 from world_gymnast_ros.episodes.files import episode_error, write_whole
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.files import read_npz
 from world_gymnast_ros.robot.actions import gripper_is_open
 from world_gymnast_ros.types import F32, U8
+from world_gymnast_ros.video import read_video, write_mp4
 
 TRANSLATION_SCALE = 1.75 / 0.05
 ROTATION_SCALE = 1.4 / 0.25
@@ -52,30 +54,56 @@ def from_rows(rows: F32) -> F32:
 def export_worldgym(episodes: Iterable[Episode], folder: Path, size: tuple[int, int] = CLIP_SIZE) -> list[Path]:
     """Add a clip per episode to `folder` (a `<subset>/<split>` folder), numbered after those there; return the mp4s.
 
-    T actions give T+1 frames and rows. The actions are those sent, after the guard.
+    T actions give T+1 frames and rows. The actions are those sent, after the guard. A recording that is there already
+    (by its id) stays as it is, so an export may be repeated.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise episode_error("make", folder, error) from error
-    taken = [int(path.stem) for path in folder.glob("*.npz") if path.stem.isdigit()]
+    there = _recordings(folder)
+    taken = [int(path.stem) for path in (*folder.glob("*.npz"), *folder.glob("*.mp4")) if path.stem.isdigit()]
     number = max(taken, default=-1) + 1
     clips: list[Path] = []
     for episode in episodes:
-        stay = np.zeros((1, 7), np.float32)
-        stay[0, 6] = episode.actions[-1, 6]
-        rows = to_rows(np.concatenate([episode.actions, stay]))
-        clip = folder / f"{number:09d}.mp4"
-        # The loader looks for mp4 files and then for their npz: the mp4 appears last, and whole.
-        buffer = io.BytesIO()
-        np.savez(buffer, rows, captured_ns=episode.frame_stamps_ns, sent_ns=np.append(episode.steps.stamps_ns, 0))
-        write_whole(clip.with_suffix(".npz"), buffer.getvalue())
-        temporary = clip.with_suffix(".tmp")
-        write_mp4(temporary, [episode.frames], size, CLIP_FPS)
-        temporary.replace(clip)
+        clip = there.get(episode.episode_id)
+        if clip is None:
+            clip, number = folder / f"{number:09d}.mp4", number + 1
+        if not clip.is_file():  # one that was stopped between its two files is made again
+            _write_clip(episode, clip, size)
         clips.append(clip)
-        number += 1
     return clips
+
+
+def _write_clip(episode: Episode, clip: Path, size: tuple[int, int]) -> None:
+    """Write both files of a clip beside their places, and then move them there: the mp4 last, by which it is found."""
+    stay = np.zeros((1, 7), np.float32)
+    stay[0, 6] = episode.actions[-1, 6]
+    buffer = io.BytesIO()
+    np.savez(buffer, to_rows(np.concatenate([episode.actions, stay])), captured_ns=episode.frame_stamps_ns,
+             sent_ns=np.append(episode.steps.stamps_ns, 0), recording=np.array(episode.episode_id),
+             instruction=np.array(episode.instruction), outcome=np.array(episode.outcome.outcome),
+             target_states=episode.target_states, states=episode.states)
+    temporary = clip.with_suffix(".tmp")
+    try:
+        write_mp4(temporary, [episode.frames], size, CLIP_FPS)
+        write_whole(clip.with_suffix(".npz"), buffer.getvalue())
+        temporary.replace(clip)
+    except OSError as error:
+        raise episode_error("write", clip, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _recordings(folder: Path) -> dict[str, Path]:
+    """Return the clips that were exported before, by the id of their recording."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.npz")):
+        with contextlib.suppress(EpisodeError):
+            data = read_npz(path, (), ("recording",), "")
+            if "recording" in data:
+                found.setdefault(str(data["recording"]), path.with_suffix(".mp4"))
+    return found
 
 
 def read_worldgym_clip(mp4: Path, npz: Path) -> tuple[U8, F32]:
@@ -83,12 +111,8 @@ def read_worldgym_clip(mp4: Path, npz: Path) -> tuple[U8, F32]:
 
     Raises EpisodeError when a file is missing or broken, or they have different lengths.
     """
-    frames = read_mp4(mp4)
-    try:
-        with np.load(npz, allow_pickle=False) as data:
-            rows = np.asarray(data["arr_0"], dtype=np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise EpisodeError(f"cannot read {npz}: {error!r}; it must be an npz with the key arr_0") from error
+    frames = read_video(mp4)
+    rows = np.asarray(read_npz(npz, ("arr_0",), (), "it must be an npz with the key arr_0")["arr_0"], np.float32)
     if rows.ndim != 2 or rows.shape[1] != ROW_WIDTH or len(rows) != len(frames):
         raise EpisodeError(f"{npz} holds {rows.shape}, expected ({len(frames)}, {ROW_WIDTH}): a row per frame of {mp4}")
     if not np.isfinite(rows).all():
