@@ -27,18 +27,27 @@ def write_mp4(path: Path, clips: Iterable[U8], size: tuple[int, int], fps: int) 
     if size[0] % 2 or size[1] % 2:
         raise EpisodeError(f"a video of {size[0]} x {size[1]} is not possible: H.264 needs even sizes; name other ones")
     try:
-        with whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps))
-            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-            stream.options = {"crf": str(CRF), "preset": "veryfast"}
-            # One thread: the workstation's cores belong to the policy.
-            stream.thread_count = 1
-            for clip in clips:
-                for rgb in resize_rgb(clip, size):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-            container.mux(stream.encode())
+        with whole(path) as partial:
+            _write_mp4(partial, clips, size, fps)
     except (OSError, av.FFmpegError) as error:
         raise EpisodeError(f"could not write {path}: {error}; check the free space") from error
+
+
+def _write_mp4(path: Path, clips: Iterable[U8], size: tuple[int, int], fps: int) -> None:
+    written = 0
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.options = {"crf": str(CRF), "preset": "veryfast"}
+        # One thread: the workstation's cores belong to the policy.
+        stream.thread_count = 1
+        for clip in clips:
+            for rgb in resize_rgb(clip, size):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+            written += len(clip)
+        container.mux(stream.encode())
+    if not written:
+        raise EpisodeError("no episode to export; record some, or choose others")
 
 
 def pictures(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, U8]]:

@@ -83,6 +83,7 @@ class AdaptNodeConfig(AdaptConfig):
                       ("auto", "float32", "bfloat16", "float16"))
     directory: str = text("runs", "folder for adapters/ and sessions/")
     episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
+    episodes_camera: str = text("", "which camera of `episodes`, where there are several; empty: the only one")
     cloning_coefficient: float = number(0.3, 0.0, 100.0, "weight of cloning those beside the imagined reward")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, episode_camera, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import F32, Counts, Frame, Start
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
     parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to those "
                         "that succeeded (default: as in the settings)")
+    episode_camera(parser)
     parser.add_argument("--policy", help="folder, shipped name, or hub name of a published policy")
     parser.add_argument("--world-model", help="folder or file of a world model, or shipped name")
     parser.add_argument("--judge", action="append", default=[], metavar="NAME",
@@ -74,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = adapt_settings(args.config, args.set, {
         "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None,
-        "episodes": str(args.episodes) if args.episodes else None, "policy": args.policy,
+        "episodes": str(args.episodes) if args.episodes else None, "episodes_camera": args.camera or None,
+        "policy": args.policy,
         "world_model": args.world_model, "judges": ", ".join(args.judge) or None, "device": args.device})
     if args.scene and (args.frame or args.state):
         raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, real, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, episode_camera, real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
 RELEASE_TITLE = "## Release gate"
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay = sub.add_parser("replay", help="AUC of imagined reward against true success, same first frame and actions")
     replay.add_argument("--episodes", type=Path, nargs="+", required=True, metavar="DIR",
                         help="folders of recordings with marked outcomes, of *.npz files, or LeRobot data sets")
+    episode_camera(replay)
     replay.add_argument("--task", default="", help="what to call the task of all these episodes (default: as they say, "
                         "else each instruction by itself)")
     replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
@@ -142,7 +143,7 @@ def _replay(args: argparse.Namespace) -> int:
         writable_folder(args.pictures.parent, "--pictures")
     world_model = build.load_world_model(args.world_model, args.judge, args.device)
     judge = build.load_judges(args.judge, args.device)
-    found = read_episodes(args.episodes, world_model.frame_size[0], min_steps=1)
+    found = read_episodes(args.episodes, world_model.frame_size[0], min_steps=1, camera=args.camera)
     for line in found.left_out:
         print(f"left out: {line}")
     episodes = [e for task in dict.fromkeys(e.task for e in found.marked)

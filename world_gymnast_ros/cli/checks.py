@@ -46,6 +46,12 @@ def real(parser: Parser, option: str, low: float, high: float, **more: Any) -> N
     parser.add_argument(option, type=read, metavar="X", **more)
 
 
+def episode_camera(parser: Parser) -> None:
+    """Add `--camera`, for whoever takes --episodes."""
+    parser.add_argument("--camera", default="", metavar="NAME", help="which camera of the episodes, where there are "
+                        "several: topic of a recording, feature of a LeRobot data set")
+
+
 def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str, Any]) -> AdaptNodeConfig:
     """Return adapt.yaml (None: the shipped one) with KEY=VALUE words, then `changes` that are not None, on top."""
     import yaml

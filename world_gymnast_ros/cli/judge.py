@@ -31,7 +31,7 @@ import argparse
 import json
 from pathlib import Path
 
-from world_gymnast_ros.cli.checks import JUDGES, real, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, episode_camera, real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = calibrate.add_mutually_exclusive_group(required=True)
     source.add_argument("--episodes", nargs="+", type=Path, metavar="DIR", help="folders of marked recordings, one "
                         "recording's own folder, or folders of *.npz files")
+    episode_camera(calibrate)
     source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
     calibrate.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} (default: the shipped tiny one)")
     calibrate.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
     learn.add_argument("--episodes", nargs="+", type=Path, required=True,
                        help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
+    episode_camera(learn)
     learn.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     learn.add_argument("--judge", default="", help="the one that looks (default: the shipped tiny one)")
     learn.add_argument("--second-judge", default="", help="the one that measures (default: the shipped tiny one)")
@@ -132,7 +134,7 @@ def run_learn(args: argparse.Namespace) -> int:
     judge = build.checkpoint_dir(args.judge, build.JUDGE)
     second = build.checkpoint_dir(args.second_judge or build.GEOMETRIC, build.JUDGE)
     world = build.load_world_model(args.world_model, [str(judge), str(second)])
-    read = read_episodes(args.episodes, world.frame_size[0], min_steps=2)
+    read = read_episodes(args.episodes, world.frame_size[0], min_steps=2, camera=args.camera)
     episodes, left_out = read.marked, read.left_out
     for why in left_out:
         print(f"left out {why}")
@@ -175,7 +177,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
         table = read_play(args.play)
         judged = judge_episodes(judge, table, table.episodes)
     else:
-        found_episodes = read_episodes(args.episodes, judge.frame_size[0], min_steps=1)
+        found_episodes = read_episodes(args.episodes, judge.frame_size[0], min_steps=1, camera=args.camera)
         judged, silent = judge_recorded(judge, found_episodes.marked)
         left_out = [*found_episodes.left_out, *silent]
     if args.task:

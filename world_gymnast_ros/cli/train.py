@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from world_gymnast_ros.cli.checks import JUDGES, whole, writable_folder
+from world_gymnast_ros.cli.checks import JUDGES, episode_camera, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def _world_model_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data (one of --play, --clips and --episodes)")
     data.add_argument("--play", type=Path, nargs="+", help="folders of play data (*.npz)")
     data.add_argument("--held-out", type=Path, nargs="+", default=[], help="folders of play data to report on only")
-    data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), no state")
+    data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), or a LeRobot "
+                      "v3 data set; no state")
     data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
                       "fine-tune on them, then check")
+    episode_camera(data)
     data.add_argument("--replay", type=Path, help="with --episodes: folder of earlier data to mix in (default: "
                       "replay/ beside the checkpoint; without any the update is small, and says so)")
     data.add_argument("--old", type=Path, help="with --episodes: folder of earlier data in which nothing may get worse "
@@ -192,7 +194,7 @@ def _update(args: argparse.Namespace) -> int:
     size = build.frame_size(parent)[0]
     earlier = replay_folder(args.replay, parent)
     replay, old = play_folder(earlier), play_folder(check_folder(args.old, earlier))
-    found = read_episodes(args.episodes, size, args.out / "decoded")
+    found = read_episodes(args.episodes, size, args.out / "decoded", camera=args.camera)
     for line in found.left_out:
         print(f"left out: {line}")
     new, held = split(found.marked, HELD_OUT_SHARE, args.seed)
@@ -262,7 +264,10 @@ def _clips(args: argparse.Namespace, size: int) -> tuple[list[Episode], list[Epi
     from world_gymnast_ros.data.episode import resized
     from world_gymnast_ros.data.read import read_episodes
 
-    clips = {e.name: e for e in read_episodes([args.clips]).episodes}
+    found = read_episodes([args.clips], camera=args.camera)
+    for line in found.left_out:
+        print(f"left out: {line}")
+    clips = {e.name: e for e in found.episodes}
     for name in filter(None, (args.hold_out, args.validate)):
         if name not in clips:
             raise BadConfig(f"there is no clip '{name}' in {args.clips}; choose from {', '.join(clips)}")

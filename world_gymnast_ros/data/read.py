@@ -4,6 +4,7 @@
     *.npz                        scripted or policy episodes of the twin (docs/reference/formats.md)
     <id>.mp4 with <id>.npz       clips in WorldGym's format
     meta/info.json               a LeRobot v3 data set
+    annotation/, *.npz           what `episodes export` wrote in IRASim's and Bridge's shapes
 
 Recordings are decoded once: frames, resized, and actions lie in a cache file afterwards, named by the hash of the
 recording, so a resumed or repeated run does not decode them again.
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.data.exported import annotations, is_bridge, is_irasim, read_bridge, read_irasim
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
 from world_gymnast_ros.episodes.reader import first_picture, read_episode
-from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.files import sha256_file, whole
+from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
+from world_gymnast_ros.files import read_npz, sha256_file, whole
 from world_gymnast_ros.objects import ObjectTracks
 
 MIN_STEPS = 8
@@ -50,12 +52,12 @@ class Found:
 
 
 def read_episodes(folders: Iterable[Path], size_px: int | None = None, cache: Path | None = None,
-                  min_steps: int = MIN_STEPS) -> Found:
+                  min_steps: int = MIN_STEPS, camera: str = "") -> Found:
     """Read all episodes under `folders`; a recording's own folder, or one file, may be named too.
 
-    Left out, with the reason: recordings that nobody marked, never finished, broken, or shorter than `min_steps`
-    actions. `size_px`: square size that recordings are decoded to (others keep theirs); `cache`: folder for decoded
-    recordings. EpisodeError where a folder is missing or nothing is left.
+    Left out, with the reason: recordings that nobody marked, never finished, or shorter than `min_steps` actions, and
+    whatever is broken. `size_px`: square size that recordings are decoded to (others keep theirs); `cache`: folder for
+    decoded recordings; `camera`: which of several. EpisodeError where a folder is missing or nothing is left.
     """
     found, folders = Found(), list(folders)
     for folder in folders:
@@ -63,33 +65,51 @@ def read_episodes(folders: Iterable[Path], size_px: int | None = None, cache: Pa
             raise EpisodeError(f"{folder} does not exist; name folders of recordings, of *.npz files, of clips or of a "
                                "LeRobot data set")
         if folder.is_dir() and is_lerobot(folder):
-            found.episodes.extend(_lerobot(folder))
-            continue
-        files = [folder] if folder.is_file() else sorted([*folder.glob("*.npz"), *folder.glob("*.mp4")])
-        videos = {f.stem for f in files if f.suffix == ".mp4"}
-        for path in files:
-            if path.suffix == ".mp4":
-                found.episodes.append(read_clip(path))
-            elif path.stem in videos:
-                continue
-            else:
-                found.episodes.extend(read_arrays(path))
-            found.hashes[f"{path.parent.name}/{path.name}"] = sha256_file(path)
+            _add_lerobot(found, folder, camera)
+        elif folder.is_dir() and is_irasim(folder):
+            for path in annotations(folder):
+                _add(found, path.stem, lambda p=path: [read_irasim(p)])
+        elif folder.is_dir() and not (folder / MCAP_NAME).is_file():
+            _add_files(found, sorted([*folder.glob("*.npz"), *folder.glob("*.mp4")]))
+        elif folder.is_file():
+            _add_files(found, [folder])
         one = [folder] if (folder / MCAP_NAME).is_file() else []
         for path in one or (sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ()):
-            try:
-                episode = recording(path, size_px, cache)
+            def read(path: Path = path) -> list[Episode]:
+                episode = recording(path, size_px, cache, camera)
                 if episode.steps < min_steps:
                     raise EpisodeError(f"{episode.steps} actions, at least {min_steps} are needed")
-                found.episodes.append(episode)
                 found.hashes[path.name] = recording_hash(path)
-            except (EpisodeError, OSError) as error:
-                found.left_out.append(f"{path.name}: {error}")
+                return [episode]
+            _add(found, path.name, read)
     if not found.episodes:
         why = f"; left out: {'; '.join(found.left_out[:3])}" if found.left_out else ""
         raise EpisodeError(f"no episode (*.npz, clips, a LeRobot data set, or a finished and marked recording) in "
                            f"{', '.join(map(str, folders)) or 'no folder'}{why}")
     return found
+
+
+def _add(found: Found, name: str, read: Callable[[], list[Episode]]) -> None:
+    """Add what `read` gives, or a line that says why not: one broken item does not cost the others."""
+    try:
+        found.episodes.extend(read())
+    except (WorldGymnastError, OSError) as error:
+        found.left_out.append(f"{name}: {error}")
+
+
+def _add_files(found: Found, files: Sequence[Path]) -> None:
+    """Add clips (<id>.mp4 with <id>.npz), files of arrays and our own exports of Bridge's steps."""
+    videos = {f.stem for f in files if f.suffix == ".mp4"}
+    for path in files:
+        def read(path: Path = path) -> list[Episode]:
+            if path.suffix == ".mp4":
+                episodes = [read_clip(path)]
+            else:
+                episodes = [read_bridge(path)] if is_bridge(path) else read_arrays(path)
+            found.hashes[f"{path.parent.name}/{path.name}"] = sha256_file(path)
+            return episodes
+        if path.suffix == ".mp4" or path.stem not in videos:
+            _add(found, path.name, read)
 
 
 def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
@@ -119,13 +139,16 @@ def read_array_folders(folders: Iterable[Path], every: int = 1, tracks: Tracks |
     return [e for d in folders for path in sorted(Path(d).glob("*.npz")) for e in read_arrays(path, tracks)[::every]]
 
 
-def _lerobot(folder: Path) -> list[Episode]:
+def _add_lerobot(found: Found, folder: Path, camera: str) -> None:
     """Read a LeRobot v3 data set, which has as many frames as actions: the last action leads nowhere and is dropped."""
-    episodes = [Episode(e.frames, e.actions[:-1], None, name=f"{e.index:06d}", task="clip")
-                for e in read_lerobot(folder) if len(e.actions) > 1]
-    if not episodes:
-        raise EpisodeError(f"no episode of two actions or more in {folder}")
-    return episodes
+    for e in read_lerobot(folder, camera=camera, left_out=found.left_out):
+        if len(e.actions) < 2:
+            found.left_out.append(f"{folder.name}, episode {e.index}: one action; two at least are needed")
+            continue
+        known = e.outcome != "unknown"
+        found.episodes.append(Episode(
+            e.frames, e.actions[:-1], e.targets, e.task, e.recording or f"{e.index:06d}", "" if known else "clip",
+            e.outcome == "success" if known else None, measured=e.measured, ended_by=e.ended_by, adapter=e.adapter))
 
 
 def recording_hash(folder: Path) -> str:
@@ -136,19 +159,23 @@ def recording_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def recording(folder: Path, size_px: int | None, cache: Path | None) -> Episode:
+def recording(folder: Path, size_px: int | None, cache: Path | None, camera: str = "") -> Episode:
     """Return one finished recording that somebody marked; EpisodeError says why another is not usable."""
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise EpisodeError("never finished; run `world-gymnast episodes repair`")
-    held = cache / f"{recording_hash(folder)[:16]}-{size_px or 'own'}.npz" if cache is not None else None
+    held = None
+    if cache is not None:
+        seen = hashlib.sha256(camera.encode()).hexdigest()[:8] if camera else "only"
+        held = cache / f"{recording_hash(folder)[:16]}-{size_px or 'own'}-{seen}.npz"
     if held is not None and held.is_file():
-        with np.load(held, allow_pickle=False) as data:
-            return Episode(data["frames"], data["deltas"], data["states"], str(data["instruction"]), folder.name,
-                           success=bool(data["success"]), captured=data["captured"])
-    episode = read_episode(folder, None if size_px is None else (size_px, size_px))
+        names = ("frames", "deltas", "states", "instruction", "success", "captured")
+        data = read_npz(held, names, (), "remove it, the recording is then decoded again")
+        return Episode(data["frames"], data["deltas"], data["states"], str(data["instruction"]), folder.name,
+                       success=bool(data["success"]), captured=data["captured"])
+    episode = read_episode(folder, None if size_px is None else (size_px, size_px), camera or None)
     if episode.outcome.outcome == "unknown":
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
-    success, captured = episode.outcome.outcome == "success", first_picture(episode)
+    success, captured = episode.outcome.outcome == "success", first_picture(episode, camera or None)
     if held is not None:
         with whole(held) as partial, partial.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=episode.target_states,

@@ -22,10 +22,17 @@ def worldgym_deltas(rows: F32) -> F32:
 
 
 def read_clip(path: Path) -> Episode:
-    """Read one clip by its video. Its file holds an action at the last frame too, which leads nowhere: dropped."""
+    """Read one clip by its video. Its file holds an action at the last frame too, which leads nowhere: dropped.
+
+    Clips of our own exports also say instruction, outcome, targets and measured states.
+    """
     frames, file = read_video(path), path.with_suffix(".npz")
-    rows = read_npz(file, ("arr_0",), (), f"it must hold the actions of {path.name}; copy it again")["arr_0"]
+    ours = ("instruction", "outcome", "target_states", "states")
+    data = read_npz(file, ("arr_0",), ours, f"it must hold the actions of {path.name}; copy it again")
+    rows = data["arr_0"]
     if rows.ndim != 2 or rows.shape[1] < 7 or len(rows) != len(frames) or len(frames) < 2:
         raise EpisodeError(f"{path.name} has {len(frames)} frames and actions {rows.shape}; expected one row of at "
                            "least 7 numbers per frame, and two frames or more")
-    return Episode(frames, worldgym_deltas(rows)[:-1], None, name=path.stem, task="clip")
+    success = {"success": True, "failure": False}.get(str(data.get("outcome", "")))
+    return Episode(frames, worldgym_deltas(rows)[:-1], data.get("target_states"), str(data.get("instruction", "")),
+                   path.stem, "clip" if success is None else "", success, measured=data.get("states"))

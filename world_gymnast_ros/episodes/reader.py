@@ -96,9 +96,9 @@ def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic:
     )
 
 
-def first_picture(episode: Episode) -> U8:
+def first_picture(episode: Episode, image_topic: str | None = None) -> U8:
     """Return the picture of the first action uint8 (H, W, 3) at the camera's own size."""
-    topic, kind = camera(episode.path)
+    topic, kind = camera(episode.path, image_topic)
     return np.asarray(_decode(episode.path, topic, kind, episode.frame_stamps_ns[:1], None)[0])
 
 

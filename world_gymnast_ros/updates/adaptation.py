@@ -67,7 +67,8 @@ def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulari
     """
     if not config.episodes:
         return None
-    found = read_episodes([Path(config.episodes)], DECODED_PX, Path(config.directory) / "decoded")
+    found = read_episodes([Path(config.episodes)], DECODED_PX, Path(config.directory) / "decoded",
+                          camera=config.episodes_camera)
     episodes, left_out = found.marked, found.left_out
     loss = cloning_loss(policy, episodes, Imitation())
     if loss is None:

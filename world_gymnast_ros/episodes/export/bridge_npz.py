@@ -2,8 +2,9 @@
 
 Keys follow the RLDS feature names with "/" for nesting, e.g. `steps/observation/state`: T+1 steps, a zero action
 appended, as the public conversion does (readers of RLDS relabel actions from states themselves). `action` is what was
-sent, in base axes, the gripper absolute and 1 open. `captured_ns` and `sent_ns` (0 for the appended action) are ours:
-when the pictures were taken and the actions sent, nanoseconds since the epoch.
+sent, in base axes, the gripper absolute and 1 open. Ours are `captured_ns` and `sent_ns` (0 for the appended action),
+when the pictures were taken and the actions sent, nanoseconds since the epoch; `target_state`, what the actions were
+added to; and `outcome`, `ended_by`, `adapter`.
 """
 from __future__ import annotations
 
@@ -46,6 +47,9 @@ def export_bridge(episodes: Iterable[Episode], folder: Path, size: tuple[int, in
             "steps/discount": np.ones(count, np.float32),
             "steps/language_instruction": np.array([episode.instruction] * count),
             "episode_metadata/file_path": np.array(str(episode.path.name)),
+            "steps/target_state": episode.target_states, "episode_metadata/outcome": np.array(episode.outcome.outcome),
+            "episode_metadata/ended_by": np.array(episode.ended_by),
+            "episode_metadata/adapter": np.array(episode.adapter),
             "episode_metadata/has_image_0": np.array(True),
             "episode_metadata/has_language": np.array(bool(episode.instruction)),
         }

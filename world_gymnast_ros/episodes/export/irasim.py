@@ -1,8 +1,9 @@
 """IRASim's layout: `annotation/<split>/<id>.json` beside `videos/<split>/<id>/0/rgb.mp4` (bytedance/IRASim, Bridge).
 
 Its actions are recomputed from states in the previous end effector's frame, so states and a continuous gripper
-suffice; they are written too, in its scaling (times 20), for readers that take them as they are. `captured_ns` and
-`sent_ns` are ours: when the pictures were taken and the actions sent, nanoseconds since the epoch.
+suffice; they are written too, in its scaling (times 20), for readers that take them as they are. Ours are `captured_ns`
+and `sent_ns`, when the pictures were taken and the actions sent, nanoseconds since the epoch; `sent`, the actions in
+base axes, m and rad; `target_state`, what they were added to; and `outcome`, `ended_by`, `adapter`.
 """
 from __future__ import annotations
 
@@ -51,6 +52,8 @@ def export_irasim(episodes: Iterable[Episode], folder: Path, split: str = "train
             "videos": [{"video_path": video.as_posix()}], "latent_videos": [],
             "state": episode.states[:, :6].tolist(), "continuous_gripper_state": episode.states[:, 6].tolist(),
             "action": relative_actions(episode.states).tolist(), "success": episode.outcome.outcome == "success",
+            "sent": episode.actions.tolist(), "target_state": episode.target_states.tolist(),
+            "outcome": episode.outcome.outcome, "ended_by": episode.ended_by, "adapter": episode.adapter,
             "captured_ns": episode.frame_stamps_ns.tolist(), "sent_ns": episode.steps.stamps_ns.tolist(),
         })
         written.append(annotation)
