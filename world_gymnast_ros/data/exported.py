@@ -41,7 +41,7 @@ def is_irasim(folder: Path) -> bool:
     return (folder / "annotation").is_dir() and (folder / "videos").is_dir()
 
 
-def annotations(folder: Path) -> list[Path]:
+def irasim_notes(folder: Path) -> list[Path]:
     """Return the annotation files of such a folder, one per episode."""
     return sorted((folder / "annotation").glob("*/*.json"))
 

@@ -213,7 +213,8 @@ def _frames(found: _Set, row: dict[str, Any], rows: pa.Table, chosen: I64, size:
         times, begin = _numbers(rows, "timestamp"), row.get(f"videos/{found.camera}/from_timestamp")
         if begin is None:
             raise EpisodeError(f"meta/episodes does not say where it begins in the video of {found.camera}")
-        wanted = float(begin) + (np.arange(len(rows)) / found.fps if times is None else times)[chosen]
+        times = np.arange(len(rows)) / found.fps if times is None else times
+        wanted = float(begin) + times.astype(np.float64)[chosen]
         path = found.folder / _path(found.video_path, row, f"videos/{found.camera}", found.camera)
         shown = _at_times(path, wanted, 0.5 / found.fps)
     else:

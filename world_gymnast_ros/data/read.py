@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.data.exported import annotations, is_bridge, is_irasim, read_bridge, read_irasim
+from world_gymnast_ros.data.exported import irasim_notes, is_bridge, is_irasim, read_bridge, read_irasim
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
@@ -67,8 +68,8 @@ def read_episodes(folders: Iterable[Path], size_px: int | None = None, cache: Pa
         if folder.is_dir() and is_lerobot(folder):
             _add_lerobot(found, folder, camera)
         elif folder.is_dir() and is_irasim(folder):
-            for path in annotations(folder):
-                _add(found, path.stem, lambda p=path: [read_irasim(p)])
+            for path in irasim_notes(folder):
+                _add(found, path.stem, partial(_one, read_irasim, path))
         elif folder.is_dir() and not (folder / MCAP_NAME).is_file():
             _add_files(found, sorted([*folder.glob("*.npz"), *folder.glob("*.mp4")]))
         elif folder.is_file():
@@ -95,6 +96,10 @@ def _add(found: Found, name: str, read: Callable[[], list[Episode]]) -> None:
         found.episodes.extend(read())
     except (WorldGymnastError, OSError) as error:
         found.left_out.append(f"{name}: {error}")
+
+
+def _one(read: Callable[[Path], Episode], path: Path) -> list[Episode]:
+    return [read(path)]
 
 
 def _add_files(found: Found, files: Sequence[Path]) -> None:
@@ -177,7 +182,7 @@ def recording(folder: Path, size_px: int | None, cache: Path | None, camera: str
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
     success, captured = episode.outcome.outcome == "success", first_picture(episode, camera or None)
     if held is not None:
-        with whole(held) as partial, partial.open("wb") as stream:
+        with whole(held) as beside, beside.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=episode.target_states,
                      success=success, instruction=np.array(episode.instruction), captured=captured)
     return Episode(episode.frames, episode.actions, episode.target_states, episode.instruction, folder.name,
