@@ -1,7 +1,8 @@
 """The graph beside a running Interbotix driver: camera, policy, arm, adaptation, recorder. The arm starts disarmed.
 
     ros2 launch world_gymnast_ros bringup.launch.py camera:=0 dry_run:=true   (no arm moves)
-    ros2 launch world_gymnast_ros bringup.launch.py camera:=0                 (the arm moves once armed)
+    ros2 launch world_gymnast_ros bringup.launch.py camera:=0                 (the arm moves once armed, with a policy
+                                                                               that has seen more than the twin)
     ros2 launch world_gymnast_ros bringup.launch.py camera:=none              (another node publishes image_raw)
     ros2 launch world_gymnast_ros bringup.launch.py camera:=/path/to/clips dry_run:=true
 """
@@ -12,7 +13,9 @@ from world_gymnast_ros.nodes import graph, launching
 
 def specs(value):
     camera = "" if value("camera") == "none" else value("camera")
-    return graph.dry_graph(camera) if value("dry_run") in launching.YES else graph.robot_graph(camera)
+    if value("dry_run") in launching.YES:
+        return graph.dry_graph(camera)
+    return graph.robot_graph(camera, value("allow_simulation_policy") in launching.YES)
 
 
 def generate_launch_description():
@@ -23,4 +26,6 @@ def generate_launch_description():
                                           "image_raw"),
         launching.flag("dry_run", "true: nothing is sent to a driver, and none is needed; the policy acts on every "
                                   "picture. For the models that ship, a camera alone, or recorded clips"),
+        launching.flag("allow_simulation_policy", "true: let a policy whose card says that it has seen simulated "
+                                                  "pictures only, such as the one that ships, move a real arm"),
     )

@@ -52,7 +52,7 @@ class Camera:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("policy") / "toy"
-    OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), base_hash="toy").save(folder)
+    OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY, trained_on="noise")), base_hash="toy").save(folder)
     return folder
 
 

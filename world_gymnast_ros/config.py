@@ -131,6 +131,7 @@ class ArmConfig:
     gripper_interface: str = text("trajectory", "what it is: trajectory, action or forward (a command controller)",
                                   ("trajectory", "action", "forward"))
     dry_run: bool = flag(False, "compute and publish everything, send nothing to the driver")
+    allow_simulation_policy: bool = flag(False, "let a policy that has seen simulated pictures only move a real arm")
     moving_time_s: float = _limit("moving_time_s", "time to reach a goal; xs: time profile, set on arming")
     accel_time_s: float = _limit("accel_time_s", "acceleration part of the time profile, set on arming")
     tick_hz: float = number(100.0, 20.0, 500.0, "how often the player looks for a due action")

@@ -36,6 +36,8 @@ I64 = NDArray[np.int64]
 ACTION_DIM = 7
 CONTROL_DT_S = 0.2
 """Bridge control period: 5 Hz, non-blocking."""
+SIMULATION = "simulation"
+"""What a policy's card says under `trained_on` when it has seen simulated pictures only."""
 SUCCESS_THRESHOLD = 0.5
 """A judge's score counts as success strictly above this: a tie is not success."""
 

@@ -17,14 +17,15 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control.chunk_player import SILENT_AGES, ArmMode, ChunkPlayer, PlayedStep
 from world_gymnast_ros.control.hold_cause import HoldCause
+from world_gymnast_ros.control.policy_origin import origin_refusal
 from world_gymnast_ros.errors import BadAction
-from world_gymnast_ros.nodes import base, command_line, convert
+from world_gymnast_ros.nodes import base, command_line, convert, graph
 from world_gymnast_ros.nodes.driver import Driver, DryDriver
 from world_gymnast_ros.nodes.driver_cartesian import CartesianDriver, ServoDriver
 from world_gymnast_ros.nodes.driver_ros2_control import TrajectoryDriver
 from world_gymnast_ros.nodes.driver_xs import XsDriver
 from world_gymnast_ros.robot.gripper import FINGER_CLOSED_M, FINGER_OPEN_M, GripWatch
-from world_gymnast_ros.types import Verdict
+from world_gymnast_ros.types import SIMULATION, Verdict
 
 DRIVERS: dict[str, type[Driver]] = {
     "xs": XsDriver, "trajectory": TrajectoryDriver, "servo": ServoDriver, "cartesian": CartesianDriver,
@@ -58,6 +59,7 @@ class ArmNode(base.ConfiguredNode):
         self._played = False
         self._dead_man_ns = 0  # steady time at which the dead-man button was last seen held
         self._policy_fault = ""  # why the policy's side says that it must not act
+        self._policy_says: tuple[str, str] | None = None  # its name, and what it was trained on
         self._warned = ""  # of a run, as logged
         self._causes: set[str] = set()  # of clamps that were told since arming
         self._sent_count, self._chunk_count, self._state_count, self._rated_ns = 0, 0, 0, base.steady_ns()
@@ -135,16 +137,26 @@ class ArmNode(base.ConfiguredNode):
     def _on_policy_status(self, msg: Any) -> None:
         """Hold when the policy's side finds that it must not act, such as on a mirrored picture."""
         self._policy_fault = msg.message if msg.level == msg.ERROR else ""
-        if self._policy_fault:
-            self.player.hold(f"{HoldCause.POLICY_NOT_READY.value}: {self._policy_fault}; then arm again",
-                             HoldCause.POLICY_NOT_READY)
+        self._policy_says = (msg.hardware_id, next((v.value for v in msg.values if v.key == "trained_on"), ""))
+        refusal = self._policy_refusal()
+        if refusal:
+            self.player.hold(f"{refusal}; then arm again", HoldCause.POLICY_NOT_READY)
             self._tick()
 
     def _policy_refusal(self) -> str:
-        """Return why the policy must not act, or "": also if it never said anything, or is gone with what it said."""
-        if not self._policy_fault or self.count_publishers("policy_status") == 0:
+        """Return why the policy must not act, or "": also where none says anything, or it is gone with what it said."""
+        if self.count_publishers("policy_status") == 0:
             return ""
-        return f"{HoldCause.POLICY_NOT_READY.value}: {self._policy_fault}"
+        if self._policy_says is None:
+            return f"{HoldCause.POLICY_NOT_READY.value}: it has not said yet what it is; ask again"
+        fault = self._policy_fault or self._origin_refusal()
+        return f"{HoldCause.POLICY_NOT_READY.value}: {fault}" if fault else ""
+
+    def _origin_refusal(self) -> str:
+        """Return why a policy of simulated pictures must not move this arm, or ""."""
+        if self._policy_says is None or self.config.dry_run or self.config.allow_simulation_policy:
+            return ""
+        return origin_refusal(*self._policy_says, self.driver.sources(), [graph.TWIN.name])
 
     def _rivals(self) -> str:
         """Return why the chunks cannot be trusted to come from one policy, or ""."""
@@ -230,6 +242,8 @@ class ArmNode(base.ConfiguredNode):
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
+        if self._policy_says is not None and self._policy_says[1] == SIMULATION:  # whose arm is it?
+            await self.driver.found_sources()
         refusal = self._policy_refusal() or await self._make_ready() or self._rivals() or self._policy_refusal()
         if refusal:
             return refusal

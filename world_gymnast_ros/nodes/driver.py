@@ -24,6 +24,8 @@ from world_gymnast_ros.robot.actions import gripper_is_open
 from world_gymnast_ros.types import F64, ArmState
 
 DISCOVERY_POLL_S = 0.05
+UNNAMED = "_NODE_NAME_UNKNOWN_"
+"""What rclpy calls the node of a publisher of which it has heard no more yet."""
 GAP_S = 0.15
 """Joint states that come back after so long may be another process's: a restart takes longer."""
 
@@ -128,6 +130,15 @@ class Driver(ABC):
                 return (f"{len(ends)} publishers of {topic} ({', '.join(names)}): end the others, the guard must be "
                         "the only one (a killed one is forgotten after 20 s)")
         return ""
+
+    def sources(self) -> list[str]:
+        """Return the names of the nodes that publish the arm's joint states; UNNAMED for one not known yet."""
+        return [end.node_name for end in self._node.get_publishers_info_by_topic(self.joints.topic)]
+
+    async def found_sources(self) -> list[str]:
+        """Return `sources` once all of them have names, or what is known after the timeout."""
+        await self._wait_for(lambda: ["joint states"] if UNNAMED in (self.sources() or [UNNAMED]) else [])
+        return self.sources()
 
     def _publishers(self) -> frozenset[bytes]:
         ends = self._node.get_publishers_info_by_topic(self.joints.topic)

@@ -90,10 +90,11 @@ TWIN = NodeSpec("twin_node", "config/twin.yaml", missed="neither pictures nor jo
                 "policy_node acts on nothing, recorder_node records neither")
 
 
-def robot_graph(camera_source: str = "0") -> list[NodeSpec]:
+def robot_graph(camera_source: str = "0", allow_simulation_policy: bool = False) -> list[NodeSpec]:
     """Return the graph beside a running Interbotix driver. An empty `camera_source`: another driver is the camera."""
     camera = [CAMERA.with_overrides(source=camera_source)] if camera_source else []
-    return [*camera, POLICY, ARM, ADAPT, RECORDER]
+    arm = ARM.with_overrides(allow_simulation_policy=True) if allow_simulation_policy else ARM
+    return [*camera, POLICY, arm, ADAPT, RECORDER]
 
 
 def twin_graph(scene: str = "", seed: int = 0) -> list[NodeSpec]:

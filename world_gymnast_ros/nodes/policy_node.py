@@ -36,6 +36,8 @@ QUIET_S = 2.0
 CHECK_PERIOD_S = 1.0
 """A picture is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
 NOTHING_SEEN = PictureVerdict(None, False, False, None)
+TRAINED_ON = "trained_on"
+"""Key of policy_status: what the policy's card says that it was trained on."""
 TEMPERATURE = "temperature"
 COLDEST, HOTTEST = 0.05, 10.0
 """Temperatures that a policy samples at."""
@@ -56,7 +58,7 @@ class PolicyNode(base.ConfiguredNode):
         self._pose, self._verdict, self._checked_ns = PoseAtPicture(), NOTHING_SEEN, 0
         self._convention, self._wrong_chunks = "", 0  # what is wrong with the last chunk; such chunks in a row
         self._tried = ""  # the instruction for which the policy was asked on a true picture before arming
-        self._told: tuple[str, str] | None = None  # of policy_status
+        self._told: tuple[str, ...] | None = None  # of policy_status
         self._refusal = ""  # of the last picture
         self._bad_picture = ""  # why the last picture could not be read
         self._rated, self._rated_ns = (0, 0), base.steady_ns()  # frames and chunks when rates were last told
@@ -282,7 +284,8 @@ class PolicyNode(base.ConfiguredNode):
         chunk = self._ask(frame, instruction)
         self._inference_s.append(time.monotonic() - start)
         end_ns = self.now_ns()
-        if epoch != self._epoch or not self._gate.active:  # disarmed or asked something else meanwhile
+        news = self._told is not None and self._told[-1] != self._trained_on()  # a server that now says what it is
+        if news or epoch != self._epoch or not self._gate.active:  # disarmed or asked something else meanwhile
             self._counts["dropped_chunks"] += 1
             return
         self._sequence += 1
@@ -315,6 +318,10 @@ class PolicyNode(base.ConfiguredNode):
         self._adapter = name
         self.get_logger().info(f"adapter '{name}' in use")
 
+    def _trained_on(self) -> str:
+        """What the policy's card says that it saw; a server's is known from its first answer on."""
+        return str(getattr(self.policy, "trained_on", ""))
+
     def _tell_status(self) -> None:
         """Tell the arm, when it changes, whether the policy may act: an error keeps it from arming, or holds it."""
         words, level = self._verdict.words, convert.DiagnosticStatus.OK
@@ -326,11 +333,13 @@ class PolicyNode(base.ConfiguredNode):
             error = self._verdict.lasting and self.config.picture_check == "refuse"
             level = convert.DiagnosticStatus.ERROR if error else convert.DiagnosticStatus.WARN
         fault = self._verdict.finding.fault.value if self._verdict.finding else ""
-        told = (str(level), self._convention or fault)  # without the numbers, which change with every picture
+        # Without the numbers, which change with every picture.
+        told = (str(level), self._convention or fault, self._trained_on())
         if told != self._told:
             self._told = told
-            self._status.publish(convert.DiagnosticStatus(name="policy_node", hardware_id=self.policy.name, level=level,
-                                                          message=words))
+            self._status.publish(convert.DiagnosticStatus(
+                name="policy_node", hardware_id=self.policy.name, level=level, message=words,
+                values=[convert.KeyValue(key=TRAINED_ON, value=self._trained_on())]))
 
     # --- diagnostics ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from world_gymnast_ros.control.action_convention import ConventionRules, convent
 from world_gymnast_ros.errors import AdapterMismatch, BadPayload, RemotePolicyError, WrongConvention
 from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
-from world_gymnast_ros.serving.server import ADAPTER_HEADER
+from world_gymnast_ros.serving.server import ADAPTER_HEADER, TRAINED_ON_HEADER
 from world_gymnast_ros.types import ACTION_DIM, F32, ActionChunk, AdapterRef, Frame
 
 MAX_ANSWER_BYTES = 2**20
@@ -35,6 +35,8 @@ class HttpPolicy:
         self.timeout_s = timeout_s
         self.chunk_size = 0
         """Of the last answer; 0 before the first."""
+        self.trained_on = ""
+        """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
 
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention."""
@@ -67,8 +69,12 @@ class HttpPolicy:
             raise RemotePolicyError(f"{self.name} {error}; {remedy}") from error
         if len(reply.body) > MAX_ANSWER_BYTES:
             raise RemotePolicyError(f"{self.name} answered with more than {MAX_ANSWER_BYTES} bytes; that is no chunk")
-        adapter = reply.headers.get(ADAPTER_HEADER.lower(), "")
-        return reply.status, reply.body, "".join(c for c in adapter if c.isprintable())[:100]
+        self.trained_on = _printable(reply.headers.get(TRAINED_ON_HEADER.lower(), ""))
+        return reply.status, reply.body, _printable(reply.headers.get(ADAPTER_HEADER.lower(), ""))
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())[:100]
 
 
 def _deltas(value: Any) -> F32:

@@ -36,7 +36,7 @@ IDLE_TIMEOUT_S = 120.0
 """A kept connection without a request; AutoEval's client keeps one for an episode."""
 LINGER_S = 2.0
 """How long the rest of a refused request is thrown away."""
-ADAPTER_HEADER = "X-Adapter"
+ADAPTER_HEADER, TRAINED_ON_HEADER = "X-Adapter", "X-Trained-On"
 CONVENTION = {
     "name": "Bridge (WidowX), one action per 0.2 s, applied to the previous target",
     "dx dy dz": "m, axes of base_link",
@@ -82,12 +82,14 @@ class PolicyService:
 
     def __init__(self, policy: ActingPolicy, adapter: str = "base", first_action: bool = False) -> None:
         self.policy, self.adapter, self.first_action = policy, adapter, first_action
+        self.trained_on = str(getattr(policy, "trained_on", ""))  # "": its card does not say
         self.acted = 0
         self._turn = threading.Lock()
 
     def health(self) -> dict[str, Any]:
         """Return what GET /health tells."""
-        return {"status": "healthy", "policy": self.policy.name, "adapter": self.adapter, "temperature": 0,
+        return {"status": "healthy", "policy": self.policy.name, "adapter": self.adapter, "trained_on": self.trained_on,
+                "temperature": 0,
                 "chunk_size": 1 if self.first_action else self.policy.chunk_size, "dt_s": CONTROL_DT_S,
                 "action_shape": "(7,)" if self.first_action else "(K, 7)", "convention": CONVENTION,
                 "acted": self.acted}
@@ -273,8 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
-            if adapter:
-                self.send_header(ADAPTER_HEADER, adapter.encode("ascii", "replace").decode()[:100])
+            for name, told in ((ADAPTER_HEADER, adapter), (TRAINED_ON_HEADER, self.server.service.trained_on)):
+                if told:
+                    self.send_header(name, told.encode("ascii", "replace").decode()[:100])
             if self.close_connection:
                 self.send_header("Connection", "close")
             self.end_headers()

@@ -25,6 +25,7 @@ class AdaptedPolicy:
     def __init__(self, network: nn.Module, name: str, base_hash: str, targets: str) -> None:
         """`base_hash` identifies what an adapter is tied to; `targets` names the layers it wraps."""
         self.name, self.base_hash, self.adapter = name, base_hash, BASE
+        self.trained_on = ""  # types.SIMULATION where its card says so; "": it does not say
         self._slot = LoraSlot(network, targets)
         network.requires_grad_(False)
 

@@ -35,6 +35,7 @@ class OpenVLA(AdaptedPolicy):
         self.config: OpenVLAConfig = network.config
         self.model = network.to(torch.device(device)).eval()
         super().__init__(self.model, self.config.name, base_hash, TARGETS)
+        self.trained_on: str = self.config.trained_on
         self.device = torch.device(device)
         self.chunk_size: int = self.config.chunk_size
         self.reader = WordReader(self.config.words, self.config.max_words)

@@ -19,7 +19,7 @@ from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.models.policies.action_bins import BINS
 from world_gymnast_ros.models.policies.words import PAD, SPECIAL_TOKENS, WORDS
 from world_gymnast_ros.models.vision import Projector, WindowTower
-from world_gymnast_ros.types import ACTION_DIM
+from world_gymnast_ros.types import ACTION_DIM, SIMULATION
 
 PLACES = ("tip", "object", "destination")
 """What the readout is asked for, three coordinates each."""
@@ -34,6 +34,7 @@ class OpenVLAConfig(PretrainedConfig):
     model_type = "world_gymnast_openvla"
 
     name: str = "openvla-tiny"
+    trained_on: str = SIMULATION  # what it saw; this package trains the class on the twin's play alone
     image_size: int = 64
     window: int = 12
     stride: int = 8
