@@ -242,9 +242,7 @@ class ArmNode(base.ConfiguredNode):
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return f"the dead-man button ({self.config.dead_man_button} of `joy`) is not held"
-        if self._policy_says is not None and self._policy_says[1] == SIMULATION:  # whose arm is it?
-            await self.driver.found_sources()
-        refusal = self._policy_refusal() or await self._make_ready() or self._rivals() or self._policy_refusal()
+        refusal = await self._make_ready(plays=True) or self._rivals() or self._policy_refusal()
         if refusal:
             return refusal
         now_ns = base.steady_ns()
@@ -257,11 +255,16 @@ class ArmNode(base.ConfiguredNode):
             self._tick()
         return refusal
 
-    async def _make_ready(self) -> str:
-        """Make the driver ready and hear from the arm. Return "" or why not, or what called it off meanwhile."""
+    async def _make_ready(self, plays: bool = False) -> str:
+        """Make the driver ready and hear from the arm. Return "" or why not, or what called it off meanwhile.
+
+        `plays`: a policy is to move it, so nothing is written to the driver of an arm that it must not move.
+        """
         self._arming, self._called_off = True, ""
         try:
-            refusal = await self.driver.make_ready()
+            if plays and self._policy_says is not None and self._policy_says[1] == SIMULATION:
+                await self.driver.found_sources()  # whose arm is it?
+            refusal = (self._policy_refusal() if plays else "") or await self.driver.make_ready()
         finally:
             self._arming = False
         self._armings += not refusal
