@@ -78,7 +78,7 @@ except ImportError:  # numpy converts the same pixels, more slowly
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
     "DiagnosticArray", "DiagnosticStatus", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters",
-    "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "MarkOutcome",
+    "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "KeyValue", "MarkOutcome",
     "ParameterDescriptor", "PoseStamped", "ResetTwin", "ServoCommandType", "SetBool", "SetParameters",
     "SetParametersResult", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger", "TwinTruth",
     "TwistStamped", "xs_msg", "xs_srv",
