@@ -1,4 +1,6 @@
 """The command line shell: what it imports, how it fails, and where data is looked for."""
+import argparse
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +110,27 @@ def test_share_variable_wins_and_is_checked(tmp_path: Path, monkeypatch: pytest.
         paths.share_dir()
     (tmp_path / "config").mkdir()
     assert paths.share_dir() == tmp_path
+
+
+def test_verbs_declare_what_they_share_in_one_way() -> None:
+    shared: dict[str, set[tuple[object, object]]] = {}
+
+    def walk(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    walk(sub)
+            for option in {"--policy", "--world-model", "--device", "--dtype", "--threads"} & {*action.option_strings}:
+                default = 0 if option == "--threads" else action.default
+                shared.setdefault(option, set()).add((action.help, default))
+    for verb in cli.VERBS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"world_gymnast_ros.cli.{verb}").add_arguments(parser)
+        walk(parser)
+    shared["--threads"].discard(("torch threads (default: torch's own choice)", 0))  # serve: all cores
+    assert {option: len(ways) for option, ways in shared.items()} == dict.fromkeys(shared, 1), shared
+
+
+def test_an_option_with_another_name_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["judge", "learn", "--episodes", "x", "--out", "y", "--second-judge", "z"]) == 2
+    assert "--second-judge is called --judge, given twice now" in capsys.readouterr().err

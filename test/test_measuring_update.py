@@ -309,13 +309,13 @@ def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(move
     found = learn_settings(judge, second, world, moved_camera, 0.34, tmp_path, 0.1, 0)
     assert found.promote, found.lines
     assert any(line.startswith("before: ") for line in found.lines)
-    pair = Consensus((Reflector.from_pretrained(found.looking),
-                      GeometricJudge(Locator.from_pretrained(found.measuring))))
+    pair = Consensus((Reflector.from_pretrained(found.learned),
+                      GeometricJudge(Locator.from_pretrained(found.geometric))))
     dreams = [r[0] for r in imagine_again(world, moved_camera, 5)]
     right = [(judge_recorded(judges, dreams, moved_camera)[1] == [e.success for e in moved_camera]).mean()
              for judges in (load_judges(), pair)]
     assert right[1] > right[0] and right[1] > 0.6
-    again = learn_settings(found.looking, found.measuring, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)
+    again = learn_settings(found.learned, found.geometric, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)
     assert not again.promote, "nothing is left to learn"
     with pytest.raises(EpisodeError, match=r"successes and .* failures among"):
         learn_settings(judge, second, world, moved_camera[:8], 0.5, tmp_path / "few", 0.1, 0)
@@ -332,7 +332,7 @@ def test_judge_learn_says_what_is_wrong_before_it_works(bottle: list[Episode], t
     assert code == 2 and "nowhere does not exist" in told
     code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
     assert code == 2 and "finished and marked recording" in told
-    (tmp_path / "taken" / "measuring").mkdir(parents=True)
+    (tmp_path / "taken" / "geometric").mkdir(parents=True)
     code, told = learn("--episodes", str(tmp_path / "empty"), "--out", str(tmp_path / "taken"))
     assert code == 2 and "is there already" in told
     judge, second, world = checkpoint_dir("tiny/reflector"), checkpoint_dir("tiny/locator"), load_world_model()

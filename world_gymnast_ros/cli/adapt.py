@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, episode_camera, whole, writable_folder
+from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import F32, Counts, Frame, Start
@@ -48,19 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
     parser.add_argument("--updates", type=int, help="at most so many updates (default: as in the settings)")
-    whole(parser, "--seed", 0, default=0)
+    options.seed(parser)
     parser.add_argument("--parent", type=Path, help="adapter folder to start from (default: the base policy)")
-    parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes: the session is held to those "
-                        "that succeeded (default: as in the settings)")
-    episode_camera(parser)
-    parser.add_argument("--policy", help="folder, shipped name, or hub name of a published policy")
-    parser.add_argument("--world-model", help="folder or file of a world model, or shipped name")
-    parser.add_argument("--judge", action="append", default=[], metavar="NAME",
-                        help=f"{JUDGES}; give it again for each judge that must agree")
-    parser.add_argument("--device", help="auto (the GPU where there is one), cpu, cuda")
+    parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes, whose successes "
+                        "regularise the session (default: as in the settings)")
+    options.camera(parser)
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
+    options.session(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,11 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
 
-    config = adapt_settings(args.config, args.set, {
-        "budget_s": args.budget_s, "max_updates": args.updates, "directory": str(args.out) if args.out else None,
-        "episodes": str(args.episodes) if args.episodes else None, "episodes_camera": args.camera or None,
-        "policy": args.policy,
-        "world_model": args.world_model, "judges": ", ".join(args.judge) or None, "device": args.device})
+    config = options.session_settings(
+        args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
+        None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None)
     if args.scene and (args.frame or args.state):
         raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
                         "--state, or --scene")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli.checks import JUDGES, adapt_settings, episode_camera, real, whole, writable_folder
+from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import EpisodeError
 
 RELEASE_TITLE = "## Release gate"
@@ -29,19 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay = sub.add_parser("replay", help="AUC of imagined reward against true success, same first frame and actions")
     replay.add_argument("--episodes", type=Path, nargs="+", required=True, metavar="DIR",
                         help="folders of recordings with marked outcomes, of *.npz files, or LeRobot data sets")
-    episode_camera(replay)
+    options.camera(replay)
     replay.add_argument("--task", default="", help="what to call the task of all these episodes (default: as they say, "
                         "else each instruction by itself)")
-    replay.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
-    replay.add_argument("--judge", action="append", default=[], metavar="NAME",
-                        help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
+    options.world_model(replay)
+    options.judges(replay)
     replay.add_argument("--instructions", nargs="+", default=[], metavar="SENTENCE", help="what --task covers, * for "
                         "any words, such as 'open the *' (default: the sentences of its episodes)")
-    replay.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    options.device(replay)
     whole(replay, "--most", 1, default=100, help="episodes per task at most (default: %(default)s)")
     whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
-    whole(replay, "--seed", 0, default=0)
-    whole(replay, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
+    options.seed(replay)
+    options.threads(replay)
     replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
     replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
                         "simulated twin, the lab's webcam ... (default: the name of the folder)")
@@ -58,12 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real(adaptation, "--budget-s", 1.0, 86400.0, default=180.0, help="per scene (default: %(default)s)")
     whole(adaptation, "--updates", 0, default=0, help="default: as in adapt.yaml")
     adaptation.add_argument("--seeds", nargs="+", type=int, default=[0], help="a session for each (default: 0)")
-    adaptation.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
-    adaptation.add_argument("--world-model", default="")
-    adaptation.add_argument("--judge", action="append", default=[], metavar="NAME")
-    whole(adaptation, "--threads", 1, 256, default=2)
-    adaptation.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
-                            help="settings of adapt.yaml to change")
+    options.session(adaptation)
+    options.threads(adaptation)
     adaptation.add_argument("--out", type=Path, default=Path("runs/bench-adaptation"))
     adaptation.add_argument("--rows", type=Path, nargs="+", metavar="PATH", help="measure nothing: print the table of "
                             "what was measured into these folders or files (*.jsonl)")
@@ -86,9 +82,8 @@ def _adaptation(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.adaptation import load_parts
 
     torch.set_num_threads(args.threads)
-    config = adapt_settings(None, args.set, {
-        "policy": args.policy or None, "world_model": args.world_model or None, "judges": ", ".join(args.judge) or None,
-        "budget_s": args.budget_s, "max_updates": args.updates or None, "directory": str(args.out)})
+    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates or None,
+                                      directory=str(args.out))
     for scene in args.scenes:  # all of them before the first takes its minutes
         parse_instruction(args.instruction or load_scene(scene).instructions[0])
     writable_folder(args.out)

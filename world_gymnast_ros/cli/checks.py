@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 MAX_SEED = 2**32 - 1
-JUDGES = ("folder, shipped name, hub name of an image-text model, or address of an OpenAI-compatible server "
-          "(http://HOST:PORT/v1#MODEL)")
-"""What names a judge, in the help of every verb that takes one."""
 
 
 def whole(parser: Parser, option: str, low: int, high: int = MAX_SEED, **more: Any) -> None:
@@ -44,12 +41,6 @@ def real(parser: Parser, option: str, low: float, high: float, **more: Any) -> N
             raise BadConfig(f"{option} is {word!r}; give a number from {low:g} to {high:g}")
         return value
     parser.add_argument(option, type=read, metavar="X", **more)
-
-
-def episode_camera(parser: Parser) -> None:
-    """Add `--camera`, for whoever takes --episodes."""
-    parser.add_argument("--camera", default="", metavar="NAME", help="which camera of the episodes, where there are "
-                        "several: topic of a recording, feature of a LeRobot data set")
 
 
 def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str, Any]) -> AdaptNodeConfig:

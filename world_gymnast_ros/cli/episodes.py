@@ -23,8 +23,8 @@ from pathlib import Path
 from PIL import Image
 
 from world_gymnast_ros import episodes as recorded
-from world_gymnast_ros.cli import ros_child
-from world_gymnast_ros.cli.checks import JUDGES, whole
+from world_gymnast_ros.cli import options, ros_child
+from world_gymnast_ros.cli.checks import whole
 from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
 from world_gymnast_ros.episodes.export.irasim import export_irasim
 from world_gymnast_ros.episodes.export.lerobot_v3 import export_lerobot
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(review, "--port", 0, 65535, default=0, help="of 127.0.0.1 (default: any free one)")
     judge = verbs.add_parser("judge", help="store the judge's opinion beside the outcome, never instead of it")
     judge.add_argument("path", type=Path, help="an episode, or a folder of episodes")
-    judge.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} (default: the shipped tiny one)")
+    options.judge(judge)
     export = verbs.add_parser("export", help="write another project's format")
     export.add_argument("path", type=Path, help="an episode, or a folder of episodes")
     export.add_argument("out", type=Path, help="folder to write")

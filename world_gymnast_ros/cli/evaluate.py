@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli import ros_child
+from world_gymnast_ros.cli import options, ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real(parser, "--trial-s", 1.0, 600.0, default=20.0, help="with --robot: longest trial (default: %(default)s s)")
     real(parser, "--wait-s", 1.0, 3600.0, default=300.0, help="with --robot: longest wait for nodes to come up, "
          "and for the policy to load what it is offered (default: %(default)s s)")
-    whole(parser, "--seed", 0, seeds.MAX_SEED, default=0, help="of the order and of the twin's scenes")
-    parser.add_argument("--policy", default="", help="with --scene: checkpoint folder (default: the shipped tiny one)")
+    options.seed(parser, "the order and of the twin's scenes", seeds.MAX_SEED)
+    options.policy(parser)
     parser.add_argument("--out", type=Path, help="result folder; one that was stopped goes on "
                         "(default: runs/evaluate-<time>)")
 

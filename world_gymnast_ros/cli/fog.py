@@ -22,6 +22,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="*", default=None, metavar="KEY=VALUE", dest="settings",
                         help="train: settings of the method instead of those that tuning chose")
     parser.add_argument("--surrogate", type=Path, help="diagnose: its folder (default: the one trained on play)")
-    whole(parser, "--threads", 1, 256, default=1, help="torch threads (default: %(default)s)")
+    options.threads(parser, 1)
 
 
 def run(args: argparse.Namespace) -> int:

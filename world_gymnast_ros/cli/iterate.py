@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli import ros_child
-from world_gymnast_ros.cli.checks import adapt_settings, real, whole, writable_folder
+from world_gymnast_ros.cli import options, ros_child
+from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -72,12 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
          "and for the policy to load what it is offered (default: %(default)s s)")
     whole(parser, "--horizon-steps", 1, 1000, help="actions of an imagined episode (default: as in adapt.yaml; with "
           "--scene the task's)")
-    whole(parser, "--seed", 0, seeds.MAX_SEED, default=0)
-    whole(parser, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
+    options.seed(parser, most=seeds.MAX_SEED)
+    options.threads(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/iterate/SCENE, or runs/iterate/robot)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
-                        help="settings of adapt.yaml; here min_release_auc is 0 unless set: the scene is one where the "
-                             "world model is not yet known to be right, and the table says how far it was wrong")
+    options.session(parser)  # min_release_auc is 0 unless set: the table says how far the world model was wrong
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,9 +89,8 @@ def _become_robot(args: argparse.Namespace) -> None:
     """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
     if not args.instruction.strip():
         raise BadConfig("say what the arm shall do, e.g. world-gymnast iterate 'reach the red block' --robot")
-    words = ros_child.options(args, ("robot", "instruction", "scene", "methods", "set"))
-    command = ros_child.command("iterator", args.instruction, "--robot", *words, "--methods", *args.methods,
-                                *(["--set", *args.set] if args.set else []))
+    words = ros_child.options(args, ("robot", "instruction", "scene"))
+    command = ros_child.command("iterator", args.instruction, "--robot", *words)
     os.execv(command[0], command)
 
 
@@ -127,8 +124,8 @@ def _on_twin(args: argparse.Namespace) -> int:
 def session_settings(args: argparse.Namespace) -> AdaptNodeConfig:
     """Return the settings of a run's sessions."""
     # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
-    return adapt_settings(None, ["min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
-                                 "budget_s=86400.0", *args.set], {})
+    return options.session_settings(args, words=("min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
+                                                 "budget_s=86400.0"))
 
 
 def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[str, str], defaults: dict[str, int],

@@ -31,7 +31,8 @@ import argparse
 import json
 from pathlib import Path
 
-from world_gymnast_ros.cli.checks import JUDGES, episode_camera, real, whole, writable_folder
+from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli.checks import real, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
@@ -47,41 +48,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = calibrate.add_mutually_exclusive_group(required=True)
     source.add_argument("--episodes", nargs="+", type=Path, metavar="DIR", help="folders of marked recordings, one "
                         "recording's own folder, or folders of *.npz files")
-    episode_camera(calibrate)
+    options.camera(calibrate)
     source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
-    calibrate.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} (default: the shipped tiny one)")
-    calibrate.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
+    options.judge(calibrate)
+    options.device(calibrate)
     calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
     real(calibrate, "--max-false-success", 0.001, 0.5, default=0.05,
          help="share of failures that may be called successes on the fitted half (default: %(default)s)")
     real(calibrate, "--refuse-above", 0.001, 1.0, default=0.15,
          help="refuse where the measured share may be higher, upper end of 95 %% (default: %(default)s)")
-    whole(calibrate, "--seed", 0, default=0, help="of the halves")
-    whole(calibrate, "--threads", 1, 256, default=2)
+    options.seed(calibrate, "the halves")
+    options.threads(calibrate)
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
     veto = sub.add_parser("veto", help="let the learned judge only stop what it is sure about, in one family")
     veto.add_argument("--play", type=Path, required=True, help="folder of dreamed play data (`train dreams`)")
-    veto.add_argument("--judge", default="", help="checkpoint folder (default: the shipped tiny one)")
+    options.judge(veto)
     veto.add_argument("--task", required=True, help="what the kind of task is called in the data, such as push")
     real(veto, "--share", 0.01, 0.5, default=0.1, help="of the true successes that it may stop (default: %(default)s)")
-    whole(veto, "--threads", 1, 256, default=2)
+    options.threads(veto)
     veto.add_argument("--out", type=Path, required=True, help="folder for the judge")
 
     learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
     learn.add_argument("--episodes", nargs="+", type=Path, required=True,
                        help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
-    episode_camera(learn)
-    learn.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
-    learn.add_argument("--judge", default="", help="the one that looks (default: the shipped tiny one)")
-    learn.add_argument("--second-judge", default="", help="the one that measures (default: the shipped tiny one)")
+    options.camera(learn)
+    options.world_model(learn)
+    options.judges(learn)
+    options.renamed(learn, "--second-judge", "--judge, given twice")
     real(learn, "--held-out-share", 0.05, 0.9, default=0.34,
          help="of the episodes, to decide on (default: %(default)s)")
     real(learn, "--max-false-success", 0.0, 0.5, default=0.05,
          help="share of failures that the pair may call successes (default: %(default)s)")
-    whole(learn, "--seed", 0, default=0, help="of the split and the dreams")
-    whole(learn, "--threads", 1, 256, default=2)
-    learn.add_argument("--out", type=Path, required=True, help="folder for looking/ and measuring/")
+    options.seed(learn, "the split and the rollouts")
+    options.threads(learn)
+    learn.add_argument("--out", type=Path, required=True, help="folder for learned/ and geometric/")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,25 +128,30 @@ def run_learn(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.judges import learn_settings
 
     torch.set_num_threads(args.threads)
-    for name in ("looking", "measuring"):
+    for name in ("learned", "geometric"):
         if (args.out / name).exists():
             raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
     writable_folder(args.out)
-    judge = build.checkpoint_dir(args.judge, build.JUDGE)
-    second = build.checkpoint_dir(args.second_judge or build.GEOMETRIC, build.JUDGE)
-    world = build.load_world_model(args.world_model, [str(judge), str(second)])
+    names = build.judge_names(args.judge)
+    geometric = build.geometric_judge(names)
+    learned = [name for name in names if name != geometric]
+    if not geometric or len(learned) != 1:
+        raise BadConfig(f"--judge names {', '.join(names)}; give one learned judge and one geometric one, or none: "
+                        "those that ship")
+    world = build.load_world_model(args.world_model, names)
     read = read_episodes(args.episodes, world.frame_size[0], min_steps=2, camera=args.camera)
     episodes, left_out = read.marked, read.left_out
     for why in left_out:
         print(f"left out {why}")
     with tempfile.TemporaryDirectory(dir=args.out) as scratch:
-        found = learn_settings(judge, second, world, episodes, args.held_out_share, Path(scratch),
+        start, second = (build.checkpoint_dir(name, build.JUDGE) for name in (*learned, geometric))
+        found = learn_settings(start, second, world, episodes, args.held_out_share, Path(scratch),
                                args.max_false_success, args.seed)
         print("\n".join(found.lines))
         if found.promote:
-            for name, folder in (("looking", found.looking), ("measuring", found.measuring)):
+            for name, folder in (("learned", found.learned), ("geometric", found.geometric)):
                 folder.rename(args.out / name)
-            print(f"judges: {args.out}/looking and {args.out}/measuring; measure them with the world model before a "
+            print(f"judges: {args.out}/learned and {args.out}/geometric; measure them with the world model before a "
                   "session: world-gymnast bench replay --write")
     return 0 if found.promote else 1
 

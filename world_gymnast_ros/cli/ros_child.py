@@ -23,7 +23,11 @@ def command(module: str, *words: str) -> list[str]:
 
 
 def options(args: argparse.Namespace, left_out: Collection[str]) -> list[str]:
-    """Return parsed options as words again, without empty ones and those `left_out`."""
-    return [word for key, value in vars(args).items()
-            if key not in ("verb", "run", *left_out) and value not in (None, "")
-            for word in (f"--{key.replace('_', '-')}", str(value))]
+    """Return parsed options as words again, without empty ones and those `left_out`; --judge once for each."""
+    words: list[str] = []
+    for key, value in vars(args).items():
+        if key not in ("verb", "run", *left_out) and value not in (None, "", []):
+            option = f"--{key.replace('_', '-')}"
+            values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+            words += [w for v in values for w in (option, v)] if key == "judge" else [option, *values]
+    return words

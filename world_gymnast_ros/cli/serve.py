@@ -16,20 +16,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import whole
 
 HELP = "serve the policy over HTTP (POST /act), for AutoEval or a robot elsewhere"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
+    options.policy(parser)
     parser.add_argument("--adapter", type=Path, help="adapter folder (default: the base policy)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine "
                         "alone; anything else is open to the network, WITHOUT authentication)")
     whole(parser, "--port", 0, 65535, default=8000, help="0: any free one (default: %(default)s)")
     parser.add_argument("--first-action", action="store_true", help="answer (7,), not the whole chunk (K, 7)")
-    parser.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    options.device(parser)
+    options.dtype(parser)
     whole(parser, "--threads", 0, 256, default=0, help="torch threads (default: torch's own choice)")
 
 

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from world_gymnast_ros.cli.checks import JUDGES, episode_camera, whole, writable_folder
+from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _world_model_parser() -> argparse.ArgumentParser:
                       "v3 data set; no state")
     data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
                       "fine-tune on them, then check")
-    episode_camera(data)
+    options.camera(data)
     data.add_argument("--replay", type=Path, help="with --episodes: folder of earlier data to mix in (default: "
                       "replay/ beside the checkpoint; without any the update is small, and says so)")
     data.add_argument("--old", type=Path, help="with --episodes: folder of earlier data in which nothing may get worse "
@@ -89,15 +90,13 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
-    run_.add_argument("--judge", action="append", default=[], metavar="NAME", help=f"of the release check: {JUDGES}; "
-                      "again for each judge that must agree (default: those that ship)")
+    options.judges(run_)
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
     run_.add_argument("--resume", action="store_true", help="go on from what --out holds")
-    whole(run_, "--seed", 0, default=0)
-    whole(run_, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
-    run_.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda (default: "
-                      "%(default)s)")
+    options.seed(run_)
+    options.threads(run_)
+    options.device(run_)
     how = parser.add_argument_group("how (None: a default that suits the data)")
     whole(how, "--batch", 1, 65536, help="clips per step")
     how.add_argument("--muon-lr", type=float)
@@ -204,8 +203,8 @@ def _update(args: argparse.Namespace) -> int:
 
     def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
         # Earlier scenes were seen by the earlier camera, which the shipped geometric judge knows.
-        learned, measuring = [n for n in judges if n != geometric], [build.GEOMETRIC if some is old else geometric]
-        names = [*learned, *measuring] if geometric else learned
+        learned, finder = [n for n in judges if n != geometric], [build.GEOMETRIC if some is old else geometric]
+        names = [*learned, *finder] if geometric else learned
         return replay_episodes(build.load_world_model(world_model, names, args.device),
                                build.load_judges(names, args.device), some, args.seed)
 

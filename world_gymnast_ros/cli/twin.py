@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from world_gymnast_ros import seeds
+from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stills.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
     measure.add_argument("scene")
-    measure.add_argument("--policy", default="", help="checkpoint folder (default: the shipped tiny one)")
+    options.policy(measure)
     measure.add_argument("--adapter", type=Path, help="adapter folder from the store")
     measure.add_argument("--instruction", default="", help="default: the scene's first")
     whole(measure, "--episodes", 1, 100000, default=20)

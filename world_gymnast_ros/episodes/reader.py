@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import BadFrame, EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.kinematics import JOINT_NAMES, fk
-from world_gymnast_ros.types import CONTROL_DT_S, F32, F64, I64, U8
+from world_gymnast_ros.types import CONTROL_DT_S, F32, I64, U8
 
 JOINT_STATE = "sensor_msgs/msg/JointState"
 FINGER_CLOSED_M, FINGER_TRAVEL_M = 0.010, 0.025
@@ -60,12 +60,6 @@ class Episode:
         """
         after = bridge_state(self.steps.T_base_target, self.steps.gripper_command)
         return np.concatenate([self.states[:1], after]).astype(np.float32)
-
-    @property
-    def frame_ages_s(self) -> F64:
-        """Return the age of frame t when action t was sent, (T,): a jump tells of lost pictures."""
-        ages: F64 = (self.steps.stamps_ns - self.frame_stamps_ns[:-1]).astype(np.float64) * 1e-9
-        return ages
 
 
 def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic: str | None = None) -> Episode:

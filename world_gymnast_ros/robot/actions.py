@@ -61,10 +61,6 @@ class Workspace:
         clipped: NDArray[Any] = np.minimum(np.maximum(position, low), high)
         return clipped
 
-    def contains(self, position: NDArray[Any], slack_m: float = 1e-6) -> bool:
-        """Tell whether position (3,) lies in the box, give or take `slack_m`."""
-        return all(a - slack_m <= p <= b + slack_m for a, p, b in zip(self.low_m, position, self.high_m, strict=True))
-
 
 @dataclass(frozen=True)
 class RobotLimits:

@@ -10,7 +10,6 @@ from world_gymnast_ros.twin.tasks import DIRECTIONS, Task
 from world_gymnast_ros.types import F32, F64
 
 HOVER_Z_M, TRAVEL_Z_M, GRASP_Z_M, PLACE_Z_M, PUSH_Z_M = 0.075, 0.115, 0.030, 0.045, 0.030
-BEHAVIOURS = ("expert", "perturbed", "wander", "halting")
 
 
 @dataclass

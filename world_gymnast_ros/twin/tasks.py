@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from world_gymnast_ros.errors import BadInstruction
-from world_gymnast_ros.instructions import normalise
 from world_gymnast_ros.types import F64
 
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (0.0, 1.0), "right": (0.0, -1.0), "forward": (1.0, 0.0)}
@@ -47,15 +46,6 @@ def parse_instruction(instruction: str) -> Task:
     raise BadInstruction(
         f"the twin cannot measure success of {instruction!r}; it knows 'reach the <object>', "
         "'push the <object> left|right|forward', 'put the <object> on the <colour> plate'")
-
-
-def family_of(instruction: str) -> str:
-    """Return the task family of an instruction; one outside the twin's grammar is a task of its own, called as it reads
-    in lower case, without the punctuation at its end."""
-    try:
-        return parse_instruction(instruction).family
-    except BadInstruction:
-        return normalise(instruction)
 
 
 @dataclass(frozen=True)

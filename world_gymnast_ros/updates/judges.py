@@ -3,7 +3,7 @@
 The dreams carry the labels of what the same actions truly did, so where the dream still lies the judge learns not to
 believe it. Earlier play and its dreams are mixed in. Weights are trained first, then the offset of the logit is set
 on episodes that these weights have not seen (the world model may have: it learns from them before). The judge that
-measures learns a few numbers (`measuring_update.py`).
+measures learns a few numbers (`evaluation/scene_judge.py`).
 """
 from __future__ import annotations
 
@@ -137,17 +137,17 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
     seen them; those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
-    measuring, lines = load_scene_judge(second).learned(episodes)
-    world = drawn_with(world, measuring.objects)  # the camera that was just learned
+    geometric, lines = load_scene_judge(second).learned(episodes)
+    world = drawn_with(world, geometric.objects)  # the camera that was just learned
     rollouts = [r[0] for r in imagine_again(world, episodes, settings.seed + 9000)]
-    claims = measuring.claims_by_strictness(rollouts, episodes)
+    claims = geometric.claims_by_strictness(rollouts, episodes)
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)
     pairs: dict[str, Path] = {}
     for name, start in looks.items():
         judge = Reflector.from_pretrained(start)
         rows = np.ones_like(held) if name == SETTINGS else held
-        present = measuring.strictness(episodes)
+        present = geometric.strictness(episodes)
         some = claims if name == SETTINGS else {present: claims[present]}
         found = cut_pair(logits_of(judge, rollouts, episodes)[rows], {s: c[rows] for s, c in some.items()},
                          success[rows], settings.max_false_success)
@@ -155,21 +155,21 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
             lines.append(f"pair with {name}: too few outcomes to cut it")
             continue
         strictness, cut = found
-        measuring.set_strictness(strictness, episodes)
+        geometric.set_strictness(strictness, episodes)
         cut_at(judge, cut)
         judge.save(out / name)
         pairs[name] = out / name
         lines.append(f"pair with {name}: {strictness}, threshold of the learned judge {cut:.2f}")
-    measuring.save(out / "measuring")
-    return pairs, out / "measuring", lines
+    geometric.save(out / "geometric")
+    return pairs, out / "geometric", lines
 
 
 @dataclass(frozen=True)
 class Learned:
     """What `learn_settings` found: checkpoints below the folder that it was given, the verdict, and why."""
 
-    looking: Path
-    measuring: Path
+    learned: Path
+    geometric: Path
     promote: bool
     lines: tuple[str, ...]
 
@@ -189,7 +189,7 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
     if len(held) < MIN_HELD_OUT:
         raise EpisodeError(f"{len(held)} of {len(episodes)} episodes are held out, at least {MIN_HELD_OUT} are needed "
                            "to decide on; record more, or hold out a greater share")
-    pairs, measuring, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
+    pairs, geometric, lines = update_pair(second, {SETTINGS: judge}, world, fitted, [], out,
                                           JudgeUpdate(max_false_success=max_false_success, seed=seed))
     if SETTINGS not in pairs:
         raise EpisodeError(f"{'; '.join(lines)}: {successes(fitted)} successes and "
@@ -202,12 +202,12 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
                 replay_episodes(world, pair, episodes, seed, rollouts=dreams[1]))
     dreams = ([r[0] for r in imagine_again(world, held, seed + 1)],
               [r[0] for r in imagine_again(world, episodes, seed)])
-    before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], measuring, dreams)
+    before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], geometric, dreams)
     decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
     figures = [f"{when}: agrees with {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes, "
                f"{r[1].summary()['missed']:.2f} false negatives, {r[1].summary()['false_success']:.2f} "
                "false positives" for when, r in (("before", before), ("after", after))]
-    return Learned(pairs[SETTINGS], measuring, decision.promote, (*lines, *figures, *decision.lines))
+    return Learned(pairs[SETTINGS], geometric, decision.promote, (*lines, *figures, *decision.lines))
 
 
 def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:

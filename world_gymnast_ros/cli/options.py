@@ -1,0 +1,93 @@
+"""Options that several verbs take, each declared once: models, judges, device, seed, threads, other settings."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from world_gymnast_ros.cli.checks import MAX_SEED, Parser, adapt_settings, whole
+from world_gymnast_ros.errors import BadConfig
+
+if TYPE_CHECKING:
+    from world_gymnast_ros.adaptation.config import AdaptNodeConfig
+
+JUDGES = ("folder, shipped name, hub name of an image-text model, or address of an OpenAI-compatible server "
+          "(http://HOST:PORT/v1#MODEL)")
+"""What names a judge."""
+SHIPPED = "default: the small one that ships"
+
+
+def policy(parser: Parser) -> None:
+    """Add --policy."""
+    parser.add_argument("--policy", default="", metavar="NAME", help="folder, shipped name, or hub name of a published "
+                        f"policy ({SHIPPED})")
+
+
+def world_model(parser: Parser) -> None:
+    """Add --world-model."""
+    parser.add_argument("--world-model", default="", metavar="NAME", help=f"folder, file, or shipped name ({SHIPPED})")
+
+
+def judge(parser: Parser) -> None:
+    """Add --judge, for one."""
+    parser.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} ({SHIPPED})")
+
+
+def judges(parser: Parser) -> None:
+    """Add --judge, for any number."""
+    parser.add_argument("--judge", action="append", default=[], metavar="NAME",
+                        help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
+
+
+def device(parser: Parser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda, cuda:1 "
+                        "(default: %(default)s)")
+
+
+def dtype(parser: Parser) -> None:
+    """Add --dtype."""
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+                        help="of the models; auto: each one's own choice (default: %(default)s)")
+
+
+def seed(parser: Parser, of: str = "everything random", most: int = MAX_SEED) -> None:
+    """Add --seed, whole numbers from 0."""
+    whole(parser, "--seed", 0, most, default=0, help=f"of {of} (default: %(default)s)")
+
+
+def threads(parser: Parser, default: int = 2) -> None:
+    """Add --threads."""
+    whole(parser, "--threads", 1, 256, default=default, help="torch threads (default: %(default)s)")
+
+
+def camera(parser: Parser) -> None:
+    """Add `--camera`, for whoever takes --episodes."""
+    parser.add_argument("--camera", default="", metavar="NAME", help="which camera of the episodes, where there are "
+                        "several: topic of a recording, feature of a LeRobot data set")
+
+
+def session(parser: Parser) -> None:
+    """Add what a session of adaptation runs with: its models, where they compute, and any setting of adapt.yaml."""
+    for add in (policy, world_model, judges, device, dtype):
+        add(parser)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
+
+
+def session_settings(args: argparse.Namespace, path: Path | None = None, words: Sequence[str] = (), **changes: Any
+                     ) -> AdaptNodeConfig:
+    """Return adapt.yaml (`path`, None: the shipped one) with `words` (KEY=VALUE), those of --set, what `session` added,
+    and `changes` that are not None, on top."""
+    given = {key: value if value != "auto" else None for key, value in (("device", args.device), ("dtype", args.dtype))}
+    return adapt_settings(path, [*words, *args.set], {
+        "policy": args.policy or None, "world_model": args.world_model or None, "judges": ", ".join(args.judge) or None,
+        **given, **changes})
+
+
+def renamed(parser: Parser, old: str, new: str) -> None:
+    """Refuse an option that has another name now, saying which."""
+    class Refuse(argparse.Action):
+        def __call__(self, *_: Any) -> NoReturn:
+            raise BadConfig(f"{old} is called {new} now")
+    parser.add_argument(old, action=Refuse, nargs="?", help=argparse.SUPPRESS)
