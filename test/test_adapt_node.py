@@ -25,10 +25,12 @@ from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, Op
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
 from world_gymnast_ros.nodes import adapt_node, base, convert, graph
+from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.kinematics import SLEEP, fk
 from world_gymnast_ros.store import load_adapter
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
+from world_gymnast_ros.types import Judgement
 from world_gymnast_ros.updates.adaptation import Parts, check_released
 
 pytestmark = pytest.mark.ros
@@ -43,13 +45,13 @@ def fake_parts(world: FakeWorldModel | None = None) -> Parts:
 class Bench:
     """A node with fakes in this process, a client, and a camera that can be switched on."""
 
-    def __init__(self, c: Client, node: adapt_node.AdaptNode) -> None:
+    def __init__(self, c: Client, node: adapt_node.AdaptNode, namespace: str) -> None:
         self.c, self.node = c, node
-        self.action = ActionClient(c, convert.Adapt, "adapt")
+        self.action = ActionClient(c, convert.Adapt, f"{namespace}/adapt")
         self.feedback: list[Any] = []
-        self.camera = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
-        self.joints = c.create_publisher(convert.JointState, "/wx250s/joint_states", base.RELIABLE)
-        self.shooting = True
+        self.camera = c.create_publisher(convert.Image, f"{namespace}/image_raw", base.NEWEST_RELIABLE)
+        self.joints = c.create_publisher(convert.JointState, f"{namespace}/wx250s/joint_states", base.RELIABLE)
+        self.shooting, self.gripper_beside = True, False
         c.create_timer(0.05, self._shoot)
         c.until(self.action.server_is_ready, "the adapt action")
 
@@ -58,6 +60,8 @@ class Bench:
             now_ns = self.c.get_clock().now().nanoseconds
             position = np.r_[SLEEP, 0.0, 0.037, -0.037]
             self.joints.publish(convert.joint_state_msg(now_ns, position, np.zeros(9), np.zeros(9)))
+            for _ in range(10 * self.gripper_beside):
+                self.joints.publish(convert.JointState(name=["gripper"], position=[0.0]))
             self.camera.publish(convert.image_from_rgb(start_frame().rgb, now_ns, "camera"))
 
     def send(self, **goal: Any) -> Any:
@@ -73,11 +77,11 @@ class Bench:
 
 
 @contextmanager
-def bench(tmp_path: Path, parts: Parts, **parameters: Any) -> Iterator[Bench]:
+def bench(tmp_path: Path, parts: Parts, namespace: str = "", **parameters: Any) -> Iterator[Bench]:
     values = {"directory": str(tmp_path), "min_release_auc": 0.0, "niceness": 0, "threads": 1, "copies": 16,
               "horizon_from_task": False, "capture_timeout_s": 60.0, **parameters}
     words = [w for k, v in values.items() for w in ("-p", f"{k}:={graph._yaml(v)}")]
-    rclpy.init(args=["--ros-args", *words])
+    rclpy.init(args=["--ros-args", *words, *(["-r", f"__ns:={namespace}"] if namespace else [])])
     executor = MultiThreadedExecutor(adapt_node.EXECUTOR_THREADS)
     over = threading.Event()
 
@@ -92,7 +96,7 @@ def bench(tmp_path: Path, parts: Parts, **parameters: Any) -> Iterator[Bench]:
         spinner.start()
         try:
             with client() as c:
-                yield Bench(c, node)
+                yield Bench(c, node, namespace)
         finally:  # or what a failed test offered is heard by the next one's node
             node.close()
             over.set()
@@ -191,6 +195,60 @@ def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> 
         refused = captured()
         assert not refused.success and "is the camera running" in refused.message
         assert kept[0] < kept[1] and not b.node._kept, "used once"
+
+
+class MuteJudge(FakeJudge):
+    """Has no verdict on anything."""
+
+    def score(self, frames: Any, instruction: str, facts: Any = None) -> list[Judgement]:
+        return [Judgement(None, None) for _ in frames]
+
+
+def test_captured_pictures_outlive_a_typo_a_mute_session_and_a_dry_run(tmp_path: Path) -> None:
+    """In a namespace, with a gripper's own joint states beside the driver's."""
+    parts = fake_parts()
+    with bench(tmp_path, parts, namespace="/lab1", capture_frames=2) as b:
+        b.gripper_beside = True
+        node, future = b.node, []
+        worker = threading.Thread(target=lambda: future.append(node.capture(lambda: False)[-1]))
+        worker.start()
+        b.c.until(lambda: future, "a picture")
+        assert node.state_at(future[0].stamp_ns) is not None, "the driver's, however often a gripper speaks"
+        node._kept.append((future[0], None))
+        for goal, judge in (({"instructions": ["go rihgt"]}, parts.judge), ({"max_updates": 2}, MuteJudge()),
+                            ({"max_updates": 2, "dry_run": True}, parts.judge)):
+            node.parts = replace(parts, judge=judge)
+            result, _ = b.result(b.send(**goal))
+            assert not result.promoted and len(node._kept) == 1
+            assert result.message.endswith("; 1 captured picture kept for the next session"), result.message
+        node.parts = parts
+        result, status = b.result(b.send(max_updates=2))
+        assert status == 4 and not node._kept and "captured picture" not in result.message
+
+
+def test_why_the_arms_pose_is_unknown_is_told_truly(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(), capture_frames=1) as b:
+        stamp_ns = 5 * 10**9
+
+        def hear(*messages: Any) -> str:
+            b.node._joints.clear()
+            b.node._merge, b.node._joint_fault = JointMerge(), ""
+            for message in messages:
+                b.node._on_joints(message)
+            state = b.node.state_at(stamp_ns)
+            assert (state is None) == bool(b.node._blind)
+            return b.node._blind
+
+        arm = convert.joint_state_msg(stamp_ns, np.r_[SLEEP, 0.0, 0.037, -0.037], np.zeros(9), np.zeros(9))
+        bare = convert.JointState(name=arm.name[:6], position=arm.position[:6], header=arm.header)
+        finger = convert.JointState(name=["left_finger"], position=[0.02])
+        late = convert.joint_state_msg(2 * stamp_ns, np.r_[SLEEP, 0.0, 0.037, -0.037], np.zeros(9), np.zeros(9))
+        assert hear(arm) == "" and hear(finger, arm, finger) == "", "whoever speaks last"
+        assert hear(finger, bare) == "" and b.node.state_at(stamp_ns)[6] == pytest.approx(0.37, abs=0.05)
+        assert "lacks ['left_finger']" in hear(bare)
+        assert hear() == "no joint states were heard on wx250s/joint_states"
+        assert "none of the arm's joints (left_finger)" in hear(finger)
+        assert "5.0 s away from the picture" in hear(late)
 
 
 def test_untrusted_tasks_are_refused() -> None:

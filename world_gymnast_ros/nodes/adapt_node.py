@@ -29,10 +29,13 @@ from world_gymnast_ros.adaptation.log import Outcome, Progress
 from world_gymnast_ros.adaptation.rollout import Cancelled
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
 from world_gymnast_ros.nodes import base, command_line, convert
+from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.types import F32, AdapterRef, Frame, Start
+from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
+JOINTS_S = 0.5
+"""Joint states as new as the last picture are waited for no longer."""
 EXECUTOR_THREADS = 3
 """One for the session, one for topics, one for feedback and cancel."""
 
@@ -56,7 +59,10 @@ class AdaptNode(base.ConfiguredNode):
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
         self._kept: deque[tuple[Frame, F32 | None]] = deque(maxlen=c.max_captures)
         self._wanted_after_ns = 0
-        self._joints: deque[Any] = deque(maxlen=200)
+        self._joints: deque[ArmState] = deque(maxlen=200)
+        self._merge = JointMerge()
+        self._blind = ""  # why the arm's state at the last picture is not known
+        self._joint_fault = ""
         self._busy = threading.Lock()
         self._closing = threading.Event()
         self._connect()
@@ -84,7 +90,13 @@ class AdaptNode(base.ConfiguredNode):
             self.get_logger().error(str(error))
 
     def _on_joints(self, msg: Any) -> None:
-        self._joints.append(msg)
+        try:
+            state = self._merge.add(msg, base.steady_ns())
+        except BadAction as error:
+            self._joint_fault = str(error)
+            return
+        if state is not None:
+            self._joints.append(state)
 
     def _on_image(self, msg: Any) -> None:
         if convert.to_ns(msg.header.stamp) < self._wanted_after_ns:
@@ -111,10 +123,11 @@ class AdaptNode(base.ConfiguredNode):
                                                                                                     "image_raw")
         self._frames.clear()
         self._joints.clear()
+        self._merge, self._joint_fault = JointMerge(), ""
         self._wanted_after_ns = self.now_ns()
         ears = Node(f"{self.get_name()}_capture", context=self.context, namespace=self.get_namespace(),
                     enable_rosout=False, start_parameter_services=False)
-        ears.create_subscription(convert.JointState, f"{c.robot_name}/joint_states", self._on_joints, base.NEWEST)
+        ears.create_subscription(convert.JointState, f"{c.robot_name}/joint_states", self._on_joints, base.SHARED)
         ears.create_subscription(kind, topic, self._on_image, base.NEWEST)
         executor = SingleThreadedExecutor(context=self.context)
         executor.add_node(ears)
@@ -135,18 +148,28 @@ class AdaptNode(base.ConfiguredNode):
                 raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on {topic} within "
                                  f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
             executor.spin_once(timeout_sec=0.1)
+        wanted_ns = self._frames[-1].stamp_ns  # joint states of that moment may still wait behind others'
+        deadline = min(deadline, time.monotonic() + JOINTS_S)
+        while time.monotonic() < deadline and not (self._joints and self._joints[-1].stamp_ns >= wanted_ns):
+            executor.spin_once(timeout_sec=0.02)
 
     def state_at(self, stamp_ns: int) -> F32 | None:
-        """Return the measured Bridge state nearest to a stamp, or None where none was heard in time."""
-        messages = list(self._joints)
-        gaps = [abs(convert.to_ns(m.header.stamp) - stamp_ns) for m in messages]
-        if not gaps or min(gaps) > self.config.max_state_age_s * 1e9:
+        """Return the measured Bridge state nearest to a stamp, or None where none was heard in time: `_blind` says why.
+        """
+        states = list(self._joints)
+        gaps = [abs(state.stamp_ns - stamp_ns) for state in states]
+        self._blind = ""
+        if not gaps:
+            topic = f"{self.config.robot_name}/joint_states"
+            self._blind = (self._joint_fault or (f"what {topic} tells has none of the arm's joints "
+                                                 f"({', '.join(self._merge.others[:9])})" if self._merge.others else
+                                                 f"no joint states were heard on {topic}"))
+        elif min(gaps) > self.config.max_state_age_s * 1e9:
+            self._blind = (f"the nearest joint states are {min(gaps) * 1e-9:.1f} s away from the picture, at most "
+                           f"{self.config.max_state_age_s:g} s are allowed; are the clocks of camera and driver right?")
+        if self._blind:
             return None
-        try:
-            state = convert.arm_state(messages[int(np.argmin(gaps))])
-        except BadAction as error:
-            self.get_logger().warning(f"adapting without the arm's state: {error}")
-            return None
+        state = states[int(np.argmin(gaps))]
         return bridge_state(state.T_base_ee, state.gripper)
 
     def _on_capture(self, _request: Any, response: Any) -> Any:
@@ -158,7 +181,7 @@ class AdaptNode(base.ConfiguredNode):
         try:
             frame = self.capture(self._closing.is_set)[-1]
             self._kept.append((frame, self.state_at(frame.stamp_ns)))
-            blind = "" if self._kept[-1][1] is not None else "; no joint states were heard: the arm's pose is unknown"
+            blind = f"; the arm's pose is unknown: {self._blind}" if self._kept[-1][1] is None else ""
             response.success = True
             response.message = f"{len(self._kept)} of at most {self.config.max_captures} pictures kept{blind}"
         except (StaleFrame, Cancelled) as error:
@@ -168,10 +191,26 @@ class AdaptNode(base.ConfiguredNode):
         return response
 
     def starts(self, instructions: Sequence[str], cancelled: Callable[[], bool]) -> list[Start]:
-        """Return every kept picture, or else new ones, with every instruction, instructions taking turns."""
+        """Return every kept picture, or else new ones, with every instruction, instructions taking turns.
+
+        What was kept stays until a session came to a verdict about it: see `_use_up`.
+        """
         seen = list(self._kept) or [(f, self.state_at(f.stamp_ns)) for f in self.capture(cancelled)]
-        self._kept.clear()
         return [Start(f, s, words) for f, s in seen for words in instructions]
+
+    def _use_up(self, session: SessionResult, starts: Sequence[Start]) -> None:
+        """Forget the pictures that a session used; not those of one that was cancelled or dry, or whose judges were
+        mute: a person captured them."""
+        report = session.report
+        if report.gate is None or report.outcome in (Outcome.CANCELLED, Outcome.WOULD_PROMOTE):
+            return
+        used = {id(start.frame) for start in starts}
+        self._kept = deque((kept for kept in self._kept if id(kept[0]) not in used), maxlen=self.config.max_captures)
+
+    def _still_kept(self) -> str:
+        """Return what to say of pictures that a session left."""
+        count = len(self._kept)
+        return f"; {count} captured picture{'s' * (count != 1)} kept for the next session" if count else ""
 
     # --- the action -----------------------------------------------------------------------------------------------
 
@@ -195,10 +234,10 @@ class AdaptNode(base.ConfiguredNode):
             else:
                 handle.succeed()
         except Cancelled as cancel:
-            result.message = f"{cancel}; present policy kept"
+            result.message = f"{cancel}; present policy kept{self._still_kept()}"
             handle.canceled() if handle.is_cancel_requested else handle.abort()
         except Exception as error:  # whatever breaks, the running policy is untouched and the caller is told
-            result.message = f"{type(error).__name__}: {error}"
+            result.message = f"{type(error).__name__}: {error}{self._still_kept()}"
             handle.abort()
         finally:
             self._busy.release()
@@ -228,13 +267,15 @@ class AdaptNode(base.ConfiguredNode):
         feedback(Progress("capturing", 0, config.max_updates, 0.0, 0.0, config.budget_s, 0))
         starts = self.starts(instructions, cancelled)
         if starts[0].state is None:
-            self.get_logger().warning("no joint states: the dream does not know where the arm is")
-        return run_session(self.parts, starts, config, int(goal.seed), self.now_ns(), parent=self._running,
-                           dry_run=bool(goal.dry_run), progress=feedback, cancelled=cancelled)
+            self.get_logger().warning(f"the dream does not know where the arm is: {self._blind or 'see ~/capture'}")
+        session = run_session(self.parts, starts, config, int(goal.seed), self.now_ns(), parent=self._running,
+                              dry_run=bool(goal.dry_run), progress=feedback, cancelled=cancelled)
+        self._use_up(session, starts)
+        return session
 
     def _fill(self, result: Any, session: SessionResult) -> None:
         report = session.report
-        result.promoted, result.message = report.promoted, session.advice.line
+        result.promoted, result.message = report.promoted, f"{session.advice.line}{self._still_kept()}"
         result.report_path = str(session.report_path.resolve())
         if report.gate is not None:
             result.imagined_before = float(report.gate.before.value)

@@ -36,6 +36,8 @@ RECORD = QoSProfile(depth=1000, history=HistoryPolicy.KEEP_LAST, reliability=Rel
 """The recorder's: a busy moment on the disk must not cost a step."""
 RECORD_IMAGES = QoSProfile(depth=60, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 """The same for pictures: two seconds of them, 55 MB at the most."""
+SHARED = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Joint states where every one counts: several publishers may share the topic, and the newest need not be the arm's."""
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """State that a late joiner must see: instruction, adapter, arm_status."""

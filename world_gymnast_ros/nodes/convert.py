@@ -188,14 +188,16 @@ def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, K: F64 | 
 # --- arm --------------------------------------------------------------------------------------------------------------
 
 
-def arm_state(msg: Any) -> ArmState:
+def arm_state(msg: Any, finger_m: float | None = None) -> ArmState:
     """Return the measured state in the driver's JointState. Raises BadAction when joints are missing or not finite.
 
+    `finger_m`: where the left finger is, for a message that does not tell (`joint_merge`).
     Efforts and velocities are NaN where they are not measured: joint_state_broadcaster says so itself, the driver's
     simulation sends none. The guard judges efforts (`require_effort`).
     """
     index = {name: i for i, name in enumerate(msg.name)}
-    missing = [n for n in (*kinematics.JOINT_NAMES, "left_finger") if n not in index]
+    told = () if finger_m is not None and "left_finger" not in index else ("left_finger",)
+    missing = [n for n in (*kinematics.JOINT_NAMES, *told) if n not in index]
     if missing or len(msg.position) != len(msg.name):
         raise BadAction(f"joint_states lacks {missing or 'positions'}; is this the driver of a WidowX 250s?")
     rows = [index[n] for n in kinematics.JOINT_NAMES]
@@ -205,7 +207,7 @@ def arm_state(msg: Any) -> ArmState:
         return np.asarray(values, np.float64)[rows] if len(values) == len(msg.name) else np.full(6, nan)
 
     joints, velocities, efforts = position[rows], column(msg.velocity), column(msg.effort)
-    finger = float(position[index["left_finger"]])
+    finger = float(position[index["left_finger"]]) if told or finger_m is None else finger_m
     if not np.isfinite([*joints, finger]).all():
         raise BadAction("joint_states holds a number that is not finite: the driver's bus is faulty")
     return ArmState(kinematics.fk(joints), joints, velocities, efforts, gripper_from_finger(finger),

@@ -19,6 +19,7 @@ from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control.chunk_player import SILENT_AGES
 from world_gymnast_ros.errors import BadAction
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.robot.actions import gripper_is_open
 from world_gymnast_ros.types import F64, ArmState
@@ -42,6 +43,7 @@ class JointStates:
         self.arm: ArmState | None = None
         self.received_ns = 0
         self.count = 0
+        self._merge = JointMerge()
         self._on_gap = on_gap  # called with the seconds of silence, before what comes after it can be acted on
         self.fault = ""
         self._waiting: list[Future] = []
@@ -51,7 +53,12 @@ class JointStates:
     def _on_joints(self, msg: Any) -> None:
         self.count += 1
         try:
-            arm, now_ns = convert.arm_state(msg), base.steady_ns()
+            now_ns = base.steady_ns()
+            arm = self._merge.add(msg, now_ns)
+            if arm is None:  # another driver's, such as a gripper's own
+                if self.arm is None:
+                    self.fault = f"joint_states has {', '.join(self._merge.others[:9])} and not yet the arm's joints"
+                return
             if self.age_s(now_ns) > GAP_S:
                 self._on_gap(self.age_s(now_ns))
             self.arm, self.received_ns, self.fault = arm, now_ns, ""

@@ -14,9 +14,10 @@ from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import BadAction, EpisodeError
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.attended import Attended
+from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.nodes.operator import GraphFault
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.types import F32, AdapterRef, Frame, Policy, Start
+from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Policy, Start
 
 LOOK_S = 10.0
 """A frame and joint states are waited for so long."""
@@ -83,24 +84,32 @@ class RobotEnvironment:
     def _look(self) -> tuple[Frame, F32 | None]:
         """Return a frame of now, and the measured Bridge state, None where the arm says nothing usable."""
         frames: list[Frame] = []
-        states: list[Any] = []
+        states: list[ArmState] = []
         since_ns = self.node.get_clock().now().nanoseconds
 
         def on_image(msg: Any) -> None:
             frame = convert.frame_from_image(msg)
             if frame.stamp_ns >= since_ns:
                 frames.append(frame)
+        merge, faults = JointMerge(), [""]
+
+        def on_joints(msg: Any) -> None:
+            try:
+                state = merge.add(msg, base.steady_ns())
+            except BadAction as error:
+                faults[0] = str(error)
+                return
+            if state is not None:
+                states.append(state)
         ears = [self.node.create_subscription(convert.Image, "image_raw", on_image, base.NEWEST),
-                self.node.create_subscription(convert.JointState, self._joint_states, states.append, base.NEWEST)]
+                self.node.create_subscription(convert.JointState, self._joint_states, on_joints, base.SHARED)]
         try:
             self.node.spin_until(lambda: frames, LOOK_S, "a frame on image_raw")
-            self.node.spin_until(lambda: states, LOOK_S, f"joint states on {self._joint_states}")
+            self.node.spin_until(lambda: states or faults[0], LOOK_S, f"joint states on {self._joint_states}")
         finally:
             for ear in ears:
                 self.node.destroy_subscription(ear)
-        try:
-            state = convert.arm_state(states[-1])
-        except BadAction as error:
-            print(f"the arm's state is not known: {error}")
+        if not states:
+            print(f"the arm's state is not known: {faults[0]}")
             return frames[0], None
-        return frames[0], np.asarray(bridge_state(state.T_base_ee, state.gripper))
+        return frames[0], np.asarray(bridge_state(states[-1].T_base_ee, states[-1].gripper))
