@@ -17,6 +17,7 @@ from ros_tools import client, running
 from world_gymnast_ros.episodes import check, read_outcome, read_steps
 from world_gymnast_ros.episodes.reader import read_episode
 from world_gymnast_ros.nodes import base, camera_node, convert, graph
+from world_gymnast_ros.robot import camera_file
 from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
 pytestmark = pytest.mark.ros
@@ -68,6 +69,35 @@ def test_clips_play_in_name_order_at_their_true_rate_and_end(tmp_path: Path) -> 
         gaps = np.diff([convert.to_ns(m.header.stamp) for m in images]) * 1e-9
         assert np.median(gaps) > 0.15 and gaps.min() < 0.35  # a busy machine shows some late
         assert (infos[-1].width, infos[-1].height, infos[-1].k[0]) == (64, 48, pytest.approx(48.0))
+
+
+def test_a_calibration_is_published_for_the_pictures_as_they_are_and_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROS_HOME", str(tmp_path / "ros"))
+    write_clip(tmp_path / "a.mp4", [50, 60])
+    K = np.array([[600.0, 0, 300], [0, 610, 250], [0, 0, 1]])
+    camera_file.write(tmp_path / "c.yaml", camera_file.Intrinsics(640, 480, K, (0.1, 0.0, 0.0, 0.0, 0.0)))
+    spec = graph.CAMERA.with_overrides(source=str(tmp_path / "a.mp4"), rate_hz=10.0,
+                                       camera_info_url=f"file://{tmp_path / 'c.yaml'}")
+    with client() as c, running([spec], tmp_path / "log"):
+        infos = c.hear("camera_info", convert.CameraInfo)
+        c.until(lambda: infos, "camera_info")
+        assert (infos[-1].width, infos[-1].height, infos[-1].k[0], infos[-1].d[0]) == (64, 48, pytest.approx(60.0), 0.1)
+        better = convert.camera_info(0, "", 64, 48, camera_file.pinhole(77.0, 64, 48))
+        assert c.call("set_camera_info", convert.SetCameraInfo, camera_info=better).success
+        c.until(lambda: infos[-1].k[0] == 77.0, "the new calibration")
+        bad = convert.camera_info(0, "", 64, 48, None)
+        answer = c.call("set_camera_info", convert.SetCameraInfo, camera_info=bad)
+        assert not answer.success and "focal lengths must be above 0" in answer.status_message
+    assert camera_file.read(tmp_path / "c.yaml").K[0, 0] == 77.0, "and it is kept"
+
+
+def test_a_calibration_of_another_view_ends_the_node(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_clip(tmp_path / "a.mp4", [50, 60])
+    camera_file.write(tmp_path / "c.yaml", camera_file.pinhole(900.0, 1280, 720))
+    code, output = run_camera(capfd, source=str(tmp_path / "a.mp4"), camera_info_url=str(tmp_path / "c.yaml"))
+    assert code == 2 and "calibrated at 1280x720" in output and "Traceback" not in output
 
 
 def test_a_clip_that_does_not_loop_ends_with_code_zero(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from world_gymnast_ros.paths import share_path
 DRY = ("--ros-args", "-p", "dry_run:=true")
 START_S = 300.0
 """Longest wait for a node; those with torch take seconds on a quiet machine."""
-NODES = ("arm_node", "camera_node", "policy_node", "adapt_node", "recorder_node", "twin_node")
+NODES = ("arm_node", "camera_node", "policy_node", "adapt_node", "recorder_node", "twin_node", "display_node")
 KNOWN = ("dry_run", "tick_hz")
 
 

@@ -14,7 +14,8 @@ GENERATED = ("msg", "srv", "action")
 
 MESSAGES = {
     "action_msgs", "builtin_interfaces", "control_msgs", "diagnostic_msgs", "geometry_msgs", "interbotix_xs_msgs",
-    "moveit_msgs", "rcl_interfaces", "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs",
+    "moveit_msgs", "rcl_interfaces", "sensor_msgs", "std_msgs", "std_srvs", "tf2_msgs", "trajectory_msgs",
+    "visualization_msgs",
     *(f"{NAME}.{kind}" for kind in GENERATED),
 }
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "cv_bridge"}

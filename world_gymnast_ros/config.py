@@ -64,6 +64,7 @@ class CameraConfig:
     width: int = number(640, 16, 4096, "pixels asked of a camera device; clips keep their own size")
     height: int = number(480, 16, 4096, "pixels asked of a camera device; clips keep their own size")
     focal_px: float = number(0.0, 0.0, 10000.0, "focal length for camera_info at `height`; 0: not calibrated")
+    camera_info_url: str = text("", "file:///path/to/camera.yaml as camera_calibration writes it; empty: focal_px")
     frame_id: str = text("camera_optical_frame", "frame of the header")
     max_gap_s: float = number(1.0, 0.1, 60.0, "a device silent for longer ends the node with an error")
 
@@ -184,6 +185,17 @@ class ArmConfig:
 
 
 @dataclass(frozen=True)
+class DisplayConfig:
+    """`display_node`: what RViz and Foxglove want to see. What it shows, it asks of the nodes that it is about."""
+
+    rate_hz: float = number(20.0, 1.0, 100.0, "of /tf and measured_pose")
+    tf: bool = flag(True, "publish /tf and robot_description of the arm, unless the driver's own is heard")
+    camera_frame: str = text("camera_optical_frame", "frame_id of the pictures, placed by policy_node's camera_xyz_m, "
+                             "camera_look; empty: another places the camera")
+    clamp_lifetime_s: float = number(3.0, 0.1, 60.0, "how long a cut or refused action is shown")
+
+
+@dataclass(frozen=True)
 class RecorderConfig:
     """`recorder_node`: episodes on disk."""
 
@@ -216,6 +228,7 @@ FILES: dict[str, type[Any]] = {
     "camera.yaml": CameraConfig,
     "policy.yaml": PolicyConfig,
     "arm.yaml": ArmConfig,
+    "display.yaml": DisplayConfig,
     "recorder.yaml": RecorderConfig,
     "twin.yaml": TwinConfig,
 }

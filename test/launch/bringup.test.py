@@ -22,7 +22,7 @@ from launch import LaunchDescription
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(tempfile.mkdtemp(prefix="world_gymnast_launch_"))
 LATEST_S = 240.0
-NODES = ("arm_node", "policy_node", "adapt_node", "recorder_node")
+NODES = ("arm_node", "policy_node", "adapt_node", "recorder_node", "display_node")
 PARAMS = """
 /**:
   ros__parameters: {exposure_us: 8000, max_frame_age_s: 0.7}
@@ -35,6 +35,7 @@ HELD = {
     "policy_node": {"policy_url": "http://127.0.0.1:9", "max_frame_age_s": 0.7, "dry_run_without_arm": True},
     "recorder_node": {"robot_name": "left", "directory": str(FOLDER / "episodes")},
     "adapt_node": {"robot_name": "left"},
+    "display_node": {"tf": True},
 }
 
 

@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import numpy as np
+from typing import Any
 
 from world_gymnast_ros.config import CameraConfig
 from world_gymnast_ros.errors import BadConfig, BadFrame
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.clips import Device, clip_frames, list_clips
+from world_gymnast_ros.robot import camera_file
 from world_gymnast_ros.types import U8
+
+KEPT = "file://${{ROS_HOME}}/camera_info/{}.yaml"
+"""Where a calibration is kept if camera_info_url names no place: camera_info_manager's own."""
 
 
 class CameraNode(base.ConfiguredNode):
@@ -22,6 +25,8 @@ class CameraNode(base.ConfiguredNode):
             raise BadConfig("source is empty; set it to a camera index such as 0, a video file or a folder of clips")
         self._images = self.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
         self._infos = self.create_publisher(convert.CameraInfo, "camera_info", base.NEWEST_RELIABLE)
+        self._calibration = camera_file.read(camera_file.path_of(c.camera_info_url)) if c.camera_info_url else None
+        self.create_service(convert.SetCameraInfo, "set_camera_info", self._on_set_camera_info)
         self._last_ns = base.steady_ns()
         self._rivals = 1
         self.every(1.0, self._on_rivals)
@@ -71,14 +76,31 @@ class CameraNode(base.ConfiguredNode):
             raise base.NodeDone(1)
 
     def _publish(self, rgb: U8, stamp_ns: int) -> None:
-        c = self.config
-        height, width = rgb.shape[:2]
-        K = None
-        if c.focal_px:
-            focal = c.focal_px * height / c.height
-            K = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
-        self._images.publish(convert.image_from_rgb(rgb, stamp_ns, c.frame_id))
-        self._infos.publish(convert.camera_info(stamp_ns, c.frame_id, width, height, K))
+        frame_id, (height, width) = self.config.frame_id, rgb.shape[:2]
+        self._images.publish(convert.image_from_rgb(rgb, stamp_ns, frame_id))
+        self._infos.publish(convert.camera_info(stamp_ns, frame_id, width, height, self._intrinsics(width, height)))
+
+    def _intrinsics(self, width: int, height: int) -> camera_file.Intrinsics | None:
+        """Return the calibration for pictures of this size. Raises BadConfig, which ends the node, if it cannot be."""
+        if self._calibration is None:
+            focal = self.config.focal_px * height / self.config.height
+            return camera_file.pinhole(focal, width, height) if focal else None
+        return self._calibration.at(width, height)
+
+    def _on_set_camera_info(self, request: Any, response: Any) -> Any:
+        """Use a calibration from now on, and keep it in a file, as camera_info_manager does."""
+        path = camera_file.path_of(self.config.camera_info_url or KEPT.format(self.get_name()))
+        try:
+            calibration = convert.intrinsics_from_msg(request.camera_info, self.get_name())
+            camera_file.write(path, calibration)
+        except (BadConfig, OSError) as error:
+            response.success, response.status_message = False, f"not taken: {error}"
+            return response
+        self._calibration = calibration
+        more = "" if self.config.camera_info_url else f"; set camera_info_url:=file://{path} to use it again"
+        response.success, response.status_message = True, f"in use, and kept in {path}{more}"
+        self.get_logger().info(f"calibration {response.status_message}")
+        return response
 
 
 USAGE = command_line.Usage(

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    Transform,
+    TransformStamped,
+    Twist,
+    TwistStamped,
+    Vector3,
+)
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -27,7 +37,8 @@ from rcl_interfaces.msg import (
 from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.srv import GetParameters, SetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
-from std_msgs.msg import Bool, Empty, Float64MultiArray, String
+from sensor_msgs.srv import SetCameraInfo
+from std_msgs.msg import Bool, ColorRGBA, Empty, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -43,6 +54,7 @@ from world_gymnast_ros.msg import Step as StepMsg
 from world_gymnast_ros.msg import TwinTruth
 from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.robot.actions import matrix_to_quaternion
+from world_gymnast_ros.robot.camera_file import Intrinsics, checked
 from world_gymnast_ros.robot.gripper import gripper_from_finger
 from world_gymnast_ros.srv import MarkOutcome, ResetTwin, StartEpisode, StopEpisode
 from world_gymnast_ros.types import (
@@ -63,6 +75,14 @@ try:
 except ImportError:  # camera, policy, adaptation and recording run without the arm's messages
     xs_msg = xs_srv = None
 try:
+    from tf2_msgs.msg import TFMessage
+except ImportError:  # only display_node wants it, and goes on without /tf
+    TFMessage = None
+try:
+    from visualization_msgs.msg import Marker, MarkerArray
+except ImportError:  # only display_node wants them, and goes on without markers
+    Marker = MarkerArray = None
+try:
     from moveit_msgs.srv import ServoCommandType
 except ImportError:  # only the servo driver wants it
     ServoCommandType = None
@@ -76,12 +96,12 @@ except ImportError:  # numpy converts the same pixels, more slowly
     cv_bridge = None
 
 __all__ = [
-    "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "CompressedImage",
+    "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "ColorRGBA", "CompressedImage",
     "DiagnosticArray", "DiagnosticStatus", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters",
     "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "KeyValue", "MarkOutcome",
-    "ParameterDescriptor", "PoseStamped", "ResetTwin", "ServoCommandType", "SetBool", "SetParameters",
-    "SetParametersResult", "StartEpisode", "StepMsg", "StopEpisode", "String", "Trigger", "TwinTruth",
-    "TwistStamped", "xs_msg", "xs_srv",
+    "Marker", "MarkerArray", "ParameterDescriptor", "Point", "PoseStamped", "ResetTwin", "ServoCommandType", "SetBool",
+    "SetCameraInfo", "SetParameters", "SetParametersResult", "StartEpisode", "StepMsg", "StopEpisode", "String",
+    "TFMessage", "Trigger", "TwinTruth", "TwistStamped", "Vector3", "xs_msg", "xs_srv",
 ]
 
 NS_PER_S = 1_000_000_000
@@ -173,16 +193,23 @@ def image_from_rgb(rgb: U8, stamp_ns: int, frame_id: str) -> Any:
     return msg
 
 
-def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, K: F64 | None) -> Any:
-    """Return a CameraInfo; `K` (3, 3) in pixels, or None: not calibrated, which REP-104 marks with zeros."""
+def camera_info(stamp_ns: int, frame_id: str, width: int, height: int, intrinsics: Intrinsics | None) -> Any:
+    """Return a CameraInfo; without `intrinsics` not calibrated, which REP-104 marks with zeros."""
     msg = CameraInfo(width=width, height=height, distortion_model="plumb_bob")
     msg.header.stamp, msg.header.frame_id = to_time(stamp_ns), frame_id
-    if K is not None:
-        msg.d = [0.0] * 5
-        msg.k = K.ravel().tolist()
-        msg.r = np.eye(3).ravel().tolist()
-        msg.p = np.hstack([K, np.zeros((3, 1))]).ravel().tolist()
+    if intrinsics is not None:
+        msg.distortion_model, msg.d = intrinsics.model, list(intrinsics.D)
+        msg.k = intrinsics.K.ravel().tolist()
+        msg.r = intrinsics.rectification.ravel().tolist()
+        msg.p = intrinsics.projection.ravel().tolist()
     return msg
+
+
+def intrinsics_from_msg(msg: Any, name: str) -> Intrinsics:
+    """Return the calibration in a CameraInfo. Raises BadConfig where it cannot be one."""
+    return checked(Intrinsics(int(msg.width), int(msg.height), np.asarray(msg.k).reshape(3, 3), tuple(msg.d),
+                              np.asarray(msg.r).reshape(3, 3), np.asarray(msg.p).reshape(3, 4),
+                              str(msg.distortion_model), name))
 
 
 # --- arm --------------------------------------------------------------------------------------------------------------
@@ -252,6 +279,16 @@ def pose_from_msg(msg: Any) -> F64:
                  [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
     T[:3, 3] = p.x, p.y, p.z
     return T
+
+
+def transform_msg(T: F64, stamp_ns: int, parent: str, child: str) -> Any:
+    """Return a TransformStamped of T_parent_child (4, 4), m."""
+    x, y, z, w = matrix_to_quaternion(T[:3, :3]).tolist()
+    msg = TransformStamped(child_frame_id=child, transform=Transform(
+        translation=Vector3(**dict(zip("xyz", T[:3, 3].tolist(), strict=True))),
+        rotation=Quaternion(x=x, y=y, z=z, w=w)))
+    msg.header.stamp, msg.header.frame_id = to_time(stamp_ns), parent
+    return msg
 
 
 def twist_msg(linear: F64, angular: F64, stamp_ns: int, frame_id: str) -> Any:

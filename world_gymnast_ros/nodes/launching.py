@@ -29,6 +29,8 @@ def describe(file: str, specs: Callable[[arguments.Values], Iterable[graph.NodeS
     declared = [
         *own,
         DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
+        flag("display", "true: display_node publishes what RViz and Foxglove show: /tf, robot_description, poses, "
+                        "markers", default="true"),
         *(_setting(name) for name in arguments.SETTINGS),
         flag("open_to_network",
              "true: every machine on the network in the same ROS domain can see the camera and command the arm; DDS as "
@@ -45,16 +47,17 @@ def describe(file: str, specs: Callable[[arguments.Values], Iterable[graph.NodeS
         is_open = value("open_to_network") in YES
         network = graph.network_environment(is_open, os.environ)
         domain = os.environ.get("ROS_DOMAIN_ID") or "0"
-        settled = arguments.settle(specs(value), value, value("namespace"))
+        wanted = [*specs(value), *([graph.DISPLAY] if value("display") in YES else [])]
+        settled = arguments.settle(wanted, value, value("namespace"))
         return [LogInfo(msg=OPEN.format(domain=domain) if is_open else ALONE),
                 *(_node(spec, value("namespace"), network) for spec in settled)]
 
     return LaunchDescription([*declared, OpaqueFunction(function=setup)])
 
 
-def flag(name: str, description: str) -> DeclareLaunchArgument:
+def flag(name: str, description: str, default: str = "false") -> DeclareLaunchArgument:
     """Return a launch argument that is true or false; any other word is refused, so that no typo means false."""
-    return DeclareLaunchArgument(name, default_value="false", description=description, choices=[*YES, *NO])
+    return DeclareLaunchArgument(name, default_value=default, description=description, choices=[*YES, *NO])
 
 
 def _setting(name: str) -> DeclareLaunchArgument:

@@ -13,6 +13,7 @@ from world_gymnast_ros.config import TwinConfig
 from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.robot import kinematics
+from world_gymnast_ros.robot.camera_file import Intrinsics
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 
@@ -157,7 +158,8 @@ class TwinNode(base.ConfiguredNode):
         rgb = self.twin.render(c.image_width, c.image_height)
         self._images.publish(convert.image_from_rgb(rgb, stamp_ns, "camera_optical_frame"))
         K = self.twin.camera_matrix(c.image_width, c.image_height)
-        self._infos.publish(convert.camera_info(stamp_ns, "camera_optical_frame", c.image_width, c.image_height, K))
+        self._infos.publish(convert.camera_info(stamp_ns, "camera_optical_frame", c.image_width, c.image_height,
+                                                 Intrinsics(c.image_width, c.image_height, K)))
 
     def _on_truth(self) -> None:
         msg = convert.TwinTruth(scene=self.twin.scene.name, instruction=self.twin.task.instruction,

@@ -85,6 +85,13 @@ def clearances(joints: NDArray[np.float64], finger_m: float) -> Clearances:
     return Clearances(points[:, _TABLE_POINTS, 2] - _TABLE_RADII, _distances(_capsules(points)) - _GAPS)
 
 
+def capsules(joints: NDArray[np.float64], finger_m: float) -> F64:
+    """Return both ends (11, 2, 3) of the capsules of `LINKS`, m, base axes, of one pose (6,) rad."""
+    points = _points(finger_m) @ _vectors(np.asarray(joints, np.float64)[None])
+    ends: F64 = _capsules(points)[0]
+    return ends
+
+
 def _capsules(points: F64) -> F64:
     """Return both ends of every capsule (N, 11, 2, 3)."""
     ends = np.empty((len(points), len(LINKS), 2, 3))
