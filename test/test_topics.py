@@ -1,4 +1,4 @@
-"""No node names a topic, service or action from the root: a namespace must work for every one of them."""
+"""No node names a topic, service or action from the root, but for ROS's own: a namespace must work for every other."""
 from __future__ import annotations
 
 import ast
@@ -8,6 +8,8 @@ NODES = Path(__file__).resolve().parents[1] / "world_gymnast_ros" / "nodes"
 ENDS = {"create_subscription": 1, "create_publisher": 1, "create_client": 1, "create_service": 1, "ActionClient": 2,
         "ActionServer": 2, "hear_everyone": 2}
 """Call -> place of the name among its arguments."""
+OF_ROS = {"/tf", "/tf_static", "/diagnostics"}
+"""Topics that every viewer and aggregator looks for at the root."""
 
 
 def first_text(node: ast.expr) -> str:
@@ -22,7 +24,8 @@ def named_from_the_root(source: str) -> list[str]:
     for call in ast.walk(ast.parse(source)):
         if isinstance(call, ast.Call):
             place = ENDS.get(getattr(call.func, "attr", getattr(call.func, "id", "")), 99)
-            found += [ast.unparse(a) for a in call.args[place:place + 1] if first_text(a).startswith("/")]
+            found += [ast.unparse(a) for a in call.args[place:place + 1]
+                      if first_text(a).startswith("/") and first_text(a) not in OF_ROS]
         elif isinstance(call, (ast.Assign, ast.AnnAssign)) and call.value is not None:
             values = call.value.elts if isinstance(call.value, ast.Tuple) else [call.value]
             found += [ast.unparse(v) for v in values if first_text(v).startswith("/") and "joint_st" in ast.unparse(v)]
