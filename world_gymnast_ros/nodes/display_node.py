@@ -215,7 +215,7 @@ Shows the graph to RViz and Foxglove. It asks arm_node and policy_node for what 
     moves="No.",
     examples=(
         ("", "beside a running graph; then: rviz2 -d $(ros2 pkg prefix --share world_gymnast_ros)/config/view.rviz"),
-        ("--ros-args -p tf:=false -p camera_frame:=''", "poses and markers alone: others publish the frames"),
+        ("--ros-args -p tf:=false -p camera_frame:='\"\"'", "poses and markers alone: others publish the frames"),
     ),
 )
 
