@@ -64,6 +64,8 @@ LONG: dict[str, str] = {
     "fog pusht train": "first_order.stages.load_global", "fog pusht test": "first_order.stages.load_global",
     "fog pusht report": "first_order.comparison.compare"}
 """What takes minutes, or hundreds of episodes, and the call of the package that is not made."""
+BESIDE = ("robot", "snapshot")
+"""Verbs all of whose examples need a running graph, or a camera."""
 MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check")
 """With so little not shown to be better; or what was cut off is there to be named."""
 
@@ -188,7 +190,7 @@ def test_the_examples_are_found() -> None:
 
 
 CHEAP = [e for e in examples() if e.startswith("world-gymnast ") and not named(e, LONG) and "--robot" not in e
-         and not named(e, ("episodes keys", "episodes review", "serve"))]
+         and not named(e, ("episodes keys", "episodes review", "serve", *BESIDE))]
 
 
 @pytest.mark.parametrize("example", CHEAP)
@@ -293,6 +295,22 @@ def test_it_is_refused_for_want_of_a_robot_and_of_nothing_else(
         assert beside.main([*became[0][3:], "--wait-s", "1"]) == 2
     rclpy.try_shutdown()
     assert "arm_status: start the graph (bringup.launch.py)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", [e for e in examples() if named(e, BESIDE)])
+def test_it_is_refused_for_want_of_a_graph_or_a_camera(example: str, here: Path, became: list[list[str]],
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    from world_gymnast_ros.nodes import robot_words, snapshot
+
+    with pytest.raises(Became):
+        main(words_of(example, here))
+    words = became[0][3:]
+    words[words.index("--wait-s") + 1] = "0.5"
+    beside = robot_words if named(example, ("robot",)) else snapshot
+    with signals_kept():
+        assert beside.main(words) == 2
+    rclpy.try_shutdown()
+    assert re.search("nobody offers|no picture on|camera /dev/video0 cannot be opened", capsys.readouterr().err)
 
 
 def test_keys_are_read_beside_a_graph(here: Path, became: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
-VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "twin", "judge", "serve", "fog")
+VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "robot", "snapshot", "twin", "judge",
+         "serve", "fog")
 
 DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
 EXAMPLES = """\

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-
 from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.nodes import base, convert
-from world_gymnast_ros.nodes.operator import GraphFault, Operator
+from world_gymnast_ros.nodes.caller import GraphFault
+from world_gymnast_ros.nodes.operator import Operator
 from world_gymnast_ros.types import AdapterRef
 
 ANSWERS: dict[str, bool | None] = {"y": True, "n": False, "?": None}
@@ -26,8 +24,6 @@ HOME_S = 60.0
 """Longest walk home."""
 RECORDER_S = 5.0
 """A recorder is looked for this long."""
-CONFIRM_S = 5.0
-"""After Ctrl-C the answers of arm and recorder are waited for so long, each."""
 SAY_AFTER_S = 3.0
 """What is waited for longer than this is said on the terminal."""
 LOADS = "the policy node to load the policy of this trial"
@@ -156,35 +152,13 @@ class Attended(Operator):
         """Call the arm node; after Ctrl-C at once, and then until it answers."""
         super().trigger(name)
         if self._interrupted:
-            self._confirm(self._triggers[name], convert.Trigger.Request())
-
-    def _confirm(self, client: Any, request: Any) -> None:
-        """Call from a node of its own and wait for the answer: after Ctrl-C this one's executor hears none, and what
-        was only sent may be lost when the process ends. What is not answered is said."""
-        node = rclpy.create_node("operator_confirming", namespace=self.get_namespace())
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
-            again = node.create_client(client.srv_type, client.srv_name)
-            end = time.monotonic() + CONFIRM_S
-            if again.wait_for_service(CONFIRM_S):
-                future = again.call_async(request)
-                executor.spin_until_future_complete(future, max(0.1, end - time.monotonic()))
-                if future.done():
-                    response: Any = future.result()
-                    if not response.success:
-                        print(f"\n{client.srv_name} refused: {response.message}")
-                    return
-            print(f"\n{client.srv_name} did not answer within {CONFIRM_S:g} s; see to the robot")
-        finally:
-            executor.shutdown()
-            node.destroy_node()
+            self.confirm(self._triggers[name], convert.Trigger.Request())
 
     def _end_recording(self, ended: str) -> Path | None:
         """End the recording and return where it lies; after Ctrl-C only wait for the answer."""
         request = convert.StopEpisode.Request(outcome="unknown", marked_by="", partial_score=-1.0, ended_by=ended)
         if self._interrupted:
-            self._confirm(self._stop, request)
+            self.confirm(self._stop, request)
             return None
         return Path(self.call(self._stop, request, 30.0).path)
 

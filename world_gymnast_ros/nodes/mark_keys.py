@@ -20,7 +20,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from world_gymnast_ros.nodes import convert, verb
-from world_gymnast_ros.nodes.operator import GraphFault
+from world_gymnast_ros.nodes.caller import GraphFault
 
 HELP = __doc__.split("\n\n", 1)[1].strip()
 MARKS: dict[str, tuple[str, float]] = {"s": ("success", -1.0), "f": ("failure", -1.0), "u": ("unknown", -1.0),

@@ -10,21 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 
-from world_gymnast_ros.errors import WorldGymnastError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.caller import Caller, GraphFault
 from world_gymnast_ros.types import U8
 
 FILM_PX = 320
-
-
-class GraphFault(WorldGymnastError):
-    """A node of the graph did not answer, refused, or is gone."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +32,11 @@ class TrueRun:
     path: Path | None
 
 
-class Operator(Node):
-    """A client of every node. Call from one thread; it spins itself while it waits."""
+class Operator(Caller):
+    """A client of every node."""
 
     def __init__(self, check_alive: Callable[[], None] = lambda: None) -> None:
-        super().__init__("operator")
-        self._check_alive = check_alive
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self)
+        super().__init__("operator", check_alive)
         self.picture: U8 | None = None
         self.truth: Any = None
         self.status: Any = None
@@ -54,7 +44,6 @@ class Operator(Node):
         self._steps = self._held = 0
         self._film: list[U8] | None = None
         self._film_due = True
-        self._interrupted = False  # Ctrl-C inside a spin: that executor hears no answer any more
         self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
         self.create_subscription(convert.TwinTruth, "twin/truth", self._on_truth, base.RELIABLE)
         self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
@@ -89,34 +78,6 @@ class Operator(Node):
         self._held += msg.verdict in (msg.HOLD, msg.STOP)
         self.adapter = msg.adapter
         self._film_due = True
-
-    # --- waiting --------------------------------------------------------------------------------------------------
-
-    def spin_until(self, done: Callable[[], Any], timeout_s: float, what: str) -> None:
-        """Spin until `done()`; GraphFault naming `what` after `timeout_s`, or when a process is gone."""
-        deadline = time.monotonic() + timeout_s
-        while not done():
-            try:
-                self._executor.spin_once(timeout_sec=0.05)
-            except KeyboardInterrupt:
-                self._interrupted = True
-                raise
-            self._check_alive()
-            if time.monotonic() > deadline:
-                raise GraphFault(f"waited {timeout_s:.0f} s for {what}; look at the logs of the nodes, and at what "
-                                 "else keeps this machine busy")
-            if not rclpy.ok():
-                raise KeyboardInterrupt
-
-    def call(self, client: Any, request: Any, timeout_s: float = 15.0) -> Any:
-        """Call a service; GraphFault if it does not answer or says no."""
-        self.spin_until(client.service_is_ready, timeout_s, f"service {client.srv_name}")
-        future = client.call_async(request)
-        self.spin_until(future.done, timeout_s, f"an answer of {client.srv_name}")
-        response = future.result()
-        if not response.success:
-            raise GraphFault(f"{client.srv_name} refused: {response.message}")
-        return response
 
     # --- doing ----------------------------------------------------------------------------------------------------
 

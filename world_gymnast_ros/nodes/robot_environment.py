@@ -14,8 +14,8 @@ from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import BadAction, EpisodeError
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.attended import Attended
+from world_gymnast_ros.nodes.caller import GraphFault
 from world_gymnast_ros.nodes.joint_merge import JointMerge
-from world_gymnast_ros.nodes.operator import GraphFault
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Policy, Start
 
