@@ -243,19 +243,19 @@ class Ended:
 
 @pytest.mark.parametrize("example", [e for e in examples() if named(e, ("serve",))])
 def test_it_serves(example: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from world_gymnast_ros.serving import server
+    from world_gymnast_ros.serving import http_server
 
     asked = [e for e in examples() if e.startswith("curl ")]
     assert asked == ["curl http://127.0.0.1:8000/health"]
     answers = []
 
-    def answer_one(self: server.PolicyServer) -> None:
+    def answer_one(self: http_server.ModelServer) -> None:
         with ThreadPoolExecutor(1) as pool:
             health = pool.submit(urllib.request.urlopen, f"{self.url}/{asked[0].rpartition('/')[2]}", None, 20.0)
             self.handle_request()
             answers.append(health.result().read())
 
-    monkeypatch.setattr(server.PolicyServer, "serve_forever", answer_one)
+    monkeypatch.setattr(http_server.ModelServer, "serve_forever", answer_one)
     assert main([*words_of(example, here), *SMALLER["serve"]]) == 0
     assert b"base" in answers[0] or b"some" in answers[0]
 

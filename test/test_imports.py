@@ -45,7 +45,7 @@ ROOM_MAY_USE = {
     "control": {"robot"},
     "episodes": {"robot"},
     "adaptation": {"robot"},
-    "serving": {"control"},  # the policy's side of what tells another action convention
+    "serving": {"control", "robot"},  # the policy's side of what tells another action convention; a robot's limits
     "data": {"episodes", "robot"},
     "models": {"robot", "serving"},
     "evaluation": {"adaptation", "data", "models"},
@@ -54,7 +54,7 @@ ROOM_MAY_USE = {
     "updates": {"adaptation", "data", "episodes", "evaluation", "loading", "models", "report", "robot", "training"},
     "first_order": {"adaptation", "models", "report", "robot", "training"},
     "tabletop": {"robot", "data", "evaluation", "models", "training"},
-    "loading": {"adaptation", "evaluation", "models", "robot", "tabletop"},  # adaptation: what a release table holds
+    "loading": {"adaptation", "evaluation", "models", "robot", "serving", "tabletop"},  # adaptation: the release table
     "twin": {"control", "data", "robot"},
     "benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
     "testing": {"adaptation", "robot"},

@@ -32,8 +32,9 @@ from world_gymnast_ros.errors import (
     WrongConvention,
 )
 from world_gymnast_ros.serving.client import MAX_ANSWER_BYTES, HttpPolicy
+from world_gymnast_ros.serving.http_server import MAX_CONNECTIONS, ModelServer, is_loopback
 from world_gymnast_ros.serving.json_numpy import MAX_BODY_BYTES, decode_array, encode_array
-from world_gymnast_ros.serving.server import MAX_CONNECTIONS, PolicyServer, PolicyService, is_loopback
+from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.types import ActionChunk as Chunk
 from world_gymnast_ros.types import AdapterRef, Frame
 
@@ -61,8 +62,8 @@ class NumbersPolicy:
 
 
 @contextmanager
-def serving(service: PolicyService) -> Iterator[PolicyServer]:
-    with PolicyServer(service, port=0) as server:
+def serving(service: PolicyService) -> Iterator[ModelServer]:
+    with ModelServer(service, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -73,18 +74,18 @@ def serving(service: PolicyService) -> Iterator[PolicyServer]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PolicyServer]:
+def server() -> Iterator[ModelServer]:
     with serving(PolicyService(NumbersPolicy(), "mine")) as it:
         yield it
 
 
 @pytest.fixture()
-def policy(server: PolicyServer) -> Iterator[NumbersPolicy]:
+def policy(server: ModelServer) -> Iterator[NumbersPolicy]:
     yield server.service.policy
     server.service.policy.fail = lambda: None
 
 
-def ask(server: PolicyServer, body: bytes, path: str = "/act", method: str = "POST", **headers: str) -> tuple[int, Any]:
+def ask(server: ModelServer, body: bytes, path: str = "/act", method: str = "POST", **headers: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     with contextlib.closing(connection):
         connection.request(method, path, body, {"Content-Type": "application/json", **headers})
@@ -135,7 +136,7 @@ def test_integers_are_not_sent() -> None:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_the_chunk_in_the_encoding_of_the_request(server: PolicyServer) -> None:
+def test_an_answer_is_the_chunk_in_the_encoding_of_the_request(server: ModelServer) -> None:
     status, answer = ask(server, request(unnorm_key="bridge_orig", proprio=encode_array(np.zeros(8))))
     wanted = NumbersPolicy().act(FRAME, WORDS).deltas
     assert status == 200 and answer["dtype"] == "<f4" and answer["shape"] == [3, 7]
@@ -152,7 +153,7 @@ def test_the_first_action_alone(policy: NumbersPolicy) -> None:
         assert chunk.deltas.shape == (1, 7) and chunk.adapter == "remote/mine"
 
 
-def test_health_says_what_the_numbers_mean(server: PolicyServer) -> None:
+def test_health_says_what_the_numbers_mean(server: ModelServer) -> None:
     status, told = ask(server, b"", "/health", "GET")
     assert status == 200 and told["status"] == "healthy" and told["policy"] == "numbers" and told["adapter"] == "mine"
     assert told["temperature"] == 0 and told["chunk_size"] == 3 and told["dt_s"] == 0.2
@@ -194,7 +195,7 @@ class Bomb:
     (pickle.dumps(Bomb()), 400, "not JSON"), (b" " * (MAX_BODY_BYTES + 1), 413, f"limit is {MAX_BODY_BYTES}"),
 ], ids=short)
 def test_malformed_requests_are_refused_with_a_reason(
-    server: PolicyServer, body: bytes, status: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: ModelServer, body: bytes, status: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "MARK", tmp_path / "boom")
     got, answer = ask(server, body)
@@ -215,13 +216,13 @@ def test_malformed_requests_are_refused_with_a_reason(
     ("/act", "DELETE", {}, 501, "DELETE"), ("/act", "OPTIONS", {}, 501, "OPTIONS"),
 ])
 def test_other_requests_are_refused_with_a_status(
-    server: PolicyServer, path: str, method: str, headers: dict[str, str], status: int, says: str
+    server: ModelServer, path: str, method: str, headers: dict[str, str], status: int, says: str
 ) -> None:
     got, answer = ask(server, request(), path, method, **headers)
     assert got == status and says in answer["error"]
 
 
-def test_a_connection_is_kept_and_a_request_that_breaks_off_harms_nobody(server: PolicyServer) -> None:
+def test_a_connection_is_kept_and_a_request_that_breaks_off_harms_nobody(server: ModelServer) -> None:
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     with contextlib.closing(connection):
         for body, wanted in ((request(), 200), (request(instruction=""), 400), (request(), 200)):
@@ -246,7 +247,7 @@ def test_too_many_connections_are_turned_away() -> None:
 
 @pytest.mark.parametrize("what", ["raises", "nan"])
 def test_a_policy_that_fails_is_a_500_and_the_server_goes_on(
-    server: PolicyServer, policy: NumbersPolicy, what: str, monkeypatch: pytest.MonkeyPatch
+    server: ModelServer, policy: NumbersPolicy, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "raises":
         policy.fail = lambda: 1 / 0
@@ -259,7 +260,7 @@ def test_a_policy_that_fails_is_a_500_and_the_server_goes_on(
     assert ask(server, request())[0] == 200
 
 
-def test_requests_at_once_get_each_their_own_answer(server: PolicyServer) -> None:
+def test_requests_at_once_get_each_their_own_answer(server: ModelServer) -> None:
     answers: dict[int, Any] = {}
 
     def one(i: int) -> None:
@@ -284,19 +285,19 @@ def test_unless_told_otherwise_only_this_machine_is_served() -> None:
     parser = argparse.ArgumentParser()
     cli_serve.add_arguments(parser)
     assert is_loopback(parser.parse_args([]).host)
-    with PolicyServer(PolicyService(NumbersPolicy()), port=0) as server:
+    with ModelServer(PolicyService(NumbersPolicy()), port=0) as server:
         assert is_loopback(str(server.server_address[0]))
 
 
-def test_a_port_in_use_is_named(server: PolicyServer) -> None:
+def test_a_port_in_use_is_named(server: ModelServer) -> None:
     with pytest.raises(BadConfig, match="choose another with --port"):
-        PolicyServer(PolicyService(NumbersPolicy()), port=server.server_port)
+        ModelServer(PolicyService(NumbersPolicy()), port=server.server_port)
 
 
 # --- the client -------------------------------------------------------------------------------------------------------
 
 
-def test_the_round_trip_equals_the_policy_itself(server: PolicyServer) -> None:
+def test_the_round_trip_equals_the_policy_itself(server: ModelServer) -> None:
     far, near = HttpPolicy(server.url + "/act", 5.0), NumbersPolicy()
     for frame in (FRAME, Frame(RGB[:, ::-1], 5), Frame(np.zeros((480, 640, 3), np.uint8), 7)):
         got, wanted = far.act(frame, WORDS), near.act(frame, WORDS)
@@ -304,7 +305,7 @@ def test_the_round_trip_equals_the_policy_itself(server: PolicyServer) -> None:
         assert got.frame_stamp_ns == frame.stamp_ns and got.adapter == "remote/mine" and far.chunk_size == 3
 
 
-def test_the_server_s_refusal_is_told(server: PolicyServer, policy: NumbersPolicy) -> None:
+def test_the_server_s_refusal_is_told(server: ModelServer, policy: NumbersPolicy) -> None:
     with pytest.raises(RemotePolicyError, match="answered 400: the model does not know the word 'unicorn'"):
         HttpPolicy(server.url, 5.0).act(FRAME, "reach the unicorn")
     policy.fail = lambda: 1 / 0

@@ -74,7 +74,10 @@ class AdaptNodeConfig(AdaptConfig):
     """`adapt_node` and `world-gymnast adapt`: the session, its learner, and where things lie."""
 
     policy: str = text("", "folder of the policy; empty: the small one that ships with the package")
-    world_model: str = text("", "folder of the world model; empty: the small one that ships with the package")
+    world_model: str = text("", "folder of the world model, or http://HOST:PORT of a server of one; empty: the small "
+                            "one that ships with the package")
+    world_model_timeout_s: float = number(120.0, 0.1, 36000.0, "longest wait for one answer of a world model's server: "
+                                          "a chunk of all rollouts at once")
     judges: str = text("tiny/reflector, tiny/locator", "judges that must agree, with commas: folders, "
                        "shipped names, hub names, http://HOST:PORT/v1#MODEL")
     arm_params: str = text("", "arm.yaml whose step limits and workspace hold in imagination; empty: the shipped one")

@@ -33,7 +33,7 @@ from world_gymnast_ros.adaptation.promotion import HeldOut, Promotion, decide_ea
 from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
-from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.errors import BadInstruction, RemoteModelError
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
 STARVED_SHARE = 0.5
@@ -214,6 +214,10 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     except Cancelled as cancel:
         outcome, message, gate, ref = Outcome.CANCELLED, f"{cancel}; present policy kept", None, None
         stop = Stop(StopKind.CANCELLED, "cancelled")
+    except RemoteModelError as error:  # judges' errors never come here: this is the world model's
+        outcome, message, gate, ref = Outcome.KEPT, f"no verdict, {error}; present policy kept", None, None
+        stop = Stop(StopKind.NO_VERDICT, f"no verdict, {error}")
+        log.write("stop", reason=stop.text)
     except BaseException as error:
         log.write("crash", error=f"{type(error).__name__}: {error}")
         raise

@@ -130,9 +130,12 @@ def _replay(args: argparse.Namespace) -> int:
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import episodes_needed, release_markdown, replay_episodes
     from world_gymnast_ros.loading import load as build
+    from world_gymnast_ros.loading.release import release_file
     from world_gymnast_ros.report.rollout_video import write_replays
     from world_gymnast_ros.types import Counts
 
+    if args.write:
+        release_file(args.world_model)  # refused before anything is measured
     torch.set_num_threads(args.threads)
     if args.pictures:
         writable_folder(args.pictures.parent, "--pictures")

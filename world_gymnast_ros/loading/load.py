@@ -18,7 +18,7 @@ from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.hub import is_hub_name
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
-from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge, is_address
+from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge
 from world_gymnast_ros.models.judges.vlm import VLMConfig, VLMJudge
 from world_gymnast_ros.models.judges.vlm_processor import is_image_text_model
 from world_gymnast_ros.models.policies.openvla import OpenVLA
@@ -33,6 +33,8 @@ from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSett
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.robot.actions import RobotLimits
+from world_gymnast_ros.serving.exchange import is_address
+from world_gymnast_ros.serving.remote_world import TIMEOUT_S, RemoteWorld
 from world_gymnast_ros.tabletop.calibration import CalibratedJudge
 from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
@@ -188,11 +190,13 @@ def load_objects(where: str = GEOMETRIC, device: str = AUTO) -> ObjectDynamics:
 
 
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,
-                     dtype: str = AUTO, limits: RobotLimits | None = None) -> WorldModel:
-    """Load a world model. One that draws movable objects on a background shares the camera and the finder of objects
-    with the geometric judge among `judges` (none: the shipped one). `limits`: the robot's, which hold in imagination
-    too; BadConfig where they are wider than what the model was trained on."""
-    world = load(WORLD_MODEL, where, device, dtype)
+                     dtype: str = AUTO, limits: RobotLimits | None = None, timeout_s: float = TIMEOUT_S) -> WorldModel:
+    """Load a world model, or ask the server at an address (http://HOST:PORT); `timeout_s`: longest wait for its answer.
+
+    One that draws movable objects on a background shares the camera and the finder of objects with the geometric judge
+    among `judges` (none: the shipped one). `limits`: the robot's, which hold in imagination too; BadConfig where they
+    are wider than what the model was trained on."""
+    world = RemoteWorld(str(where), timeout_s) if is_address(where) else load(WORLD_MODEL, where, device, dtype)
     if isinstance(world, ActionDiTWorld) and world.config.plate:
         world = world.with_objects(load_objects(geometric_judge(judges), device))
     limited: WorldModel = world if limits is None else world.limited(limits)
@@ -201,6 +205,8 @@ def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] 
 
 def frame_size(world_model: str | Path | None) -> tuple[int, int]:
     """Return (H, W) of the frames that a world model draws, px, without loading its weights."""
+    if is_address(world_model):
+        return RemoteWorld(str(world_model)).frame_size
     where = checkpoint_dir(world_model, WORLD_MODEL)
     if is_worldgym(where):
         return read_settings(where).frame_size

@@ -14,15 +14,20 @@ from world_gymnast_ros.loading.load import JUDGE, WORLD_MODEL, checkpoint_dir, f
 from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.hub import content_hash, is_hub_name
 from world_gymnast_ros.models.judges.asking import AskConfig
-from world_gymnast_ros.models.judges.remote import RemoteConfig, is_address
+from world_gymnast_ros.models.judges.remote import RemoteConfig
 from world_gymnast_ros.models.judges.vlm import VLMConfig, model_files, named_model
 from world_gymnast_ros.models.judges.vlm_processor import find_model, is_image_text_model
+from world_gymnast_ros.serving.exchange import is_address
+from world_gymnast_ros.serving.remote_world import RemoteWorld
 
 RELEASE = "release.json"
 
 
 def release_file(world_model: str | Path | None) -> Path:
-    """Return where the release table of a world model lies: beside its weights."""
+    """Return where the release table of a world model lies: beside its weights. BadConfig for one on a server."""
+    if is_address(world_model):
+        raise BadConfig(f"the release table of {world_model} lies beside the weights, on the server's machine: measure "
+                        "there, then start the server again")
     path = checkpoint_dir(world_model, WORLD_MODEL)
     return (path if path.is_dir() else path.parent) / RELEASE
 
@@ -56,7 +61,9 @@ def _settings_hash(config: AskConfig) -> str:
 
 def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) -> dict[str, Any]:
     """Return the hashes of a world model and its judges: a release table is of one such set."""
-    return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)),
+    here = not is_address(world_model)
+    return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)) if here else
+            RemoteWorld(str(world_model)).told.get("sha256"),
             "judges": [judge_hashes(name) for name in judge_names(judges)]}
 
 
@@ -66,11 +73,11 @@ def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str
     Empty when the folder has none or it was measured with other weights or settings: then nothing is known of this
     set, and nothing is offered for adaptation by default.
     """
-    file = release_file(world_model)
-    if not file.is_file():
+    text = served_release(world_model) if is_address(world_model) else release_text(world_model)
+    if not text:
         return {}
     try:
-        release = json.loads(file.read_text(encoding="utf-8"))
+        release = json.loads(text)
         table = release["tasks"]
         if release["sha256"] != release_hashes(world_model, judges):
             return {}
@@ -78,8 +85,19 @@ def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str
             TaskRelease.from_json(row)
         return {str(task): dict(row) for task, row in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError, BadConfig) as error:
-        raise BadCheckpoint(f"{file} is not a release table ({error!r}); make it with `world-gymnast bench replay`"
-                            ) from error
+        raise BadCheckpoint(f"{world_model}: {RELEASE} is not a release table ({error!r}); make it with `world-gymnast "
+                            "bench replay`") from error
+
+
+def release_text(world_model: str | Path | None) -> str:
+    """Return the release table that lies beside a world model's weights, as it is written; '' where there is none."""
+    file = release_file(world_model)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def served_release(url: str | Path | None) -> str:
+    """Return the release table that a world model's server tells of; '' where it tells of none."""
+    return str(RemoteWorld(str(url)).told.get("release") or "")
 
 
 def release_table(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, TaskRelease]:

@@ -35,6 +35,11 @@ class Reply:
     body: bytes
 
 
+def is_address(where: object) -> bool:
+    """Tell whether the name of a model is the address of a server."""
+    return str(where).startswith(("http://", "https://"))
+
+
 def split_url(url: str, name: str, what: str, query: bool = False, fragment: bool = False) -> SplitResult:
     """Return the parts of an http(s) address. `name` is the setting, `what` runs there. Raises BadConfig.
 

@@ -87,7 +87,8 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     def learner(parent: AdapterRef | None) -> LoraLearner:
         return LoraLearner(policy, lora_config(c), parent, real_successes(policy, c))
     limits = robot_limits(c.arm_params)
-    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype, limits),
+    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype, limits,
+                                          c.world_model_timeout_s),
                  load_judges(c.judges, c.device, c.dtype, limits), release_table(c.world_model, c.judges), learner)
 
 

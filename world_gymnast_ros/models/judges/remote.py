@@ -24,6 +24,7 @@ import numpy as np
 from world_gymnast_ros.config import number
 from world_gymnast_ros.errors import BadFrame, BadInstruction, RemoteModelError
 from world_gymnast_ros.models.judges.asking import AskConfig, logits_of, no_verdicts
+from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.openai_client import Answer, Choice, OpenAIClient, Question, user_message
 from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement, RolloutFacts
 
@@ -193,11 +194,6 @@ class RemoteJudge:
                         f"{', '.join(labels)}, {needed} are needed{said}{cut}{'; ' + why if why else ''}", votes)
         count = np.bincount(marks, minlength=len(labels)) + PRIOR
         return Read(np.log(count / count.sum()), f"{len(marks)} votes", votes)
-
-
-def is_address(where: str | Path) -> bool:
-    """Tell whether a judge's name is the address of a server."""
-    return str(where).startswith(("http://", "https://"))
 
 
 def read_label(answer: str, labels: Sequence[str]) -> int | None:
