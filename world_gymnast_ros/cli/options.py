@@ -26,8 +26,8 @@ def policy(parser: Parser) -> None:
 
 def world_model(parser: Parser) -> None:
     """Add --world-model."""
-    parser.add_argument("--world-model", default="", metavar="NAME", help="folder, file, shipped name, or http://HOST:PORT "
-                        f"of a server (`world-gymnast serve --world-model`; {SHIPPED})")
+    parser.add_argument("--world-model", default="", metavar="NAME", help="folder, file, shipped name, or "
+                        f"http://HOST:PORT of a server of one ({SHIPPED})")
 
 
 def judge(parser: Parser) -> None:

@@ -32,8 +32,7 @@ HELP = "serve the policy (POST /act) or a world model over HTTP, for AutoEval, a
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     options.policy(what)
-    what.add_argument("--world-model", metavar="NAME", help="serve this world model instead: folder, file, or shipped "
-                      "name")
+    options.world_model(what)
     parser.add_argument("--adapter", type=Path, help="adapter folder (default: the base policy)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine "
                         "alone; anything else is open to the network, WITHOUT authentication)")
@@ -41,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-action", action="store_true", help="answer (7,), not the whole chunk (K, 7)")
     parser.add_argument("--arm-params", default="", help="world model: arm.yaml whose step limits and workspace hold "
                         "in imagination (default: the shipped one)")
-    parser.add_argument("--judges", default="", help="world model: the session's judges, of which a geometric one "
-                        "knows the camera (default: the shipped ones)")
+    options.judges(parser)  # a geometric one knows the camera, which a world model may draw for
     real(parser, "--expires-s", 1.0, 86400.0, default=900.0, help="world model: rollouts that nobody asks for so long "
          "are forgotten (default: %(default)s)")
     options.device(parser)
@@ -59,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
         raise BadConfig("--host is empty; give 127.0.0.1 for this machine alone, or an address of it")
     policy_only = {"--adapter": args.adapter, "--first-action": args.first_action}
     wrong = [name for name, value in policy_only.items() if value]
-    if args.world_model is not None and wrong:
+    if args.world_model and wrong:
         raise BadConfig(f"{wrong[0]} is a policy's; leave it out with --world-model {args.world_model}")
-    service, told = _world(args) if args.world_model is not None else _policy(args)
+    service, told = _world(args) if args.world_model else _policy(args)
     with ModelServer(service, args.host, args.port) as server:
         if not is_loopback(args.host):
             print(f"WARNING: listening on {args.host}: open to the network, without authentication or encryption",
                   file=sys.stderr, flush=True)
-        print(f"{told}: {server.url}{'' if args.world_model is not None else '/act'}", flush=True)
+        print(f"{told}: {server.url}{'' if args.world_model else '/act'}", flush=True)
         server.serve_forever()
     return 0
 
@@ -113,7 +111,7 @@ def _world(args: argparse.Namespace) -> tuple[Service, str]:
     if args.threads:
         torch.set_num_threads(args.threads)
     limits = robot_limits(args.arm_params)
-    world = load_world_model(args.world_model, args.judges, args.device, args.dtype, limits)
+    world = load_world_model(args.world_model, args.judge, args.device, args.dtype, limits)
     facts = {"sha256": model_hashes(checkpoint_dir(args.world_model, WORLD_MODEL)),
              "release": release_text(args.world_model)}
     keeps = isinstance(world, ActionDiTWorld)  # others are not told where the arm is
