@@ -59,6 +59,48 @@ def test_what_was_done_to_a_picture_is_named(pictures: dict[str, list[tuple[U8, 
             assert said[-1] is fault and said[0] in (fault, None, *HINTS), (name, said)
 
 
+@pytest.fixture(scope="module")
+def moving() -> list[tuple[U8, F64]]:
+    """The arm at five places, 5 to 12 cm apart."""
+    twin, out = Twin(load_scene("train_grey"), 5), []
+    for x, y, z in ((0.25, -0.1, 0.12), (0.3, 0.0, 0.16), (0.33, 0.08, 0.1), (0.28, 0.1, 0.18), (0.24, 0.0, 0.1)):
+        twin.reset(5, twin.scene.instructions[0], np.array([x, y, z, 0, 0, 0, 1.0]))
+        out.append((twin.render(320, 240), twin.arm_state(0).T_base_ee))
+    twin.close()
+    return out
+
+
+@pytest.mark.parametrize("name", ["mirrored", "upside down", "flipped"])
+def test_where_the_picture_changes_when_the_arm_moves_needs_no_dark_arm(
+    moving: list[tuple[U8, F64]], name: str
+) -> None:
+    change, fault = FAULTS[name]
+    bright = [(255 - rgb, T) for rgb, T in moving]  # a white arm over a dark table: the silhouette alone is lost
+    assert fault not in shown(bright[:1], change)
+    assert shown(bright, change)[-1] is fault
+    assert not set(shown(bright, lambda rgb: rgb)) - HINTS - {None}
+
+
+def test_a_camera_that_is_put_right_is_right_at_once(moving: list[tuple[U8, F64]]) -> None:
+    check = PictureCheck(ASPECT, CAMERA)
+    said = [check.look(np.ascontiguousarray(rgb[:, ::-1]), T) for rgb, T in moving]
+    assert said[-1].refuse and said[-1].lasting
+    rgb, T = moving[-1]  # the arm was held, so it is where it was
+    verdict = check.look(rgb, T)
+    assert not verdict.refuse and not verdict.lasting, verdict.words
+    moved = [check.look(*seen) for seen in moving[::-1][1:]]
+    assert not any(v.refuse for v in moved)
+
+
+def test_an_arm_that_creeps_moves_too() -> None:
+    check, twin = PictureCheck(ASPECT, CAMERA), Twin(load_scene("train_grey"), 5)
+    for k in range(12):
+        twin.reset(5, twin.scene.instructions[0], np.array([0.25, -0.05 + 0.012 * k, 0.12, 0, 0, 0, 1.0]))
+        verdict = check.look(np.ascontiguousarray(twin.render(320, 240)[:, ::-1]), twin.arm_state(0).T_base_ee)
+    twin.close()
+    assert verdict.finding and verdict.finding.fault is PictureFault.MIRRORED
+
+
 def test_swapped_channels_are_told_on_a_brown_table_and_never_refuse(
     pictures: dict[str, list[tuple[U8, F64]]]
 ) -> None:

@@ -41,7 +41,17 @@ TURNS: tuple[tuple[PictureFault | None, tuple[int, int]], ...] = (
 """What may have been done to a picture, and the steps along rows and columns that undo it."""
 _PAD = (2 * SHIFT_ROWS + ROWS, 2 * SHIFT_COLUMNS + COLUMNS)
 _NOISE = 0.05  # of the log brightness; keeps a flat part from counting as contrast
-_DARK = 8.0  # levels added before the logarithm, so that noise in the dark does not count
+DARK = 8.0
+"""Levels added before a logarithm, so that noise in the dark does not count."""
+
+
+class ArmView(NamedTuple):
+    """A picture and where the arm must be in it: `levels` float64 (ROWS, COLUMNS, 3) of RGB, 0..255; `inside` the arm's
+    silhouette and `ring` the part just outside, on a canvas that reaches SHIFT_ROWS and SHIFT_COLUMNS further."""
+
+    levels: F64
+    inside: np.ndarray
+    ring: np.ndarray
 
 
 class Fit(NamedTuple):
@@ -50,23 +60,28 @@ class Fit(NamedTuple):
     scores: F64
 
 
-def silhouette_maps(rgb: U8, state: F32, camera: tuple[float, ...]) -> F64 | None:
-    """Return by how much a picture uint8 (H, W, 3) is darker inside the arm's silhouette than around it, -1..1, for
-    each of TURNS and every shift: (4, 2 SHIFT_ROWS + 1, 2 SHIFT_COLUMNS + 1).
-
-    `state` (7,) Bridge, `camera` as from `arm_silhouette.projection`. None where the arm is not in view, or its pose is
-    out of reach.
-    """
+def view_arm(rgb: U8, state: F32, camera: tuple[float, ...]) -> ArmView | None:
+    """Return a picture uint8 (H, W, 3) with the arm's silhouette. `state` (7,) Bridge, `camera` as from
+    `arm_silhouette.projection`. None where the arm is not in view, or its pose is out of reach."""
     capsules = outline(state[None], np.ones(1, np.bool_), camera)[0]
-    inside = _covered(capsules, 0.0)
-    ring = _covered(capsules, RING_CELLS) & ~inside
+    inside = covered(capsules, 0.0)
+    ring = covered(capsules, RING_CELLS) & ~inside
     here = np.s_[SHIFT_ROWS:SHIFT_ROWS + ROWS, SHIFT_COLUMNS:SHIFT_COLUMNS + COLUMNS]
     if inside[here].sum() < MIN_CELLS or ring[here].sum() < MIN_CELLS:
         return None
-    small = resize_rgb(rgb, (ROWS, COLUMNS)).astype(np.float64)
-    light = np.log(small.mean(-1) + _DARK)
-    turned = [light[::down, ::right] for _, (down, right) in TURNS]
-    return _darker(turned, np.fft.rfft2(inside), np.fft.rfft2(ring))
+    return ArmView(resize_rgb(rgb, (ROWS, COLUMNS)).astype(np.float64), inside, ring)
+
+
+def silhouette_maps(view: ArmView) -> F64:
+    """Return by how much a picture is darker inside the arm's silhouette than around it, -1..1, for each of TURNS and
+    every shift: (4, 2 SHIFT_ROWS + 1, 2 SHIFT_COLUMNS + 1)."""
+    light = np.log(view.levels.mean(-1) + DARK)
+    return _darker(turned(light), np.fft.rfft2(view.inside), np.fft.rfft2(view.ring))
+
+
+def turned(values: F64) -> list[F64]:
+    """Return values (ROWS, COLUMNS) of a picture as each of TURNS would be undone."""
+    return [values[::down, ::right] for _, (down, right) in TURNS]
 
 
 def fit_silhouette(maps: Sequence[F64]) -> Fit:
@@ -92,11 +107,11 @@ def arm_finding(fit: Fit) -> Finding | None:
     return None
 
 
-def _covered(capsules: F32, grow: float) -> np.ndarray:
+def covered(capsules: F32, grow: float) -> np.ndarray:
     """Return which cells bool (_PAD) capsules (6, 6) cover, `grow` cells wider; the picture is in the middle."""
     y = np.arange(_PAD[0])[:, None] + 0.5 - _PAD[0] / 2
     x = np.arange(_PAD[1])[None] + 0.5 - _PAD[1] / 2
-    covered = np.zeros(_PAD, np.bool_)
+    out = np.zeros(_PAD, np.bool_)
     for u0, v0, r0, u1, v1, r1 in np.asarray(capsules, np.float64):
         if u0 >= PARKED - 1:
             continue
@@ -104,8 +119,8 @@ def _covered(capsules: F32, grow: float) -> np.ndarray:
         along = np.array([u1 * COLUMNS, v1 * ROWS]) / 2 - start
         share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-9), 0.0, 1.0)
         far = np.hypot(x - start[0] - share * along[0], y - start[1] - share * along[1])
-        covered |= far <= (r0 + (r1 - r0) * share) * np.sqrt(ROWS * COLUMNS) / 2 + grow
-    return covered
+        out |= far <= (r0 + (r1 - r0) * share) * np.sqrt(ROWS * COLUMNS) / 2 + grow
+    return out
 
 
 def _darker(lights: Sequence[F64], inside: np.ndarray, ring: np.ndarray) -> F64:
@@ -115,27 +130,29 @@ def _darker(lights: Sequence[F64], inside: np.ndarray, ring: np.ndarray) -> F64:
     `lights`: log brightness (ROWS, COLUMNS); `inside`, `ring`: spectra of what they cover. Sums over what a shifted
     mask covers are correlations.
     """
-    ones = _spectrum(np.ones((ROWS, COLUMNS)))
-    a, b = _sums(ones, inside), _sums(ones, ring)
+    ones = spectrum(np.ones((ROWS, COLUMNS)))
+    a, b = shifted_sums(ones, inside), shifted_sums(ones, ring)
     seen = (a >= MIN_CELLS - 0.5) & (b >= MIN_CELLS - 0.5)
     a, b = np.maximum(a, 1.0), np.maximum(b, 1.0)
     weight = np.where(seen, np.sqrt(a * b) / (a + b), 0.0)
     out = np.empty((len(lights), *a.shape))
     for i, light in enumerate(lights):
-        values = _spectrum(light)
-        in_sum, ring_sum = _sums(values, inside), _sums(values, ring)
-        squares = _sums(_spectrum(light * light), inside + ring)
+        values = spectrum(light)
+        in_sum, ring_sum = shifted_sums(values, inside), shifted_sums(values, ring)
+        squares = shifted_sums(spectrum(light * light), inside + ring)
         spread = np.sqrt(np.maximum(squares / (a + b) - ((in_sum + ring_sum) / (a + b)) ** 2, 0.0)) + _NOISE
         out[i] = (ring_sum / b - in_sum / a) / spread * weight
     return out
 
 
-def _spectrum(values: F64) -> np.ndarray:
+def spectrum(values: F64) -> np.ndarray:
+    """Return the spectrum of values (ROWS, COLUMNS) of a picture, for `shifted_sums`."""
     padded = np.zeros(_PAD)
     padded[:ROWS, :COLUMNS] = values
     return np.conj(np.fft.rfft2(padded))
 
 
-def _sums(values: np.ndarray, mask: np.ndarray) -> F64:
+def shifted_sums(values: np.ndarray, mask: np.ndarray) -> F64:
+    """Return the sum of a picture's values, as `spectrum`, over what a mask (its rfft2) covers, at every shift."""
     sums: F64 = np.fft.irfft2(values * mask, _PAD)
     return sums[:2 * SHIFT_ROWS + 1, :2 * SHIFT_COLUMNS + 1]
