@@ -57,13 +57,14 @@ LONG: dict[str, str] = {
     "train world-model": "training.camera.train_camera_fit", "judge learn": "updates.judges.learn_settings",
     "judge veto": "updates.calibration.veto_offset", "judge calibrate": "updates.calibration.calibrate",
     "train world-model --clips": "training.world_model.Trainer.run",
+    "train reflector-head": "models.judges.frozen_trunk.FrozenTrunk.from_pretrained",
     "train world-model --episodes": "updates.world_model_run.update",
     "train world-model --resume": "training.world_model.Trainer.resume",
     "fog pusht data": "first_order.play.record", "fog pusht world-model": "first_order.play.read",
     "fog pusht diagnose": "first_order.stages.load_global", "fog pusht tune": "first_order.stages.load_global",
     "fog pusht train": "first_order.stages.load_global", "fog pusht test": "first_order.stages.load_global",
     "fog pusht report": "first_order.comparison.compare"}
-"""What takes minutes, or hundreds of episodes, and the call of the package that is not made."""
+"""What takes minutes, hundreds of episodes or a download, and the call of the package that is not made."""
 BESIDE = ("robot", "snapshot")
 """Verbs all of whose examples need a running graph, or a camera."""
 MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check")

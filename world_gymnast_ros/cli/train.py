@@ -3,6 +3,7 @@
 examples:
   world-gymnast train policy --play data/demo --out runs/policy
   world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
+  world-gymnast train reflector-head --trunk Qwen/Qwen3-VL-4B-Instruct --episodes runs/episodes --out judges/mine
   world-gymnast train locator --stills data/stills --play data/wide_play --out runs/locator
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
   world-gymnast train dreams --play data/wide_play --world-model runs/wm --out data/dreams   then the judge on these:
@@ -37,6 +38,7 @@ HELD_OUT_SHARE = 0.25
 
 
 TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
+         "reflector-head": "a judge on a frozen image-text model, from marked recordings",
          "locator": "the geometric judge: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
          "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
@@ -54,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.what == "world-model":
         return _world_model(_world_model_parser().parse_args(args.rest))
+    if args.what == "reflector-head":
+        from world_gymnast_ros.cli import reflector_head
+
+        return reflector_head.run(args.rest)
     import importlib
 
     module = importlib.import_module(f"world_gymnast_ros.{MODULES[args.what]}")

@@ -61,13 +61,20 @@ LOADERS: dict[tuple[str, str], Loader] = {
     (POLICY, "openvla"): _published_policy,
     (WORLD_MODEL, ActionDiTConfig.model_type): ActionDiTWorld.from_pretrained,
     (WORLD_MODEL, WorldGymSettings.model_type): WorldGym.from_pretrained,
-    (JUDGE, ReflectorConfig.model_type): lambda where, device, dtype: Reflector.from_pretrained(where, device),
+    (JUDGE, ReflectorConfig.model_type): Reflector.from_pretrained,
     (JUDGE, LocatorConfig.model_type): lambda where, device, dtype: CalibratedJudge(
         Locator.from_pretrained(where, device)),
     (JUDGE, VLMConfig.model_type): VLMJudge.from_pretrained,
     (JUDGE, RemoteConfig.model_type): lambda where, device, dtype: RemoteJudge.from_pretrained(where),
 }
 """(kind, what a folder holds) -> a loader (path, device, dtype or None for the class's own choice)."""
+
+
+def resolve_dtype(dtype: str) -> torch.dtype | None:
+    """Return a number type by its name; None for "auto", the class's own choice. BadConfig where it is unknown."""
+    if dtype not in DTYPES:
+        raise BadConfig(f"dtype is {dtype!r}; give {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def resolve_device(device: str) -> str:
@@ -118,8 +125,7 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
     `dtype`: auto (the class's own choice), float32, bfloat16 or float16. BadCheckpoint says what was found and which
     kinds are known; BadConfig names a wrong device or dtype.
     """
-    if dtype not in DTYPES:
-        raise BadConfig(f"dtype is {dtype!r}; give {', '.join(DTYPES)}")
+    resolve_dtype(dtype)
     if kind == POLICY and where and find(str(where)) is None and is_published(where):  # a name on the hub
         return _published_policy(where, resolve_device(device), DTYPES[dtype])
     if kind == JUDGE and where and find(str(where)) is None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
 from world_gymnast_ros.data.labels import FrameLabels, LabelSource, labels_by_outcome
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.models.judges.reflector import Reflector, fit_platt, offset_at, two_in_a_row
+from world_gymnast_ros.models.judges.reflector import Reflector, best_logit, fit_platt, offset_at
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.statistics import auc, wilson
@@ -256,8 +256,8 @@ def judge_episodes(judge: Reflector, table: PlayTable, episodes: Sequence[Episod
         same = np.flatnonzero(lengths == steps)
         for part in np.array_split(same, -(-len(same) // 16)):
             rows = np.array([episodes[i].first for i in part])[:, None] + np.arange(steps + 1)
-            raw = judge.raw(table.frames[rows], [episodes[i].instruction for i in part])[0].mean(-1)
-            logits[part] = [two_in_a_row(row).max() for row in raw]
+            raw = judge.raw(table.frames[rows], [episodes[i].instruction for i in part])[0]
+            logits[part] = [best_logit(row) for row in raw]
     success = np.array([table.success[e.first + e.steps] for e in episodes])
     return Verdicts(logits, success, np.array([e.family for e in episodes]))
 

@@ -25,7 +25,7 @@ from world_gymnast_ros.evaluation.scene_judge import MIN_OUTCOMES
 from world_gymnast_ros.loading.load import load_scene_judge
 from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.judges.consensus import Consensus
-from world_gymnast_ros.models.judges.reflector import Reflector, offset_at, two_in_a_row
+from world_gymnast_ros.models.judges.reflector import Reflector, best_logit, offset_at
 from world_gymnast_ros.objects import drawn_with
 from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
 from world_gymnast_ros.store import Kind
@@ -99,7 +99,7 @@ def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training
 
 def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episode]) -> np.ndarray:
     """Return the uncalibrated logit (E,) on which the judge decides about each rollout."""
-    return np.array([two_in_a_row(judge.raw(frames[None], e.instruction)[0][0].mean(-1)).max()
+    return np.array([best_logit(judge.raw(frames[None], e.instruction)[0][0])
                      for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
 
 

@@ -1,8 +1,9 @@
-"""`Reflector`: the judge. Per frame, how likely the task is done; it also says when a rollout may stop.
+"""`Reflector`: the learned judge. Per frame, how likely the task is done; it also says when a rollout may stop.
 
-The idea of World-Env's instant reflector: a vision-language trunk with a small head on top, trained with
-cross-entropy on per-frame success. The trunk is that of a policy, taught to localise on all play frames. Frame t is
-judged from the readouts of the first frame, frame t - 1 and frame t, each computed once per rollout.
+The idea of World-Env's instant reflector (arXiv 2509.24948): a vision-language trunk with a light head on top, trained
+with cross-entropy on per-frame success. The trunk is that of a small policy, taught to localise on all play frames and
+kept in the checkpoint; or any frozen image-text model (`frozen_trunk.py`), which the checkpoint names. Frame t is
+judged from the features of the first frame, frame t - 1 and frame t, each read once.
 """
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.instructions import task_of
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.models.judges.feature_cache import FeatureCache
+from world_gymnast_ros.models.judges.frozen_trunk import FrozenTrunk
 from world_gymnast_ros.models.policies.vla_network import PLACES, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.models.policies.words import WordReader
 from world_gymnast_ros.models.vision import fast_math
@@ -32,13 +35,19 @@ BATCH = 64
 
 
 class ReflectorConfig(PretrainedConfig):
-    """`trunk` is an OpenVLAConfig as a dict. Calibrated logit = `logit_scale` * logit + `logit_offset`, or in place of
-    the latter what `task_offsets` holds for the task; `instructions`: the sentences of each task, "*" for any words."""
+    """`trunk` is an OpenVLAConfig as a dict; empty where `frozen_trunk` names an image-text model (folder or hub name),
+    with `frozen_files` the SHA-256 of its weights, `feature_dim` its width and `frame_px` the frames' size. Calibrated
+    logit = `logit_scale` * logit + `logit_offset`, or in place of the latter what `task_offsets` holds for the task;
+    `instructions`: the sentences of each task, "*" for any words."""
 
     model_type = "world_gymnast_reflector"
 
     name: str = "reflector-tiny"
     trunk: dict[str, Any] = field(default_factory=dict)
+    frozen_trunk: str = ""
+    frozen_files: dict[str, str] = field(default_factory=dict)
+    feature_dim: int = 0
+    frame_px: int = 224
     fusion_dim: int = 256
     heads: int = 3
     logit_scale: float = 1.0
@@ -59,7 +68,7 @@ class ReflectorConfig(PretrainedConfig):
 
 
 class ReflectorNetwork(PreTrainedModel):
-    """Trunk, and `heads` small networks that vote."""
+    """Trunk (where it is not a frozen model's), and `heads` small networks that vote."""
 
     config_class = ReflectorConfig
     base_model_prefix = "reflector"
@@ -67,13 +76,16 @@ class ReflectorNetwork(PreTrainedModel):
 
     def __init__(self, config: ReflectorConfig) -> None:
         super().__init__(config)
-        self.trunk = OpenVLAForActionPrediction(config.trunk_config())
-        self.trunk.keep_trunk_only()
-        dim = self.trunk.config.llama().hidden_size
+        dim = features = config.feature_dim
+        if not config.frozen_trunk:
+            self.trunk = OpenVLAForActionPrediction(config.trunk_config())
+            self.trunk.keep_trunk_only()
+            dim = self.trunk.config.llama().hidden_size
+            features = dim + 3 * len(PLACES)
         width = config.fusion_dim
         self.norm = nn.LayerNorm(dim)
         self.fusion = nn.ModuleList(
-            nn.Sequential(nn.Linear(4 * (dim + 3 * len(PLACES)), width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
+            nn.Sequential(nn.Linear(4 * features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
                           nn.Linear(width, 2)) for _ in range(config.heads))
 
     def fuse(self, first: Tensor, before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,13 +99,17 @@ class ReflectorNetwork(PreTrainedModel):
         readout, places = self.trunk.read(tokens, ids)
         return torch.cat([self.norm(readout), places], dim=-1), places
 
-    def forward(self, frames: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and progress (G, T+1, heads) of rollouts uint8 (G, T+1, H, W, 3) under ids (G, L)."""
-        g, n = frames.shape[:2]
-        flat, each = frames.flatten(0, 1), ids.repeat_interleave(n, dim=0)
-        parts = [self.features(self.trunk.see(flat[i:i + BATCH]), each[i:i + BATCH])[0]
-                 for i in range(0, g * n, BATCH)]
-        now = torch.cat(parts).view(g, n, -1)
+    def read_frames(self, frames: Tensor, ids: Tensor) -> Tensor:
+        """Return features (B, d + 9) of frames uint8 (B, H, W, 3) under ids (B, L)."""
+        return torch.cat([self.features(self.trunk.see(frames[i:i + BATCH]), ids[i:i + BATCH])[0]
+                          for i in range(0, len(frames), BATCH)])
+
+    def forward(self, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and progress (G, T+1, heads) of rollouts whose frames have features (G, T+1, d + 9), or the
+        last hidden states (G, T+1, feature_dim) of a frozen trunk."""
+        g, n = now.shape[:2]
+        if self.config.frozen_trunk:
+            now = self.norm(now)
         before = torch.cat([now[:, :1], now[:, :-1]], dim=1)
         logits, progress = self.fuse(*(x.flatten(0, 1) for x in (now[:, :1].expand_as(now), before, now)))
         return logits.view(g, n, -1), progress.view(g, n, -1)
@@ -102,24 +118,43 @@ class ReflectorNetwork(PreTrainedModel):
 class Reflector:
     """The judge that adaptation uses. Implements `types.Judge`."""
 
-    def __init__(self, network: ReflectorNetwork, sha256: str, device: str = "cpu") -> None:
+    def __init__(self, network: ReflectorNetwork, sha256: str, device: str = "cpu", frozen: FrozenTrunk | None = None
+                 ) -> None:
         self.config: ReflectorConfig = network.config
+        self.frozen = frozen
         self.device = torch.device(device)
         self.model = network.to(self.device).eval().requires_grad_(False)
         self.name: str = self.config.name
         self.sha256 = sha256
-        self.reader = WordReader(self.model.trunk.config.words, self.model.trunk.config.max_words)
+        if frozen is None:
+            trunk = self.model.trunk.config
+            self.reader = WordReader(trunk.words, trunk.max_words)
+        self.frame_px: int = self.config.frame_px if frozen is not None else trunk.image_size
+        self.cache = FeatureCache()
+        self._weights = self._versions()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Reflector:
-        """Load a checkpoint directory; BadCheckpoint names the file and the remedy."""
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Reflector:
+        """Load a checkpoint directory; BadCheckpoint names the file and the remedy. `dtype`: of a frozen trunk."""
         directory = Path(path)
         values = read_config(directory, ReflectorConfig.model_type)
         try:
             network = ReflectorNetwork(ReflectorConfig(**values))
         except (TypeError, ValueError, KeyError) as error:
             raise BadCheckpoint(f"{directory / 'config.json'} does not describe a judge ({error})") from error
-        return cls(network, fill(network, directory), device)
+        config, frozen = network.config, None
+        if config.frozen_trunk:
+            beside = directory / config.frozen_trunk
+            frozen = FrozenTrunk.from_pretrained(beside if beside.is_dir() else config.frozen_trunk, device, dtype,
+                                                 config.frozen_files)
+        return cls(network, fill(network, directory), device, frozen)
+
+    @classmethod
+    def on_frozen(cls, frozen: FrozenTrunk, heads: int = 3, name: str = "") -> Reflector:
+        """Start an untrained judge on a frozen image-text model."""
+        config = ReflectorConfig(name=name or f"reflector-{Path(frozen.name).name}", frozen_trunk=frozen.name,
+                                 frozen_files=frozen.files, feature_dim=frozen.dim, heads=heads)
+        return cls(ReflectorNetwork(config), sha256="", device=str(frozen.device), frozen=frozen)
 
     @classmethod
     def from_policy(cls, network: OpenVLAForActionPrediction, heads: int = 3) -> Reflector:
@@ -137,8 +172,7 @@ class Reflector:
     @property
     def frame_size(self) -> tuple[int, int]:
         """(H, W) of the frames that it sees, px."""
-        size = self.model.trunk.config.image_size
-        return size, size
+        return self.frame_px, self.frame_px
 
     @property
     def threshold(self) -> float:
@@ -160,21 +194,44 @@ class Reflector:
 
     def success_logits(self, frames: U8, instruction: str) -> F32:
         """Return uncalibrated logits float32 (G,): of the best two frames in a row."""
-        return np.array([two_in_a_row(row).max() for row in self.raw(frames, instruction)[0].mean(-1)], np.float32)
+        return np.array([best_logit(row) for row in self.raw(frames, instruction)[0]], np.float32)
 
     def raw(self, frames: U8, instructions: str | Sequence[str]) -> tuple[F32, F32]:
         """Return uncalibrated logits and progress, float32 (G, T+1, heads), under one instruction or one for each."""
+        features = self.seen(frames, instructions)
+        with torch.inference_mode(), fast_math(self.device):
+            logits, progress = self.model(features.to(self.device))
+        return logits.float().cpu().numpy(), progress.float().cpu().numpy()
+
+    def seen(self, frames: U8, instructions: str | Sequence[str]) -> Tensor:
+        """Return features (G, T+1, F) of rollouts uint8 (G, T+1, H, W, 3); frames that were read before are not read
+        again, which is most of a rollout that is judged as it grows."""
         if frames.ndim != 5 or frames.dtype != np.uint8 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise BadFrame(f"rollouts must be uint8 (G, T+1, H, W, 3), got {frames.dtype} {frames.shape}")
-        size = self.model.trunk.config.image_size
-        if frames.shape[2:4] != (size, size):
-            frames = resize_rgb(frames, (size, size))
-        texts = [instructions] * len(frames) if isinstance(instructions, str) else instructions
-        ids = torch.tensor(self.reader.batch(texts), device=self.device)
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device)
+        if frames.shape[2:4] != self.frame_size:
+            frames = resize_rgb(frames, self.frame_size)
+        g, n = frames.shape[:2]
+        texts = [instructions] * g if isinstance(instructions, str) else list(instructions)
+        if self._versions() != self._weights:
+            self.cache.clear()
+            self._weights = self._versions()
         with torch.inference_mode(), fast_math(self.device):
-            logits, progress = self.model(pictures, ids)
-        return logits.float().cpu().numpy(), progress.float().cpu().numpy()
+            flat = self.cache.features(frames.reshape(g * n, *frames.shape[2:]), [t for t in texts for _ in range(n)],
+                                       self.read)
+        return flat.view(g, n, -1)
+
+    def read(self, frames: U8, texts: Sequence[str]) -> Tensor:
+        """Return features (B, F) of frames uint8 (B, frame_px, frame_px, 3), each under an instruction of its own."""
+        if self.frozen is not None:
+            return self.frozen.read(frames, texts)
+        ids = torch.tensor(self.reader.batch(texts), device=self.device)
+        return self.model.read_frames(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), ids)
+
+    def _versions(self) -> int:
+        """Return a number that grows when a weight that reads frames is written in place: by an optimiser, or by
+        loading others. A frozen trunk's never is."""
+        parts = () if self.frozen is not None else (self.model.trunk, self.model.norm)
+        return sum(p._version for part in parts for p in part.parameters())
 
     def probability(self, logits: NDArray[np.floating[Any]], task: str = "") -> F32:
         """Return calibrated probabilities of uncalibrated logits, for a task by name."""
@@ -207,6 +264,11 @@ class Reflector:
         votes = tuple(float(two_in_a_row(self.probability(logits[:, k], task)).max()) for k in range(logits.shape[1]))
         return Judgement(score=float(steady.max()), done_at=int(done[0]) if done.size else None, votes=votes,
                          frame_scores=frames, progress=float(two_in_a_row(progress.mean(-1)).max()))
+
+
+def best_logit(logits: F32) -> float:
+    """Return an episode's logit, of frames with logits (T+1, heads): the best two in a row, mean of the heads."""
+    return float(two_in_a_row(logits.mean(-1)).max())
 
 
 def two_in_a_row(values: F32) -> F32:
