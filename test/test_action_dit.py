@@ -13,13 +13,13 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.read import read_array_folders, read_episodes
 from world_gymnast_ros.data.worldgym import worldgym_deltas
 from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadConfig, EpisodeError
-from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, horizon_errors
+from world_gymnast_ros.evaluation.horizon_error import by_task, horizon_errors, imagine_segments, segments
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, FrameSampler, condition_vector
 from world_gymnast_ros.robot.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
-from world_gymnast_ros.robot.arm_silhouette import PARKED, outline
+from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
 from world_gymnast_ros.training.camera import train_camera_fit
 from world_gymnast_ros.training.world_model import TrainConfig, Trainer, choose_tokens, residual_loss
 from world_gymnast_ros.twin.observer import scene_camera
@@ -359,12 +359,12 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_errors_are_measured_against_copying_the_start_frame() -> None:
-    stretches = cuts(play(2), 5, 3)
+    stretches = segments(play(2), 5, 3)
     assert [(c.start, c.steps) for c in stretches] == [(0, 5), (3, 5)] * 2
     perfect = horizon_errors(stretches, [c.frames for c in stretches], (1, 5))
     copied = horizon_errors(stretches, [np.repeat(c.frames[:1], 6, 0) for c in stretches], (1, 5))
     assert perfect["5"]["mse"] == 0 and copied["1"]["ratio"] == 1 and copied["5"]["changed_ratio"] == 1
-    kept = dream_cuts(still(), stretches, seed=0)
+    kept = imagine_segments(still(), stretches, seed=0)
     assert by_task(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
 
 
@@ -388,7 +388,7 @@ def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
         picture, state = resize_rgb(twin.render(640, 480), (64, 64)), twin.arm_state(0)
     finally:
         twin.close()
-    capsules = outline(bridge_state(state.T_base_ee, 1.0)[None], np.ones(1, bool), CAMERA)
+    capsules = silhouette(bridge_state(state.T_base_ee, 1.0)[None], np.ones(1, bool), CAMERA)
     features = OutlineFeatures(SEEING)
     drawn = features.measure(torch.from_numpy(capsules)[:, None], features.whole)[0, 0, 0, :, :3].amax(-1).view(64, 64)
     dark = torch.from_numpy(picture.max(-1).astype(np.int16)) < 60
@@ -400,11 +400,11 @@ def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
 
 def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> None:
     states = np.stack([STATE, STATE, np.array([2.0, 0, 0.1, 0, 0, 0, 1], np.float32)])
-    out = outline(states, np.array([True, False, True]), CAMERA)
+    out = silhouette(states, np.array([True, False, True]), CAMERA)
     assert (out[1:].reshape(2, 6, 2, 3)[..., :2] == PARKED).all()  # unknown; out of reach
     tips = out[0].reshape(6, 2, 3)[4:, 1, :2].mean(0)
     assert np.abs(tips - seen_pixel(pose_from_state(STATE)[:3, 3] + [0, 0, -0.0174])).max() < 0.05
-    closed = outline(np.where(np.arange(7) == 6, 0, STATE)[None].astype(np.float32), np.ones(1, bool), CAMERA)
+    closed = silhouette(np.where(np.arange(7) == 6, 0, STATE)[None].astype(np.float32), np.ones(1, bool), CAMERA)
 
     def gap(o: np.ndarray) -> float:
         return float(np.linalg.norm(np.subtract(*o.reshape(6, 2, 3)[4:, 1, :2])))
@@ -417,9 +417,9 @@ def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
     other = np.array(CAMERA) + 0.1 * np.arange(12)
     elsewhere = dataclasses.replace(SEEING, camera=tuple(other.tolist()))
     states = np.stack([STATE, STATE + np.float32([0.03, -0.05, 0.02, 0, 0, 0, 0])])
-    both = outline(states, np.ones(2, bool), np.stack([CAMERA, other]))
+    both = silhouette(states, np.ones(2, bool), np.stack([CAMERA, other]))
     for i, camera in enumerate((CAMERA, other)):
-        assert np.allclose(both[i], outline(states, np.ones(2, bool), camera)[i], atol=1e-6)
+        assert np.allclose(both[i], silhouette(states, np.ones(2, bool), camera)[i], atol=1e-6)
     deltas, before, after = np.zeros((2, 3, 7)), np.stack([states[:1]] * 2).repeat(3, 1), states[None, 1:].repeat(3, 1)
     after = np.concatenate([after, after])
     silhouette_camera = np.stack([np.full(12, np.nan), other])
@@ -434,7 +434,7 @@ def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
         network = lively(config)
         batch = ClipSource(episodes, 4, {}).batch(np.random.default_rng(0), 3, 0.0)
         losses.append(float(residual_loss(network, batch, None, 3.0, 6.0, torch.Generator().manual_seed(0)).detach()))
-        film = dream_cuts(network, cuts(episodes[:1], 4, 9), 0)[0]
+        film = imagine_segments(network, segments(episodes[:1], 4, 9), 0)[0]
         losses.append(float(film.astype(float).sum()))
     assert losses[:2] == pytest.approx(losses[2:4], rel=1e-5) and losses[4] != pytest.approx(losses[0], rel=1e-4)
     assert losses[5] != pytest.approx(losses[1], rel=1e-6)

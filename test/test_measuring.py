@@ -175,7 +175,7 @@ def test_what_it_cannot_measure_has_no_verdict_and_a_reason(judge: GeometricJudg
                          (judge.score(np.zeros((1, 2, 8, 8, 3), np.uint8), "reach the red block")[0], "not known")):
         assert verdict.score is None and why in verdict.detail, verdict.detail
     with pytest.raises(BadInstruction, match="teapot"):
-        judge.locator.find(np.zeros((1, 144, 192, 3), np.uint8), ["blue teapot"])
+        judge.locator.detect(np.zeros((1, 144, 192, 3), np.uint8), ["blue teapot"])
 
 
 def test_a_jittered_start_is_measured_in_the_picture_the_camera_gave(judge: GeometricJudge) -> None:

@@ -23,7 +23,7 @@ from world_gymnast_ros.tabletop.calibration import (
     Strictness,
     fit_approach,
     fit_camera_again,
-    fit_find,
+    fit_detection,
     fit_height,
     with_settings,
 )
@@ -207,11 +207,11 @@ def test_an_unfamiliar_thing_is_found_and_what_rolls_on_is_pushed_as_a_wider_one
     assert 6 <= sum(e.success for e in ball) <= 18
     judge = shipped()
     before = told(judge, ball)
-    line = fit_find(judge, ball)
+    line = fit_detection(judge, ball)
     assert judge.config.object_found["purple block"] < 0.4, line
     assert judge.config.object_sizes_m["purple block"] == pytest.approx([0.034, 0.04], abs=0.005), line
     assert before < 0.6 and told(judge, ball) > 0.85, (before, told(judge, ball))
-    assert judge.reader.size_m("red block") == OBJECT_SIZE_M and judge.reader.found("red block") == 0.5
+    assert judge.reader.size_m("red block") == OBJECT_SIZE_M and judge.reader.detection_threshold("red block") == 0.5
     seen = with_settings(judge).reader.objects(ball[0].captured, ball[0].states[0])  # type: ignore[arg-type,index]
     gaps = np.linalg.norm(seen.places_m[:, :2] - PLACES_M[ball[0].name][:2], axis=1)  # type: ignore[union-attr]
     assert seen.sizes_m[gaps.argmin()].tolist() == judge.config.object_sizes_m["purple block"]  # type: ignore[union-attr]
@@ -221,7 +221,7 @@ def test_a_tall_thing_is_pushed_by_a_hand_that_passes_over_others() -> None:
     bottle = pushes_of("lab_bottle", "push the red cylinder left", 20, (0.022, 0.09), 0.07)
     judge = shipped()
     before = told(judge, bottle)
-    assert "as it was" in fit_find(judge, bottle[:2]) and judge.config.object_found == {}
+    assert "as it was" in fit_detection(judge, bottle[:2]) and judge.config.object_found == {}
     line = fit_height(judge, bottle)
     radius_m, height_m = judge.config.object_sizes_m["red cylinder"]
     assert radius_m == OBJECT_SIZE_M[0] and 0.065 <= height_m == 2 * judge.config.object_heights_m["red cylinder"], line
@@ -232,7 +232,7 @@ def test_what_is_as_it_should_be_is_left_as_it_is() -> None:
     usual = pushes_of("lab_rubber", "push the purple block forward", 20, OBJECT_SIZE_M, 0.035)
     judge = shipped()
     kept = copy.deepcopy(judge.config.to_dict())
-    lines = fit_find(judge, usual), fit_height(judge, usual)
+    lines = fit_detection(judge, usual), fit_height(judge, usual)
     assert judge.config.to_dict() == kept and all("as it was" in line for line in lines), lines
 
 

@@ -292,17 +292,17 @@ def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> No
     """
     import dataclasses
 
-    from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors
+    from world_gymnast_ros.evaluation.horizon_error import horizon_errors, imagine_segments, segments
     from world_gymnast_ros.files import write_text
     from world_gymnast_ros.models.checkpoint import CONFIG
     from world_gymnast_ros.models.vision import fast_math
 
-    stretches = cuts(validation, 5, 1)
+    stretches = segments(validation, 5, 1)
     scores: dict[float, float] = {}
     for gain in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         network.config = dataclasses.replace(network.config, change_gain=gain)
         with fast_math(network.age_bias.device):
-            errors = horizon_errors(stretches, dream_cuts(network, stretches, seed=3), (1, 5))
+            errors = horizon_errors(stretches, imagine_segments(network, stretches, seed=3), (1, 5))
         scores[gain] = sum(row["ratio"] for row in errors.values()) / len(errors)
     best = min(scores, key=lambda g: scores[g])
     network.config = dataclasses.replace(network.config, change_gain=best)
@@ -313,13 +313,13 @@ def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> No
 
 def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
     """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
-    from world_gymnast_ros.evaluation.horizon_error import cuts, dream_cuts, horizon_errors, write_strips
+    from world_gymnast_ros.evaluation.horizon_error import horizon_errors, imagine_segments, segments, write_strips
     from world_gymnast_ros.files import write_text
     from world_gymnast_ros.models.vision import fast_math
 
-    stretches = cuts(test, 5, 1)
+    stretches = segments(test, 5, 1)
     with fast_math(network.age_bias.device):
-        rollouts = dream_cuts(network, stretches, seed=3)
+        rollouts = imagine_segments(network, stretches, seed=3)
     errors = horizon_errors(stretches, rollouts, (1, 5))
     write_strips(out / "test.png", stretches[::6], rollouts[::6], columns=6)
     write_text(out / "test.json", json.dumps({"clips": [e.name for e in test], "horizons": errors}, indent=1) + "\n")

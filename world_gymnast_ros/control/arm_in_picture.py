@@ -17,7 +17,7 @@ import numpy as np
 
 from world_gymnast_ros.control.picture_statistics import Finding, PictureFault
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.robot.arm_silhouette import PARKED, outline
+from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
 from world_gymnast_ros.types import F32, F64, U8
 
 ROWS, COLUMNS = 36, 48
@@ -63,7 +63,7 @@ class Fit(NamedTuple):
 def view_arm(rgb: U8, state: F32, camera: tuple[float, ...]) -> ArmView | None:
     """Return a picture uint8 (H, W, 3) with the arm's silhouette. `state` (7,) Bridge, `camera` as from
     `arm_silhouette.projection`. None where the arm is not in view, or its pose is out of reach."""
-    capsules = outline(state[None], np.ones(1, np.bool_), camera)[0]
+    capsules = silhouette(state[None], np.ones(1, np.bool_), camera)[0]
     inside = covered(capsules, 0.0)
     ring = covered(capsules, RING_CELLS) & ~inside
     here = np.s_[SHIFT_ROWS:SHIFT_ROWS + ROWS, SHIFT_COLUMNS:SHIFT_COLUMNS + COLUMNS]

@@ -23,7 +23,7 @@ CHANGED_LEVEL = 0.06
 
 
 @dataclass(frozen=True)
-class Cut:
+class Segment:
     """A stretch of a true episode to be dreamed: from frame `start`, `steps` actions."""
 
     episode: Episode
@@ -36,12 +36,13 @@ class Cut:
         return self.episode.frames[self.start:self.start + self.steps + 1]
 
 
-def cuts(episodes: Sequence[Episode], steps: int, stride: int) -> list[Cut]:
+def segments(episodes: Sequence[Episode], steps: int, stride: int) -> list[Segment]:
     """Cut stretches of up to `steps` actions at every `stride`-th frame; at least one per episode."""
-    return [Cut(e, s, min(steps, e.steps - s)) for e in episodes for s in range(0, max(1, e.steps - steps + 1), stride)]
+    return [Segment(e, s, min(steps, e.steps - s))
+            for e in episodes for s in range(0, max(1, e.steps - steps + 1), stride)]
 
 
-def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoising_steps: int | None = None,
+def imagine_segments(network: ActionDiT, stretches: Sequence[Segment], seed: int, denoising_steps: int | None = None,
                known: bool = True, batch: int = 64) -> list[U8]:
     """Dream each stretch from its start frame; return frames uint8 (steps + 1, H, W, 3). `known` False: no state."""
     out: list[U8] = []
@@ -65,14 +66,15 @@ def dream_cuts(network: ActionDiT, stretches: Sequence[Cut], seed: int, denoisin
     return out
 
 
-def _condition(network: ActionDiT, cut: Cut, t: int, known: bool) -> np.ndarray:
-    e, row = cut.episode, min(cut.start + t, cut.episode.steps - 1)  # past its end a shorter stretch is not looked at
+def _condition(network: ActionDiT, segment: Segment, t: int, known: bool) -> np.ndarray:
+    e = segment.episode
+    row = min(segment.start + t, e.steps - 1)  # past its end a shorter stretch is not looked at
     has = known and e.states is not None
     before, after = (e.states[row], e.states[row + 1]) if has and e.states is not None else np.zeros((2, 7), np.float32)
     return condition_vector(network.config, e.deltas[row], before, after, has, e.silhouette_camera)
 
 
-def horizon_errors(stretches: Sequence[Cut], rollouts: Sequence[U8], horizons: Sequence[int] = HORIZONS
+def horizon_errors(stretches: Sequence[Segment], rollouts: Sequence[U8], horizons: Sequence[int] = HORIZONS
                    ) -> dict[str, Any]:
     """Return, per horizon: MSE and PSNR of the dream and of copying the start frame, and both in the changed region."""
     rows: dict[str, Any] = {}
@@ -92,7 +94,7 @@ def horizon_errors(stretches: Sequence[Cut], rollouts: Sequence[U8], horizons: S
     return rows
 
 
-def by_task(stretches: Sequence[Cut], rollouts: Sequence[U8]) -> dict[str, Any]:
+def by_task(stretches: Sequence[Segment], rollouts: Sequence[U8]) -> dict[str, Any]:
     """Return `horizon_errors` of each task family."""
     tasks = sorted({c.episode.task for c in stretches})
     mine = {f: [i for i, c in enumerate(stretches) if c.episode.task == f] for f in tasks}
@@ -105,7 +107,7 @@ def error_line(errors: dict[str, Any]) -> str:
                       for family, rows in errors.items())
 
 
-def write_strips(path: Path, stretches: Sequence[Cut], rollouts: Sequence[U8], count: int = 9, columns: int = 12
+def write_strips(path: Path, stretches: Sequence[Segment], rollouts: Sequence[U8], count: int = 9, columns: int = 12
                  ) -> None:
     """Write film strips as a PNG: above what happened, below what was imagined; up to `count` stretches, all tasks."""
     order = np.argsort([c.episode.task for c in stretches], kind="stable")

@@ -46,7 +46,7 @@ def projection(T_base_camera: NDArray[np.float64], focal_px: float, width_px: fl
     return tuple(round(float(x), 9) for x in (scale[:, None] * T_camera_base).ravel())
 
 
-def outline(states: NDArray[np.float32], known: NDArray[np.bool_], camera: ArrayLike) -> F32:
+def silhouette(states: NDArray[np.float32], known: NDArray[np.bool_], camera: ArrayLike) -> F32:
     """Return the capsules float32 (N, 6, 6) of an arm at Bridge states (N, 7); parked where not `known` (N,).
 
     `camera` as from `projection`, one (12,) or one per state (N, 12). A pose out of reach is parked too.

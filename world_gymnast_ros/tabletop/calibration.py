@@ -3,10 +3,10 @@
     camera    where it stands: all first frames show the arm, whose pose is measured; no outcome is needed
     height    of the named object: the one with which the measured places explain the outcomes best
     approach  how high the hand must come near it, where low ones fail: what is tall falls over, which no dream shows
-    find      how sure it must be that what it sees is the named object, where that looks unfamiliar
+    detection from which confidence on it takes what it sees for the named object, where that looks unfamiliar
     radius    of the disc as which the named object is pushed: what rolls on acts as a greater one
-    margin    how sure it must be, together with the threshold of the learned judge and, where low approaches fail,
-              with how much higher than that the hand must come: all are cut as a pair
+    margin    of its verdict, together with the threshold of the learned judge and, where low approaches fail, with
+              how much higher than that the hand must come: all are chosen as a pair
 
 So a moved camera or a new shape costs two dozen episodes, where weights would need hundreds.
 """
@@ -41,19 +41,18 @@ MIN_SIGHTINGS = 24
 HEIGHTS_M = tuple(float(h) for h in np.arange(0.010, 0.0601, 0.0025).round(4))
 HEIGHT_SIGMA_M = 0.02
 APPROACHES_M = tuple(float(h) for h in np.arange(0.05, 0.1301, 0.005).round(4))
-FINDS = (0.1, 0.2, 0.3, 0.5)
+DETECTION_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 RADII_M = tuple(float(r) for r in np.arange(0.014, 0.0421, 0.002).round(4))
 RADIUS_SIGMA_M = 0.01
-FIND_GAIN = 3.0
-"""So much more likely, in nats, must outcomes be for another find and radius to be believed."""
+DETECTION_GAIN = 3.0
+"""So much more likely, in nats, must outcomes be for another threshold and radius to be believed."""
 APPROACH_GAIN = 3.0
 """So much more likely (in nats) must outcomes be for a limit of the approach to be believed, where there was none."""
 HIGHER_M = (0.0, 0.01, 0.02, 0.03)
-"""So much higher than a learned approach a pair may ask for: what is likely enough to be believed may be too low to be
-sure of."""
+"""So much higher than a learned approach a pair may ask for: what is likely enough to be believed may be too low."""
 MARGINS_SIGMAS = (1.28, 1.0, 0.75, 0.5, 0.25, 0.0)
 J = TypeVar("J", bound=GeometricJudge)
-SURE = 0.97
+MOST_CERTAIN = 0.97
 """No single outcome counts as more certain than this, for arms slip and labels err."""
 
 
@@ -70,15 +69,15 @@ def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     known = [e for e in episodes if e.states is not None]
     if not known:
         return "camera: as it was; no recording holds the arm's state"
-    seen = [judge.locator.find(frame[None], ())[2:] for frame in first_frames(known)]
+    seen = [judge.locator.detect(frame[None], ())[2:] for frame in first_frames(known)]
     uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
-    sure = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
+    confidence = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
     points = part_points(np.stack([e.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
-    use = sure > judge.config.found
+    use = confidence > judge.config.found
     if use.sum() < MIN_SIGHTINGS:
         return f"camera: as it was; {use.sum()} sightings of the arm, at least {MIN_SIGHTINGS} are needed"
     loose = dataclasses.replace(judge.reader.prior, shift_sigma_m=MOVED_SIGMA_M, rotation_sigma_rad=TURNED_SIGMA_RAD)
-    fitted = fit_camera(loose, points, uv, np.where(use, sure, 0.0))
+    fitted = fit_camera(loose, points, uv, np.where(use, confidence, 0.0))
 
     def off(pose: F64) -> float:
         return float(np.median(np.linalg.norm(project(pose, judge.reader.prior, points[use]) - uv[use], axis=-1)))
@@ -96,7 +95,8 @@ def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     """Set the named object's height to the most probable one, given outcomes; return a line about it.
 
     Maximum a posteriori over HEIGHTS_M and the present height, around that; measured on true frames, without a margin.
-    Where the object is pushed it counts for more, the hand passing over it or not, and must be better by FIND_GAIN.
+    Where the object is pushed it counts for more, the hand passing over it or not, and must be better by
+    DETECTION_GAIN.
     """
     name, fault = named(episodes)
     if fault:
@@ -108,8 +108,8 @@ def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
         set_height(bare, name, height, is_push(episodes))
         likely.append(log_likelihood(bare, episodes) - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
     best, gain = heights[int(np.argmax(likely))], max(likely) - likely[heights.index(present)]
-    if is_push(episodes) and gain < FIND_GAIN:
-        return f"height of the {name}: as it was; none explains the outcomes by {FIND_GAIN:g} nats better"
+    if is_push(episodes) and gain < DETECTION_GAIN:
+        return f"height of the {name}: as it was; none explains the outcomes by {DETECTION_GAIN:g} nats better"
     set_height(judge, name, best, is_push(episodes))
     return f"height of the {name}: {1000 * best:.1f} mm, was {1000 * present:.1f}"
 
@@ -151,37 +151,37 @@ def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
             f"{likely[best] - free:.1f} nats better")
 
 
-def fit_find(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
-    """Learn how sure a find of the named object must be, and where it is pushed, its radius; return a line about it.
+def fit_detection(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
+    """Learn the detection threshold of the named object, and where it is pushed, its radius; return a line about it.
 
-    Both at once, the pair that explains the outcomes best: with too few finds nothing can be said of the radius, and
-    with a wrong radius finds explain nothing. An episode without a find counts as a toss of a coin. Only what explains
-    them by FIND_GAIN better than the present pair is believed.
+    Both at once, the pair that explains the outcomes best: with too few detections nothing can be said of the radius,
+    and with a wrong radius detections explain nothing. An episode without a detection counts as a toss of a coin. Only
+    what explains them by DETECTION_GAIN better than the present pair is believed.
     """
     name, fault = named(episodes)
     if fault:
-        return f"find: as it was; {fault}"
+        return f"detection: as it was; {fault}"
     usual_m, top_m = judge.reader.size_m(name)
-    present = judge.reader.found(name), usual_m
+    present = judge.reader.detection_threshold(name), usual_m
     open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
     known = [e for e in episodes if e.states is not None]
-    sure = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).sure[0]  # type: ignore[index]
+    confidence = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).confidence[0]  # type: ignore[index]
                      for frame, e in zip(first_frames(known), known, strict=True)])
     likely = {}
     for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
         open_minded.config.object_sizes_m = {**judge.config.object_sizes_m, name: [radius_m, top_m]}
-        p = outcome_chance(open_minded, known)
-        for found in {present[0], *FINDS}:
-            coin = ~(sure > found) | np.isnan(p)
+        p = outcome_probability(open_minded, known)
+        for found in {present[0], *DETECTION_THRESHOLDS}:
+            coin = ~(confidence > found) | np.isnan(p)
             likely[found, radius_m] = float(np.log(np.where(coin, 0.5, p)).sum()
                                             - 0.5 * ((radius_m - usual_m) / RADIUS_SIGMA_M) ** 2)
     best = max(sorted(likely, reverse=True), key=likely.__getitem__)
     gain = likely[best] - likely[present]
-    if gain < FIND_GAIN:
-        return f"find of the {name}: as it was; nothing explains the outcomes by {FIND_GAIN:g} nats better"
+    if gain < DETECTION_GAIN:
+        return f"detection of the {name}: as it was; nothing explains the outcomes by {DETECTION_GAIN:g} nats better"
     judge.config.object_found = {**judge.config.object_found, name: best[0]}
     judge.config.object_sizes_m = {**judge.config.object_sizes_m, name: [best[1], top_m]}
-    return (f"find of the {name}: believed from {best[0]:g} on, was {present[0]:g}; pushed as a disc of "
+    return (f"detection of the {name}: threshold {best[0]:g}, was {present[0]:g}; pushed as a disc of "
             f"{1000 * best[1]:.0f} mm, was {1000 * usual_m:.0f}; explains the outcomes by {gain:.1f} nats better")
 
 
@@ -199,14 +199,14 @@ def named(episodes: Sequence[Episode]) -> tuple[str, str]:
 
 def log_likelihood(judge: GeometricJudge, episodes: Sequence[Episode]) -> float:
     """Return the log likelihood, nats, of the outcomes by what the judge measures on true frames, where it can."""
-    p = outcome_chance(judge, episodes)
+    p = outcome_probability(judge, episodes)
     return float(np.log(p[np.isfinite(p)]).sum())
 
 
-def outcome_chance(judge: GeometricJudge, episodes: Sequence[Episode]) -> F64:
+def outcome_probability(judge: GeometricJudge, episodes: Sequence[Episode]) -> F64:
     """Return how likely the judge holds each outcome (E,) on true frames; NaN where it has no verdict."""
     won = np.array([e.success for e in episodes])
-    p = np.clip(judge_recorded(judge, [e.frames for e in episodes], episodes)[0], 1.0 - SURE, SURE)
+    p = np.clip(judge_recorded(judge, [e.frames for e in episodes], episodes)[0], 1.0 - MOST_CERTAIN, MOST_CERTAIN)
     return np.asarray(np.where(won, p, 1.0 - p), np.float64)
 
 
@@ -258,7 +258,7 @@ class CalibratedJudge(GeometricJudge):
         parse(episodes[0].instruction)
         judge, line = self.with_camera(episodes)
         judge = with_settings(judge)
-        lines = [line, *(fit(judge, episodes) for fit in (fit_find, fit_height, fit_approach))]
+        lines = [line, *(fit(judge, episodes) for fit in (fit_detection, fit_height, fit_approach))]
         return with_settings(judge), lines
 
     def strictness(self, episodes: Sequence[Episode]) -> Strictness:

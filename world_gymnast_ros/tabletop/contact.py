@@ -28,7 +28,7 @@ TURN_ASIDE, TURN_AHEAD, SLIP = 1.2, 2.0, 1.5
 normal of contact is that of the hand's way over TURN (what turning takes of it; a disc under even pressure would have
 3.25, Goyal et al. 1991), at their thin side or their wide one, and at most SLIP (friction). All three are fitted."""
 OVER_M = 0.005
-"""The hand passes over things when it is higher than their top by this."""
+"""The hand passes over objects when it is higher than their top by this."""
 GRASP_RADIUS_M, GRASP_HEIGHT_M = 0.03, 0.04
 """What is within this of a closing hand, and the hand no higher than that, is grasped."""
 GRAZING = 0.05

@@ -1,4 +1,4 @@
-"""`GeometricJudge`: it does not look whether a task seems done, it measures where objects are.
+"""`GeometricJudge`: judges by where objects are, not by how the frames look.
 
 In the captured frame, at the camera's own resolution, it finds where the named object lies on the table
 (`scene_reader.py`). Where the hand goes follows from the actions, and so does where it takes what it pushes or grasps
@@ -28,11 +28,11 @@ from world_gymnast_ros.tabletop.tasks import DIRECTIONS, Task, parse
 from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
 COARSE = 2.0
-"""How much less exactly it is known where a thing is once it was moved."""
+"""How much less exactly it is known where an object is once it was moved."""
 APPROACH_RADIUS_M = 0.035
-"""From here on the hand is near a thing; how high it is then tells whether it came from above or from the side."""
+"""From here on the hand is near an object; how high it is then tells whether it came from above or from the side."""
 APPROACH_SIGMA_M = 0.02
-"""Not how exactly that height is known: how gradually things begin to stand as the hand comes from higher."""
+"""Not how exactly that height is known: how gradually objects begin to stand as the hand comes from higher."""
 
 
 class GeometricJudge:
@@ -99,9 +99,9 @@ class GeometricJudge:
         return out
 
     def _kept(self, value: F64, limit: float, sigma: float) -> F64:
-        """Return how sure it is that values are below `limit` by the wanted margin, measured with error `sigma`.
+        """Return how probable it is that values are below `limit` by the wanted margin, measured with error `sigma`.
 
-        One half where the margin is just there, so that a success is claimed only where it is sure enough: policies
+        One half where the margin is just there, so that a success is claimed only where it is probable enough: policies
         come to rest at the edge of what is called success, and half of the edge lies outside.
         """
         edge = limit - self.config.sure_sigmas * sigma
@@ -111,13 +111,13 @@ class GeometricJudge:
         """Judge hand poses (T+1, 7) against the place (3,) of the target `name`."""
         gap = np.linalg.norm(hand[:, :2] - target_m[:2], axis=-1)
         c, sigma = self.config, self.config.sigma_m
-        chance = self._kept(gap, c.reach_radius_m, sigma) * self._kept(hand[:, 2], c.reach_height_m, sigma)
+        probability = self._kept(gap, c.reach_radius_m, sigma) * self._kept(hand[:, 2], c.reach_height_m, sigma)
         above_m = self._approach_above_m(hand[:, 2], gap, name)
-        chance = chance * 0.5 * (1.0 + math.erf(above_m / (APPROACH_SIGMA_M * math.sqrt(2.0))))
+        probability = probability * 0.5 * (1.0 + math.erf(above_m / (APPROACH_SIGMA_M * math.sqrt(2.0))))
         # Progress tells failures apart: of two that came too low, the higher one did better.
         missing = gap + np.maximum(0.0, hand[:, 2] - c.reach_height_m) + max(0.0, -above_m)
         progress = np.clip(1.0 - missing / 0.2, 0.0, 1.0)
-        return _verdict(chance.astype(np.float32), progress.astype(np.float32))
+        return _verdict(probability.astype(np.float32), progress.astype(np.float32))
 
     def _approach_above_m(self, height_m: F64, gap_m: F64, name: str) -> float:
         """Return how much higher than asked for the hand was when it first came near `name`, heights and gaps (T+1,);
@@ -128,22 +128,22 @@ class GeometricJudge:
         return float(height_m[near[0]]) - self.config.approach_heights_m[name]
 
     def _moved(self, path: F64, held: NDArray[np.bool_], task: Task, goal_m: F64) -> Judgement:
-        """Judge a push or a pick-and-place by the path (T+1, 2) on which the hand takes the thing, when it is `held`
+        """Judge a push or a pick-and-place by the path (T+1, 2) on which the hand takes the object, when it is `held`
         (T+1,), and where the goal is (3,), for a pick-and-place."""
         c, sigma = self.config, COARSE * self.config.sigma_m
         if task.family == "push":
             along, aside = along_and_aside(path, DIRECTIONS[task.direction])
-            chance = self._kept(-along, -c.push_distance_m, sigma) * self._kept(aside, c.push_aside_m, sigma)
+            probability = self._kept(-along, -c.push_distance_m, sigma) * self._kept(aside, c.push_aside_m, sigma)
             progress = np.clip(along / c.push_distance_m, 0.0, 1.0)
         else:
             gap = np.linalg.norm(path - goal_m[:2], axis=-1)
-            chance = self._kept(gap, c.place_radius_m, sigma) * np.where(held, 0.1, 1.0)
+            probability = self._kept(gap, c.place_radius_m, sigma) * np.where(held, 0.1, 1.0)
             progress = np.clip(1.0 - gap / max(float(gap[0]), 1e-6), 0.0, 1.0)
-        return _verdict(chance.astype(np.float32), progress.astype(np.float32))
+        return _verdict(probability.astype(np.float32), progress.astype(np.float32))
 
 
-def _verdict(chance: F32, progress: F32) -> Judgement:
-    steady = two_in_a_row(chance)
+def _verdict(probability: F32, progress: F32) -> Judgement:
+    steady = two_in_a_row(probability)
     done = np.flatnonzero(steady > 0.5)
-    return Judgement(float(steady.max()), int(done[0]) if done.size else None, frame_scores=chance,
+    return Judgement(float(steady.max()), int(done[0]) if done.size else None, frame_scores=probability,
                      progress=float(two_in_a_row(progress).max()))

@@ -175,8 +175,8 @@ def check_objects(config: LocatorConfig) -> None:
                                               for size_m in sizes_m.values())):
         raise ValueError(f"object_sizes_m is {sizes_m}; give radius and height by name, each above 0, up to "
                          f"{MAX_SIZE_M} m")
-    if not (isinstance(found, dict) and all(number(sure, 1.0) for sure in found.values())):
-        raise ValueError(f"object_found is {found}; give how sure a find must be by name, above 0, up to 1")
+    if not (isinstance(found, dict) and all(number(confidence, 1.0) for confidence in found.values())):
+        raise ValueError(f"object_found is {found}; give a detection threshold by name, above 0, up to 1")
 
 
 class Locator:
@@ -217,11 +217,11 @@ class Locator:
             out.append((self.config.colours.index(words[0]), self.config.shapes.index(words[1])))
         return out
 
-    def find(self, pictures: U8, names: Sequence[str], batch: int = 32) -> tuple[F32, F32, F32, F32]:
+    def detect(self, pictures: U8, names: Sequence[str], batch: int = 32) -> tuple[F32, F32, F32, F32]:
         """Find `names` and the arm's parts in pictures uint8 (B, H, W, 3) of any size.
 
-        Returns places of the names (B, Q, 2), u, v in -1..1, how sure (B, Q); places of the parts (B, P, 2), how sure
-        (B, P).
+        Returns places of the names (B, Q, 2), u, v in -1..1, and their confidence (B, Q); the same of the parts
+        (B, P, 2), (B, P).
         """
         c = self.config
         small = resize_rgb(check_rgb(pictures, "pictures"), (c.height, c.width))

@@ -1,8 +1,8 @@
-"""`SceneReader`: where the camera is and where things lie on the table, read off one captured frame.
+"""`SceneReader`: where the camera is and where objects lie on the table, read off one captured frame.
 
-A `Locator` finds named things and the parts of the arm in the picture; the arm's measured pose tells from the parts
-where the camera is (`camera_fit.py`), so places on the table follow in m. The geometric judge asks it for the
-things of a task, the world model for everything that a hand could move.
+A `Locator` finds named objects and the parts of the arm in the picture; the arm's measured pose tells from the parts
+where the camera is (`robot/camera.py`), so places on the table follow in m. The geometric judge asks it for the
+objects of a task, the world model for everything that a hand could move.
 """
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from world_gymnast_ros.types import F32, F64, U8
 
 CACHED = 256
 FLAT_SHAPE = "plate"
-"""Things are put on it, and it stays where it is."""
+"""Objects are put on it, and it stays where it is."""
 FLAT_HEIGHT_M = 0.006
 APART_M = 0.025
-"""Two finds nearer than this are one thing under two names."""
+"""Two detections nearer than this are one object under two names."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one captured frame says: places on the table (Q, 3) m of the named things, how `sure` (Q,) it is of each,
+    """What one captured frame says: places on the table (Q, 3) m of the named objects, the `confidence` (Q,) in each,
     the camera, or why nothing."""
 
     places_m: F64
-    sure: F64
+    confidence: F64
     camera: FittedCamera | None
     fault: str = ""
 
@@ -57,7 +57,7 @@ def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
 
 class SceneReader:
     """Reads captured frames with a `Locator`. It looks once at each frame; what it makes of that follows the settings
-    as they are (heights, sizes, how sure a find must be), but for the camera's."""
+    as they are (heights, sizes, detection thresholds), but for the camera's."""
 
     def __init__(self, locator: Locator) -> None:
         self.locator, self.config = locator, locator.config
@@ -69,22 +69,22 @@ class SceneReader:
 
     @property
     def projection(self) -> tuple[float, ...]:
-        """The camera where this set-up has it, before a frame says more: 12 numbers as of `outline.projection`."""
+        """The camera where this set-up has it, before a frame says more: 12 numbers (`arm_silhouette.projection`)."""
         return tuple(round(float(x), 9) for x in _rows(self.prior.T_base_camera, *self.config.focal))
 
     def measure(self, captured: U8, state: F32, names: tuple[str, ...]) -> Measured:
         """Find `names` in one captured frame uint8 (H, W, 3) taken at Bridge state (7,)."""
-        camera, uv, sure = self._look(captured, state, names)
+        camera, uv, confidence = self._look(captured, state, names)
         nothing = np.zeros((len(names), 3))
         if camera.rms > self.config.camera_rms:
             told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
-            return Measured(nothing, sure, None, "the arm in the picture does not agree with its measured pose "
+            return Measured(nothing, confidence, None, "the arm in the picture does not agree with its measured pose "
                             f"({told}); check the camera and the joint states")
-        lost = [n for n, s in zip(names, sure, strict=True) if not s > self.found(n)]
+        lost = [n for n, s in zip(names, confidence, strict=True) if not s > self.detection_threshold(n)]
         if lost:
-            return Measured(nothing, sure, None, f"the {lost[0]} was not found in the captured frame")
+            return Measured(nothing, confidence, None, f"the {lost[0]} was not found in the captured frame")
         heights = np.array([self.height_m(n) for n in names])
-        return Measured(camera.on_plane(uv, heights), sure, camera)
+        return Measured(camera.on_plane(uv, heights), confidence, camera)
 
     def objects(self, captured: U8, state: F32) -> Seen | None:
         """Find all objects that this locator has words for and a hand could move; None where the camera is not known.
@@ -95,14 +95,14 @@ class SceneReader:
             return None
         names = tuple(f"{colour} {shape}" for colour, shape in product(self.config.colours, self.config.shapes)
                       if shape != FLAT_SHAPE)
-        camera, uv, sure = self._look(captured, state, names)
+        camera, uv, confidence = self._look(captured, state, names)
         if camera.rms > self.config.camera_rms:
             return None
         places_m = camera.on_plane(uv, np.array([self.height_m(n) for n in names]))
         kept: list[int] = []
         # Whoever has a size of its own is not taken for what it looks like.
-        for i in sorted(range(len(names)), key=lambda n: (names[n] not in self.config.object_sizes_m, -sure[n])):
-            if sure[i] > self.found(names[i]) and all(
+        for i in sorted(range(len(names)), key=lambda n: (names[n] not in self.config.object_sizes_m, -confidence[n])):
+            if confidence[i] > self.detection_threshold(names[i]) and all(
                     np.linalg.norm(places_m[i, :2] - places_m[k, :2]) > APART_M for k in kept):
                 kept.append(i)
         rows = _rows(camera.T_base_camera, camera.focal_u, camera.focal_v)
@@ -138,29 +138,29 @@ class SceneReader:
         return ObjectTracks(path_m.astype(np.float32), seen.sizes_m.astype(np.float32), seen.camera)
 
     def height_m(self, name: str) -> float:
-        """Return at what height the middle of what is seen of a named thing lies, m above the table."""
+        """Return at what height the middle of what is seen of a named object lies, m above the table."""
         usual = FLAT_HEIGHT_M if name.endswith(FLAT_SHAPE) else self.config.object_height_m
         return self.config.object_heights_m.get(name, usual)
 
     def size_m(self, name: str) -> tuple[float, float]:
-        """Return radius and height of the upright disc as which a named thing is pushed, m."""
+        """Return radius and height of the upright disc as which a named object is pushed, m."""
         radius_m, top_m = self.config.object_sizes_m.get(name, OBJECT_SIZE_M)
         return radius_m, top_m
 
-    def found(self, name: str) -> float:
-        """Return how sure a find of a named thing must be."""
+    def detection_threshold(self, name: str) -> float:
+        """Return the detection threshold of a named object."""
         return self.config.object_found.get(name, self.config.found)
 
     def _look(self, captured: U8, state: F32, names: tuple[str, ...]) -> tuple[FittedCamera, F64, F64]:
-        """Return the camera, and where names are seen (Q, 2), u, v, and how sure that is (Q,); looks once at a frame.
-        """
+        """Return the camera, where names are seen (Q, 2), u, v, and with which confidence (Q,); one look a frame."""
         state = np.asarray(state, np.float32)
         key = blake2b(captured.tobytes() + state.tobytes() + "|".join(names).encode(), digest_size=16).digest()
         if key not in self._looks:
-            uv, sure, parts_uv, parts_sure = (x[0].astype(np.float64) for x in self.locator.find(captured[None], names))
+            uv, confidence, parts_uv, parts_sure = (
+                x[0].astype(np.float64) for x in self.locator.detect(captured[None], names))
             camera = fit_camera(self.prior, part_points(state[None])[0].astype(np.float64), parts_uv,
                                 np.where(parts_sure > self.config.found, parts_sure, 0.0))
-            self._looks[key] = camera, uv, sure
+            self._looks[key] = camera, uv, confidence
             while len(self._looks) > CACHED:
                 self._looks.popitem(last=False)
         return self._looks[key]

@@ -139,12 +139,12 @@ def errors_px(network: LocatorNetwork, stills: Stills, seed: int, count: int = 5
         pictures, words, uv, there, parts = draw(stills, rng, 0, c, rows[i:i + 32])
         with torch.inference_mode():
             objects, found = network(pictures, words)
-            at, sure = places(objects, c.height // STRIDE, c.width // STRIDE)
+            at, confidence = places(objects, c.height // STRIDE, c.width // STRIDE)
             part_at, _ = places(found, c.height // STRIDE, c.width // STRIDE)
         gaps.append(((at - uv) * half).norm(dim=-1)[there])
         part_gaps.append(((part_at - parts) * half).norm(dim=-1)[parts.abs().amax(-1) < 1.0])
-        there_right.append((sure > 0.5)[there])
-        absent_right.append((sure <= 0.5)[~there])
+        there_right.append((confidence > 0.5)[there])
+        absent_right.append((confidence <= 0.5)[~there])
     o, p = torch.cat(gaps), torch.cat(part_gaps)
     return {"object_median_px": float(o.median()), "object_p90_px": float(o.quantile(0.9)),
             "part_median_px": float(p.median()), "part_p90_px": float(p.quantile(0.9)),

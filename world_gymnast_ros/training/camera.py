@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, OutlineFeatures, moved
-from world_gymnast_ros.robot.arm_silhouette import outline
+from world_gymnast_ros.robot.arm_silhouette import silhouette
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
 from world_gymnast_ros.types import F32, U8
 
@@ -38,12 +38,12 @@ def draw(episodes: Sequence[Episode], camera: tuple[float, ...], rng: np.random.
         e = episodes[int(rng.integers(len(episodes)))]
         t = 0 if rng.random() < 0.4 else int(rng.integers(e.steps + 1))
         assert e.states is not None and e.camera is not None
-        here = outline(e.states[t:t + 1], np.ones(1, np.bool_), tuple(e.camera))
+        here = silhouette(e.states[t:t + 1], np.ones(1, np.bool_), tuple(e.camera))
         if np.abs(here[0].reshape(-1, 2, 3)[VISIBLE, :, :2]).min() < 1.0:  # some of it is in the picture
             frames.append(e.frames[t])
             states.append(e.states[t])
             true.append(here[0])
-    nominal = outline(np.stack(states), np.ones(count, np.bool_), camera)
+    nominal = silhouette(np.stack(states), np.ones(count, np.bool_), camera)
     pictures = torch.from_numpy(np.stack(frames)).float().div_(255.0)
     gain = torch.from_numpy(rng.uniform(0.8, 1.25, (count, 1, 1, 3)).astype(np.float32))
     return (pictures * gain).clamp_(0.0, 1.0), torch.from_numpy(nominal), torch.from_numpy(np.stack(true))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from world_gymnast_ros.data.clip_sampler import Batch, ClipSource
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
-from world_gymnast_ros.evaluation.horizon_error import by_task, cuts, dream_cuts, error_line, write_strips
+from world_gymnast_ros.evaluation.horizon_error import by_task, error_line, imagine_segments, segments, write_strips
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors
 from world_gymnast_ros.models.vision import fast_math
@@ -194,20 +194,20 @@ class Trainer:
         """Dream some training episodes anew with the averaged weights."""
         indices = np.unique(self.source.draw(self.rng, self.config.rollout_count))
         indices = indices[np.argsort([self.source.episodes[i].steps for i in indices], kind="stable")]
-        stretches = [s for i in indices for s in cuts([self.source.episodes[i]], 10**6, 1)]
+        stretches = [s for i in indices for s in segments([self.source.episodes[i]], 10**6, 1)]
         with fast_math(self.average.age_bias.device):
-            rollouts = dream_cuts(self.average, stretches, seed=self.step_count)
+            rollouts = imagine_segments(self.average, stretches, seed=self.step_count)
         self.own, self.own_step = {int(i): f for i, f in zip(indices, rollouts, strict=True)}, self.step_count
 
     def report(self, steps: int = 10, stride: int = 6) -> dict[str, Any]:
         """Measure dreams of the held-out episodes, print a line, write film strips and `held_out.json`."""
         if not self.held_out:
             return {}
-        stretches = cuts(self.held_out, steps, stride)
+        stretches = segments(self.held_out, steps, stride)
         with fast_math(self.average.age_bias.device):
-            errors = by_task(stretches, dream_cuts(self.average, stretches, seed=1))
-            whole = cuts(self.held_out, 10**6, 1)[:: max(1, len(self.held_out) // 48)]
-            rollouts = dream_cuts(self.average, whole, seed=2)
+            errors = by_task(stretches, imagine_segments(self.average, stretches, seed=1))
+            whole = segments(self.held_out, 10**6, 1)[:: max(1, len(self.held_out) // 48)]
+            rollouts = imagine_segments(self.average, whole, seed=2)
         write_strips(self.out / f"held_out_{self.step_count:06d}.png", whole, rollouts)
         record = {"step": self.step_count, "minutes": self.elapsed_s / 60, "families": errors}
         write_text(self.out / "held_out.json", json.dumps(record, indent=1) + "\n")

@@ -25,7 +25,7 @@ from world_gymnast_ros.twin.play import wide_scene
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.twin.sim import Twin
 
-MAX_THINGS = 8
+MAX_OBJECTS = 8
 STILLS_PER_SCENE = 4
 """Objects and arm are placed anew this often in one scene; building the scene is the slow part."""
 
@@ -34,7 +34,7 @@ def cluttered(scene: Scene, rng: np.random.Generator) -> Scene:
     """Return the scene with up to three distractors more, balls among them."""
     used = {o.name for o in scene.objects + scene.distractors}
     spare = [(c, s) for c in COLOURS for s in ("block", "cylinder", "ball") if f"{c} {s}" not in used]
-    count = min(int(rng.integers(0, 4)), MAX_THINGS - len(used))
+    count = min(int(rng.integers(0, 4)), MAX_OBJECTS - len(used))
     chosen = [spare[i] for i in rng.permutation(len(spare))[:count]]
     more = tuple(ObjectSpec(colour, shape, size_m=float(rng.uniform(0.03, 0.045))) for colour, shape in chosen)
     return dataclasses.replace(scene, distractors=scene.distractors + more)
@@ -48,14 +48,14 @@ def random_arm(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object] = lambda: None) -> None:
-    """Write `count` stills to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all things, m, the
+    """Write `count` stills to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all objects, m, the
     measured Bridge state and the true camera (`outline.projection`)."""
     rng = np.random.default_rng((seed, 77))
     rows: list[dict[str, np.ndarray]] = []
     while len(rows) < count:
         scene = cluttered(wide_scene(rng, str(rng.choice(["reach", "push", "pick_place"]))), rng)
         twin = Twin(scene, seed)
-        things = (scene.objects + scene.distractors)[:MAX_THINGS]
+        objects = (scene.objects + scene.distractors)[:MAX_OBJECTS]
         try:
             for _ in range(min(STILLS_PER_SCENE, count - len(rows))):
                 start = random_arm(rng) if rng.random() < 0.75 else None
@@ -64,10 +64,10 @@ def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object
                 except Unreachable:
                     continue
                 arm = twin.arm_state(0)
-                xyz = np.zeros((MAX_THINGS, 3), np.float32)
-                xyz[:len(things)] = [twin.object_xyz(t.name) for t in things]
+                xyz = np.zeros((MAX_OBJECTS, 3), np.float32)
+                xyz[:len(objects)] = [twin.object_xyz(t.name) for t in objects]
                 picture = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
-                names = [t.name for t in things] + [""] * (MAX_THINGS - len(things))
+                names = [t.name for t in objects] + [""] * (MAX_OBJECTS - len(objects))
                 rows.append({"picture": picture, "names": np.array(names, "U64"),
                              "xyz": xyz, "state": bridge_state(arm.T_base_ee, arm.gripper),
                              "camera": np.asarray(scene_camera(scene), np.float32)})

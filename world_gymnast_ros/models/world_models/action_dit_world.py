@@ -34,7 +34,7 @@ from world_gymnast_ros.robot.actions import (
     gripper_is_open,
     integrate_states,
 )
-from world_gymnast_ros.robot.arm_silhouette import outline
+from world_gymnast_ros.robot.arm_silhouette import silhouette
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 LIMITS = StepLimits()
@@ -45,10 +45,10 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
     """Return the condition float32 (..., condition_dim) of actions that lead from one target state to the next.
 
     Normalised action (7), normalised state after it (7), state-known flag (1); where the model knows a camera, the
-    arm's outline before and after (72). `deltas`, `before`, `after` (..., 7) in physical units, not changed; `known`
-    broadcasts against the leading axes, and where it is False the state reads zero and the outline is parked. The
+    arm's silhouette before and after (72). `deltas`, `before`, `after` (..., 7) in physical units, not changed; `known`
+    broadcasts against the leading axes, and where it is False the state reads zero and the silhouette is parked. The
     gripper of a command is made 0 or 1 by the arm's threshold. `cameras` (..., 12), broadcast likewise: those that the
-    outline is drawn for where they are not the model's own (None, NaN), in clips of several set-ups.
+    silhouette is drawn for where they are not the model's own (None, NaN), in clips of several set-ups.
     """
     action = np.array(deltas, np.float32)
     action[..., 6] = gripper_is_open(action[..., 6])
@@ -64,7 +64,7 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
         if cameras is not None:
             own = np.where(np.isnan(cameras), drawn_for, cameras)
             drawn_for = np.repeat(np.broadcast_to(own, (*action.shape[:-1], len(drawn_for))).reshape(-1, 12), 2, 0)
-        seen = outline(both, np.repeat(flag.ravel() > 0.5, 2), drawn_for)
+        seen = silhouette(both, np.repeat(flag.ravel() > 0.5, 2), drawn_for)
         parts.append(seen.reshape(*action.shape[:-1], OUTLINE))
     return np.concatenate(parts, -1).astype(np.float32)
 
