@@ -152,6 +152,7 @@ def _review(args: argparse.Namespace) -> int:
 
 def _judge(args: argparse.Namespace) -> int:
     from world_gymnast_ros.loading.load import JUDGE, load
+    from world_gymnast_ros.types import Counts
     from world_gymnast_ros.updates.calibration import LogitJudge
 
     judge = load(JUDGE, args.judge)
@@ -166,8 +167,10 @@ def _judge(args: argparse.Namespace) -> int:
             print(f"{folder.name}: not judged: {error}", file=sys.stderr)
             continue
         recorded.add_judgement(folder, judge.name, opinion, time.time_ns())
-        said = "no verdict" if opinion.score is None else f"{opinion.score:.2f}"
+        said = f"no verdict ({opinion.detail})" if opinion.score is None else f"{opinion.score:.2f}"
         print(f"{folder.name}: {judge.name} says {said}; marked {episode.outcome.outcome}")
+    if isinstance(judge, Counts) and judge.spent:
+        print(judge.spent)
     return 1 if failed else 0
 
 
