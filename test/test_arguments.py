@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros import config
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.nodes import arguments, graph
 
@@ -30,6 +31,16 @@ def test_each_argument_reaches_the_nodes_it_is_for_and_no_other(tmp_path: Path) 
         assert spec.arguments()[-8:] == [
             "-r", "image_raw:=/cam/color/image_raw", "-r", "image_raw/compressed:=/cam/color/image_raw/compressed",
             "-r", "camera_info:=/cam/color/camera_info", "--log-level", "warn"]
+
+
+def test_the_models_are_named_as_on_the_command_line() -> None:
+    judges = "tiny/reflector, Qwen/Qwen3-VL-4B-Instruct, http://gpu:8000/v1#big"
+    specs = settled(policy="openvla/openvla-7b", world_model="/models/worldgym", judges=judges)
+    assert specs["policy_node"].overrides == {"checkpoint": "openvla/openvla-7b"}
+    assert specs["adapt_node"].overrides == {"policy": "openvla/openvla-7b", "world_model": "/models/worldgym",
+                                             "judges": judges}
+    config.from_mapping(AdaptNodeConfig, specs["adapt_node"].overrides)
+    config.from_mapping(config.PolicyConfig, specs["policy_node"].overrides)
 
 
 def test_the_choices_are_those_of_the_node() -> None:

@@ -16,15 +16,17 @@ from PIL import Image
 from tiny_vlm import QWEN, write_tiny_vlm
 from toy_play import write_toy_play
 
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
-from world_gymnast_ros.loading.load import JUDGE, geometric_judge, load, load_judges
+from world_gymnast_ros.loading.load import JUDGE, geometric_judge, is_learned_judge, load, load_judges
 from world_gymnast_ros.loading.release import judge_hashes
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge
 from world_gymnast_ros.models.judges.vlm import VLMConfig, VLMJudge
 from world_gymnast_ros.types import Counts
 from world_gymnast_ros.updates.calibration import LogitJudge
+from world_gymnast_ros.updates.run import Run
 
 SEES_BRIGHTNESS = 2
 """Seed of a random tiny model that happens to say yes to bright images."""
@@ -86,6 +88,17 @@ def test_the_release_is_of_the_model_and_of_how_it_is_asked(vlm: Path, settings:
     plain = judge_hashes(str(vlm))
     assert "settings" in plain and plain["tokenizer.json"] == first["model/tokenizer.json"]
     assert judge_hashes("tiny/reflector").keys() == {"config.json", "model.safetensors"}
+
+
+def test_the_loop_says_whom_it_can_teach(settings: Path, vlm: Path) -> None:
+    assert is_learned_judge("tiny/reflector")
+    assert not any(is_learned_judge(name) for name in (str(settings), str(vlm), URL, "Qwen/Qwen3-VL", "tiny/locator"))
+    with pytest.raises(BadCheckpoint, match="does not exist"):
+        is_learned_judge("/nowhere")
+    run = object.__new__(Run)
+    run.adapt = AdaptNodeConfig(judges=f"{URL}, tiny/locator")
+    with pytest.raises(BadConfig, match="learns nothing from recordings but its calibration"):
+        run.start()
 
 
 def write_recordings(path: Path, episodes: int = 48, steps: int = 4) -> None:

@@ -173,6 +173,12 @@ def geometric_judge(names: str | Sequence[str]) -> str:
     return ""
 
 
+def is_learned_judge(name: str) -> bool:
+    """Tell whether a judge's name stands for one whose weights learn from recordings."""
+    asked = find(name) is None and (is_address(name) or is_hub_name(name))
+    return not asked and holds(checkpoint_dir(name, JUDGE)) == ReflectorConfig.model_type
+
+
 def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str = AUTO,
                 limits: RobotLimits | None = None) -> Judge:
     """Load judges; several are a consensus, in the order in which they are named. `limits`: the robot's."""

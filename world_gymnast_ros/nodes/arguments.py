@@ -23,6 +23,12 @@ SETTINGS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "driver": ("", "what speaks to the arm (docs/reference/drivers.md); empty: as in the parameters files (xs)",
                ("", *DRIVERS)),
     "policy_url": ("", "http://HOST:PORT of a policy server to ask in place of a policy of policy_node's own", ()),
+    "policy": ("", "policy that acts and is adapted: folder, shipped name, or hub name of a published one; empty: as "
+                   "in the parameters files", ()),
+    "world_model": ("", "world model of adapt_node: folder, file or shipped name; empty: as in the parameters files",
+                    ()),
+    "judges": ("", "judges of adapt_node that must agree, with commas: folders, shipped names, hub names, "
+                   "http://HOST:PORT/v1#MODEL; empty: as in the parameters files", ()),
     "record_dir": ("", "folder of the recorder's episodes; empty: as in the parameters files (runs/episodes)", ()),
     "image_topic": ("", "topic of the pictures, for a camera driver of one's own (with camera:=none), such as "
                         "/camera/color/image_raw; compressed ones are looked for at <this>/compressed, camera_info "
@@ -34,13 +40,17 @@ SETTINGS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Arguments that every launch file has: default, meaning, and what they may be (empty: anything)."""
 
-_PARAMETER = {
-    "robot_name": ("robot_name", ("arm_node", "recorder_node", "adapt_node", "twin_node")),
-    "driver": ("driver", ("arm_node",)),
-    "policy_url": ("policy_url", ("policy_node",)),
-    "record_dir": ("directory", ("recorder_node",)),
-}
-"""Argument -> the parameter that it sets, and of which nodes."""
+_PARAMETER = (
+    ("robot_name", "robot_name", ("arm_node", "recorder_node", "adapt_node", "twin_node")),
+    ("driver", "driver", ("arm_node",)),
+    ("policy_url", "policy_url", ("policy_node",)),
+    ("policy", "checkpoint", ("policy_node",)),
+    ("policy", "policy", ("adapt_node",)),
+    ("world_model", "world_model", ("adapt_node",)),
+    ("judges", "judges", ("adapt_node",)),
+    ("record_dir", "directory", ("recorder_node",)),
+)
+"""Argument, the parameter that it sets, and of which nodes."""
 
 
 def settle(specs: Iterable[NodeSpec], value: Values, namespace: str) -> list[NodeSpec]:
@@ -58,7 +68,7 @@ def full_name(spec: NodeSpec, namespace: str) -> str:
 
 def _settled(spec: NodeSpec, value: Values, namespace: str, file: Path | None, remaps: Mapping[str, str]) -> NodeSpec:
     overrides: dict[str, Any] = dict(spec.overrides)
-    for argument, (parameter, nodes) in _PARAMETER.items():
+    for argument, parameter, nodes in _PARAMETER:
         if value(argument) and spec.name in nodes:
             overrides[parameter] = value(argument)
     if "directory" in overrides and spec.name == "recorder_node":

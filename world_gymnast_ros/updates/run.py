@@ -171,6 +171,10 @@ class Run:
         if len(learned) != 1:
             raise BadConfig(f"judges is '{self.adapt.judges}'; the loop teaches one learned judge, beside at most one "
                             "geometric one")
+        if not build.is_learned_judge(learned[0]):
+            raise BadConfig(f"judge {learned[0]} learns nothing from recordings but its calibration (`world-gymnast "
+                            "judge calibrate`); the loop teaches the learned judge that ships, or one trained like it "
+                            f"({build.SHIPPED[build.JUDGE]})")
         return State(str(build.checkpoint_dir(self.adapt.world_model, build.WORLD_MODEL)),
                      str(build.checkpoint_dir(learned[0], build.JUDGE)), geometric or OFF)
 
