@@ -369,7 +369,10 @@ def chunk_of(value: float, column: int, shape: tuple[int, ...] = (4, 7), kind: A
                                                                                     "droll"),
     (chunk_of(0, 0, (4, 6)), 200, "(4, 6)"), (chunk_of(0, 0, (65, 7)), 200, "(65, 7)"),
     (chunk_of(0, 0, (0, 7)), 200, "(0, 7)"), (chunk_of(0, 0, (2, 4, 7)), 200, "(2, 4, 7)"),
-    (chunk_of(0, 0, kind=np.uint8), 200, "uint8"), (b"null", 200, "NoneType"), (b'"words"', 200, "json_numpy"),
+    (chunk_of(0, 0, kind=np.uint8), 200, "uint8"), (b"null", 200, "NoneType"),
+    (b'"words"', 200, "the server says 'words'"), (b'"error"', 200, "the server says 'error'"),
+    (b'{"error": "proprio is\\nmissing"}', 200, "says 'proprio is missing'"),
+    (b'{"result": 1}', 200, "json_numpy"), (b'[{"__numpy__": "x"}]', 200, "the answer must be"),
     (b"[[1, 2], [3]]", 200, "not of actions"), (b'["a"]', 200, "not of actions"), (b"[[1, NaN]]", 200, "NaN"),
     (b"not json", 200, "not JSON"), (b"", 200, "not JSON"), (chunk_of(0, 0)[:-9], 200, "not JSON"),
     (b"x" * (MAX_ANSWER_BYTES + 9), 200, "no chunk"), (chunk_of(0, 0), 302, "answered 302"),
@@ -381,11 +384,35 @@ def test_a_lying_server_gives_an_error_and_no_chunk(answer: bytes, status: int, 
     assert says in str(error.value) and url in str(error.value) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("answer", [b"[0, 0, 0, 0, 0, 0, 1]", b"[[0, 0, 0, 0, 0, 0, 1]]", chunk_of(1, 6, (7,), float)])
+ONE = chunk_of(1, 6, (7,), float)
+
+
+@pytest.mark.parametrize("answer", [
+    b"[0, 0, 0, 0, 0, 0, 1]", b"[[0, 0, 0, 0, 0, 0, 1]]", ONE, b"[" + ONE + b"]",  # OpenVLA-OFT: a list of arrays
+    json.dumps(ONE.decode()).encode(), b'"[[0, 0, 0, 0, 0, 0, 1]]"',  # OpenVLA: encoded twice
+    b'{"action": [0, 0, 0, 0, 0, 0, 1]}', b'{"actions": ' + ONE + b"}"], ids=short)
 def test_other_servers_forms_of_an_action_are_read(answer: bytes) -> None:
     with lying(answer) as url:
         chunk = HttpPolicy(url, 5.0).act(FRAME, WORDS)
     assert chunk.deltas.tolist() == [[0, 0, 0, 0, 0, 0, 1]] and chunk.adapter == "remote"
+
+
+def test_the_arms_state_is_sent_where_it_is_known(server: PolicyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies such as pi0 act on it; ours passes it by."""
+    sent: list[dict[str, Any]] = []
+
+    def post(self: HttpPolicy, body: bytes) -> tuple[int, bytes, str]:
+        sent.append(json.loads(body))
+        return 200, ONE, ""
+
+    state = np.arange(7, dtype=np.float32)
+    got = HttpPolicy(server.url, 5.0).act(FRAME, WORDS, state)
+    assert (got.deltas == NumbersPolicy().act(FRAME, WORDS).deltas).all()
+    monkeypatch.setattr(HttpPolicy, "_post", post)
+    HttpPolicy(server.url, 5.0).act(FRAME, WORDS, state)
+    HttpPolicy(server.url, 5.0).act(FRAME, WORDS)
+    np.testing.assert_array_equal(decode_array(sent[0]["proprio"], "proprio"), state)
+    assert sent[1].keys() == {"image", "instruction"}
 
 
 @pytest.mark.parametrize("drip_s", [0.3, 30.0])

@@ -4,10 +4,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+PUNCTUATION = ".,!?;:'\""
+
 
 def normalise(instruction: str) -> str:
-    """Return a sentence in the form in which two are compared: lower case, single spaces, no full stop at the end."""
-    return " ".join(instruction.lower().split()).rstrip(" .!")
+    """Return a sentence in the form in which two are compared: lower case, single spaces, no punctuation at the ends of
+    words. The small models read this form, too."""
+    return " ".join(word for word in (w.strip(PUNCTUATION) for w in instruction.lower().split()) if word)
 
 
 def task_of(instruction: str, forms: Mapping[str, Sequence[str]]) -> str:

@@ -27,6 +27,7 @@ from world_gymnast_ros.errors import (
     WrongConvention,
 )
 from world_gymnast_ros.nodes import base, command_line, convert
+from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.types import F64, ActionChunk, Frame
 
@@ -65,6 +66,7 @@ class PolicyNode(base.ConfiguredNode):
         self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
         self._instruction = c.instruction
         self._adapter = "base"
+        self._gripper = 1.0  # as last measured with a step; open until then
         self._temperature = 0.0
         self._arm_state = convert.ArmStatusMsg.DISARMED
         self._sequence = 0
@@ -173,6 +175,8 @@ class PolicyNode(base.ConfiguredNode):
 
     def _on_step(self, msg: Any) -> None:
         refused = msg.verdict in (msg.HOLD, msg.STOP)
+        if np.isfinite(msg.gripper):
+            self._gripper = float(msg.gripper)
         if not refused:
             self._watch.moved(float(np.linalg.norm(msg.sent[:3])))
             self._pose.rests(convert.to_ns(msg.header.stamp), np.array(msg.t_base_target).reshape(4, 4))
@@ -251,7 +255,7 @@ class PolicyNode(base.ConfiguredNode):
         fresh = instruction.strip() and (self._tried != instruction or self._wrong_chunks)
         if fresh and not refused and not self._gate.active:
             self._tried = instruction
-            self._ask(frame, instruction)
+            self._ask(frame, instruction, pose)
 
     def _look(self, frame: Frame, pose: F64 | None) -> bool:
         """Check a picture, taken with the arm at `pose`; return whether it must not be acted on."""
@@ -264,10 +268,10 @@ class PolicyNode(base.ConfiguredNode):
             tell(finding.words)
         return self._verdict.refuse and self.config.picture_check == "refuse"
 
-    def _ask(self, frame: Frame, instruction: str) -> ActionChunk:
+    def _ask(self, frame: Frame, instruction: str, pose: F64 | None) -> ActionChunk:
         """Return the policy's chunk. Raises WrongConvention, also for a policy that runs here."""
         try:
-            chunk = self._choose(frame, instruction)
+            chunk = self._choose(frame, instruction, pose)
             fault = convention_fault(chunk.deltas, ConventionRules())
             if fault:
                 raise WrongConvention(f"{self.policy.name}: {fault.words}")
@@ -281,7 +285,7 @@ class PolicyNode(base.ConfiguredNode):
         if self._look(frame, pose):
             return
         start_ns, start = self.now_ns(), time.monotonic()
-        chunk = self._ask(frame, instruction)
+        chunk = self._ask(frame, instruction, pose)
         self._inference_s.append(time.monotonic() - start)
         end_ns = self.now_ns()
         news = self._told is not None and self._told[-1] != self._trained_on()  # a server that now says what it is
@@ -298,8 +302,11 @@ class PolicyNode(base.ConfiguredNode):
         self._adapter = chunk.adapter  # a server names its own
         self._fault, self._chunk_ns = "", base.steady_ns()
 
-    def _choose(self, frame: Frame, instruction: str) -> ActionChunk:
+    def _choose(self, frame: Frame, instruction: str, pose: F64 | None) -> ActionChunk:
         """Return the policy's chunk for a frame, sampled where exploring was asked for."""
+        if isinstance(self.policy, HttpPolicy):
+            state = None if pose is None else bridge_state(pose, self._gripper)
+            return self.policy.act(frame, instruction, state)
         if not self._temperature:
             greedy: ActionChunk = self.policy.act(frame, instruction)
             return greedy

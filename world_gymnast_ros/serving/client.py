@@ -38,14 +38,20 @@ class HttpPolicy:
         self.trained_on = ""
         """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
 
-    def act(self, frame: Frame, instruction: str) -> ActionChunk:
-        """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention."""
-        body = json.dumps({"image": encode_array(frame.rgb), "instruction": instruction}).encode()
+    def act(self, frame: Frame, instruction: str, state: F32 | None = None) -> ActionChunk:
+        """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention.
+
+        `state`: Bridge state (7,) at the frame, sent as `proprio` where it is known: some policies act on it.
+        """
+        request = {"image": encode_array(frame.rgb), "instruction": instruction}
+        if state is not None:
+            request["proprio"] = encode_array(np.asarray(state, np.float32))
+        body = json.dumps(request).encode()
         status, answer, adapter = self._post(body)
         if status != 200:
             raise RemotePolicyError(f"{self.name} answered {status}: {error_text(answer)}")
         try:
-            deltas = _deltas(read_json(answer, "the answer"))
+            deltas = _deltas(_unwrapped(read_json(answer, "the answer")))
         except BadPayload as error:
             raise RemotePolicyError(f"{self.name}: {error}") from error
         fault = convention_fault(deltas, ConventionRules())
@@ -77,11 +83,33 @@ def _printable(text: str) -> str:
     return "".join(c for c in text if c.isprintable())[:100]
 
 
+def _unwrapped(value: Any) -> Any:
+    """Return what holds the actions: the value itself, that of a text that is JSON (OpenVLA's server encodes twice), or
+    what stands under "action" or "actions". Raises BadPayload with the server's words where it tells an error."""
+    if isinstance(value, str):  # OpenVLA's server answers "error" with status 200
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadPayload(f"the server says {_short(value)}, and gives no action; look at its log") from error
+    if isinstance(value, dict) and "__numpy__" not in value:
+        said = value.get("error") or value.get("detail") or value.get("message")
+        if said:
+            raise BadPayload(f"the server says {_short(said)}, and gives no action; look at its log")
+        value = next((value[key] for key in ("actions", "action") if key in value), value)
+    return value
+
+
+def _short(words: Any) -> str:
+    return repr(" ".join(str(words).split())[:200])
+
+
 def _deltas(value: Any) -> F32:
-    """Return the chunk float32 (K, 7) of an answer: an array, or nested lists of numbers. Raises BadPayload."""
+    """Return the chunk float32 (K, 7) of an answer: an array, nested lists of numbers, or a list of arrays (7,), as
+    OpenVLA-OFT's server gives. Raises BadPayload."""
     if isinstance(value, list):
         try:
-            array = np.array(value, np.float64)
+            rows = [decode_array(row, "the answer") if isinstance(row, dict) else row for row in value[:MAX_CHUNK + 1]]
+            array = np.array(rows, np.float64)
         except (ValueError, TypeError, OverflowError) as error:
             raise BadPayload("the answer is a list, but not of actions; 7 numbers each are needed") from error
     else:

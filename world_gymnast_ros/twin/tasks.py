@@ -36,7 +36,7 @@ class Task:
 
 def parse_instruction(instruction: str) -> Task:
     """Parse the twin's language; BadInstruction names the forms it knows."""
-    text = " ".join(instruction.lower().split())
+    text = normalise(instruction)
     if m := re.fullmatch(r"reach the (\w+ \w+)", text):
         return Task(text, "reach", m[1])
     if m := re.fullmatch(r"push the (\w+ \w+) (left|right|forward)", text):

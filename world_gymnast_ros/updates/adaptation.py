@@ -103,17 +103,22 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
         task = released_task(words, release)
         row = release.get(task)
         if row is None or not row.auc >= min_auc:
-            known = ", ".join(f"{name} {other.auc:.2f}" for name, other in release.items()) or "none measured"
             found = "unknown" if row is None else f"{row.auc:.2f}"
-            raise NotTrusted(f"'{words}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
-                             f"required (known of this world model with this judge: {known}); record and mark "
-                             "episodes of it and measure with `world-gymnast bench replay --episodes DIR --task NAME "
-                             "--write`, or set min_release_auc to 0 where a person watches every step")
+            raise NotTrusted(f"'{words}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is required; "
+                             f"measured with these models: {_measured(release)}. Say it in one of these forms, or "
+                             "record and mark episodes of it and measure them with `world-gymnast bench replay "
+                             "--episodes DIR --task NAME --write`")
         false = row.false_success_high
         if not false <= max_false_success:
             raise NotTrusted(f"'{words}' ({task}): up to {false:.0%} of failures pass for successes in paired "
                              f"replay, at most {max_false_success:.0%} is allowed; calibrate the judge "
                              "(`world-gymnast judge calibrate`), or raise max_false_success")
+
+
+def _measured(release: Mapping[str, TaskRelease]) -> str:
+    """Return the tasks of a release table, with the forms of their sentences."""
+    return "; ".join(f"{name} {row.auc:.2f} ({', '.join(repr(form) for form in row.instructions or (name,))})"
+                     for name, row in release.items()) or "nothing"
 
 
 def session_config(config: AdaptNodeConfig, instructions: Sequence[str], release: Mapping[str, TaskRelease]

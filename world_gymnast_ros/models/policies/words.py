@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.instructions import normalise
 
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "cyan")
 SHAPES = ("block", "cylinder", "ball", "plate")
@@ -14,7 +15,7 @@ SPECIAL_TOKENS = 2
 
 
 class WordReader:
-    """Maps instructions to ids: BOS, then one id per word, lower-cased, punctuation dropped."""
+    """Maps instructions to ids: BOS, then one id per word of the normalised sentence."""
 
     def __init__(self, words: Sequence[str], max_words: int) -> None:
         self.words, self.max_words = tuple(words), max_words
@@ -25,7 +26,7 @@ class WordReader:
         """Return the ids of one instruction; BadInstruction names the unknown word and the known ones."""
         if instruction in self._seen:
             return self._seen[instruction]
-        words = [w for w in (w.strip(".,!?;:'\"") for w in instruction.lower().split()) if w]
+        words = normalise(instruction).split()
         if not words:
             raise BadInstruction("the instruction is empty; type a task such as 'reach the red block'")
         for word in words:
