@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -16,7 +17,7 @@ from ros_tools import client, running
 
 from world_gymnast_ros.episodes import check, read_outcome, read_steps
 from world_gymnast_ros.episodes.reader import read_episode
-from world_gymnast_ros.nodes import base, camera_node, convert, graph
+from world_gymnast_ros.nodes import base, camera_node, clips, convert, graph
 from world_gymnast_ros.robot import camera_file
 from world_gymnast_ros.types import ActionChunk, AdapterRef, ArmCommand, Verdict
 
@@ -42,7 +43,9 @@ def run_camera(capfd: pytest.CaptureFixture[str], **parameters: object) -> tuple
 @pytest.mark.parametrize(("parameters", "words"), [
     ({"source": ""}, ["source is empty", "camera index"]),
     ({"source": "/nowhere/clip.mp4"}, ["/nowhere/clip.mp4", "neither"]),
-    ({"source": "77"}, ["/dev/video77", "plugged in"]),
+    ({"source": "77"}, ["/dev/video77", "plugged in", "mjpeg", "video"]),
+    ({"source": "/dev/v4l/by-id/usb-none-index0"}, ["/dev/v4l/by-id/usb-none-index0", "plugged in"]),
+    ({"source": "rtsp://robot/camera"}, ["rtsp://robot/camera", "a stream", "image_raw"]),
     ({"source": "0", "rate_hz": 500.0}, ["rate_hz", "500", "120"]),
     ({"sauce": "0"}, ["unknown key 'sauce'", "known keys"]),
 ])
@@ -104,6 +107,16 @@ def test_a_clip_that_does_not_loop_ends_with_code_zero(tmp_path: Path, capfd: py
     write_clip(tmp_path / "a.mp4", [50, 60])
     code, output = run_camera(capfd, source=str(tmp_path / "a.mp4"), loop=False, rate_hz=50.0)
     assert code == 0, output
+
+
+def test_a_folder_of_pictures_is_a_clip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, grey in (("b.png", 90), ("a.jpg", 30)):
+        Image.fromarray(np.full((48, 64, 3), grey, np.uint8)).save(tmp_path / name)
+    shown = [rgb.mean() for clip in clips.list_clips("~") for rgb in clips.clip_frames(clip)]
+    assert shown == pytest.approx([30, 90], abs=1)
+    assert clips.device_path("0") == "/dev/video0" and not clips.device_path("~")
+    assert clips.device_path("/dev/v4l/by-id/x") == "/dev/v4l/by-id/x"
 
 
 def test_a_file_that_is_no_video_ends_with_code_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros import config
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.world_models import action_dit_world as dream
@@ -32,6 +33,10 @@ def test_shipped_file_holds_every_key_with_its_default(name: str) -> None:
     ({"workspace_low_m": [0.1, 0.2]}, ["workspace_low_m", "3 numbers"]),
     ({"workspace_low_m": [0.1, 0.2, 9.0]}, ["workspace_low_m", "9.0"]),
     ({"robot_name": 3}, ["robot_name", "str"]),
+    ({"robot_name": "/wx250s"}, ["robot_name", "'/wx250s'", "no slash at either end", "'wx250s'"]),
+    ({"robot_name": "wx250s/"}, ["robot_name", "'wx250s/'", "no slash"]),
+    ({"robot_name": "left-arm"}, ["robot_name", "'left-arm'", "letters, digits and _"]),
+    ({"robot_name": ""}, ["robot_name", "''"]),
     ({"driver": "ros2_control"}, ["driver", "'ros2_control'", "xs, trajectory, servo, cartesian"]),
 ])
 def test_bad_values_name_key_value_and_limit(values: dict[str, object], words: list[str]) -> None:
@@ -76,3 +81,20 @@ def test_files_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="nowhere"):
         config.load(config.ArmConfig, tmp_path / "nowhere.yaml")
+
+
+def test_robot_name_is_checked_for_every_node_alike() -> None:
+    named = [AdaptNodeConfig, *(cls for cls in config.FILES.values()
+                                if any(f.name == "robot_name" for f in dataclasses.fields(cls)))]
+    assert len(named) >= 4
+    for cls in named:
+        assert config.from_mapping(cls, {"robot_name": "lab/left_arm2"}).robot_name == "lab/left_arm2"
+        with pytest.raises(BadConfig, match="no slash at either end"):
+            config.from_mapping(cls, {"robot_name": "/wx250s"})
+
+
+def test_a_camera_index_may_be_typed_as_a_number() -> None:
+    assert config.from_mapping(config.CameraConfig, {"source": 0}).source == "0"
+    for bad in (0.5, True):
+        with pytest.raises(BadConfig, match="source"):
+            config.from_mapping(config.CameraConfig, {"source": bad})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from world_gymnast_ros.robot.camera import (
 )
 
 T = TypeVar("T")
+ROS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 NODE_WILDCARD = "/**"
 """Key for "every node that is given this file", so that a namespace or another node name changes nothing."""
 
@@ -38,9 +40,15 @@ def number(default: Any, low: float, high: float, doc: str) -> Any:
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "doc": doc})
 
 
-def text(default: str, doc: str, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a string parameter; `choices` empty means any text."""
-    return dataclasses.field(default=default, metadata={"choices": choices, "doc": doc})
+def text(default: str, doc: str, choices: tuple[str, ...] = (), number_too: bool = False) -> Any:
+    """Declare a string parameter; `choices` empty means any text. `number_too`: a whole number is taken for its digits,
+    which is what ROS makes of them on the command line."""
+    return dataclasses.field(default=default, metadata={"choices": choices, "doc": doc, "number_too": number_too})
+
+
+def ros_name(default: str, doc: str) -> Any:
+    """Declare a parameter that names a ROS namespace, without a slash at either end."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "ros_name": True})
 
 
 def flag(default: bool, doc: str) -> Any:
@@ -58,7 +66,8 @@ def _limit(name: str, doc: str) -> Any:
 class CameraConfig:
     """`camera_node`: a device, a video file or a folder of clips as an image topic."""
 
-    source: str = text("", "camera index such as 0, video file, or folder of clips (in name order)")
+    source: str = text("", "camera index such as 0, a device's path, a video file, or a folder of clips or pictures",
+                       number_too=True)
     rate_hz: float = number(5.0, 0.1, 120.0, "pictures per second, whatever a clip says")
     loop: bool = flag(True, "start again when the clips end; false: exit after the last picture")
     width: int = number(640, 16, 4096, "pixels asked of a camera device; clips keep their own size")
@@ -119,7 +128,7 @@ class ArmConfig:
 
     driver: str = text("xs", "xs (Interbotix), trajectory (ros2_control), servo, cartesian (docs/reference/drivers.md)",
                        ("xs", "trajectory", "servo", "cartesian"))
-    robot_name: str = text("wx250s", "namespace of the xs driver")
+    robot_name: str = ros_name("wx250s", "namespace of the xs driver")
     joint_states_topic: str = text("joint_states", "measured joints, of the other drivers")
     arm_controller: str = text("arm_controller", "trajectory: sends to <this>/joint_trajectory")
     servo_node: str = text("servo_node", "servo: sends to <this>/pose_target_cmds or <this>/delta_twist_cmds")
@@ -201,7 +210,7 @@ class RecorderConfig:
 
     directory: str = text("runs/episodes", "folder that gets one sub-folder per episode")
     image_compressed: bool = flag(False, "record image_raw/compressed in place of image_raw")
-    robot_name: str = text("wx250s", "namespace of the driver, for joint_states")
+    robot_name: str = ros_name("wx250s", "namespace of the driver, for joint_states")
     min_free_mb: float = number(500.0, 0.0, 1e6, "refuse to start with less free disk than this")
     max_episode_s: float = number(300.0, 1.0, 36000.0, "an episode that nobody stops ends here, marked `time`")
     success_button: int = number(-1, -1, 63, "button of sensor_msgs/Joy on `joy` that marks success; -1: none")
@@ -212,7 +221,7 @@ class RecorderConfig:
 class TwinConfig:
     """`twin_node`: MuJoCo in place of driver and camera, under the same names and types."""
 
-    robot_name: str = text("wx250s", "namespace of the driver it stands in for")
+    robot_name: str = ros_name("wx250s", "namespace of the driver it stands in for")
     scene: str = text("train_oak", "name of a scene in config/scenes, or a YAML file")
     instruction: str = text("", "instruction whose true success is measured; empty: the scene's first")
     seed: int = number(0, 0, 2**31 - 1, "start state of the first episode")
@@ -256,6 +265,8 @@ def _coerce(where: str, spec: dataclasses.Field[Any], value: Any) -> Any:
         good = float(value)
     elif kind in (int, bool, str) and type(value) is kind:
         good = value
+    elif spec.metadata.get("number_too") and type(value) is int:
+        good = str(value)
     elif isinstance(default, tuple) and not isinstance(value, str | Mapping) and hasattr(value, "__iter__"):
         items = tuple(value)
         if len(items) == len(default) and all(_is_number(v) for v in items):
@@ -269,6 +280,9 @@ def _coerce(where: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     choices = spec.metadata.get("choices", ())
     if choices and good not in choices:
         raise BadConfig(f"{where}{spec.name} is {good!r}; choose one of {', '.join(choices)}")
+    if spec.metadata.get("ros_name") and not ROS_NAME.fullmatch(good):
+        raise BadConfig(f"{where}{spec.name} is {good!r}; a name of ROS has letters, digits and _, does not begin with "
+                        f"a digit, and has no slash at either end, such as {default!r}")
     return good
 
 

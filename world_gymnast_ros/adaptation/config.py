@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from world_gymnast_ros.adaptation.advantage import METHODS
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig
-from world_gymnast_ros.config import flag, number, text
+from world_gymnast_ros.config import flag, number, ros_name, text
 from world_gymnast_ros.errors import BadBudget, BadConfig
 
 
@@ -105,7 +105,7 @@ class AdaptNodeConfig(AdaptConfig):
     capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
-    robot_name: str = text("wx250s", "namespace of the driver, for joint_states")
+    robot_name: str = ros_name("wx250s", "namespace of the driver, for joint_states")
     threads: int = number(2, 1, 256, "torch threads; keep some cores for the control loop")
     niceness: int = number(10, 0, 19, "scheduling priority given up, so that control keeps its deadlines")
 

@@ -7,7 +7,7 @@ from typing import Any
 from world_gymnast_ros.config import CameraConfig
 from world_gymnast_ros.errors import BadConfig, BadFrame
 from world_gymnast_ros.nodes import base, command_line, convert
-from world_gymnast_ros.nodes.clips import Device, clip_frames, list_clips
+from world_gymnast_ros.nodes.clips import Device, clip_frames, device_path, list_clips
 from world_gymnast_ros.robot import camera_file
 from world_gymnast_ros.types import U8
 
@@ -30,8 +30,8 @@ class CameraNode(base.ConfiguredNode):
         self._last_ns = base.steady_ns()
         self._rivals = 1
         self.every(1.0, self._on_rivals)
-        if c.source.isdigit():
-            self._device = Device(int(c.source), c.width, c.height)
+        if device := device_path(c.source):
+            self._device = Device(device, c.width, c.height)
             self.every(1.0 / c.rate_hz, self._on_device)
         else:
             self._clips = list_clips(c.source)
@@ -110,7 +110,7 @@ Publishes a camera, a video file or a folder of clips as image_raw and camera_in
     parameters=CameraConfig,
     moves="No.",
     examples=(
-        ('--ros-args -p source:=\'"0"\'', 'the first camera of this machine (quoted, since it is text)'),
+        ("--ros-args -p source:=0", "the first camera of this machine"),
         ("--ros-args -p source:=FOLDER -p rate_hz:=5.0",
          "the clips of a folder in the order of their names, again and again"),
     ),

@@ -1,34 +1,52 @@
-"""Pictures from a camera device, a video file or a folder of clips, through one library (av)."""
+"""Pictures from a camera device, a video file, or a folder of clips or pictures."""
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 
 from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError
+from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import U8, Frame
 from world_gymnast_ros.video import pictures
 
 CLIP_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 DEVICE_RATE_HZ = 30
 """Asked of every device: with less than its own rate, V4L2 hands out old buffers."""
+DEVICE_FORMATS = ("mjpeg", "yuyv422", "")
+"""Asked of a device in turn: compressed, which USB has room for; what every webcam gives; its own choice."""
+
+
+def device_path(source: str) -> str:
+    """Return the device that a source names: an index, or a path under /dev such as /dev/v4l/by-id/...; else ""."""
+    if source.isdigit():
+        return f"/dev/video{source}"
+    return source if source.startswith("/dev/") else ""
 
 
 def list_clips(source: str) -> list[Path]:
-    """Return the clips of a file or folder in name order. Raises BadConfig when there is none."""
-    path = Path(source)
-    clips = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix.lower() in CLIP_SUFFIXES)
+    """Return the clips and pictures of a file or folder in name order. Raises BadConfig when there is none."""
+    if "://" in source:
+        raise BadConfig(f"source {source!r} is a stream, which is not read here; start a camera driver that publishes "
+                        "it on image_raw")
+    path, suffixes = Path(source).expanduser(), (*CLIP_SUFFIXES, *PICTURE_SUFFIXES)
+    clips = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes)
     if not clips:
-        raise BadConfig(f"source {source!r} is neither a camera index, a video file nor a folder with "
-                        f"{', '.join(CLIP_SUFFIXES)} files")
+        raise BadConfig(f"source {source!r} is neither a camera index, a device's path, a video file nor a folder with "
+                        f"{', '.join(suffixes)} files")
     return clips
 
 
 def clip_frames(clip: Path) -> Iterator[U8]:
     """Yield the pictures of a clip, RGB uint8 (H, W, 3), upright; its own times are ignored. Raises BadFrame."""
+    if clip.suffix.lower() in PICTURE_SUFFIXES:
+        yield decode_rgb(clip, str(clip))
+        return
     try:
         for _, rgb in pictures(clip):
             yield rgb
@@ -39,14 +57,8 @@ def clip_frames(clip: Path) -> Iterator[U8]:
 class Device:
     """Newest picture of a V4L2 camera, read in a thread so that no old one is ever handed out."""
 
-    def __init__(self, index: int, width: int, height: int) -> None:
-        path = f"/dev/video{index}"
-        options = {"video_size": f"{width}x{height}", "framerate": str(DEVICE_RATE_HZ), "input_format": "mjpeg"}
-        try:
-            self._container = av.open(path, format="v4l2", options=options, timeout=(5.0, 2.0))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise BadConfig(f"camera {path} cannot be opened at {width}x{height} ({error}); is it plugged in, and is "
-                            "this user in group 'video'?") from error
+    def __init__(self, path: str, width: int, height: int) -> None:
+        self._container = _opened(path, width, height)
         self._newest: Frame | None = None
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -65,3 +77,17 @@ class Device:
         """Return the newest picture once, or None when there is no new one."""
         frame, self._newest = self._newest, None
         return frame
+
+
+def _opened(path: str, width: int, height: int) -> Any:
+    """Return the open device, in the first format that it gives. Raises BadConfig, whatever PyAV raises."""
+    refusals = []
+    for form in DEVICE_FORMATS:
+        options = {"video_size": f"{width}x{height}", "framerate": str(DEVICE_RATE_HZ)}
+        try:
+            return av.open(path, format="v4l2", options=options | ({"input_format": form} if form else {}),
+                           timeout=(5.0, 2.0))
+        except Exception as error:
+            refusals.append(f"{form or 'its own format'}: {getattr(error, 'strerror', None) or error}")
+    raise BadConfig(f"camera {path} cannot be opened at {width}x{height} ({'; '.join(dict.fromkeys(refusals))}); is it "
+                    "plugged in, is this user in group 'video', and does it give this size?")
