@@ -7,7 +7,7 @@ from world_gymnast_ros.adaptation.trust import TaskRelease, released_task
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.instructions import normalise
 from world_gymnast_ros.models.policies.words import WORDS, WordReader
-from world_gymnast_ros.twin.tasks import family_of, parse_instruction
+from world_gymnast_ros.twin.tasks import parse_instruction
 from world_gymnast_ros.updates.adaptation import check_released
 
 RELEASE = {"reach": TaskRelease(0.95, instructions=("reach the *",)),
@@ -20,7 +20,7 @@ def test_everybody_reads_what_people_type_alike(typed: str) -> None:
     assert normalise(typed) == "reach the red block"
     reader = WordReader(WORDS, 16)
     assert reader.encode(typed) == reader.encode("reach the red block")
-    assert released_task(typed, RELEASE) == family_of(typed) == "reach"
+    assert released_task(typed, RELEASE) == parse_instruction(typed).family == "reach"
     assert parse_instruction(typed).instruction == "reach the red block"
     check_released(RELEASE, [typed], 0.9)
 

@@ -397,7 +397,7 @@ def test_other_servers_forms_of_an_action_are_read(answer: bytes) -> None:
     assert chunk.deltas.tolist() == [[0, 0, 0, 0, 0, 0, 1]] and chunk.adapter == "remote"
 
 
-def test_the_arms_state_is_sent_where_it_is_known(server: PolicyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arms_state_is_sent_where_it_is_known(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Policies such as pi0 act on it; ours passes it by."""
     sent: list[dict[str, Any]] = []
 

@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import BadAction, BadFrame, StaleFrame
 from world_gymnast_ros.files import whole
 from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.caller import Caller
-from world_gymnast_ros.nodes.clips import Device
+from world_gymnast_ros.nodes.clips import Device, device_path
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.types import Frame
 
@@ -67,7 +67,8 @@ class Snapshot(Caller):
 def from_device(index: int, wait_s: float) -> Frame:
     """Return a picture of a camera of this machine. Raises BadConfig where it cannot be opened, StaleFrame where none
     comes."""
-    device, deadline = Device(index, CameraConfig.width, CameraConfig.height), time.monotonic() + wait_s
+    device = Device(device_path(str(index)), CameraConfig.width, CameraConfig.height)
+    deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline and device.error is None:
         frame = device.take()
         if frame is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.instructions import normalise
 from world_gymnast_ros.types import F64
 
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (0.0, 1.0), "right": (0.0, -1.0), "forward": (1.0, 0.0)}
