@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.control.action_convention import ConventionRules, convention_fault
-from world_gymnast_ros.errors import AdapterMismatch, BadPayload, RemotePolicyError, WrongConvention
+from world_gymnast_ros.errors import (
+    AdapterMismatch,
+    BadInstruction,
+    BadPayload,
+    RemotePolicyError,
+    WrongConvention,
+)
 from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
 from world_gymnast_ros.serving.server import ADAPTER_HEADER, TRAINED_ON_HEADER
@@ -39,10 +45,13 @@ class HttpPolicy:
         """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
 
     def act(self, frame: Frame, instruction: str, state: F32 | None = None) -> ActionChunk:
-        """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention.
+        """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention, or
+        BadInstruction for an empty one, which is not sent.
 
         `state`: Bridge state (7,) at the frame, sent as `proprio` where it is known: some policies act on it.
         """
+        if not instruction.strip():
+            raise BadInstruction("the instruction is empty; say what the arm shall do, e.g. 'close the drawer'")
         request = {"image": encode_array(frame.rgb), "instruction": instruction}
         if state is not None:
             request["proprio"] = encode_array(np.asarray(state, np.float32))

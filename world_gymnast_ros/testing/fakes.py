@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from world_gymnast_ros.errors import AdapterMismatch
-from world_gymnast_ros.images import resize_rgb
+from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction
+from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
@@ -76,6 +76,8 @@ class FakeWorldModel:
         self.begins += 1
         if self.fail_after_begins is not None and self.begins > self.fail_after_begins:
             raise RuntimeError("the world model ran out of memory (a fault put in on purpose)")
+        if not len(starts):
+            raise BadConfig("no start; a world model begins at one frame at least")
         return FakeDream(np.stack([find_dots(resize_rgb(s.frame.rgb, self.frame_size)) for s in starts]),
                          self.noise_px, seed)
 
@@ -88,6 +90,10 @@ class FakeDream:
         self.begun, self.rows = len(xy_px), np.arange(len(xy_px))
 
     def play(self, deltas: F32) -> U8:
+        shape = np.shape(deltas)
+        if len(shape) != 3 or shape[0] != len(self.rows) or not shape[1] or shape[2] != ACTION_DIM \
+                or not np.isfinite(deltas).all():
+            raise BadAction(f"finite actions of shape ({len(self.rows)}, K, {ACTION_DIM}) are needed, got {shape}")
         frames = []
         for t in range(deltas.shape[1]):
             noise = self.rng.normal(0, self.noise_px, (self.begun, 2))[self.rows]
@@ -105,7 +111,9 @@ class FakeJudge:
     name = "fake-judge"
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
-        distance = np.linalg.norm(find_dots(frames) - np.array(GOALS[instruction]), axis=-1)
+        if check_rgb(frames).ndim != 5:
+            raise BadFrame(f"rollouts uint8 (G, T+1, H, W, 3) are needed, got {frames.shape}")
+        distance = np.linalg.norm(find_dots(frames) - np.array(GOALS[_known(instruction)]), axis=-1)
         per_frame = np.exp(-((distance / 4.8) ** 2)).astype(np.float32)
         out = []
         for scores in per_frame:
@@ -125,10 +133,10 @@ class FakePolicy:
             goal: np.zeros((chunk_size, ACTION_DIM, BINS)) for goal in GOALS}
 
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
-        return ActionChunk(decode(self.tables[instruction].argmax(-1)), frame.stamp_ns, self.adapter)
+        return ActionChunk(decode(self.tables[_known(instruction)].argmax(-1)), frame.stamp_ns, self.adapter)
 
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
-        logp = log_softmax(self.tables[instruction] / max(temperature, 1e-3))
+        logp = log_softmax(self.tables[_known(instruction)] / max(temperature, 1e-3))
         u = np.random.default_rng(seed).random((len(frames), *logp.shape[:2], 1))
         tokens = np.minimum((np.exp(logp).cumsum(-1)[None] < u).sum(-1), BINS - 1)
         chosen = np.take_along_axis(np.broadcast_to(logp, (len(frames), *logp.shape)), tokens[..., None], -1)[..., 0]
@@ -182,6 +190,12 @@ class FakeLearner:
         if self.before is not None:
             self.restore(self.before)
         self.before = None
+
+
+def _known(instruction: str) -> str:
+    if instruction not in GOALS:
+        raise BadInstruction(f"'{instruction}' is no goal of the fakes; those are {', '.join(GOALS)}")
+    return instruction
 
 
 def decode(tokens: NDArray[np.int64]) -> F32:

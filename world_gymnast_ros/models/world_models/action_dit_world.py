@@ -151,9 +151,10 @@ class ActionDiTDream:
 
         Actions beyond the step limits are clipped as on the arm. BadAction on a wrong shape.
         """
-        if np.ndim(deltas) != 3 or np.shape(deltas) != (len(self._states), np.shape(deltas)[1], ACTION_DIM):
-            raise BadAction(f"this dream takes actions of shape ({len(self._states)}, K, {ACTION_DIM}), got "
-                            f"{np.shape(deltas)}")
+        shape = np.shape(deltas)
+        if len(shape) != 3 or shape != (len(self._states), shape[1], ACTION_DIM) or not shape[1]:
+            raise BadAction(f"this dream takes actions of shape ({len(self._states)}, K, {ACTION_DIM}) with K at least "
+                            f"1, got {shape}")
         return np.stack([self._step(deltas[:, t]) for t in range(deltas.shape[1])], 1)
 
     def _step(self, deltas: F32) -> U8:
