@@ -1,7 +1,7 @@
 """What one could do in the place of a session in the dream, with the same budget of time.
 
 `sft`: five demonstrations in the very scene, and cloning them (World-Env's number of demonstrations).
-`simulator`: the same reinforcement learning in a simulator built by hand after a photograph: the same task and things,
+`simulator`: the same reinforcement learning in a simulator built by hand after a photograph: the same task and objects,
     but colours of table and wall as somebody judged them by eye, a camera placed by tape measure, ordinary light, a
     plate and blocks of ordinary size, mass and friction, nothing that the task does not need.
 `twin`: the same reinforcement learning in the true twin with true outcomes, which no robot could do.
@@ -37,7 +37,7 @@ from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 ARMS = ("sft", "simulator", "twin")
 DEMONSTRATIONS = 5
 STARTS = 24
-"""Placements of things in the simulator that a session learns from; as many as the gate asks for."""
+"""Placements of objects in the simulator that a session learns from; as many as the promotion test asks for."""
 BY_EYE, BY_TAPE_M, BY_TAPE_RAD = 0.06, 0.02, 0.03
 """How far off somebody's simulator is at most: colours (0..1), place and angle of the camera."""
 
@@ -46,7 +46,7 @@ def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNod
         progress: Callable[[Progress], None]) -> tuple[AdapterRef | None, str, str]:
     """Adapt with one of ARMS; return the adapter (None: base kept), the outcome and a line about it."""
     if arm == "sft":
-        return clone(parts, scene, instruction, config, seed)
+        return clone_demonstrations(parts, scene, instruction, config, seed)
     if arm not in ARMS:
         raise BadConfig(f"arm {arm!r} is unknown; choose of dream, {', '.join(ARMS)}")
     world = SimulatedWorld(hand_built(scene, seed) if arm == "simulator" else scene, instruction, seed)
@@ -70,15 +70,15 @@ def hand_built(scene: Scene, seed: int) -> Scene:
 
     def colour(rgb: tuple[float, ...]) -> Any:
         return tuple(min(1.0, max(0.0, v)) for v in off(rgb, BY_EYE))
-    things = tuple(dataclasses.replace(o, rgb=None, size_m=0.11 if o.shape == "plate" else 0.04, mass_kg=0.05,
+    objects = tuple(dataclasses.replace(o, rgb=None, size_m=0.11 if o.shape == "plate" else 0.04, mass_kg=0.05,
                                        friction=1.0) for o in scene.objects)
-    return Scene(f"{scene.name} by hand", scene.instructions, things, table_rgb=colour(scene.table_rgb),
+    return Scene(f"{scene.name} by hand", scene.instructions, objects, table_rgb=colour(scene.table_rgb),
                  wall_rgb=colour(scene.wall_rgb), camera_offset_m=off(scene.camera_offset_m, BY_TAPE_M),
                  camera_rotation_rad=off(scene.camera_rotation_rad, BY_TAPE_RAD), jitter_m=scene.jitter_m,
                  start_xyz_m=scene.start_xyz_m)
 
 
-def clone(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int
+def clone_demonstrations(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int
           ) -> tuple[AdapterRef | None, str, str]:
     """Record demonstrations in the scene and clone them."""
     folder = Path(config.directory).resolve() / "demonstrations" / f"{scene.name}-{seed}"
@@ -107,7 +107,7 @@ class SimulatedWorld:
         self._placed: dict[bytes, int] = {}
 
     def captured(self, seed: int) -> Start:
-        """Return a start frame of the simulator with things placed by `seed`."""
+        """Return a start frame of the simulator with objects placed by `seed`."""
         self.twins[0].reset(seed, self.instruction)
         frame, state = capture(self.twins[0])
         self._placed[resize_rgb(frame.rgb, self.frame_size).tobytes()] = seed

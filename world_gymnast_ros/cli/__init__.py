@@ -6,7 +6,7 @@ import errno
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
@@ -27,9 +27,17 @@ exit status: 0 done, 1 ran but did not reach its aim, 2 refused (one line on std
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status. `argv` defaults to the command line."""
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
+
+    def work() -> int:
         args = _parser(words).parse_args(words)
         return int(args.run(args))
+    return exit_status(work)
+
+
+def exit_status(work: Callable[[], int], stopped: str = "") -> int:
+    """Do the work and return the exit status: 2 with one line for an error, 130 and `stopped` for Ctrl-C."""
+    try:
+        return work()
     except WorldGymnastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {os_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if stopped:
+            print(f"\n{stopped}", file=sys.stderr)
         return 130
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # told by name: its library is not imported for every verb

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options, ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
-from world_gymnast_ros.errors import BadConfig
 
 HELP = "true trials of base and adapter in random order, until the answer is clear"
 
@@ -54,17 +52,8 @@ def folder_of(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Run the evaluation on the twin, or beside a graph."""
     if args.robot:
-        _become_robot(args)
+        ros_child.become("evaluator", args, ("adapter", "scene", "policy"), str(args.adapter))
     return _on_twin(args)
-
-
-def _become_robot(args: argparse.Namespace) -> None:
-    """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
-    if not args.instruction.strip():
-        raise BadConfig("say what the arm shall do, e.g. world-gymnast evaluate ADAPTER 'reach the red block' --robot")
-    words = ros_child.options(args, ("robot", "adapter", "instruction", "scene", "policy"))
-    command = ros_child.command("evaluator", str(args.adapter), args.instruction, "--robot", *words)
-    os.execv(command[0], command)
 
 
 def _on_twin(args: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
 A round: real episodes, two thirds explored with the present adapter; the camera is found from where the arm is seen;
 world model and judges learn from outcomes and are promoted only if their release checks say so; the real successes are
-cloned; adaptation in the world model, held to them; trials on the arm, greedy, of what was promoted there, or else of
-the clone; true evaluation. A stopped run goes on with the same command.
+cloned; adaptation in the world model, regularised by them; validation on the arm, greedy, of what was promoted there,
+or else of the BC policy; true evaluation. A stopped run goes on with the same command.
 
 examples:
   world-gymnast iterate "reach the red block" --robot --out runs/red   beside a running graph; you set the scene and
@@ -17,14 +17,12 @@ exit status: 0 all rounds are done, 2 refused, 130 stopped
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options, ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
-from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
@@ -46,22 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--scene", default="", help="on the twin: shipped scene or YAML file")
     where.add_argument("--robot", action="store_true", help="beside a running graph (bringup.launch.py)")
 
-    def told(name: str) -> str:
+    def by_place(name: str) -> str:
         return f"(default: {ON_ROBOT[name]} on a robot, {ON_TWIN[name]} on the twin)"
     whole(parser, "--rounds", 1, seeds.MAX_ROUNDS, default=3, help="default: %(default)s")
     whole(parser, "--episodes", 12, seeds.MAX_EPISODES, help="real episodes a round; fewer than 24 may hold out too "
-          f"few to promote a judge or a world model in the first {told('episodes')}")
-    whole(parser, "--evaluation", 2, seeds.MAX_EVALUATION, help=f"true episodes after a round {told('evaluation')}")
-    whole(parser, "--captures", 1, seeds.MAX_CAPTURES, help=f"frames an adaptation starts from {told('captures')}")
+          f"few to promote a judge or a world model in the first {by_place('episodes')}")
+    whole(parser, "--evaluation", 2, seeds.MAX_EVALUATION, help=f"true episodes after a round {by_place('evaluation')}")
+    whole(parser, "--captures", 1, seeds.MAX_CAPTURES, help=f"frames an adaptation starts from {by_place('captures')}")
     whole(parser, "--limit-pairs", 0, seeds.MAX_EPISODES // 2, help="validate on the arm in pairs of trials, at most "
-          f"so many; 0: a third of the episodes, unpaired {told('limit_pairs')}")
+          f"so many; 0: a third of the episodes, unpaired {by_place('limit_pairs')}")
     parser.add_argument("--methods", nargs="+", choices=("loop", "unchanged", "imitation"), default=["loop"],
                         help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "
                              "the successes (Iter-SFT) (default: loop)")
     real(parser, "--temperature", 0.05, 10.0, default=1.2, help="of exploration (default: %(default)s)")
     whole(parser, "--update-steps", 2, 10**6, default=40, help="of the world model, a round (default: %(default)s)")
     whole(parser, "--judge-steps", 1, 10**6, default=40, help="of the judge, a round (default: %(default)s)")
-    whole(parser, "--imitation-steps", 1, 10**6, default=60, help="of a clone, a round (default: %(default)s)")
+    whole(parser, "--imitation-steps", 1, 10**6, default=60, help="of the BC policy, a round (default: %(default)s)")
     parser.add_argument("--replay", default="", help="folder of earlier data to mix into updates (default: replay/ "
                         "beside the world model; with --scene the twin makes some; without any, updates are small)")
     parser.add_argument("--old", default="", help="folder of earlier data in which nothing may get worse (default: "
@@ -81,17 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run all rounds of all methods on the twin, or beside a graph."""
     if args.robot:
-        _become_robot(args)
+        ros_child.become("iterator", args, ("scene",))
     return _on_twin(args)
-
-
-def _become_robot(args: argparse.Namespace) -> None:
-    """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
-    if not args.instruction.strip():
-        raise BadConfig("say what the arm shall do, e.g. world-gymnast iterate 'reach the red block' --robot")
-    words = ros_child.options(args, ("robot", "instruction", "scene"))
-    command = ros_child.command("iterator", args.instruction, "--robot", *words)
-    os.execv(command[0], command)
 
 
 def _on_twin(args: argparse.Namespace) -> int:

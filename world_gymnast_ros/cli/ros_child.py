@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection
+
+from world_gymnast_ros.errors import BadConfig
 
 CODE = """\
 import sys
@@ -20,6 +23,14 @@ sys.exit(status)
 def command(module: str, *words: str) -> list[str]:
     """Return the command line that runs `main` of a module of nodes/."""
     return [sys.executable, "-c", CODE.format(module=f"world_gymnast_ros.nodes.{module}"), *words]
+
+
+def become(module: str, args: argparse.Namespace, left_out: Collection[str], *lead: str) -> None:
+    """Go on as the process beside the graph: a signal to this one must reach whoever can hold the arm."""
+    if not args.instruction.strip():
+        raise BadConfig(f"say what the arm shall do, e.g. world-gymnast {args.verb} ... 'reach the red block' --robot")
+    words = command(module, *lead, args.instruction, "--robot", *options(args, ("robot", "instruction", *left_out)))
+    os.execv(words[0], words)
 
 
 def options(args: argparse.Namespace, left_out: Collection[str]) -> list[str]:

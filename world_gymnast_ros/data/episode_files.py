@@ -19,7 +19,7 @@ WORDS = "U256"
 def row_of(episode: Episode, steps: int) -> dict[str, NDArray[Any]]:
     """Return the episode as a row of a file, padded to `steps` actions with its last frame.
 
-    EpisodeError without an outcome, or without what the arm told of itself.
+    EpisodeError without an outcome, or without what the arm measured of itself.
     """
     if episode.success is None:
         raise EpisodeError("an episode whose outcome nobody has said cannot be learned from; mark it first")

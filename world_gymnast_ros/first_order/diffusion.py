@@ -9,14 +9,13 @@ import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.models.checkpoint import load_frozen, save_model
 from world_gymnast_ros.models.vision import fast_math
 
 KIND = "first-order-diffusion"
@@ -178,11 +177,4 @@ class DiffusionWorldModel(nn.Module):
 
 def load_diffusion(folder: Path) -> DiffusionWorldModel:
     """Return the frozen model of a folder. BadCheckpoint where it is missing or does not fit."""
-    values: dict[str, Any] = {k: v for k, v in read_config(folder, KIND).items() if k != "model_type"}
-    try:
-        model = DiffusionWorldModel(DiffusionConfig(**values))
-    except TypeError as error:
-        raise BadCheckpoint(f"{folder} has a config.json of another version ({error}); train it again") from error
-    fill(model, folder)
-    model.eval().requires_grad_(False)
-    return model
+    return load_frozen(folder, KIND, lambda **values: DiffusionWorldModel(DiffusionConfig(**values)))

@@ -11,7 +11,6 @@ import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.run_state import STATE, PlainRun
-from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.models.checkpoint import load_frozen, save_model
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.training.optim import warm_then_decay
 
@@ -174,11 +173,4 @@ def _errors(encoder: FrameEncoder, images: Tensor, labels: Tensor, rewards: Tens
 
 def load_encoder(folder: Path) -> FrameEncoder:
     """Return the frozen encoder of a folder. BadCheckpoint where it is missing or does not fit."""
-    values: dict[str, Any] = {k: v for k, v in read_config(folder, KIND).items() if k != "model_type"}
-    try:
-        encoder = FrameEncoder(EncoderConfig(**values))
-    except TypeError as error:
-        raise BadCheckpoint(f"{folder} has a config.json of another version ({error}); train it again") from error
-    fill(encoder, folder)
-    encoder.eval().requires_grad_(False)
-    return encoder
+    return load_frozen(folder, KIND, lambda **values: FrameEncoder(EncoderConfig(**values)))

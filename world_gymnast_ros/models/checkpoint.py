@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from world_gymnast_ros.errors import BadCheckpoint
 from world_gymnast_ros.files import sha256_file, whole, write_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+M = TypeVar("M", bound=nn.Module)
 REMEDY = "train one with `world-gymnast train`, or fetch the repository's checkpoints again"
 
 
@@ -53,6 +55,19 @@ def fill(model: nn.Module, directory: Path) -> str:
         raise BadCheckpoint(f"{path} holds numbers that are not finite; {REMEDY}")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return sha256_file(path)
+
+
+def load_frozen(directory: Path, kind: str, make: Callable[..., M]) -> M:
+    """Return a model whose config.json holds what `make` takes, with its weights, frozen. BadCheckpoint where the
+    folder is missing or does not fit."""
+    values = {k: v for k, v in read_config(directory, kind).items() if k != "model_type"}
+    try:
+        model = make(**values)
+    except TypeError as error:
+        raise BadCheckpoint(f"{directory} has a config.json of another version ({error}); {REMEDY}") from error
+    fill(model, directory)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 
-from world_gymnast_ros.cli import os_words
-from world_gymnast_ros.errors import WorldGymnastError
+from world_gymnast_ros.cli import exit_status
 from world_gymnast_ros.nodes import graph
 
 
@@ -20,16 +18,9 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had them ignored; they must bring a hold
         signal.signal(number, signal.default_int_handler)
-    try:
+
+    def parsed() -> int:
         args = parser.parse_args(argv)
         os.environ.update(graph.ros_environment())
         return work(args)
-    except WorldGymnastError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {os_words(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        return 130
+    return exit_status(parsed, stopped)

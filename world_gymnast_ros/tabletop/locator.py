@@ -1,7 +1,7 @@
 """`LocatorNetwork`: where in the picture a named object is, and where the arm's parts are.
 
 A small convolutional U-Net with one map of cells for each question. A question about an object is a colour word and a
-shape word; the arm's parts are asked always, since they tell where the camera is (`camera_fit.py`).
+shape word; the arm's parts are asked always, since they tell where the camera is (`robot/camera.py`).
 """
 from __future__ import annotations
 

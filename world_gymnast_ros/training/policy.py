@@ -140,7 +140,7 @@ def _loop(name: str, model: OpenVLAForActionPrediction, steps: int, lr_scale: fl
 
 def pretrain_trunk(model: OpenVLAForActionPrediction, table: PlayTable, episodes: Sequence[Episode],
                    settings: PolicyTraining) -> float:
-    """Stage 1: teach the readout where things are; return seconds per step."""
+    """Stage 1: teach the readout where objects are; return seconds per step."""
     reader = WordReader(model.config.words, model.config.max_words)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, str]:

@@ -177,7 +177,7 @@ class Learned:
 def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Sequence[Episode],
                    held_out_share: float, out: Path, max_false_success: float, seed: int) -> Learned:
     """Learn settings of both judges from real episodes of one scene and instruction, and decide whether to use them:
-    where more of all outcomes are told, and of those held out none fewer.
+    where they agree with more of all outcomes, and with no fewer of those held out.
 
     EpisodeError with too few episodes, of one outcome only, or of several instructions.
     """

@@ -1,7 +1,7 @@
 """Is what the dream promoted better on the arm? Pairs of trials with the present adapter until the answer is clear.
 
 The sequential test of `world-gymnast evaluate`, within a round of the loop: both act as they would be deployed, in an
-order drawn by lot, and whoever watches is not told which. Every trial is kept, and is learned from later.
+order drawn by lot, and whoever watches does not know which. Every trial is kept, and is learned from later.
 """
 from __future__ import annotations
 

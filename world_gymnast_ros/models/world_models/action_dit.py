@@ -401,7 +401,7 @@ class ActionDiT(nn.Module):
     def fit(self, start: Tensor, condition: Tensor) -> Tensor | None:
         """Return the affine (B, 6) between nominal and true outline at `start` (B, H, W, 3); None: no camera is known.
 
-        `condition` (B, C) of an action that begins at that frame. Without gradient: see `learning.train_camera_fit`.
+        `condition` (B, C) of an action that begins at that frame. Without gradient: see `training/camera.py`.
         """
         if self.outline is None:
             return None

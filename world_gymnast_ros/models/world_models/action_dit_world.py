@@ -2,7 +2,6 @@
 
 Physical units come in and uint8 pictures go out; normalised units stay in `condition_vector`. The dream's target
 pose is integrated by the same function and limits as the arm's, and the gripper command meets the same threshold.
-Where a thing is known to stop the arm (`contact.py`) it is drawn where its hand stands, not where it aims.
 """
 from __future__ import annotations
 

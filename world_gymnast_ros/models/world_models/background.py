@@ -2,7 +2,7 @@
 
 It is the start frame with the arm taken out (its place is computed, `arm_silhouette.py`; what is behind it is filled
 in from around it) and with the objects that the hand has moved taken from where they lay to where they are predicted
-(`contact.py`): their own pixels, shifted and scaled by the camera's perspective. The network sees it and may take its
+(`objects.py`): their own pixels, shifted and scaled by the camera's perspective. The network sees it and may take its
 pixels, so what is uncovered or moved stays as sharp as it was captured however long the dream; it draws the arm and
 the shadows, and corrects what was predicted wrongly.
 
