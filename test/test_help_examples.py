@@ -67,7 +67,7 @@ LONG: dict[str, str] = {
 """What takes minutes, hundreds of episodes or a download, and the call of the package that is not made."""
 BESIDE = ("robot", "snapshot")
 """Verbs all of whose examples need a running graph, or a camera."""
-MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check")
+MAY_END_WITH_1 = ("adapt", "evaluate", "episodes check", "doctor")
 """With so little not shown to be better; or what was cut off is there to be named."""
 
 

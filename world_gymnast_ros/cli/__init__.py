@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
 VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "robot", "snapshot", "twin", "judge",
-         "serve", "fog")
+         "serve", "doctor", "fog")
 
 DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
 EXAMPLES = """\
