@@ -8,6 +8,8 @@ NODES = Path(__file__).resolve().parents[1] / "world_gymnast_ros" / "nodes"
 ENDS = {"create_subscription": 1, "create_publisher": 1, "create_client": 1, "create_service": 1, "ActionClient": 2,
         "ActionServer": 2, "hear_everyone": 2}
 """Call -> place of the name among its arguments."""
+EVERYBODYS = {"/tf", "/tf_static", "/diagnostics"}
+"""Topics that ROS has once for all: a name from the root by convention."""
 OF_ROS = {"/tf", "/tf_static", "/diagnostics"}
 """Topics that every viewer and aggregator looks for at the root."""
 

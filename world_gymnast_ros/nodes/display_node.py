@@ -21,6 +21,7 @@ from world_gymnast_ros.nodes import base, command_line, convert, markers
 from world_gymnast_ros.nodes.driver import joint_states_topic
 from world_gymnast_ros.robot import description
 from world_gymnast_ros.robot.camera import level_camera
+from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 from world_gymnast_ros.types import F64
 
 TF = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
@@ -143,7 +144,8 @@ class DisplayNode(base.ConfiguredNode):
         return self._base if link == description.BASE_LINK else f"{self._prefix}{link}"
 
     def _on_joints(self, msg: Any) -> None:
-        self._joints = msg
+        if any(name in msg.name for name in JOINT_NAMES):  # else it is another's, such as a gripper's own
+            self._joints = msg
 
     def _show(self) -> None:
         """Publish the newest joint states, once each, as frames and as the pose of the end effector."""

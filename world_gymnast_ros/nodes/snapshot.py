@@ -19,8 +19,9 @@ from world_gymnast_ros.files import whole
 from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.caller import Caller
 from world_gymnast_ros.nodes.clips import Device, device_path
+from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.types import Frame
+from world_gymnast_ros.types import ArmState, Frame
 
 STATE_S = 1.0
 """Joint states are waited for so long; a driver sends them 100 times a second."""
@@ -32,8 +33,15 @@ class Snapshot(Caller):
 
     def __init__(self, robot_name: str) -> None:
         super().__init__(f"snapshot_{os.getpid()}")
-        self._joints: list[Any] = []
-        self.create_subscription(convert.JointState, f"/{robot_name}/joint_states", self._joints.append, base.NEWEST)
+        self._merge = JointMerge()
+        self._arm: ArmState | None = None
+        self.create_subscription(convert.JointState, f"{robot_name}/joint_states", self._on_joints, base.SHARED)
+
+    def _on_joints(self, msg: Any) -> None:
+        try:
+            self._arm = self._merge.add(msg, base.steady_ns()) or self._arm
+        except BadAction:  # there is no state to tell then
+            return
 
     def frame(self, topic: str, wait_s: float) -> Frame:
         """Return the next picture on a topic. Raises StaleFrame naming topics with pictures, or BadFrame."""
@@ -55,13 +63,10 @@ class Snapshot(Caller):
 
     def state(self) -> str:
         """Return the arm's pose as `adapt --state` takes it, or ""."""
-        if not self.spins_until(lambda: self._joints, STATE_S):
+        self.spins_until(lambda: self._arm, STATE_S)
+        if self._arm is None:
             return ""
-        try:
-            arm = convert.arm_state(self._joints[-1])
-        except BadAction:
-            return ""
-        return " ".join(f"{value:.4f}" for value in bridge_state(arm.T_base_ee, arm.gripper))
+        return " ".join(f"{value:.4f}" for value in bridge_state(self._arm.T_base_ee, self._arm.gripper))
 
 
 def from_device(index: int, wait_s: float) -> Frame:
