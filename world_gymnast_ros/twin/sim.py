@@ -1,15 +1,20 @@
 """The twin: physics, servos, gripper motor, camera and truth. Knows nothing of ROS or of policies."""
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.robot import actions, kinematics
 from world_gymnast_ros.twin import model
+from world_gymnast_ros.twin.opengl import gl_error
 from world_gymnast_ros.twin.scene import Scene, place_objects
 from world_gymnast_ros.twin.tasks import Task, Truth, parse_instruction, progress
 from world_gymnast_ros.types import CONTROL_DT_S, F64, U8, ArmState
+
+try:
+    import mujoco
+except RuntimeError as error:  # MUJOCO_GL is none of its words
+    raise gl_error(error) from error
 
 CONTROL_TICK_S = 0.02
 """Servo goals are updated this often; five physics steps."""
@@ -202,10 +207,17 @@ class Twin:
         """Return the Bridge camera's picture, RGB uint8 (height, width, 3)."""
         key = (width, height)
         if key not in self._renderers:
-            self._renderers[key] = mujoco.Renderer(self.model, height, width)
+            self._renderers[key] = self._renderer(width, height)
         renderer = self._renderers[key]
         renderer.update_scene(self.data, camera="bridge")
         return np.asarray(renderer.render(), np.uint8)
+
+    def _renderer(self, width: int, height: int) -> mujoco.Renderer:
+        """Return a renderer, or raise BadConfig: OpenGL fails in many ways, and most lie in the environment."""
+        try:
+            return mujoco.Renderer(self.model, height, width)
+        except Exception as error:
+            raise gl_error(error) from error
 
     @staticmethod
     def camera_matrix(width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT) -> F64:
