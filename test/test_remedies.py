@@ -5,23 +5,29 @@ import argparse
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from world_gymnast_ros import cli
+from world_gymnast_ros import cli, config
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.cli import train
+from world_gymnast_ros.control.limits import SafetyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "world_gymnast_ros"
 GENERATED = ("msg", "srv", "action")
 TOLD = {"warning", "error", "fatal", "info", "print", "append", "refuse", "add_parser", "add_argument"}
 """Calls whose texts people read."""
-FOREIGN = {"--ros-args", "--params-file", "--list-formats-ext", "--once", "--qos-durability", "--features"}
+OF_CHECKPOINTS = {"max_tokens"}
+"""Settings that stand in a checkpoint's config.json."""
+FOREIGN = {"--ros-args", "--params-file", "--log-config-file", "--log-file-name", "--once", "--qos-durability"}
 """Options of ROS and of other tools."""
-OPTION = re.compile(r"(?<![\w`/-])--[a-z][a-z0-9-]+")
+OPTION = re.compile(r"(?<![\w`/(-])--[a-z][a-z0-9-]+(?![a-z0-9-]*:)")  # var(--ink) and --ink: are of style sheets
 COMMAND = re.compile(r"`?world-gymnast ([a-z]+)((?: [^`;,()\n]*)?)")
 FILE = re.compile(r"\b(?:config|docs|launch|tools|bench)/[\w/]+\.(?:yaml|md|py|xml)\b")
+SETTING = re.compile(r"\b(?:set|raise|lower|correct) ([a-z]+(?:_[a-z0-9]+)+)\b")
 TARGET = re.compile(r"`make ([a-z-]+)`|\brun make ([a-z-]+)\b")
 
 
@@ -82,8 +88,10 @@ def options(verbs: dict[str, argparse.ArgumentParser]) -> set[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_what_a_message_names_exists(path: Path, options: set[str], verbs: dict[str, argparse.ArgumentParser]) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    settings = {f.name for kind in (AdaptNodeConfig, SafetyConfig, *config.FILES.values()) for f in fields(kind)}
     wrong = []
     for line, text in messages(path):
+        wrong += [f"{line}: setting {s}" for s in SETTING.findall(text) if s not in settings | OF_CHECKPOINTS]
         wrong += [f"{line}: option {o}" for o in OPTION.findall(text) if o not in options and not o.endswith("-")]
         wrong += [f"{line}: file {f}" for f in FILE.findall(text) if not (ROOT / f).is_file()]
         wrong += [f"{line}: make {t}" for pair in TARGET.findall(text) for t in pair if t and t not in targets]

@@ -93,7 +93,8 @@ class ClipSource:
         self.episodes, self.clip_frames = list(episodes), clip_frames
         short = [e.name for e in self.episodes if e.steps < clip_frames]
         if short:
-            raise BadConfig(f"episode {short[0]} has fewer than {clip_frames} actions; choose a smaller clip length")
+            raise BadConfig(f"episode {short[0]} has fewer than {clip_frames} actions, as {len(short)} of "
+                            f"{len(self.episodes)} have; move them away, or record longer ones")
         if weights is None:
             weights = task_balance(self.episodes, task_weights)
         self.cumulative = np.cumsum(weights / weights.sum())

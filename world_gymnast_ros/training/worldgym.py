@@ -120,8 +120,8 @@ class WorldGymTrainer:
                             "model's window; shorten the clips")
         long_enough = [i for i, e in enumerate(episodes) if len(e.frames) >= config.clip_frames]
         if not long_enough:
-            raise EpisodeError(f"none of {len(episodes)} episodes has {config.clip_frames} frames; record longer ones "
-                               "or set fewer clip_frames")
+            raise EpisodeError(f"none of {len(episodes)} episodes has the {config.clip_frames} frames of a clip; "
+                               "record longer ones")
         self.episodes = [encode(world, episodes[i]) for i in long_enough]
         self.shares = torch.tensor([1.0 if weights is None else float(weights[i]) for i in long_enough])
         self.slot: LoraSlot | None = None
