@@ -5,6 +5,7 @@ arm is told to hold its place, before anything is torn down.
 """
 from __future__ import annotations
 
+import math
 import re
 import time
 from itertools import count
@@ -382,7 +383,7 @@ class ArmNode(base.ConfiguredNode):
             self._rates = [f"{number / elapsed_s:.1f}" for number in counts]
             self._sent_count, self._chunk_count, self._rated_ns = 0, 0, now_ns
             self._state_count = self.driver.joints.count
-        warning = p.warning
+        warning = p.warning or (self._silence(age_s) if p.mode is ArmMode.DISARMED else "")  # else the reason says it
         level = "error" if p.mode is ArmMode.STOPPED else "warn" if p.mode is ArmMode.HOLDING or warning else "ok"
         values = {"state": p.mode.name, "hold_cause": p.cause.name, "joint_state_age_s": f"{age_s:.3f}",
                   "command_age_s": f"{command_age_s:.3f}",
@@ -398,6 +399,15 @@ class ArmNode(base.ConfiguredNode):
         if arm is not None and age_s <= p.config.max_arm_age_s:
             self._poses.publish(convert.pose_msg(arm.T_base_ee, self.now_ns() - round(age_s * 1e9),
                                                  self.config.base_frame))
+
+    def _silence(self, age_s: float) -> str:
+        """Return what to say of a driver that is not heard, or "": an arm without one is not well, also disarmed."""
+        if age_s <= self.player.config.max_arm_age_s:
+            return ""
+        for_s = f"for {age_s:.1f} s" if math.isfinite(age_s) else "ever"
+        fault = self.driver.joints.fault
+        return (f"no joint states of the arm on {self.driver.joints.topic} ({for_s}){f': {fault}' if fault else ''}; "
+                "is the driver running, and is robot_name right?")
 
     def close(self) -> None:
         """Hold first; then everything may go."""

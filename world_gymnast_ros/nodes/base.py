@@ -14,6 +14,7 @@ import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
@@ -163,6 +164,14 @@ def _init(argv: Sequence[str]) -> None:
                         "parameter is given as --ros-args -p NAME:=VALUE, see --help") from error
 
 
+def _made(make: Callable[[], ConfiguredNode]) -> ConfiguredNode:
+    """Return the node, with one line where rclpy refuses a parameter's type or a name."""
+    try:
+        return make()
+    except (ParameterException, NameValidationException) as error:
+        raise BadConfig(f"ROS refuses a parameter or a name: {' '.join(str(error).split())}; see --help") from error
+
+
 def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1,
         usage: command_line.Usage | None = None) -> int:
     """Run one node until a signal, and return the exit code: 0 after a signal or `SystemExit(0)`, 2 on a start error.
@@ -188,7 +197,7 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
         command_line.check_words(argv[1:], usage.command if usage is not None else Path(argv[0]).name)
         ConfiguredNode.words = argv[1:]
         _init(argv)
-        node = make()
+        node = _made(make)
         if node.note:
             node.get_logger().warning(node.note)
         executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
