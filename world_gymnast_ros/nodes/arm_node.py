@@ -402,7 +402,7 @@ class ArmNode(base.ConfiguredNode):
 
     def _silence(self, age_s: float) -> str:
         """Return what to say of a driver that is not heard, or "": an arm without one is not well, also disarmed."""
-        if age_s <= self.player.config.max_arm_age_s:
+        if age_s <= SILENT_AGES * self.player.config.max_arm_age_s:
             return ""
         for_s = f"for {age_s:.1f} s" if math.isfinite(age_s) else "ever"
         fault = self.driver.joints.fault
