@@ -66,7 +66,8 @@ def listen(topic: str, robot_name: str, wait_s: float) -> list[Finding]:
     camera, driver = Heard(), Heard()
     packed = topic.endswith("/compressed")
     node.create_subscription(convert.CompressedImage if packed else convert.Image, topic, camera.take, base.NEWEST)
-    node.create_subscription(convert.JointState, f"/{robot_name}/joint_states", driver.take, base.SHARED)
+    states = f"{robot_name}/joint_states"
+    node.create_subscription(convert.JointState, states, driver.take, base.SHARED)
     nodes: Callable[[], list[str]] = node.get_node_names
     node.spins_until(lambda: False, wait_s)
     others = sorted(set(nodes()) - {node.get_name()})
@@ -81,7 +82,7 @@ def listen(topic: str, robot_name: str, wait_s: float) -> list[Finding]:
             "camera", State.UNKNOWN, f"no picture on {topic} within {wait_s:g} s", "the policy cannot look",
             "start a camera (bringup.launch.py camera:=0), or name its topic with --topic"), size),
         judged("driver", driver, 1.0 / ArmConfig.max_arm_age_s, ArmConfig.max_arm_age_s, Finding(
-            "driver", State.UNKNOWN, f"no joint states on /{robot_name}/joint_states within {wait_s:g} s",
+            "driver", State.UNKNOWN, f"no joint states on {node.resolve_topic_name(states)} within {wait_s:g} s",
             "the arm cannot be armed", "start the driver and look at its power and its USB cable; --robot-name"),
             f"{len(driver.last.name) if driver.last is not None else 0} joints")]
     node.destroy_node()
