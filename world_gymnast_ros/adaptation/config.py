@@ -84,20 +84,25 @@ class AdaptNodeConfig(AdaptConfig):
     device: str = text("auto", "where the models compute: auto (the GPU where there is one), cpu, cuda, cuda:1")
     dtype: str = text("auto", "of the models: auto (each one's own choice), float32, bfloat16, float16",
                       ("auto", "float32", "bfloat16", "float16"))
+    four_bit: bool = flag(False, "hold a published policy's language model in 4 bits (NF4, bitsandbytes): for 24 GB")
     directory: str = text("runs", "folder for adapters/ and sessions/")
     episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
     episodes_camera: str = text("", "which camera of `episodes`, where there are several; empty: the only one")
     cloning_coefficient: float = number(0.3, 0.0, 100.0, "weight of cloning those beside the imagined reward")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
-    lora_rank: int = number(16, 1, 1024, "rank of the LoRA adapter")
-    lora_alpha: float = number(32.0, 1e-6, 1e4, "scale of the LoRA adapter")
-    learning_rate: float = number(1e-3, 1e-9, 1.0, "AdamW")
+    lora_rank: int = number(0, 0, 1024, "rank of the LoRA adapter; 0: by the policy, 16 for the small one, 32 for a "
+                            "published one")
+    lora_alpha: float = number(0.0, 0.0, 1e4, "scale of the LoRA adapter; 0: twice the rank")
+    learning_rate: float = number(0.0, 0.0, 1.0, "AdamW; 0: by the policy, 1e-3 for the small one, 2e-5 for a "
+                                  "published one")
     epochs: int = number(2, 1, 100, "passes over each batch")
     minibatch_chunks: int = number(80, 1, 1e6, "chunks per optimiser step")
-    micro_chunks: int = number(80, 1, 1e6, "chunks per backward pass; lower it when memory runs out")
+    micro_chunks: int = number(0, 0, 1e6, "chunks per backward pass, lower when memory runs out; 0: by the policy, 80 "
+                               "for the small one, 8 for a published one")
     clip_low: float = number(0.2, 0.0, 1.0, "ratio may fall by so much")
     clip_high: float = number(0.28, 0.0, 10.0, "ratio may rise by so much")
-    kl_coefficient: float = number(0.0, 0.0, 100.0, "weight of the divergence from the base policy")
+    kl_coefficient: float = number(-1.0, -1.0, 100.0, "weight of the divergence from the base policy; -1: by the "
+                                   "policy, 0 for the small one, 0.01 for a published one")
     min_release_auc: float = number(0.9, 0.0, 1.0, "refuse tasks that the world model ranks worse; 0: accept any")
     max_false_success: float = number(0.15, 0.0, 1.0, "refuse tasks of which more failures may pass for successes")
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")

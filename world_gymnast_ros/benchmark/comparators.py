@@ -85,7 +85,8 @@ def clone_demonstrations(parts: Parts, scene: Scene, instruction: str, config: A
     asked = dataclasses.replace(scene, instructions=(instruction,))
     write_rows(folder / "demos.npz", [record_episode(asked, s, "demo", False)
                                       for s in seeds.demonstrations(seed, DEMONSTRATIONS)])
-    ref = imitate(parts.policy, read_arrays(folder / "demos.npz"), lora_config(config), Imitation(seed=seed), None,  # type: ignore[arg-type]
+    lora = lora_config(config, parts.policy)
+    ref = imitate(parts.policy, read_arrays(folder / "demos.npz"), lora, Imitation(seed=seed), None,  # type: ignore[arg-type]
                   Store(Path(config.directory).resolve() / "adapters"), f"{instruction} sft",
                   {"demonstrations": DEMONSTRATIONS}, time.time_ns())
     return ref, "cloned" if ref else "kept", f"{DEMONSTRATIONS} demonstrations"

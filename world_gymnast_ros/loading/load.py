@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,9 +51,10 @@ DTYPES = {AUTO: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "flo
 Loader = Callable[[Path, str, "torch.dtype | None"], Any]
 
 
-def _published_policy(where: str | Path, device: str, dtype: torch.dtype | None) -> Any:
+def _published_policy(where: str | Path, device: str, dtype: torch.dtype | None, four_bit: bool = False) -> Any:
     names = {number: name for name, number in DTYPES.items()}
-    return load_openvla(where, device=device, dtype=None if dtype is None else names[dtype])
+    return load_openvla(where, device=device, dtype=None if dtype is None else names[dtype], four_bit=four_bit,
+                        checkpointing=True)
 
 
 LOADERS: dict[tuple[str, str], Loader] = {
@@ -149,8 +150,16 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
     return loader(path, resolve_device(device), DTYPES[dtype])
 
 
-def load_policy(where: str | Path | None = "", device: str = AUTO, dtype: str = AUTO) -> TrainablePolicy:
-    """Load a policy that acts, and whose adapter can be trained."""
+def load_policy(where: str | Path | None = "", device: str = AUTO, dtype: str = AUTO, four_bit: bool = False
+                ) -> TrainablePolicy:
+    """Load a policy that acts, and whose adapter can be trained. `four_bit`: with the language model of a published one
+    in NF4; BadConfig for another."""
+    if four_bit:
+        path = find(str(where or SHIPPED[POLICY])) or Path(str(where))
+        if not is_published(path):
+            raise BadConfig(f"four_bit is for published policies (openvla/openvla-7b, its fine-tunes), and {path} is "
+                            "none; leave it out")
+        return cast(TrainablePolicy, _published_policy(path, resolve_device(device), resolve_dtype(dtype), True))
     policy: TrainablePolicy = load(POLICY, where, device, dtype)
     return policy
 

@@ -24,7 +24,7 @@ from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
-from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser
+from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, Regulariser
 
 REPORT_NAME = "report.html"
 DECODED_PX = 256
@@ -53,11 +53,13 @@ class SessionResult(SessionRecord):
     log_path: Path = Path()
 
 
-def lora_config(config: AdaptNodeConfig) -> LoraConfig:
-    """Return the learner's part of the settings."""
-    return LoraConfig(config.lora_rank, config.lora_alpha, config.learning_rate, config.epochs,
-                      config.minibatch_chunks, config.micro_chunks, config.clip_low, config.clip_high,
-                      config.kl_coefficient)
+def lora_config(config: AdaptNodeConfig, policy: Policy) -> LoraConfig:
+    """Return the learner's part of the settings; what they leave open is as a policy of this size wants it."""
+    usual = FULL_SIZE if getattr(policy, "full_size", False) else LoraConfig()
+    rank = config.lora_rank or usual.rank
+    return LoraConfig(rank, config.lora_alpha or 2.0 * rank, config.learning_rate or usual.learning_rate, config.epochs,
+                      config.minibatch_chunks, config.micro_chunks or usual.micro_chunks, config.clip_low,
+                      config.clip_high, usual.kl_coefficient if config.kl_coefficient < 0 else config.kl_coefficient)
 
 
 def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulariser | None:
@@ -82,10 +84,10 @@ def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulari
 def load_parts(config: AdaptNodeConfig) -> Parts:
     """Load policy, world model and judges. Raises BadCheckpoint or BadConfig."""
     c = config
-    policy = load_policy(c.policy, c.device, c.dtype)
+    policy = load_policy(c.policy, c.device, c.dtype, c.four_bit)
 
     def learner(parent: AdapterRef | None) -> LoraLearner:
-        return LoraLearner(policy, lora_config(c), parent, real_successes(policy, c))
+        return LoraLearner(policy, lora_config(c, policy), parent, real_successes(policy, c))
     limits = robot_limits(c.arm_params)
     return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype, limits,
                                           c.world_model_timeout_s),

@@ -60,8 +60,9 @@ def clone_successes(here: Round) -> dict[str, Any]:
     """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
     run, began = here.run, time.monotonic()
     settings = dataclasses.replace(run.config.imitation, seed=here.seed(5))
-    ref = imitate(trainable(here.parts().policy), here.episodes(), lora_config(run.adapt), settings, here.adapter(),
-                  here.store, run.instruction, {"method": "imitation", "round": here.number}, run.now_ns())
+    policy = trainable(here.parts().policy)
+    ref = imitate(policy, here.episodes(), lora_config(run.adapt, policy), settings, here.adapter(), here.store,
+                  run.instruction, {"method": "imitation", "round": here.number}, run.now_ns())
     return {"outcome": "cloned" if ref else "kept", "message": "" if ref else "no success to imitate",
             "updates": settings.steps if ref else 0, "adapter": ref.name if ref else "",
             "seconds": time.monotonic() - began}

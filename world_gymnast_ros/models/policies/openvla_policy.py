@@ -63,6 +63,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class _PublishedPolicy(AdaptedPolicy):
     """What token and continuous policies share: pixels, prompts, adapters, batches of bounded size."""
 
+    full_size = True
+    """Learning rate, rank and KL coefficient are those of a policy of billions of parameters."""
+
     def __init__(self, network: PrismaticVLA, recipe: Recipe, prompts: PromptReader, pixels: Preprocess,
                  stats: ActionStats, name: str, base: str, max_batch: int = 32) -> None:
         """`base`: the hash that adapters are tied to. `max_batch` frames go through the network at once."""
