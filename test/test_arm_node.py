@@ -17,6 +17,7 @@ pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import PATIENCE_S, TICK, Client, client, running, stamps_s
 
 from world_gymnast_ros.control.chunk_player import ArmMode
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.nodes.arm_node import ArmNode
 
@@ -159,6 +160,17 @@ def test_hold_latches_until_armed_again(armed: Client) -> None:
     assert not armed.steps_of(sequence)
     armed.arm()
     assert armed.play(FORWARD)[0].verdict == convert.StepMsg.OK
+
+
+def test_a_judge_that_calls_the_task_done_makes_the_arm_hold(armed: Client) -> None:
+    done = convert.DiagnosticStatus(name="reflector_node", hardware_id="judge", message="judge says that it is done")
+    armed.say("task_done", convert.DiagnosticStatus, base.RELIABLE, done)
+    armed.until_state(convert.ArmStatusMsg.HOLDING, HoldCause.TASK_DONE.value)
+    sequence = armed.send_chunk(FORWARD)
+    armed.spin(0.5)
+    assert not armed.steps_of(sequence)
+    armed.arm()  # a person goes on
+    assert armed.play(FORWARD, actions=1)[0].verdict == convert.StepMsg.OK
 
 
 def test_stop_latches_and_only_release_disarm_arm_clears_it(armed: Client) -> None:

@@ -159,8 +159,12 @@ def test_recorder_writes_a_whole_episode(tmp_path: Path) -> None:
             c.spin(0.15)
         show(200, now())
         c.spin(0.5)
+        said = [convert.KeyValue(key="score", value="0.9")]
+        c.say("task_done", convert.DiagnosticStatus, base.RELIABLE,
+              convert.DiagnosticStatus(hardware_id="the judge", message="it is done", values=said))
+        c.spin(0.5)
         ended = c.call("recorder_node/stop_episode", convert.StopEpisode, outcome="success", marked_by="test",
-                       partial_score=-1.0, ended_by="done")
+                       partial_score=-1.0)
         assert ended.success, ended.message
         marked = c.call("recorder_node/mark_outcome", convert.MarkOutcome, path=ended.path, outcome="failure",
                         marked_by="second look", partial_score=0.5)
@@ -171,8 +175,11 @@ def test_recorder_writes_a_whole_episode(tmp_path: Path) -> None:
     folder = Path(ended.path)
     table = read_steps(folder / "steps.parquet")
     assert len(table) == 4 and set(table.instruction) == {"push the red block left"}
-    assert read_outcome(folder).outcome == "failure"
+    outcome = read_outcome(folder)
+    assert outcome.outcome == "failure"  # the person's mark; the judge that ended the episode stands beside it
+    assert [(j["judge"], j["score"]) for j in outcome.judgements] == [("the judge", 0.9)]
     episode = read_episode(folder)
+    assert episode.ended_by == "done"
     assert [round(float(f.mean())) for f in episode.frames] == pytest.approx([20, 60, 100, 140, 200], abs=2)
 
 

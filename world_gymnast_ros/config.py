@@ -205,6 +205,21 @@ class DisplayConfig:
 
 
 @dataclass(frozen=True)
+class ReflectorNodeConfig:
+    """`reflector_node`: says when the task is done."""
+
+    judge: str = text("tiny/reflector", "judges that must agree, with commas: folders, shipped names, servers")
+    threshold: float = number(0.5, 0.0, 1.0, "done above this probability")
+    looks: int = number(2, 1, 100, "so many looks in a row must say so")
+    period_s: float = number(0.2, 0.02, 10.0, "a frame is looked at so often; learned judges know steps of 0.2 s")
+    image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
+    device: str = text("auto", "where the judge computes: auto (the GPU where there is one), cpu, cuda, cuda:1")
+    dtype: str = text("auto", "of the judge: auto (its own choice), float32, bfloat16, float16",
+                      ("auto", "float32", "bfloat16", "float16"))
+    threads: int = number(1, 0, 256, "torch threads; 0: torch's own choice")
+
+
+@dataclass(frozen=True)
 class RecorderConfig:
     """`recorder_node`: episodes on disk."""
 
@@ -238,6 +253,7 @@ FILES: dict[str, type[Any]] = {
     "policy.yaml": PolicyConfig,
     "arm.yaml": ArmConfig,
     "display.yaml": DisplayConfig,
+    "reflector.yaml": ReflectorNodeConfig,
     "recorder.yaml": RecorderConfig,
     "twin.yaml": TwinConfig,
 }

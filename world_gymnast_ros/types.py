@@ -335,3 +335,13 @@ class Confirms(Protocol):
 
     def confirm(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge as `score` does where only a yes or no is wanted: later judges are not asked about failures."""
+
+
+class EndsEpisodes(Protocol):
+    """Says when the task of a real episode is done, from its frames as they come."""
+
+    def begin(self, instruction: str) -> None:
+        """Begin an episode."""
+
+    def look(self, rgb: U8) -> bool:
+        """Look at the next frame, uint8 (H, W, 3); return whether the task is done."""

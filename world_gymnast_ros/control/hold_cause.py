@@ -12,6 +12,7 @@ class HoldCause(Enum):
     STEP_LIMITED = "the policy asks for more than the longest step, action after action"
     CLAMPED = "the guard cuts action after action: the policy presses against a limit"
     POLICY_NOT_READY = "the policy's side says that it must not act"
+    TASK_DONE = "the task is done; arm to go on"
     GOING_HOME = "going home"
     AT_HOME = "at home; arm to go on"
     OTHER = "see the reason"

@@ -90,6 +90,7 @@ class ArmNode(base.ConfiguredNode):
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
         self._policy_status = self.create_subscription(convert.DiagnosticStatus, "policy_status",
                                                        self._on_policy_status, base.LATCHED)
+        self.create_subscription(convert.DiagnosticStatus, "task_done", self._on_task_done, base.RELIABLE)
         self.create_subscription(
             convert.Empty, "policy_alive", lambda _: None, base.alive(self.config.policy_lease_s),
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_policy_alive))
@@ -142,6 +143,13 @@ class ArmNode(base.ConfiguredNode):
         refusal = self._policy_refusal()
         if refusal:
             self.player.hold(f"{refusal}; then arm again", HoldCause.POLICY_NOT_READY)
+            self._tick()
+
+    def _on_task_done(self, msg: Any) -> None:
+        """Hold when a judge says that the task is done: a policy that moves on often undoes it."""
+        if self.player.mode is ArmMode.ARMED:
+            self.get_logger().info(msg.message)
+            self.player.hold(HoldCause.TASK_DONE.value, HoldCause.TASK_DONE)
             self._tick()
 
     def _policy_refusal(self) -> str:
@@ -422,7 +430,7 @@ USAGE = command_line.Usage(
     doc="""\
 Plays action chunks to the arm, every action through the guard. It starts DISARMED.
 
-  in      action_chunk, joint states of the driver, stop (std_msgs/Bool, latched), joy (dead-man button)
+  in      action_chunk, joint states of the driver, task_done, stop (std_msgs/Bool, latched), joy (dead-man button)
   out     step, arm_status, diagnostics, and goals to the driver
   offers  ~/arm ~/disarm ~/hold ~/go_home (std_srvs/Trigger)""",
     parameters=ArmConfig,

@@ -192,7 +192,7 @@ class Attended(Operator):
         self.spin_until(over, self._trial_s + 10.0, "the end of the trial")
         if self.status.state != self.status.ARMED:
             print(f"\nthe arm stopped by itself: {self.status.reason}")
-            return "fault"
+            return "done" if self.status.reason == HoldCause.TASK_DONE.value else "fault"
         return "done" if pressed else "time"
 
     def _walk_home(self) -> None:

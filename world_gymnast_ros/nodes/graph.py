@@ -86,6 +86,8 @@ ARM = NodeSpec("arm_node", "config/arm.yaml", missed="nothing is sent to the arm
 RECORDER = NodeSpec("recorder_node", "config/recorder.yaml", missed="nothing is recorded; the other nodes go on")
 ADAPT = NodeSpec("adapt_node", "config/adapt.yaml", missed="nothing is adapted; policy_node goes on with the adapter "
                  "that it has")
+REFLECTOR = NodeSpec("reflector_node", "config/reflector.yaml", missed="nobody says when the task is done; "
+                     "episodes end by time or by the operator")
 DISPLAY = NodeSpec("display_node", "config/display.yaml", missed="viewers see no /tf, poses and markers; the other "
                    "nodes go on")
 TWIN = NodeSpec("twin_node", "config/twin.yaml", missed="neither pictures nor joint states come: arm_node holds, "

@@ -31,6 +31,8 @@ def describe(file: str, specs: Callable[[arguments.Values], Iterable[graph.NodeS
         DeclareLaunchArgument("namespace", default_value="", description="namespace of every node"),
         flag("display", "true: display_node publishes what RViz and Foxglove show: /tf, robot_description, poses, "
                         "markers", default="true"),
+        flag("reflector", "true: reflector_node watches an armed arm and says when the task is done; arm_node then "
+                          "holds. Its judge is named in reflector.yaml"),
         *(_setting(name) for name in arguments.SETTINGS),
         flag("open_to_network",
              "true: every machine on the network in the same ROS domain can see the camera and command the arm; DDS as "
@@ -47,7 +49,8 @@ def describe(file: str, specs: Callable[[arguments.Values], Iterable[graph.NodeS
         is_open = value("open_to_network") in YES
         network = graph.network_environment(is_open, os.environ)
         domain = os.environ.get("ROS_DOMAIN_ID") or "0"
-        wanted = [*specs(value), *([graph.DISPLAY] if value("display") in YES else [])]
+        asked = {"display": graph.DISPLAY, "reflector": graph.REFLECTOR}
+        wanted = [*specs(value), *(spec for name, spec in asked.items() if value(name) in YES)]
         settled = arguments.settle(wanted, value, value("namespace"))
         return [LogInfo(msg=OPEN.format(domain=domain) if is_open else ALONE),
                 *(_node(spec, value("namespace"), network) for spec in settled)]

@@ -13,13 +13,21 @@ from rclpy.node import Node
 from rclpy.serialization import serialize_message
 
 from world_gymnast_ros.config import RecorderConfig
-from world_gymnast_ros.episodes import EpisodeWriter, mark_outcome, new_episode_id, provenance, unused_episode_id
+from world_gymnast_ros.episodes import (
+    EpisodeWriter,
+    add_judgement,
+    mark_outcome,
+    new_episode_id,
+    provenance,
+    unused_episode_id,
+)
 from world_gymnast_ros.episodes.files import check_episode_id
 from world_gymnast_ros.episodes.picture_count import PictureCount
 from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, check_recorded, header_stamp_ns
 from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.robot.kinematics import JOINT_NAMES
+from world_gymnast_ros.types import Judgement
 
 MIB = 2**20
 LONGEST_ROUND_NS = 150_000_000
@@ -61,6 +69,9 @@ class RecorderNode(base.ConfiguredNode):
         self._latched: dict[str, tuple[str, bytes]] = {}
         self._last: Path | None = None
         self._pressed: set[int] = set()
+        self._done: tuple[str, Judgement] | None = None
+        """Which judge ended the running episode, and what it said."""
+        self.create_subscription(convert.DiagnosticStatus, "task_done", self._on_task_done, base.RELIABLE)
         self._buttons = {number: outcome for number, outcome in ((c.success_button, "success"),
                                                                  (c.failure_button, "failure")) if number >= 0}
         if self._buttons:
@@ -72,6 +83,7 @@ class RecorderNode(base.ConfiguredNode):
             ("twin/truth", convert.TwinTruth, base.RELIABLE),
             (f"{c.robot_name}/joint_states", convert.JointState, base.RECORD),
             ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
+            ("task_done", convert.DiagnosticStatus, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
         # Pictures last: where time is short, they are what is lost, and no step.
@@ -239,9 +251,22 @@ class RecorderNode(base.ConfiguredNode):
         finally:
             if not writer.is_open:  # a refused outcome leaves the episode running, to be stopped with a better one
                 self._writer = None
+        if self._done is not None:
+            add_judgement(path, *self._done, self.now_ns())
+            self._done = None
         self._last = path
         self.get_logger().info(f"episode ended ({ended_by}): {path}")
         return path
+
+    def _on_task_done(self, msg: Any) -> None:
+        """Keep who ended the episode: an opinion beside the outcome, which stays a person's to mark."""
+        values = {v.key: v.value for v in msg.values}
+        try:
+            score = float(values.get("score", "nan"))
+        except ValueError:
+            score = math.nan
+        if self._writer is not None and 0.0 <= score <= 1.0:
+            self._done = (msg.hardware_id, Judgement(score, detail=f"ended the episode: {msg.message}"))
 
     def _on_time(self) -> None:
         self._watch_clock()
@@ -281,6 +306,7 @@ class RecorderNode(base.ConfiguredNode):
             if self._writer is not None:
                 self._fault(error)
             return response
+        self._done = None
         self._started_ns = base.steady_ns()
         response.success, response.message = True, f"recording {episode_id}"
         if lacks:
@@ -296,8 +322,9 @@ class RecorderNode(base.ConfiguredNode):
             return response
         self._empty_queues()
         try:
-            path = self._finish(request.ended_by or "stopped", outcome=request.outcome or "unknown",
-                                marked_by=request.marked_by, partial_score=_score(request.partial_score))
+            ended_by = request.ended_by or ("stopped" if self._done is None else "done")
+            path = self._finish(ended_by, outcome=request.outcome or "unknown", marked_by=request.marked_by,
+                                partial_score=_score(request.partial_score))
         except EpisodeError as error:
             response.message = str(error)
             return response

@@ -5,6 +5,7 @@ import numpy as np
 
 from world_gymnast_ros.config import ArmConfig, PolicyConfig
 from world_gymnast_ros.control.chunk_player import ArmMode, PlayedStep
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
@@ -23,7 +24,7 @@ from world_gymnast_ros.twin.observer import (
 from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import CONTROL_TICK_S, Twin
 from world_gymnast_ros.twin.simulated_arm import INFERENCE_S, SimulatedArm
-from world_gymnast_ros.types import CONTROL_DT_S, F32, ActionChunk, AdapterRef, Frame, Policy, Start
+from world_gymnast_ros.types import CONTROL_DT_S, F32, ActionChunk, AdapterRef, EndsEpisodes, Frame, Policy, Start
 
 PATIENCE = 3
 """An episode ends after so many times its horizon, however few actions were played."""
@@ -33,8 +34,11 @@ class TwinEnvironment:
     """Implements `evaluation.environment.Environment`. An episode has the task's number of actions, held ones too."""
 
     def __init__(self, scene: Scene, frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX), arm: ArmConfig | None = None,
-                 policy: PolicyConfig | None = None, inference_s: float = INFERENCE_S) -> None:
-        """`frame_size` (h, w) of an episode's frames; `arm` and `policy`: the nodes' settings (None: as shipped)."""
+                 policy: PolicyConfig | None = None, inference_s: float = INFERENCE_S, done: EndsEpisodes | None = None
+                 ) -> None:
+        """`frame_size` (h, w) of an episode's frames; `arm` and `policy`: the nodes' settings (None: as shipped);
+        `done`: what ends an episode before its time, by looking at the frame after every action."""
+        self.done = done
         self.twin, self.frame_size = Twin(scene), frame_size
         self._arm, self._policy, self._inference_s = arm or ArmConfig(), policy or PolicyConfig(), inference_s
         self._is_reset = False
@@ -67,13 +71,20 @@ class TwinEnvironment:
         refusal = arm.arm()
         if refusal:
             raise EpisodeError(f"the arm of the twin was not armed: {refusal}")
+        if self.done is not None:
+            self.done.begin(instruction)
         episode = _Recording(self.twin, policy, instruction, temperature, seed, self.frame_size)
         deadline_s = PATIENCE * self.horizon_steps * CONTROL_DT_S
         while (len(episode.deltas) < self.horizon_steps and arm.player.mode is ArmMode.ARMED
                and self.twin.time_s < deadline_s):
-            episode.note(arm.play(instruction, episode.look))
+            noted = episode.note(arm.play(instruction, episode.look))
+            if noted and self.done is not None and self.done.look(episode.seen[-1].frame):
+                arm.player.hold(HoldCause.TASK_DONE.value, HoldCause.TASK_DONE)
             arm.advance()
-        ended_by, reason = ("time", "") if arm.player.mode is ArmMode.ARMED else ("fault", arm.player.reason)
+        player = arm.player
+        ended_by = ("time" if player.mode is ArmMode.ARMED else "done" if player.cause is HoldCause.TASK_DONE
+                    else "fault")
+        reason = player.reason if ended_by == "fault" else ""
         if not episode.deltas:
             raise EpisodeError(f"no action was played: {arm.player.last_refusal or arm.player.reason}")
         for _ in range(round(CONTROL_DT_S / CONTROL_TICK_S) - 1):  # the last action takes effect, nothing follows it
@@ -114,14 +125,15 @@ class _Recording:
                                      self.seed * 1000 + len(self.deltas))
         return ActionChunk(sampled.deltas[0], now_ns, sampled.adapter)
 
-    def note(self, played: PlayedStep | None) -> None:
-        """Keep an action that was played, with the frame that it was taken at."""
+    def note(self, played: PlayedStep | None) -> bool:
+        """Keep an action that was played, with the frame that it was taken at; return whether there was one."""
         if played is None or played.action is None:
-            return
+            return False
         first = played.action.index == 0
         self.seen.append(self._looked if first and self._looked else self.observer.look())
         self.deltas.append(played.command.sent)
         self.states.append(bridge_state(played.command.T_base_target, played.command.gripper))
+        return True
 
     def finished(self, ended_by: str, reason: str, adapter: str) -> Episode:
         """Return the episode; its last frame is of now."""
