@@ -1,8 +1,10 @@
 """Time from picture to command: `python bench/latency.py [--minutes 10] [--rates 5 30] [--loads none nice10 nice0]`.
 
 The real camera topic, policy_node and arm_node as processes over DDS with the limits that ship, a 640x480 camera, a
-driver without dynamics, and a policy that costs nothing: what is left is what the package itself takes. Under load, a
-process that trains a small network runs per core, at adapt_node's niceness (10) or at none (0).
+driver without dynamics, and a policy that costs nothing: what is left is what the package itself takes. `--policy
+shipped` takes the small one that ships, whose inference needs the cores, too. Under load, a process that trains a
+small network runs per core, in a terminal of its own; `--loads` says how it gives way. The nodes are in one terminal,
+as under `ros2 launch`, or with `--apart` in one each, as `world-gymnast` starts them.
 
 A look follows a full control period after the last action (`settle_fraction` 1), so that no command waits for its turn:
 the player sends at once, and waiting between looks is no latency. Prints one Markdown row per rate and load.
@@ -11,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,8 @@ SIZE = (480, 640, 3)
 DT_S, ACTIONS = 0.2, 2
 WARM_S = 5.0
 DOMAIN_ID = 88
+PLAYS_NOISE = {"allow_simulation_policy": True, "max_consecutive_clamped": 10000}
+"""On noise the shipped policy presses against the workspace."""
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -73,11 +79,24 @@ def free_policy(words: list[str]) -> int:
     return base.run(FreePolicyNode, [sys.argv[0], *words])
 
 
-def train(niceness: int) -> int:
-    """Train a small network for ever, on one core."""
+def train(load: str) -> int:
+    """Train a small network for ever, on one core, in a session of its own as in another terminal."""
     import torch
 
-    os.nice(niceness)
+    from world_gymnast_ros import priority
+
+    kind, number = load.rstrip("0123456789"), int(load.lstrip(ascii_letters) or 0)
+    if kind == "nice":
+        os.nice(number)
+    elif kind == "session":
+        os.nice(number)
+        refused = priority.lower_session(number)
+        if refused:
+            sys.exit(refused)
+    elif kind == "idle":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number:])
     torch.set_num_threads(1)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3, stride=2),
                                   torch.nn.Flatten(), torch.nn.Linear(64 * 30 * 30, 256))
@@ -108,7 +127,24 @@ class Figures:
     """Holds because the policy was taken for frozen."""
 
 
-def specs(rate_hz: float, load: str, niceness: int) -> list[Any]:
+def started(specs: list[Any], env: dict[str, str], log_dir: Path, apart: bool) -> Any:
+    """Start nodes in the session of this process, trainers (and nodes that are `apart`) in sessions of their own."""
+    from world_gymnast_ros.nodes import graph
+
+    if apart:
+        return graph.start(specs, env, log_dir)
+    log_dir.mkdir(parents=True, exist_ok=True)
+    running = []
+    for spec in specs:
+        log, own = log_dir / f"{spec.name}.log", spec.name.startswith("trainer")
+        with log.open("wb") as file:
+            process = subprocess.Popen(spec.command(), env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                       start_new_session=own, process_group=None if own else 0)
+        running.append(graph.Running(spec, process, log))
+    return graph.Graph(running)
+
+
+def specs(rate_hz: float, load: str, niceness: int, shipped: bool) -> list[Any]:
     """Return the graph; its nodes (not the trainers) run at `niceness`, below 0 only with the right to."""
     from world_gymnast_ros.nodes import graph
 
@@ -121,18 +157,21 @@ def specs(rate_hz: float, load: str, niceness: int) -> list[Any]:
             return [*given, sys.executable, *self.words, *self.arguments()]
 
     me = str(Path(__file__).resolve())
-    policy = graph.POLICY.with_overrides(instruction="reach the red block", settle_fraction=1.0)
+    policy = graph.POLICY.with_overrides(instruction="reach the red block", settle_fraction=1.0,
+                                         **({"picture_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
+    asked = ("-m", policy.module) if shipped else (me, "--role", "policy")
     nodes = [Script("driver", words=(str(ROOT / "test" / "fault_driver.py"),)),
-             Script(graph.ARM.name, graph.ARM.params, words=("-m", graph.ARM.module)),
-             Script(policy.name, policy.params, policy.overrides, words=(me, "--role", "policy")),
+             Script(graph.ARM.name, graph.ARM.params, PLAYS_NOISE if shipped else {},
+                    words=("-m", graph.ARM.module)),
+             Script(policy.name, policy.params, policy.overrides, words=asked),
              Script("camera", words=(me, "--role", "camera", "--rate", str(rate_hz)))]
     if load != "none":
-        words = (me, "--role", "load", "--niceness", load.removeprefix("nice"))
+        words = (me, "--role", "load", "--kind", load)
         nodes += [Script(f"trainer {i}", words=words) for i in range(os.cpu_count() or 1)]
     return nodes
 
 
-def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: Path) -> Figures:
+def measure(rate_hz: float, load: str, args: argparse.Namespace, log_dir: Path) -> Figures:
     """Run the graph once."""
     import psutil
     from ros_tools import client
@@ -141,7 +180,8 @@ def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: P
 
     figures = Figures()
     env = graph.ros_environment(log_dir=log_dir)
-    with client() as c, graph.start(specs(rate_hz, load, niceness), env, log_dir) as nodes:
+    wanted = specs(rate_hz, load, args.nodes, args.policy == "shipped")
+    with client() as c, started(wanted, env, log_dir, args.apart) as nodes:
         steps, chunks = c.hear("step", convert.StepMsg), c.hear("action_chunk", convert.ActionChunkMsg)
         status = c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
         c.hear("diagnostics", convert.DiagnosticArray)
@@ -161,7 +201,7 @@ def measure(rate_hz: float, load: str, niceness: int, minutes: float, log_dir: P
             return {name: sum(p.cpu_times()[:2]) for name, p in processes.items()}
 
         before, busy, start = used(), busy_s(), time.monotonic()
-        while time.monotonic() - start < 60.0 * minutes:
+        while time.monotonic() - start < 60.0 * args.minutes:
             c.spin(0.5)
             nodes.check()
             if status[-1].state != status[-1].ARMED:  # a busy machine looked like a fault; count it and go on
@@ -211,14 +251,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="per row")
     parser.add_argument("--rates", type=float, nargs="+", default=[5.0, 30.0], help="of the camera, Hz")
-    parser.add_argument("--loads", nargs="+", default=["none", "nice10", "nice0"], help="none, or nice and a number")
+    parser.add_argument("--loads", nargs="+", default=["none", "nice10", "session10"],
+                        help="none; niceN; sessionN: niceness of the whole session, as adapt_node and `world-gymnast` "
+                             "do it; idle: SCHED_IDLE; freeN: N cores left alone")
     parser.add_argument("--nodes", type=int, default=0, help="niceness of the nodes; below 0 only with the right to")
-    for hidden in ("--role", "--rate", "--niceness"):
+    parser.add_argument("--policy", choices=("free", "shipped"), default="free")
+    parser.add_argument("--apart", action="store_true", help="every node in a terminal of its own")
+    for hidden in ("--role", "--rate", "--kind"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_args()
     if args.role:
         return {"camera": lambda: camera(float(args.rate)), "policy": lambda: free_policy(rest),
-                "load": lambda: train(int(args.niceness))}[args.role]()
+                "load": lambda: train(args.kind)}[args.role]()
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
     from world_gymnast_ros.nodes import graph
@@ -233,7 +277,7 @@ def main() -> int:
     for load in args.loads:
         for rate_hz in args.rates:
             with tempfile.TemporaryDirectory() as folder:
-                f = measure(rate_hz, load, args.nodes, args.minutes, Path(folder))
+                f = measure(rate_hz, load, args, Path(folder))
             times = " | ".join(words(v) for v in (f.total, f.seen, f.carried, f.jitter))
             counts = f"{f.others:.0f} % | {f.lost} | {f.frozen}"
             print(f"| {rate_hz:g} | {load} | {len(f.total)} | {times} | {counts} |", flush=True)

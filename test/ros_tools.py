@@ -29,17 +29,24 @@ class Client(Node):
         self._executor.add_node(self)
         self.heard: dict[str, list[Any]] = {}
         self.times: dict[str, list[float]] = {}
+        self.sent: dict[str, list[float]] = {}
         self._sequence = 0
         self._senders: dict[str, Any] = {}
         self._callers: dict[str, Any] = {}
 
     def hear(self, topic: str, kind: Any, qos: Any = base.RELIABLE) -> list[Any]:
-        """Subscribe once and return the growing list of messages; `times` has when each came, monotonic s."""
-        if topic not in self.heard:
-            messages, times = self.heard.setdefault(topic, []), self.times.setdefault(topic, [])
+        """Subscribe once and return the growing list of messages.
 
-            def on_message(message: Any) -> None:
-                times.append(time.monotonic())
+        `times` has when each came, `sent` when its publisher wrote it, both monotonic s: this process may be late, and
+        then hears several at once. `sent` is only for nodes whose system clock was not tampered with.
+        """
+        if topic not in self.heard:
+            messages, times, sent = (d.setdefault(topic, []) for d in (self.heard, self.times, self.sent))
+
+            def on_message(message: Any, info: Any) -> None:
+                now = time.monotonic()
+                times.append(now)
+                sent.append(now - (time.time_ns() - info["source_timestamp"]) * 1e-9)
                 messages.append(message)
 
             self.create_subscription(kind, topic, on_message, qos)

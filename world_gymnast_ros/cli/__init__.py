@@ -8,11 +8,14 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 
+from world_gymnast_ros import priority
 from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
 VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "robot", "snapshot", "twin", "judge",
          "serve", "doctor", "fog")
 
+HEAVY, NICENESS = ("adapt", "bench", "fog", "iterate", "judge", "train"), 10
+"""Verbs that use the processor for minutes give way to an arm that is controlled from another terminal."""
 DESCRIPTION = "Adapt a vision-language-action policy to the scene before the camera, inside a video world model."
 EXAMPLES = """\
 examples:
@@ -30,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = _parser(words).parse_args(words)
-        return int(args.run(args))
+        # Only as a command: a program that calls this keeps its priority.
+        with priority.lowered(NICENESS if argv is None and args.verb in HEAVY else 0):
+            return int(args.run(args))
+
     return exit_status(work)
 
 

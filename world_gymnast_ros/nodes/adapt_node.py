@@ -9,7 +9,7 @@ threads, so that control keeps its deadlines.
 """
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 from collections import deque
@@ -24,6 +24,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
+from world_gymnast_ros import priority
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Outcome, Progress
 from world_gymnast_ros.adaptation.rollout import Cancelled
@@ -52,7 +53,10 @@ class AdaptNode(base.ConfiguredNode):
         import torch
 
         torch.set_num_threads(c.threads)
-        os.nice(c.niceness)
+        self._lowered = contextlib.ExitStack()
+        kept = self._lowered.enter_context(priority.lowered(c.niceness))
+        if kept:
+            self.get_logger().info(kept)
         self.parts = parts or load_parts(c)
         self._instruction = ""
         self._running: AdapterRef | None = None  # what the policy node was last offered
@@ -288,6 +292,7 @@ class AdaptNode(base.ConfiguredNode):
         if self._busy.acquire(timeout=20.0):  # a session ends within one update
             self._busy.release()
         self._server.destroy()
+        self._lowered.close()
 
 
 USAGE = command_line.Usage(

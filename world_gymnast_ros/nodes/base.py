@@ -20,7 +20,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
-from world_gymnast_ros import config
+from world_gymnast_ros import config, priority
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig, WorldGymnastError
 from world_gymnast_ros.nodes import command_line
@@ -197,6 +197,7 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
         command_line.check_words(argv[1:], usage.command if usage is not None else Path(argv[0]).name)
         ConfiguredNode.words = argv[1:]
         _init(argv)
+        priority.restore_session()  # a terminal that gave way to others earlier controls an arm now
         node = _made(make)
         if node.note:
             node.get_logger().warning(node.note)
