@@ -379,9 +379,9 @@ def test_the_motion_is_smooth_across_chunk_seams(armed: Bench, seam: str) -> Non
     speeds = np.diff(joints, axis=0) / np.diff(at_s)[:, None]
     middle_s = (at_s[1:] + at_s[:-1]) / 2.0
     pulls = np.abs(np.diff(speeds, axis=0)).max(axis=1) / np.diff(middle_s)
-    # The same from the goals themselves, when they were sent to the driver; how long each took jitters a little.
+    # The same from the goals themselves, as they came to the driver; their arrival jitters, the profile does not mind.
     motors, told = Motors(np.array(START), config), []
-    for when, goal in zip(c.sent[GROUP][goals:], c.heard[GROUP][goals:], strict=True):
+    for when, goal in zip(c.times[GROUP][goals:], c.heard[GROUP][goals:], strict=True):
         told.append(motors.go(np.array(goal.cmd), round(when * 1e9)))
     worst_speed, worst_pull = (max(v) for v in zip(*told, strict=True))
     record(f"chunk seams {seam}: most rad/s and rad/s2 measured {np.abs(speeds).max():.2f} "
@@ -704,8 +704,9 @@ def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, 
             offset[0] += jump_s
             c.until(lambda: len(steps) >= first + 5, "the chunk to be played to its end")  # noqa: B023
             assert all(s.verdict < STEP.HOLD for s in steps[first:])
-            gaps_s = np.diff(c.sent["clocked/step"][first:first + 5])
-            assert gaps_s.min() > 0.15 and (not TICK or gaps_s.max() < 0.25), gaps_s  # late, but never hurried
+            arrivals = np.diff(c.times["clocked/step"][first:first + 5])
+            # As this process heard them, which on a busy machine hears several at once.
+            assert np.median(arrivals) > 0.1 and (not TICK or (arrivals.min() > 0.1 and arrivals.max() < 0.25))
             c.spin(0.1)
             send_own(c, "clocked", 2, before_ns if jump_s > 0 else now_ns())
             c.until(lambda: "refused" in told[-1].reason, "the refusal")
