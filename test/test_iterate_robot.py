@@ -73,7 +73,7 @@ class Person:
 @pytest.fixture
 def ros(tmp_path: Path) -> Iterator[Client]:
     specs = [graph.TWIN.with_overrides(scene=SCENE, image_width=320, image_height=240),
-             graph.ARM.with_overrides(**SLOW),
+             graph.ARM.with_overrides(**SLOW, allow_simulation_policy=True),
              graph.POLICY.with_overrides(threads=1, max_frame_age_s=3.0),
              graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"))]
     with client() as c, running(specs, tmp_path) as nodes:
