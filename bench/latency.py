@@ -184,10 +184,10 @@ def measure(rate_hz: float, load: str, args: argparse.Namespace, log_dir: Path) 
     with client() as c, started(wanted, env, log_dir, args.apart) as nodes:
         steps, chunks = c.hear("step", convert.StepMsg), c.hear("action_chunk", convert.ActionChunkMsg)
         status = c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
 
         def policy_is_up() -> bool:
-            return any(m.status[0].name == "policy_node" for m in c.heard["diagnostics"])
+            return any(m.status[0].name == "policy_node" for m in c.heard["/diagnostics"])
 
         c.until(lambda: status and policy_is_up(), "the nodes", 120.0, nodes.check)
         c.until(lambda: c.trigger("arm").success, "arming")

@@ -90,7 +90,7 @@ def until_it_hears(client: Any, check: Callable[[], None]) -> None:
     """Spin until the recorder's diagnostics say that it heard every topic within the last second."""
     from world_gymnast_ros.nodes import convert
 
-    told = client.hear("diagnostics", convert.DiagnosticArray)
+    told = client.hear("/diagnostics", convert.DiagnosticArray)
 
     def hears() -> bool:
         mine = [m.status[0].values for m in told if m.status[0].name == "recorder_node"]

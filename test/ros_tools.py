@@ -63,7 +63,7 @@ class Client(Node):
 
     def told(self) -> str:
         """Return what the arm last said, for messages of failed tests."""
-        statuses, diagnostics = self.heard.get("arm_status", []), self.heard.get("diagnostics", [])
+        statuses, diagnostics = self.heard.get("arm_status", []), self.heard.get("/diagnostics", [])
         values = [(v.key, v.value) for m in diagnostics[-4:] if m.status[0].name == "arm_node"
                   for v in m.status[0].values]
         return f"; the arm: {statuses[-1].state_name}, {statuses[-1].reason}, {values}" if statuses else ""

@@ -230,7 +230,7 @@ def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:
     """An episode without camera or arm is recorded, and who starts it is told at once; so are the diagnostics."""
     spec = graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"), min_free_mb=1.0)
     with client() as c, running([spec], tmp_path / "log"):
-        told = c.hear("diagnostics", convert.DiagnosticArray)
+        told = c.hear("/diagnostics", convert.DiagnosticArray)
 
         def status() -> tuple[bytes, str, dict[str, str]]:
             (status,) = told[-1].status
@@ -268,8 +268,8 @@ def test_the_table_names_policy_adapter_and_world_model(tmp_path: Path) -> None:
         now_ns = int(c.get_clock().now().nanoseconds)
         ref = AdapterRef("mine", Path("x"), "ab12", "base", "tiny", {"world_model": "wm-3"})
         c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.adapter_msg(ref, now_ns))
-        for name, hardware in (("policy_node", "tiny"), ("arm_node", "xs")):
-            c.say("diagnostics", convert.DiagnosticArray, base.RELIABLE,
+        for name, hardware in (("policy_node", "tiny"), ("arm_node", "xs"), ("lab/policy_node", "another robot's")):
+            c.say("/diagnostics", convert.DiagnosticArray, base.RELIABLE,
                   convert.diagnostics_msg(name, hardware, "ok", "", {}, now_ns))
         c.spin(0.3)
         assert c.call("recorder_node/start_episode", convert.StartEpisode, instruction="x").success

@@ -140,7 +140,7 @@ def test_a_policy_that_takes_long_to_load_is_waited_for(
     """A frozen policy node stands for one that loads a large model: what is waited for is said, and by no name."""
     c, adapter, nodes = graph_and_adapter
     policy = nodes.nodes["policy_node"].process
-    c.hear("diagnostics", convert.DiagnosticArray)
+    c.hear("/diagnostics", convert.DiagnosticArray)
     c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.adapter_msg(None, 0))
     c.until(lambda: diagnosis(c).get("adapter") == "base", "the base, whatever ran last: the adapter is to be loaded")
     c.destroy_publisher(c._senders.pop("adapter"))

@@ -136,7 +136,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with client() as c, running([DRIVER, ARM], log_dir) as nodes:
         c.hear("step", STEP)
         c.hear("arm_status", STATUS, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear(STATES, convert.JointState, base.NEWEST)
         c.hear(GROUP, convert.xs_msg.JointGroupCommand)
         c.until(lambda: c.heard[STATES] and c.heard["arm_status"], "driver and arm", check=nodes.check)
@@ -315,7 +315,7 @@ def test_a_bad_chunk_changes_nothing_about_the_good_one(armed: Bench, row: str, 
 
 
 def diagnosis(c: Client) -> dict[str, str]:
-    mine = [m.status[0] for m in c.heard["diagnostics"] if m.status[0].name == "arm_node"]
+    mine = [m.status[0] for m in c.heard["/diagnostics"] if m.status[0].name == "arm_node"]
     return {v.key: v.value for v in mine[-1].values} if mine else {}
 
 
@@ -670,9 +670,9 @@ def test_an_arm_node_killed_while_armed_comes_back_disarmed(armed: Bench) -> Non
 
 def own_arm(name: str, **overrides: Any) -> graph.NodeSpec:
     """A second arm node, with topics of its own above and the same driver below."""
-    topics = ("action_chunk", "step", "arm_status", "stop", "diagnostics")
+    topics = ("action_chunk", "step", "arm_status", "stop", "/diagnostics")
     return graph.NodeSpec("arm_node", "config/arm.yaml", {**LIMITS, **LATCH, **overrides},
-                          {"__node": name, **{topic: f"{name}/{topic}" for topic in topics}})
+                          {"__node": name, **{topic: f"{name}/{topic.lstrip('/')}" for topic in topics}})
 
 
 def send_own(c: Client, name: str, sequence: int, frame_ns: int, actions: int = 4) -> None:

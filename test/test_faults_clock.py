@@ -90,7 +90,7 @@ def c() -> Iterator[Client]:
     with client() as c:
         c.hear("step", convert.StepMsg)
         c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear("image_raw", convert.Image, base.NEWEST)
         c.hear(GROUP, convert.xs_msg.JointGroupCommand)
         yield c

@@ -52,13 +52,13 @@ def c() -> Iterator[Client]:
     with client() as c:
         c.hear("step", convert.StepMsg)
         c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         yield c
 
 
 def drive(c: Client, nodes: graph.Graph) -> None:
     """See the policy move the arm."""
-    told = c.heard["diagnostics"]
+    told = c.heard["/diagnostics"]
     c.until(lambda: c.heard["arm_status"] and any(m.status[0].name == "policy_node" for m in told), "the nodes",
             check=nodes.check)
     c.until(lambda: c.trigger("arm").success, "arming")
@@ -90,7 +90,7 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
     arm = graph.ARM.with_overrides(use_sim_time=True, **LIMITS, **LATCH)
     with running([DRIVER, arm, policy.with_overrides(use_sim_time=True)], tmp_path) as nodes:
         drive(c, nodes)
-        told, heard = len(c.heard["diagnostics"]), len(steps)
+        told, heard = len(c.heard["/diagnostics"]), len(steps)
         # The worst moment: the policy has yet to look, and waits for a frame from after this step's stamp.
         c.until(lambda: len(steps) > heard and steps[-1].chunk_index == 3, "the end of a chunk", check=nodes.check)
         offset[0] += jump_s
@@ -108,7 +108,7 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
         assert time.monotonic() - since < STEP_S / 2
         gaps_s = np.diff([t for t, s in zip(c.sent["step"], steps, strict=True) if s.verdict < s.HOLD])
         assert gaps_s.min() > 0.15, f"actions were hurried: {gaps_s}"
-        c.until(lambda: len([m for m in c.heard["diagnostics"][told:] if m.status[0].name == "policy_node"]) > 2,
+        c.until(lambda: len([m for m in c.heard["/diagnostics"][told:] if m.status[0].name == "policy_node"]) > 2,
                 "the policy's diagnostics to go on")
         c.until(lambda: c.trigger("disarm").success, "disarm")
 

@@ -66,7 +66,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> It
         c.hear("step", STEP)
         c.hear("action_chunk", convert.ActionChunkMsg)
         c.hear("arm_status", STATUS, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear(STATES, convert.JointState, base.NEWEST)
         c.hear(GROUP, convert.xs_msg.JointGroupCommand)
         camera = Camera(c)
@@ -76,7 +76,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> It
 
 def message(c: Client) -> str:
     """The policy's newest diagnosis."""
-    return next((m.status[0].message for m in reversed(c.heard["diagnostics"]) if m.status[0].name == "policy_node"),
+    return next((m.status[0].message for m in reversed(c.heard["/diagnostics"]) if m.status[0].name == "policy_node"),
                 "")
 
 
@@ -181,9 +181,9 @@ def test_a_policy_killed_and_restarted_acts_only_after_arming(
     bench, c = acting[0], acting[0].c
     bench.signal("policy_node", signal.SIGKILL)
     c.until_state(STATUS.HOLDING, "check the policy")
-    told, steps = len(c.heard["diagnostics"]), len(c.heard["step"])
+    told, steps = len(c.heard["/diagnostics"]), len(c.heard["step"])
     bench.restart(everything[2])
-    c.until(lambda: any(m.status[0].name == "policy_node" for m in c.heard["diagnostics"][told:]), "it", START_S)
+    c.until(lambda: any(m.status[0].name == "policy_node" for m in c.heard["/diagnostics"][told:]), "it", START_S)
     c.spin(1.0)
     assert len(c.heard["step"]) == steps and c.heard["arm_status"][-1].state == STATUS.HOLDING
     c.until(lambda: c.trigger("arm").success, "DDS to forget the killed one, and arming")

@@ -78,7 +78,7 @@ def ros(tmp_path: Path) -> Iterator[Client]:
              graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"))]
     with client() as c, running(specs, tmp_path) as nodes:
         c.hear("twin/truth", convert.TwinTruth)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear("step", convert.StepMsg)
         c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
         c.until(lambda: c.heard["twin/truth"] and c.heard["arm_status"], "the twin and the arm", START_S, nodes.check)
@@ -86,7 +86,7 @@ def ros(tmp_path: Path) -> Iterator[Client]:
 
 
 def temperatures(c: Client) -> list[float]:
-    return [float(v.value) for m in c.heard["diagnostics"] for s in m.status if s.name == "policy_node"
+    return [float(v.value) for m in c.heard["/diagnostics"] for s in m.status if s.name == "policy_node"
             for v in s.values if v.key == "temperature"]
 
 

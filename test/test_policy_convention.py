@@ -55,7 +55,7 @@ def test_chunks_of_another_convention_are_refused_and_hold(arm: Client) -> None:
                 "two steps")
         sign = -sign
         assert steps < 30
-    warned = [m.status[0] for m in c.heard["diagnostics"] if "limit 10" in m.status[0].message]
+    warned = [m.status[0] for m in c.heard["/diagnostics"] if "limit 10" in m.status[0].message]
     assert warned and warned[0].level == warned[0].WARN
     c.until_state(STATUS.HOLDING, "10 actions in a row, limit 10")
     c.until(lambda: value(c, "arm_node", "hold_cause") == "STEP_LIMITED", "the named cause")

@@ -55,7 +55,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterato
         c.hear("step", convert.StepMsg)
         c.hear("action_chunk", convert.ActionChunkMsg)
         c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
-        c.hear("diagnostics", convert.DiagnosticArray)
+        c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear("image_raw", convert.Image, base.NEWEST)
         c.until(lambda: diagnosis(c), "the policy", START_S, nodes.check)
         c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "pictures and the arm", check=nodes.check)
@@ -69,7 +69,7 @@ def ros(parts: tuple[Client, graph.Graph]) -> Client:
 
 def diagnosis(c: Client) -> dict[str, str]:
     """The policy's newest diagnostics: message and values."""
-    mine = [m.status[0] for m in c.heard["diagnostics"] if m.status[0].name == "policy_node"]
+    mine = [m.status[0] for m in c.heard["/diagnostics"] if m.status[0].name == "policy_node"]
     return {"message": mine[-1].message, **{v.key: v.value for v in mine[-1].values}} if mine else {}
 
 
@@ -169,9 +169,9 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
     """Alone in its graph, in a dry run: pictures in, chunks out."""
     spec = graph.POLICY.with_overrides(checkpoint=str(checkpoint), threads=1, dry_run_without_arm=True,
                                        instruction="reach the red block", image_width=64, max_frame_age_s=3.0)
-    lonely = graph.NodeSpec(spec.name, spec.params, spec.overrides, {"image_raw": "own_image",
+    lonely = graph.NodeSpec(spec.name, spec.params, spec.overrides, {"__node": "lonely", "image_raw": "own_image",
                                                                     "action_chunk": "own_chunk",
-                                                                    "diagnostics": "own_diagnostics"})
+                                                                    "/diagnostics": "own_diagnostics"})
     with client() as c, running([lonely], tmp_path) as nodes:
         chunks = c.hear("own_chunk", convert.ActionChunkMsg)
         heard = c.hear("own_diagnostics", convert.DiagnosticArray)

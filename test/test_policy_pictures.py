@@ -41,14 +41,14 @@ def hear(c: Client) -> None:
     c.hear("step", STEP)
     c.hear("action_chunk", convert.ActionChunkMsg)
     c.hear("arm_status", STATUS, base.LATCHED)
-    c.hear("diagnostics", convert.DiagnosticArray)
+    c.hear("/diagnostics", convert.DiagnosticArray)
     c.hear("policy_status", convert.DiagnosticStatus, base.LATCHED)
     c.hear("arm_pose", convert.PoseStamped)
 
 
 def diagnosis(c: Client, node: str) -> Any:
     """The newest diagnostics of a node: level, message, values."""
-    mine = [m.status[0] for m in c.heard["diagnostics"] if m.status[0].name == node]
+    mine = [m.status[0] for m in c.heard["/diagnostics"] if m.status[0].name == node]
     return mine[-1] if mine else convert.DiagnosticStatus()
 
 

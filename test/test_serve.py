@@ -483,7 +483,7 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
         node = graph.POLICY.with_overrides(policy_url=url, policy_timeout_s=4.0, instruction=WORDS,
                                            max_frame_age_s=3.0, retry_s=5.0)
         with client() as c, running([arm, node], tmp_path) as nodes:
-            steps, told = c.hear("step", convert.StepMsg), c.hear("diagnostics", convert.DiagnosticArray)
+            steps, told = c.hear("step", convert.StepMsg), c.hear("/diagnostics", convert.DiagnosticArray)
             chunks, status = c.hear("action_chunk", convert.ActionChunkMsg), c.hear("arm_status", convert.ArmStatusMsg,
                                                                                     base.LATCHED)
             pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)

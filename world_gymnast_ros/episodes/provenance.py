@@ -15,7 +15,7 @@ CHUNK = "world_gymnast_ros/msg/ActionChunk"
 ADAPTER = "world_gymnast_ros/msg/Adapter"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 POLICY_STATUS = "policy_node"
-"""The name under which policy_node tells its policy in the diagnostics."""
+"""The name, after its namespace, under which policy_node tells its policy in the diagnostics."""
 MAX_CHUNKS = 512
 """So many are remembered, minutes of control: a step comes within seconds of its chunk."""
 
@@ -62,7 +62,8 @@ class Provenance:
             elif msg_type == ADAPTER:
                 self._adapters[message.name or "base"] = message.sha256, _world_model(message.scores_json)
             else:
-                self._policy = next((status.hardware_id for status in message.status if status.name == POLICY_STATUS),
+                self._policy = next((status.hardware_id for status in message.status
+                                     if status.name.rpartition("/")[2] == POLICY_STATUS),
                                     self._policy)
 
     def _on_chunk(self, message: Any) -> None:

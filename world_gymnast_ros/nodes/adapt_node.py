@@ -38,6 +38,8 @@ from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_rel
 JOINTS_S = 0.5
 """Joint states as new as the last picture are waited for no longer."""
 EXECUTOR_THREADS = 3
+CLOSE_S = 3.0
+"""So long `close` waits for a session to end: launch kills after five seconds. What it stores is whole or absent."""
 """One for the session, one for topics, one for feedback and cancel."""
 
 
@@ -109,7 +111,8 @@ class AdaptNode(base.ConfiguredNode):
             read = convert.frame_from_compressed if self.config.image_compressed else convert.frame_from_image
             frame = read(msg)
         except BadFrame as error:
-            self.get_logger().error(str(error), throttle_duration_sec=2.0)
+            if self.causes.news(str(error)):
+                self.get_logger().error(str(error))
             return
         self._frames.append(frame)
 
@@ -289,8 +292,10 @@ class AdaptNode(base.ConfiguredNode):
 
     def close(self) -> None:
         self._closing.set()
-        if self._busy.acquire(timeout=20.0):  # a session ends within one update
-            self._busy.release()
+        if not self._busy.acquire(timeout=CLOSE_S):  # a session ends within one update, which may take long
+            self.is_unfinished = True
+            return
+        self._busy.release()
         self._server.destroy()
         self._lowered.close()
 

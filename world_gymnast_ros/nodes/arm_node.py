@@ -85,7 +85,7 @@ class ArmNode(base.ConfiguredNode):
     def _connect(self) -> None:
         self._steps = self.create_publisher(convert.StepMsg, "step", base.RELIABLE)
         self._status = self.create_publisher(convert.ArmStatusMsg, "arm_status", base.LATCHED)
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
         self._poses = self.create_publisher(convert.PoseStamped, "arm_pose", base.RELIABLE)
         self._chunks = self.create_subscription(convert.ActionChunkMsg, "action_chunk", self._on_chunk, base.RELIABLE)
         self._policy_status = self.create_subscription(convert.DiagnosticStatus, "policy_status",
@@ -115,18 +115,16 @@ class ArmNode(base.ConfiguredNode):
         try:
             chunk = convert.chunk_from_msg(msg)
         except BadAction as error:
-            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+            if self.causes.news(str(error)):
+                self.get_logger().error(str(error))
             return
         age_s = (self.now_ns() - chunk.frame_stamp_ns) * 1e-9
         refusal = self.player.accept(chunk, now_ns, sequence=msg.sequence, frame_age_s=age_s,
                                      instruction=msg.instruction)
         if refusal:
             refused = f"chunk {msg.sequence} refused: {refusal}"
-            # Two call sites: rclpy raises where the throttle of one call site changes, and that would end the node.
-            if self.player.mode is ArmMode.DISARMED:  # before arming it is what one expects
-                self.get_logger().warning(refused, throttle_duration_sec=30.0)
-            else:
-                self.get_logger().warning(refused, throttle_duration_sec=1.0)
+            if self.causes.news(refused):
+                self.get_logger().warning(refused)
         else:
             self._tick()  # the first action now, not at the next tick
 
@@ -199,9 +197,10 @@ class ArmNode(base.ConfiguredNode):
             self._played, self._frame_age_s = True, played.frame_age_s
             self._steps.publish(convert.step_msg(command, played.action, played.arm, self.now_ns()))
         if command.verdict in (Verdict.HOLD, Verdict.STOP):
-            self.get_logger().warning(f"{command.verdict.value}: {command.reason}", throttle_duration_sec=0.5)
+            told = f"{command.verdict.value}: {command.reason}"
+            if self.causes.news(told):
+                self.get_logger().warning(told)
             self._publish_status()
-
         elif command.verdict is Verdict.CLAMPED:
             for reason in command.reason.split("; "):
                 cause = re.sub(r"-?\d+(\.\d+)?", "#", reason)
@@ -261,6 +260,7 @@ class ArmNode(base.ConfiguredNode):
             self.player.verdict_counts = dict.fromkeys(Verdict, 0)
             self._played, self._frame_age_s = False, -1.0
             self._causes.clear()
+            self.causes.clear()
             self._tick()
         return refusal
 
@@ -402,8 +402,8 @@ class ArmNode(base.ConfiguredNode):
                   "efforts": [] if arm is None else arm.efforts.round().tolist(),
                   "temperatures_c": list(self.driver.temperatures),
                   **{v.value.lower(): n for v, n in p.verdict_counts.items()}}
-        self._diagnostics.publish(convert.diagnostics_msg("arm_node", self.config.robot_name, level, warning or reason,
-                                                          values, self.now_ns()))
+        self._diagnostics.publish(convert.diagnostics_msg(base.named(self, "arm_node"), self.config.robot_name, level,
+                                                          warning or reason, values, self.now_ns()))
         if arm is not None and age_s <= p.config.max_arm_age_s:
             self._poses.publish(convert.pose_msg(arm.T_base_ee, self.now_ns() - round(age_s * 1e9),
                                                  self.config.base_frame))

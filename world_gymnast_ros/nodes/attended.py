@@ -48,11 +48,11 @@ class Attended(Operator):
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
         self._set = self.create_client(convert.SetParameters, "policy_node/set_parameters")
         self._mark = self.create_client(convert.MarkOutcome, "recorder_node/mark_outcome")
-        self.create_subscription(convert.DiagnosticArray, "diagnostics", self._on_diagnostics, base.RELIABLE)
+        self.create_subscription(convert.DiagnosticArray, "/diagnostics", self._on_diagnostics, base.RELIABLE)
 
     def _on_diagnostics(self, msg: Any) -> None:
         for status in msg.status:
-            if status.name == "policy_node":
+            if status.name == base.named(self, "policy_node"):
                 values = {v.key: v.value for v in status.values}
                 self._in_use, self.base_policy = values.get("adapter", ""), values.get("policy", "")
                 self._policy_says, self._refused = status.message, int(values.get("adapters_refused", "0"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,9 @@ from world_gymnast_ros import config, priority
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig, WorldGymnastError
 from world_gymnast_ros.nodes import command_line
+from world_gymnast_ros.nodes.causes import Causes, NameClaim
 from world_gymnast_ros.nodes.convert import FloatingPointRange, IntegerRange, ParameterDescriptor
+from world_gymnast_ros.nodes.ending import Signals, StoppedWhileLoadingError
 
 T = TypeVar("T")
 
@@ -75,6 +77,8 @@ _OWN = ("use_sim_time", "start_type_description_service")
 PARAMETERS = frozenset(spec.name for cls in (*config.FILES.values(), AdaptNodeConfig)
                        for spec in dataclasses.fields(cls))
 """The names of all parameters of all nodes of this package."""
+NAMESAKE_PERIOD_S, FORGOTTEN_S = 5.0, 25.0
+"""How often the graph is asked for another node of this name; DDS forgets one that was killed after 20 s."""
 NO_MOTION = "publishes no motion"
 """The first words of every node but the arm's."""
 
@@ -87,8 +91,44 @@ class ConfiguredNode(Node):
     note = ""
     """What the log says after the first line, which tells whether the node moves anything."""
 
+    claims_name: ClassVar[bool] = False
+    """Whether the process is the node's own, and so must be the only one of its name."""
+    is_unfinished = False
+    """Whether `close` gave up waiting for something that goes on; the process is then ended."""
+    _claims: ClassVar[list[NameClaim]] = []
+
     def __init__(self, name: str) -> None:
         super().__init__(name, automatically_declare_parameters_from_overrides=True)
+        self.causes = Causes()
+        self._looked_ns, self._alone_ns = steady_ns(), steady_ns()
+        if self.claims_name:
+            try:
+                self._claims.append(NameClaim(self.get_fully_qualified_name(), self.context.get_domain_id()))
+            except BadConfig:
+                self.destroy_node()
+                raise
+
+    @classmethod
+    def release_names(cls) -> None:
+        """Give back the names that this process holds."""
+        while cls._claims:
+            cls._claims.pop().release()
+
+    def look_for_namesake(self) -> None:
+        """Tell of another node of this name elsewhere in the graph, once it is there for longer than a killed one."""
+        now_ns = steady_ns()
+        if now_ns - self._looked_ns < NAMESAKE_PERIOD_S * 1e9:
+            return
+        self._looked_ns = now_ns
+        name = (self.get_name(), self.get_namespace())
+        count = self.get_node_names_and_namespaces().count(name)
+        if count < 2:
+            self._alone_ns = now_ns
+        elif now_ns - self._alone_ns > FORGOTTEN_S * 1e9:
+            told = (f"{count} nodes are called {self.get_fully_qualified_name()}, on other machines or in containers: "
+                    "services and parameters go to either; end one, or start it with -r __node:=NAME")
+            if self.causes.news(told):
+                self.get_logger().error(told)
 
     def read_config(self, cls: type[T], moves: str = NO_MOTION) -> T:
         """Declare every field of `cls` as a parameter and return the values given. Raises BadConfig.
@@ -134,6 +174,11 @@ class ConfiguredNode(Node):
 
     def close(self) -> None:
         """Do what must happen before the node goes; called once, with the context still valid."""
+
+
+def named(node: Node, kind: str) -> str:
+    """Return the name of a node of this kind in `node`'s namespace, for /diagnostics, which all namespaces share."""
+    return f"{node.get_namespace()}/{kind}".lstrip("/")
 
 
 class NodeDone(Exception):
@@ -188,39 +233,50 @@ def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threa
     if usage is not None and command_line.wants_help(argv[1:]):
         print(usage.text())
         return 0
-    stopped: list[int] = []
-    before = {number: signal.signal(number, lambda n, _frame: stopped.append(n))
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-              if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN}
     node: ConfiguredNode | None = None
-    try:
-        command_line.check_words(argv[1:], usage.command if usage is not None else Path(argv[0]).name)
-        ConfiguredNode.words = argv[1:]
-        _init(argv)
-        priority.restore_session()  # a terminal that gave way to others earlier controls an arm now
-        node = _made(make)
-        if node.note:
-            node.get_logger().warning(node.note)
-        executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
-        executor.add_node(node)
-        while rclpy.ok() and not stopped:
-            executor.spin_once(timeout_sec=0.25)
-        return 0
-    except WorldGymnastError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 2
-    except NodeDone as done:
-        return done.code
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
+    code = 1
+    with Signals() as signals:
+        try:
+            command_line.check_words(argv[1:], usage.command if usage is not None else Path(argv[0]).name)
+            ConfiguredNode.words, ConfiguredNode.claims_name = argv[1:], True
+            _init(argv)
+            priority.restore_session()  # a terminal that gave way to others earlier controls an arm now
+            with signals.loading():
+                node = _made(make)
+            if node.note:
+                node.get_logger().warning(node.note)
+            executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
+            executor.add_node(node)
+            while rclpy.ok() and not signals.stopped:
+                executor.spin_once(timeout_sec=0.25)
+                node.look_for_namesake()
+            code = 0
+        except StoppedWhileLoadingError:
+            code = 0
+        except WorldGymnastError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            code = 2
+        except NodeDone as done:
+            code = done.code
+        finally:
+            ConfiguredNode.claims_name = False
+            if node is not None:
+                _end(node, code)
+            ConfiguredNode.release_names()
+            rclpy.try_shutdown()
+    return code
+
+
+def _end(node: ConfiguredNode, code: int) -> None:
+    """Close a node; one that could not end what it does goes with the process, which it would keep for as long."""
+    node.close()
+    if node.is_unfinished:
         rclpy.try_shutdown()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        print(f"{node.get_name()} ended; what was under way was abandoned", file=sys.stderr, flush=True)
+        os._exit(code)
+    node.destroy_node()
 
 
 def steady_ns() -> int:
     """Return the steady clock, for every deadline: wall time may jump."""
     return time.monotonic_ns()
-

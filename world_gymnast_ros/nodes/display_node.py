@@ -201,7 +201,7 @@ class DisplayNode(base.ConfiguredNode):
         if self.config.camera_frame and self._camera is None:
             why.append("the camera is not placed: policy_node does not answer, or its camera_focal is 0")
         self._diagnostics.publish(convert.diagnostics_msg(
-            "display_node", "", "warn" if why else "ok", "; ".join(why) or "showing", {
+            base.named(self, "display_node"), "", "warn" if why else "ok", "; ".join(why) or "showing", {
                 "base_frame": self._base, "description": "the driver's" if self._theirs else "from the kinematics"},
             self.now_ns()))
 

@@ -19,6 +19,7 @@ from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.control.chunk_player import SILENT_AGES
 from world_gymnast_ros.errors import BadAction
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.causes import Causes
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.robot.actions import gripper_is_open
@@ -45,7 +46,7 @@ class JointStates:
         self.count = 0
         self._merge = JointMerge()
         self._on_gap = on_gap  # called with the seconds of silence, before what comes after it can be acted on
-        self.fault = ""
+        self.fault, self._causes = "", Causes()
         self._waiting: list[Future] = []
         self._node = node
         self.topic = node.create_subscription(convert.JointState, topic, self._on_joints, base.NEWEST).topic_name
@@ -64,7 +65,8 @@ class JointStates:
             self.arm, self.received_ns, self.fault = arm, now_ns, ""
         except BadAction as error:  # the old state ages, and the guard holds on its age
             self.fault = str(error)
-            self._node.get_logger().error(self.fault, throttle_duration_sec=2.0)
+            if self._causes.news(self.fault):
+                self._node.get_logger().error(self.fault)
             return
         waiting, self._waiting = self._waiting, []
         for future in waiting:

@@ -13,6 +13,7 @@ from rclpy.node import Node
 
 from world_gymnast_ros.config import ArmConfig
 from world_gymnast_ros.nodes import base, convert
+from world_gymnast_ros.nodes.causes import Causes
 from world_gymnast_ros.nodes.driver import Driver
 from world_gymnast_ros.robot.actions import gripper_is_open
 from world_gymnast_ros.robot.gripper import FINGER_OPEN_M
@@ -33,6 +34,7 @@ class PositionGripper:
     def __init__(self, node: Node, config: ArmConfig) -> None:
         name, kind = config.gripper_controller, config.gripper_interface
         self._node, self._sent_m, self._stopped = node, -1.0, False
+        self._causes = Causes()
         self.command_topics: list[str] = []
         if kind == "action":
             convert.require_control_msgs()
@@ -80,7 +82,8 @@ class PositionGripper:
     def _on_answer(self, answer: Any) -> None:
         if not answer.result().accepted:
             self.forget()  # so that it is tried again
-            self._node.get_logger().error(f"{self.topic} refused a goal of the gripper", throttle_duration_sec=2.0)
+            if self._causes.news("gripper"):
+                self._node.get_logger().error(f"{self.topic} refused a goal of the gripper")
 
 
 class ControllerDriver(Driver):

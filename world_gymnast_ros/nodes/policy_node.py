@@ -34,6 +34,8 @@ from world_gymnast_ros.types import F64, ActionChunk, Frame
 BLACK = Frame(np.zeros((480, 640, 3), np.uint8), 0)
 QUIET_S = 2.0
 """An arm that is armed and gets no chunk for longer is told of in the diagnostics."""
+CLOSE_S = 3.0
+"""So long `close` waits for the look that is under way: launch kills after five seconds."""
 CHECK_PERIOD_S = 1.0
 """A picture is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
 NOTHING_SEEN = PictureVerdict(None, False, False, None)
@@ -115,7 +117,7 @@ class PolicyNode(base.ConfiguredNode):
     def _connect(self) -> None:
         self._chunks = self.create_publisher(convert.ActionChunkMsg, "action_chunk", base.RELIABLE)
         self._alive = self.create_publisher(convert.Empty, "policy_alive", base.alive(base.ALIVE_LEASE_S))
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
         self._status = self.create_publisher(convert.DiagnosticStatus, "policy_status", base.LATCHED)
         if self.config.image_compressed:
             self._images = self.create_subscription(convert.CompressedImage, "image_raw/compressed", self._on_image,
@@ -187,7 +189,8 @@ class PolicyNode(base.ConfiguredNode):
         try:
             self._pose.add(convert.to_ns(msg.header.stamp), convert.pose_from_msg(msg))
         except BadAction as error:
-            self.get_logger().error(str(error), throttle_duration_sec=10.0)
+            if self.causes.news(str(error)):
+                self.get_logger().error(str(error))
 
     def _on_alive(self) -> None:
         """Tell the arm that topics are served and a worker is there. How long a look takes, the arm judges itself."""
@@ -218,7 +221,8 @@ class PolicyNode(base.ConfiguredNode):
         except BadFrame as error:
             self._counts["bad_frames"] += 1
             self._bad_picture = str(error)
-            self.get_logger().error(str(error), throttle_duration_sec=2.0)
+            if self.causes.news(str(error)):
+                self.get_logger().error(str(error))
             return
         self._bad_picture = ""
         self._busy.set()
@@ -243,7 +247,8 @@ class PolicyNode(base.ConfiguredNode):
                     self._infer(*job)
             except Exception as error:  # the policy stays; the arm holds by itself when no chunk comes
                 self._fault = f"{type(error).__name__}: {error}"
-                self.get_logger().error(self._fault, throttle_duration_sec=2.0)
+                if self.causes.news(self._fault):
+                    self.get_logger().error(self._fault)
             finally:
                 self._tell_status()
                 if kind in ("frame", "check"):
@@ -371,9 +376,14 @@ class PolicyNode(base.ConfiguredNode):
                     "all but one")
         fault = self._fault or self._bad_picture
         level = "error" if fault or wrong else "warn" if quiet or hint else "ok"
-        message = fault or wrong or quiet or hint or ("acting" if self._gate.active else "waiting for the arm")
-        self._diagnostics.publish(convert.diagnostics_msg("policy_node", self.policy.name, level, message, values,
-                                                          self.now_ns()))
+        message = fault or wrong or quiet or hint or ("acting" if self._gate.active else self._waiting())
+        self._diagnostics.publish(convert.diagnostics_msg(base.named(self, "policy_node"), self.policy.name, level,
+                                                          message, values, self.now_ns()))
+
+    def _waiting(self) -> str:
+        """Return what is waited for while the arm takes no chunks."""
+        there = self.count_publishers("arm_status") > 0 or self.config.dry_run_without_arm
+        return "waiting for the arm" if there else "no arm_node: nobody publishes arm_status"
 
     def _quiet(self) -> str:
         """Return why an armed arm gets no chunks, or "" while it does."""
@@ -388,7 +398,8 @@ class PolicyNode(base.ConfiguredNode):
     def close(self) -> None:
         self._gate.set_active(False, 0)
         self._jobs.put(("stop", None))
-        self._worker.join(timeout=5.0)
+        self._worker.join(timeout=CLOSE_S)
+        self.is_unfinished = self._worker.is_alive()
 
 
 USAGE = command_line.Usage(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ class RecorderNode(base.ConfiguredNode):
             ("instruction", convert.String, base.LATCHED), ("instruction", convert.String, base.RELIABLE),
             ("twin/truth", convert.TwinTruth, base.RELIABLE),
             (f"{c.robot_name}/joint_states", convert.JointState, base.RECORD),
-            ("diagnostics", convert.DiagnosticArray, base.RELIABLE),
+            ("/diagnostics", convert.DiagnosticArray, base.RELIABLE),
             ("task_done", convert.DiagnosticStatus, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
@@ -95,7 +96,7 @@ class RecorderNode(base.ConfiguredNode):
         else:
             self._hear(self._camera, convert.Image, base.RECORD_IMAGES, False, self._on_image)
         self._rehearse()
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
         self.create_service(convert.StartEpisode, "~/start_episode", self._on_start)
         self.create_service(convert.StopEpisode, "~/stop_episode", self._on_stop)
         self.create_service(convert.MarkOutcome, "~/mark_outcome", self._on_mark)
@@ -107,6 +108,8 @@ class RecorderNode(base.ConfiguredNode):
     def _listen(self, topic: str, kind: Any, qos: Any) -> None:
         name = _name(kind)
 
+        own_policy = _as_cdr(base.named(self, provenance.POLICY_STATUS))
+
         def on_bytes(cdr: bytes) -> None:
             now_ns = base.steady_ns()
             known = self._latched.get(topic)
@@ -116,7 +119,10 @@ class RecorderNode(base.ConfiguredNode):
             if topic != self._arm or all(joint in cdr for joint in ARM_JOINTS):  # a gripper's own are no arm's
                 self._used_ns[topic] = now_ns
             # What is said once, or tells of the policy, an episode that starts later must carry too.
-            if topic in ONCE or (topic == "diagnostics" and POLICY_STATUS in cdr):
+            of_a_policy = topic == "/diagnostics" and POLICY_STATUS in cdr
+            if of_a_policy and own_policy not in cdr:  # the topic is shared: another robot's, in another namespace
+                return
+            if topic in ONCE or of_a_policy:
                 self._latched[topic] = (name, cdr)
             self._write(topic, name, cdr)
 
@@ -176,15 +182,15 @@ class RecorderNode(base.ConfiguredNode):
                   for topic in dict.fromkeys(reader[0] for reader in self._readers)}
         values |= {"pictures_used": str(self._pictures.used), "pictures_refused": str(self._pictures.refused)}
         self._diagnostics.publish(convert.diagnostics_msg(
-            "recorder_node", self.config.robot_name, "warn" if lacks else "ok", f"{doing}; {lacks}" if lacks else doing,
-            values, self.now_ns()))
+            base.named(self, "recorder_node"), self.config.robot_name, "warn" if lacks else "ok",
+            f"{doing}; {lacks}" if lacks else doing, values, self.now_ns()))
 
     def _rehearse(self) -> None:
         """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
         with tempfile.TemporaryDirectory() as place:
             writer = EpisodeWriter(Path(place), "rehearsal", {}, 0, reserve_bytes=0)
             for topic, kind in self._kinds.items():
-                writer.write(f"/{topic}", _name(kind), bytes(serialize_message(kind())), 0)
+                writer.write(f"/{topic.lstrip('/')}", _name(kind), bytes(serialize_message(kind())), 0)
             writer.write_image("/image_raw", np.zeros((48, 64, 3), np.uint8), 0, 0)
             writer.close("done", 0)
 
@@ -193,7 +199,7 @@ class RecorderNode(base.ConfiguredNode):
     def _write(self, topic: str, name: str, cdr: bytes) -> None:
         if self._writer is not None:
             try:
-                self._writer.write(f"/{topic}", name, cdr, self.now_ns())
+                self._writer.write(f"/{topic.lstrip('/')}", name, cdr, self.now_ns())
             except EpisodeError as error:
                 self._fault(error)
 
@@ -234,7 +240,8 @@ class RecorderNode(base.ConfiguredNode):
 
     def _refuse(self, why: str) -> None:
         self._pictures.refuse(why)
-        self.get_logger().error(f"picture not recorded: {why}", throttle_duration_sec=5.0)
+        if self.causes.news(f"picture not recorded: {why}"):
+            self.get_logger().error(f"picture not recorded: {why}")
 
     def _fault(self, error: EpisodeError) -> None:
         self.get_logger().error(f"recording stopped: {error}")
@@ -300,7 +307,7 @@ class RecorderNode(base.ConfiguredNode):
             self._writer = EpisodeWriter(self._root, episode_id, header, now_ns,
                                          reserve_bytes=int(self.config.min_free_mb * MIB))
             for topic, (name, cdr) in self._latched.items():
-                self._writer.write(f"/{topic}", name, cdr, now_ns)
+                self._writer.write(f"/{topic.lstrip('/')}", name, cdr, now_ns)
         except EpisodeError as error:
             response.message = str(error)
             if self._writer is not None:
@@ -377,6 +384,11 @@ class RecorderNode(base.ConfiguredNode):
             except EpisodeError as error:
                 self.get_logger().error(str(error))
         self._ears.destroy_node()
+
+
+def _as_cdr(text: str) -> bytes:
+    """Return a string as a message holds it, which no longer string ends in or begins with: length, bytes, zero."""
+    return (len(text) + 1).to_bytes(4, sys.byteorder) + text.encode() + b"\0"
 
 
 def _name(kind: Any) -> str:

@@ -34,7 +34,7 @@ class ReflectorNode(base.ConfiguredNode):
         self._next: tuple[int, str, U8] | None = None
         self._wake = threading.Condition()
         self._done = self.create_publisher(convert.DiagnosticStatus, "task_done", base.RELIABLE)
-        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "diagnostics", base.RELIABLE)
+        self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
         kind, topic = ((convert.CompressedImage, "image_raw/compressed") if c.image_compressed
                        else (convert.Image, "image_raw"))
         self.create_subscription(kind, topic, self._on_image, base.NEWEST)
