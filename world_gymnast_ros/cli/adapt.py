@@ -61,14 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one session and print its verdict."""
-    import torch
-    from tqdm import tqdm
-
-    from world_gymnast_ros.adaptation.log import Progress
-    from world_gymnast_ros.loading.load import geometric_judge
-    from world_gymnast_ros.store import load_adapter
-    from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
-
     config = options.session_settings(
         args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
         None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None)
@@ -79,8 +71,21 @@ def run(args: argparse.Namespace) -> int:
         raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
-    measured = bool(geometric_judge(config.judges))
-    starts = _twin_start(args) if args.scene else _picture_starts(args, needs_state=measured)
+    starts = _twin_start(args) if args.scene else _picture_starts(args)
+
+    # Not before the arguments are known to be right: loading torch takes seconds.
+    import torch
+    from tqdm import tqdm
+
+    from world_gymnast_ros.adaptation.log import Progress
+    from world_gymnast_ros.loading.load import geometric_judge
+    from world_gymnast_ros.store import load_adapter
+    from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
+
+    if starts[0].state is None and geometric_judge(config.judges):
+        raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
+                        "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
+                        "decide alone, such as --judge tiny/reflector")
     torch.set_num_threads(config.threads)
     parts = load_parts(config)
     check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
@@ -113,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.outcome.better else 1
 
 
-def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
+def _picture_starts(args: argparse.Namespace) -> list[Start]:
     if not args.frame:
         raise BadFrame("no picture: give --frame with a picture of the scene, or --scene with a twin scene")
     if not args.instruction:
@@ -127,10 +132,6 @@ def _picture_starts(args: argparse.Namespace, needs_state: bool) -> list[Start]:
             raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_PICTURE_PX} each way are "
                            "needed, give the camera's own picture")
         frames.append(Frame(rgb, 0))
-    if state is None and needs_state:
-        raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
-                        "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
-                        "decide alone, such as --judge tiny/reflector")
     return [Start(frame, state, words) for frame in frames for words in args.instruction]
 
 
