@@ -184,7 +184,7 @@ class RobotWords(Caller):
         def on_diagnostics(msg: Any) -> None:
             said.update({status.name: status for status in msg.status if status.name in REPORTERS})
         self.create_subscription(convert.ArmStatusMsg, "arm_status", heard.append, base.LATCHED)
-        self.create_subscription(convert.DiagnosticArray, "diagnostics", on_diagnostics, base.RELIABLE)
+        self.create_subscription(convert.DiagnosticArray, "/diagnostics", on_diagnostics, base.RELIABLE)
         capture = self.create_client(convert.Trigger, "adapt_node/capture")
         pictures = [self.resolve_topic_name(name) for name in ("image_raw", "image_raw/compressed")]
 
