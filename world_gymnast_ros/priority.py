@@ -54,7 +54,7 @@ def lowered(niceness: int) -> Iterator[str]:
     for what comes next in this terminal. Threads that run already keep their own.
     """
     if niceness:
-        os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+        os.nice(niceness)
     refused = lower_session(niceness) if niceness else ""
     try:
         yield refused
