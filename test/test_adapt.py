@@ -74,7 +74,7 @@ def test_a_dry_run_decides_and_stores_nothing():
 class NoLearner(FakeLearner):
     """Changes the weights at random: a checkpoint may look better by luck, the gate must see through it."""
 
-    def update(self, batch, temperature, seed):
+    def update(self, batch, temperature, seed, replay=()):
         rng = np.random.default_rng(seed)
         for table in self.policy.tables.values():
             table += rng.normal(0, 0.05, table.shape)
@@ -118,16 +118,18 @@ def test_a_gain_in_one_instruction_does_not_pay_for_another():
     before, known = np.zeros((12, 2), bool), np.ones((12, 2), bool)
     after = np.ones((12, 2), bool)
     words = ["go left", "go right", "go right"] * 4
-    both = decide_each(before, after, known, words, 0.05, 0.95, 0)
-    assert both.promote and [(w, a.value, b.value) for w, a, b in both.each] == [("go left", 0, 1), ("go right", 0, 1)]
+    both = decide_each(before, after, known, words, 0.05, 0.1, 0.95, 0)
+    assert both.promote and [(e.instruction, e.before.value, e.after.value) for e in both.each] == [
+        ("go left", 0, 1), ("go right", 0, 1)]
     before[::3], after[::3] = True, [True, False]  # 'go left' was solved and loses half
-    lost = decide_each(before, after, known, words, 0.05, 0.95, 0)
+    lost = decide_each(before, after, known, words, 0.05, 0.1, 0.95, 0)
     assert decide(before, after, known, 0.05, 0.95, 0).promote and not lost.promote
-    assert "'go left' fell from 8 to 4 of 8" in lost.reason and "one instruction at a time" in lost.reason
+    assert "'go left' went from 8 to 4 of 8" in lost.reason
+    assert "not above the loss of 0.10" in lost.reason and "one instruction at a time" in lost.reason
     known[::3] = False
-    mute = decide_each(before, after, known, words, 0.05, 0.95, 0)
-    assert not mute.promote and "no verdict on 'go left'" in mute.reason
-    assert decide_each(before, after, known, ["go right"] * 12, 0.05, 0.95, 0).each == ()
+    mute = decide_each(before, after, known, words, 0.05, 0.1, 0.95, 0)
+    assert not mute.promote and "no decision on 'go left'" in mute.reason
+    assert decide_each(before, after, known, ["go right"] * 12, 0.05, 0.1, 0.95, 0).each == ()
 
 
 @pytest.mark.parametrize("after_calls", [0, 1, 7, 30, 60])

@@ -63,3 +63,29 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []
+
+
+def test_tasks_come_from_a_file_each_with_its_own_pictures(tmp_path: Path, picture: str) -> None:
+    from world_gymnast_ros.cli.adapt import _task_starts
+
+    file = Path(picture).parent / "tasks.yaml"
+    file.write_text("- {instruction: open it, frames: [scene.png, scene.png], state: [0.3, 0, 0.1, 0, 0, 0, 1]}\n"
+                    "- {instruction: shut it, frames: [scene.png]}\n")
+    starts = _task_starts(file)
+    assert [s.instruction for s in starts] == ["open it", "open it", "shut it"]
+    assert starts[0].state is not None and starts[2].state is None
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("instruction: open it", "entry 1: give a list of"), ("[{instruction: open it}]", "entry 1"),
+    ("[{instruction: open it, frames: [scene.png]}, {instruction: 3, frames: [scene.png]}]", "entry 2"),
+    ("[{instruction: open it, frames: [scene.png], state: [1, 2]}]", "entry 1"),
+    ("[{instruction: open it, frames: [none.png]}]", "none.png cannot be decoded"),
+    ("[{instruction: open it, frames: [scene.png], state: [9, 0, 0, 0, 0, 0, 1]}]", "x is 9"), ("{", "no readable"),
+])
+def test_a_bad_file_of_tasks_is_refused(text: str, says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(picture).parent / "tasks.yaml"
+    file.write_text(text)
+    assert main(["adapt", "--tasks", str(file), "--judge", "tiny/reflector"]) == 2
+    assert says.replace("no readable", "not readable") in capsys.readouterr().err
+    assert main(["adapt", "open it", "--tasks", str(file)]) == 2 and "leave out the others" in capsys.readouterr().err

@@ -12,7 +12,15 @@ from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
 from world_gymnast_ros.types import Judgement, RolloutGroup, SampledChunks
 from world_gymnast_ros.updates.adaptation import real_successes
-from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser, flatten, policy_loss
+from world_gymnast_ros.updates.policy_gradient import (
+    KL_FIRST,
+    LoraConfig,
+    LoraLearner,
+    Regulariser,
+    flatten,
+    policy_loss,
+    with_replay,
+)
 
 torch.set_num_threads(1)
 TOY = {"image_size": 32, "vision_dim": 32, "vision_layers": 1, "vision_heads": 2, "aux_layer": 1, "name": "toy",
@@ -230,6 +238,32 @@ def test_mixed_instructions_share_a_batch():
              for i, w in enumerate((WORDS, "push the blue ball left"))]
     stats = learner.update(batch, 1.2, 0)
     assert stats["chunks"] == 8 and stats["grad_norm"] > 0 and stats["first_ratio_off"] < 0.02
+
+
+def test_the_kl_term_is_in_earlier_scenes_alone_and_follows_the_measured_divergence():
+    policy = toy_policy()
+    new = sampled_group(policy, 4, 2, np.ones((4, 2)))
+    old = sampled_group(policy, 4, 2, np.ones((4, 2)), seed=5, words="reach the blue block")
+    some, equal = group_advantages([0.0, 1.0, 0.0, 1.0]), group_advantages([1.0] * 4)
+    data = with_replay([(new, some)], [(old, equal)])
+    assert data.held.tolist() == [0.0] * 8 + [1.0] * 8 and data.instructions[8:] == ["reach the blue block"] * 8
+    assert data.weights[:8].sum() == pytest.approx(data.weights[8:].sum()) and (data.advantages[8:] == 0).all()
+    assert with_replay([(new, some)], []).held.tolist() == [1.0] * 8
+    kept = {}
+    for target in (0.0, 1e-4):
+        learner = LoraLearner(policy, LoraConfig(rank=4, learning_rate=0.02, epochs=4, target_kl=target))
+        learner.begin()
+        for k in range(8):
+            groups = [sampled_group(policy, 4, 2, np.ones((4, 2)), seed=9 + k)]
+            again = [sampled_group(policy, 4, 2, np.ones((4, 2)), seed=99 + k, words="reach the blue block")]
+            stats = learner.update([(g, some) for g in groups], 1.2, k, [(g, equal) for g in again])
+        last = learner._base_logprobs(data, 1.2).numpy(), learner._logprobs(data, np.arange(16), 1.2).detach().numpy()
+        gap = (last[0] - last[1])[8:]
+        kept[target] = float((np.exp(gap) - gap - 1).mean())
+        assert ("kl" in stats) == bool(target)
+        learner.end()
+    assert stats["kl"] > 1.5e-4 and stats["kl_coefficient"] > KL_FIRST, "above the target it rises"
+    assert kept[1e-4] < 0.7 * kept[0.0]
 
 
 def test_senseless_settings_are_refused():

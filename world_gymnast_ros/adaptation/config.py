@@ -21,7 +21,8 @@ class AdaptConfig:
     budget_s: float = number(300.0, -math.inf, math.inf, "wall time of a session, gate included")
     max_updates: int = number(12, -math.inf, math.inf, "so many updates; a session that time ends before half of "
                               "them is starved and promotes nothing")
-    groups_per_update: int = number(2, 1, 1024, "groups per update; each has its own jittered start")
+    groups_per_update: int = number(2, 1, 1024, "groups per update, each with its own jittered start; at least one for "
+                                    "each instruction")
     copies: int = number(16, 2, 4096, "rollouts per group")
     horizon_steps: int = number(16, 1, 2000, "actions per imagined rollout, rounded up to whole chunks")
     temperature: float = number(1.2, 0.05, 10.0, "sampling temperature in training")
@@ -32,12 +33,13 @@ class AdaptConfig:
     jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start picture, as a part of its width")
     jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start picture's colours, as a part")
     evaluate_every: int = number(2, 1, 1e6, "updates between held-out evaluations")
-    select_dreams: int = number(8, 1, 1024, "held-out dreams that choose the checkpoint")
-    gate_dreams: int = number(24, 4, 1024, "other held-out dreams that decide on promotion")
+    select_dreams: int = number(8, 1, 1024, "held-out dreams, of each instruction, that choose the checkpoint")
+    gate_dreams: int = number(24, 4, 1024, "other held-out dreams, of each instruction, that decide on promotion")
     held_out_copies: int = number(2, 1, 1024, "rollouts per held-out dream")
     max_batch: int = number(64, 1, 4096, "held-out rollouts dreamed at once; lower it when memory runs out")
     held_out_temperature: float = number(0.05, 0.05, 10.0, "held-out sampling; low, because the arm acts greedily")
     margin: float = number(0.05, 0.0, 1.0, "gain in imagined success that must be exceeded")
+    allowed_loss: float = number(0.1, 0.0, 1.0, "of several instructions each must be shown to lose less than this")
     confidence: float = number(0.95, 0.5001, 0.9999, "one-sided confidence that it is exceeded")
     patience: int = number(3, 1, 1e6, "stop after so many held-out evaluations without improvement")
     solved_rate: float = number(0.95, 0.0, 1.0, "stop where held-out success and its mean score reach this, after "
@@ -88,6 +90,14 @@ class AdaptNodeConfig(AdaptConfig):
     directory: str = text("runs", "folder for adapters/ and sessions/")
     episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
     episodes_camera: str = text("", "which camera of `episodes`, where there are several; empty: the only one")
+    starts: str = text("", "folder of recordings in this scene: training begins at their frames too, near their end "
+                       "first; empty: none")
+    replay: str = text("", "frames of earlier scenes that training returns to: policy (what ships with it), a file, or "
+                       "a folder of sessions; empty: none")
+    varied: int = number(0, 0, 1000, "varied starts: other light, a camera turned a little, objects beside the task's; "
+                         "the judges look at each")
+    cut_outs: str = text("", "folder of objects for them, PNG with transparency; empty: those that ship")
+    keep_free: str = text("", "picture whose bright parts they keep free of objects; empty: bare table is used")
     cloning_coefficient: float = number(0.3, 0.0, 100.0, "weight of cloning those beside the imagined reward")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(0, 0, 1024, "rank of the LoRA adapter; 0: by the policy, 16 for the small one, 32 for a "
@@ -103,6 +113,8 @@ class AdaptNodeConfig(AdaptConfig):
     clip_high: float = number(0.28, 0.0, 10.0, "ratio may rise by so much")
     kl_coefficient: float = number(-1.0, -1.0, 100.0, "weight of the divergence from the base policy; -1: by the "
                                    "policy, 0 for the small one, 0.01 for a published one")
+    target_kl: float = number(0.0, 0.0, 10.0, "divergence from the base, nats per action token, that the coefficient "
+                              "is set by, in earlier scenes where there are any; 0: the coefficient stays as it is")
     min_release_auc: float = number(0.9, 0.0, 1.0, "refuse tasks that the world model ranks worse; 0: accept any")
     max_false_success: float = number(0.15, 0.0, 1.0, "refuse tasks of which more failures may pass for successes")
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")

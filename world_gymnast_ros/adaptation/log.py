@@ -89,6 +89,7 @@ class StripKind(Enum):
     REJECTED = "rejected"
     PAIRED = "base or adapter on one held-out seed"
     TRUE = "what truly happened"
+    VARIED = "a varied start, beside the captured frame"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class AdaptReport:
     names: dict[str, str]
     stop: Stop
     starved: str = ""
+    notes: tuple[str, ...] = ()
+    """What training began with beside the captured frames, in words."""
 
     @property
     def stop_reason(self) -> str:
@@ -225,7 +228,8 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
         elif event["event"] == "gate":
             decision = decide_each(np.array(event["success_before"]), np.array(event["success_after"]),
                                    np.array(event["known"]), event["instructions"], config["margin"],
-                                   config["confidence"], event["seed"]).withhold(event.get("withheld", ""))
+                                   config["allowed_loss"], config["confidence"],
+                                   event["seed"]).withhold(event.get("withheld", ""))
             if decision.promote != event["promote"] or abs(decision.lower_bound - event["lower_bound"]) > 1e-9:
                 wrong.append(f"gate decides {decision.promote}, log says {event['promote']}")
     return wrong

@@ -53,16 +53,27 @@ MIN_KNOWN = 0.5
 
 
 @dataclass(frozen=True)
+class EachInstruction:
+    """One of several instructions: its rates before and after with 95 % Wilson intervals, and the difference with the
+    bounds that were tested."""
+
+    instruction: str
+    before: Interval
+    after: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True)
 class Promotion(Decision):
     """Why an adapter was promoted or not. Rates are imagined success on held-out seeds, each with its 95 % Wilson
     interval; `difference` has the test's own confidence. All of it is about imagination: that the gain is as large on
-    the arm follows from none of it. `each`: where there are several instructions, each with its rates before and after.
+    the arm follows from none of it. `each`: where there are several instructions, what was found of each.
     """
 
     before: Interval = UNKNOWN
     after: Interval = UNKNOWN
     difference: Interval = UNKNOWN
-    each: tuple[tuple[str, Interval, Interval], ...] = ()
+    each: tuple[EachInstruction, ...] = ()
 
     @property
     def decided(self) -> bool:
@@ -78,7 +89,8 @@ class Promotion(Decision):
     def evidence(self) -> str:
         """What was found, in words: of the first rule that fails, else of the gain."""
         asked = [rule for rule in self.rules if rule.name != WITHHELD]
-        return next((rule.text for rule in asked if not rule.holds), asked[-1].text)
+        found = [rule for rule in asked if not rule.name.startswith(EACH)]
+        return next((rule.text for rule in asked if not rule.holds), found[-1].text)
 
     @property
     def reason(self) -> str:
@@ -166,31 +178,33 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
 
 
 def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
-                words: Sequence[str], margin: float, confidence: float, seed: int) -> Promotion:
-    """Decide as `decide` does over all dreams, and keep the present policy if any one instruction lost by it.
+                words: Sequence[str], margin: float, allowed_loss: float, confidence: float, seed: int) -> Promotion:
+    """Decide as `decide` does over all dreams, and keep the present policy unless no instruction got worse.
 
-    `words` (D,): the instruction of each dream. An instruction without verdicts, or one whose imagined success fell by
-    more than `margin`, stops the promotion: an adapter is for all that was asked, and a gain in one does not pay for
-    another.
+    `words` (D,): the instruction of each dream. The same test is made for each instruction by itself, with
+    -`allowed_loss` in the place of the margin (non-inferiority): its lower bound must lie above that. All must pass, so
+    no correction for their number is needed (an intersection-union test). One without verdicts fails.
     """
     whole = decide(success_before, success_after, known, margin, confidence, seed)
     names = list(dict.fromkeys(words))
     if len(names) < 2:
         return whole
-    each, lost = [], []
+    each, rules, of = [], Rules(list(whole.rules)), np.array(words)
     for name in names:
-        mine = known & (np.array(words) == name)[:, None]
-        n = int(mine.sum())
-        if not n:
-            lost.append(f"no verdict on '{name}'")
-            continue
-        a, b = int(success_before[mine].sum()), int(success_after[mine].sum())
-        each.append((name, wilson(a, n), wilson(b, n)))
-        if (b - a) / n < -margin:
-            lost.append(f"'{name}' fell from {a} to {b} of {n}")
-    if not whole.decided or not whole.promote:
-        return replace(whole, each=tuple(each))
-    text = (f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
-            f"not for each: {'; '.join(lost)}; adapt to one instruction at a time") if lost else whole.evidence
-    rule = Rule(EACH, float(len(lost)), 0.0, not lost, text)
-    return replace(whole, promote=not lost, rules=(*whole.rules, rule), each=tuple(each))
+        mine = of == name
+        one = decide(success_before[mine], success_after[mine], known[mine], -allowed_loss, confidence, seed)
+        text = f"no decision on '{name}': {one.evidence}"
+        if one.decided:
+            each.append(EachInstruction(name, one.before, one.after, one.difference))
+            a, b = (round(i.value * i.n) for i in (one.before, one.after))
+            text = (f"'{name}' went from {a} to {b} of {one.before.n}: {confidence:.0%} sure of at least "
+                    f"{one.lower_bound:+.2f}, {'above' if one.promote else 'not above'} the loss of {allowed_loss:.2f} "
+                    "that is allowed")
+        rules.check(f"{EACH}: {name}", one.lower_bound, -allowed_loss, one.promote, text)
+    promote = all(rule.holds for rule in rules.rules)
+    if whole.promote and not promote:
+        rules.rules[-len(names):] = [rule if rule.holds else replace(rule, text=(
+            f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
+            f"not shown for each: {rule.text}; give it more gate_dreams, or adapt to one instruction at a time"))
+            for rule in rules.rules[-len(names):]]
+    return replace(whole, promote=promote, rules=tuple(rules.rules), each=tuple(each))

@@ -29,15 +29,22 @@ from world_gymnast_ros.adaptation.log import (
     Strip,
     UpdateRow,
 )
+from world_gymnast_ros.adaptation.practice import Practice, by_turns, curricula
 from world_gymnast_ros.adaptation.promotion import HeldOut, Promotion, decide_each, hold_out
 from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
-from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair
+from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair, strip_varied
 from world_gymnast_ros.errors import BadInstruction, RemoteModelError
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
 STARVED_SHARE = 0.5
 """A session that time cut off after fewer than this share of its updates was starved."""
+STRIPS_OF_VARIED = 4
+"""So many varied starts are shown."""
+
+
+Trained = tuple[RolloutGroup, Advantages]
+"""A group and what its rollouts were worth."""
 
 
 class Learner(Protocol):
@@ -50,9 +57,13 @@ class Learner(Protocol):
     def begin(self) -> None:
         """Attach trainable weights; the policy acts exactly as before until the first update."""
 
-    def update(self, batch: Sequence[tuple[RolloutGroup, Advantages]], temperature: float, seed: int
+    def update(self, batch: Sequence[Trained], temperature: float, seed: int, replay: Sequence[Trained] = ()
                ) -> dict[str, float]:
-        """Improve the weights on groups with their advantages; return figures worth logging."""
+        """Improve the weights on groups with their advantages; return figures worth logging.
+
+        `replay`: groups of earlier scenes, where the policy shall stay as it was; one without advantages (all rewards
+        equal) still says what that was.
+        """
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return a copy of the weights."""
@@ -72,8 +83,12 @@ class _Session:
 
     def __init__(self, policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start],
                  config: AdaptConfig, seed: int, watch: Stopwatch, log: SessionLog,
-                 progress: Callable[[Progress], None], cancelled: Callable[[], bool], withheld: str) -> None:
-        self.policy, self.world_model, self.judge, self.starts = policy, world_model, judge, tuple(starts)
+                 progress: Callable[[Progress], None], cancelled: Callable[[], bool], withheld: str,
+                 practice: Practice) -> None:
+        self.policy, self.world_model, self.judge, self.starts = policy, world_model, judge, by_turns(starts)
+        self.practice, self.curricula = practice, curricula(practice.along)
+        self.instructions = len({s.instruction for s in starts})
+        self.groups = max(config.groups_per_update, self.instructions)
         self.config, self.seed, self.watch, self.log = config, seed, watch, log
         self.progress, self.cancelled, self.withheld = progress, cancelled, withheld
         self.counts, self.rollouts, self.frames = TrustCounts(), 0, 0
@@ -93,29 +108,63 @@ class _Session:
         self.rollouts += counts.rollouts + counts.rerolled
         self.frames += (counts.rollouts + counts.rerolled) * steps
 
+    def chosen(self, update: int, g: int) -> tuple[Start, str]:
+        """Return where group `g` of an update begins, and what that is: "captured", "along" or "varied".
+
+        Instructions take turns. At every other turn of one, its captured starts give way to one along the way while its
+        curriculum goes on, else to a varied one where there are any.
+        """
+        turn = (update - 1) * self.groups + g
+        mine = self.starts[turn % self.instructions::self.instructions]
+        words, turn = mine[0].instruction, turn // self.instructions
+        curriculum = self.curricula.get(words)
+        if curriculum is not None and curriculum.finished:
+            curriculum = None
+        varied = [v for v in self.practice.varied if v.instruction == words]
+        if curriculum is None and not varied:
+            return mine[turn % len(mine)], "captured"
+        if turn % 2 == 0:
+            return mine[turn // 2 % len(mine)], "captured"
+        seed = derive_seed(self.seed, 1, update, g, 3)
+        return (curriculum.draw(seed), "along") if curriculum else (varied[seed % len(varied)], "varied")
+
     def group(self, update: int, g: int) -> tuple[RolloutGroup, Advantages, TrustCounts]:
-        """Imagine one group, distrust it, and turn what is left into advantages."""
+        """Imagine one group, distrust it, and turn what is left into advantages; beyond the last group, one of earlier
+        scenes."""
+        start, kind = self.chosen(update, g)
+        if g >= self.groups:
+            replay = self.practice.replay
+            start, kind = replay[derive_seed(self.seed, 1, update, g, 3) % len(replay)], "replay"
+        group, counts = self.imagined(start, update, g)
+        rewards = rollout_rewards(group, self.config.speed_bonus, self.config.progress_weight)
+        advantages = group_advantages(rewards, self.config.advantage)
+        verdicts = [j for j in group.judgements if j.score is not None]
+        if kind == "along":
+            self.curricula[start.instruction].note(sum(map(is_success, verdicts)) / len(group.judgements))
+        self.count(counts, len(group.chunks) * self.policy.chunk_size)
+        self.log.write("group", update=update, start=kind, instruction=start.instruction, rewards=rewards,
+                       advantages=advantages.values, degenerate=advantages.degenerate, counts=asdict(counts),
+                       details=sorted({j.detail for j in group.judgements if j.score is None and j.detail})[:4],
+                       reach={w: c.reach for w, c in self.curricula.items()})
+        return group, advantages, counts
+
+    def imagined(self, start: Start, update: int, g: int) -> tuple[RolloutGroup, TrustCounts]:
+        """Imagine a group from a start, jittered, and take what cannot be trusted out of it."""
         c = self.config
-        which = ((update - 1) * c.groups_per_update + g) % len(self.starts)
-        start = jitter_start(self.starts[which], derive_seed(self.seed, 1, update, g, 0), *c.jitter)
+        start = jitter_start(start, derive_seed(self.seed, 1, update, g, 0), *c.jitter)
         with self.watch.stage("imagine and judge"):
             group = imagine(self.policy, self.world_model, self.judge, start, c.copies, c.horizon_steps, c.temperature,
                             derive_seed(self.seed, 1, update, g, 1), judge_every_chunks=c.judge_every_chunks,
                             cancelled=self.cancelled)
         with self.watch.stage("distrust"):
-            group, counts = filter_group(self.world_model, self.judge, start, group, c.trust,
-                                         derive_seed(self.seed, 1, update, g, 2), self.cancelled)
-        rewards = rollout_rewards(group, c.speed_bonus, c.progress_weight)
-        advantages = group_advantages(rewards, c.advantage)
-        self.count(counts, len(group.chunks) * self.policy.chunk_size)
-        self.log.write("group", update=update, start=which, rewards=rewards, advantages=advantages.values,
-                       degenerate=advantages.degenerate, counts=asdict(counts),
-                       details=sorted({j.detail for j in group.judgements if j.score is None and j.detail})[:4])
-        return group, advantages, counts
+            return filter_group(self.world_model, self.judge, start, group, c.trust,
+                                derive_seed(self.seed, 1, update, g, 2), self.cancelled)
 
     def held_out(self, label: str, update: int, branch: int, dreams: int) -> HeldOut:
-        """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 gates)."""
+        """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 gates), `dreams` of each
+        instruction; always from the captured frames."""
         c = self.config
+        dreams *= self.instructions
         began_s = self.watch.elapsed_s
         with self.watch.stage("held-out evaluation"):
             result = hold_out(self.policy, self.world_model, self.judge, self.starts, dreams=dreams,
@@ -134,14 +183,14 @@ class _Session:
     def must_stop(self, last: TrustCounts) -> Stop | None:
         """Return why training must end now, or None. Keeps the time that the gate will need."""
         c = self.config
-        reserve_s = min(2.0 * c.gate_dreams * self.held_out_s, 0.5 * c.budget_s)
+        reserve_s = min(2.0 * c.gate_dreams * self.instructions * self.held_out_s, 0.5 * c.budget_s)
         if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
             return Stop(StopKind.TIME, f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate")
         if last.rejection_rate > c.max_rejection_rate:
             return Stop(StopKind.TRUST, f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                         f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
         # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
-        practised = not self.curve or len(self.curve) * c.groups_per_update >= len(self.starts)
+        practised = not self.curve or len(self.curve) * self.groups >= len(self.starts)
         if practised and min(self.best) >= c.solved_rate:
             return Stop(StopKind.SOLVED, f"solved: {self.best[0]:.0%} held-out success in imagination, of which the "
                         "judges are sure; more training could only learn the dream's mistakes")
@@ -159,19 +208,21 @@ class _Session:
             return ""
         evaluations = 1 + -(-c.max_updates // c.evaluate_every)
         needed_s = (c.max_updates * self.update_s
-                    + (evaluations * c.select_dreams + 2 * c.gate_dreams) * self.held_out_s)
+                    + self.instructions * (evaluations * c.select_dreams + 2 * c.gate_dreams) * self.held_out_s)
         return (f"{made} of {c.max_updates} updates in its {c.budget_s:.0f} s; all of them would take about "
                 f"{needed_s:.0f} s here")
 
     def train_once(self, learner: Learner, update: int) -> TrustCounts:
         """Do one update: groups, advantages, gradient. Returns the trust counts of its groups."""
         began_s = self.watch.elapsed_s
-        groups = [self.group(update, g) for g in range(self.config.groups_per_update)]
+        groups = [self.group(update, g) for g in range(self.groups)]
+        replay = [self.group(update, self.groups)[:2]] if self.practice.replay else []
         batch = [(group, advantages) for group, advantages, _ in groups if not advantages.degenerate]
         stats: dict[str, float] = {}
         if batch:
             with self.watch.stage("learn"):
-                stats = learner.update(batch, self.config.temperature, derive_seed(self.seed, 1, update, 9999))
+                stats = learner.update(batch, self.config.temperature, derive_seed(self.seed, 1, update, 9999),
+                                       replay)
         self.idle = 0 if batch else self.idle + 1
         if self.cancelled():
             raise Cancelled(f"cancelled after update {update}")
@@ -180,7 +231,7 @@ class _Session:
         verdicts = [j for group, _, _ in groups for j in group.judgements if j.score is not None]
         success = sum(map(is_success, verdicts)) / max(len(verdicts), 1)
         self.curve.append(UpdateRow(update, reward, success, counts.rejected, self.watch.elapsed_s, None, stats))
-        first = self.starts[((update - 1) * self.config.groups_per_update) % len(self.starts)]
+        first, _ = self.chosen(update, 0)
         self.strips = keep_extremes(self.strips, groups[0][0], update, first.captured.rgb)
         self.log.write("update", update=update, mean_reward=reward, imagined_success=success, idle=not batch, **stats)
         self.update_s = max(self.update_s, self.watch.elapsed_s - began_s)
@@ -192,13 +243,14 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
           config: AdaptConfig, seed: int, now_s: Callable[[], float],
           progress: Callable[[Progress], None] = lambda _: None, cancelled: Callable[[], bool] = never, *,
           log_path: Path | None = None, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None = None,
-          withheld: str = "") -> AdaptReport:
+          withheld: str = "", practice: Practice | None = None) -> AdaptReport:
     """Run one session and report. The policy is as before when this returns or raises.
 
     `save(learner, scores)` stores the promoted adapter (see store.AdapterStore); None is a dry run: everything but
-    promotion. `withheld`: why nothing may be promoted whatever the dream says, or ''; a session that was starved of
-    time promotes nothing either. Every decision goes to `log_path` as JSON lines. Errors of any part propagate after
-    the policy is restored; a cancel is an ordinary outcome.
+    promotion. `practice`: where training begins beside the captured starts; held-out rollouts never do. `withheld`:
+    why nothing may be promoted whatever the dream says, or ''; a session that was starved of time promotes nothing
+    either. Every decision goes to `log_path` as JSON lines. Errors of any part propagate after the policy is restored;
+    a cancel is an ordinary outcome.
     """
     if not starts:
         raise BadInstruction("nothing to adapt to: give at least one captured frame with an instruction")
@@ -206,8 +258,10 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     log = SessionLog(log_path, lambda: watch.elapsed_s)
     names = {"policy": policy.name, "world_model": world_model.name, "judge": judge.name,
              "learner": learner.name}
-    log.write("session", config=asdict(config), seed=seed, names=names, instructions=[s.instruction for s in starts])
-    session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled, withheld)
+    log.write("session", config=asdict(config), seed=seed, names=names, instructions=[s.instruction for s in starts],
+              notes=(practice or Practice()).notes)
+    session = _Session(policy, world_model, judge, starts, config, seed, watch, log, progress, cancelled, withheld,
+                       practice or Practice())
     try:
         learner.begin()
         outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
@@ -226,9 +280,10 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
     session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
                  gate.after.value if gate else 0.0)
-    return AdaptReport(outcome, message, ref, gate, tuple(session.curve), tuple(session.strips), session.counts,
+    began = tuple(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED])
+    return AdaptReport(outcome, message, ref, gate, tuple(session.curve), (*session.strips, *began), session.counts,
                        dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames, tuple(starts),
-                       names, stop, session.starved)
+                       names, stop, session.starved, session.practice.notes)
 
 
 _Result = tuple[Outcome, str, Stop, Promotion | None, AdapterRef | None]
@@ -244,7 +299,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
         mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
         s.log.write("stop", reason=mute.text)
         return Outcome.KEPT, f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
-    s.update_s = s.held_out_s * c.groups_per_update  # a first, low estimate
+    s.update_s = s.held_out_s * s.groups  # a first, low estimate
     best, best_update, s.best = base, 0, before.rank
     counts = TrustCounts()
     stop: Stop | None = None
@@ -255,7 +310,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
         if update % c.evaluate_every == 0 or update == c.max_updates:
             result = s.held_out("held-out evaluation", update, 2, c.select_dreams)
             s.curve[-1] = UpdateRow(**{**vars(s.curve[-1]), "held_out": result.rate})
-            s.stale += 1
+            s.stale += all(curriculum.finished for curriculum in s.curricula.values())
             if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
                 best, best_update, s.best = learner.snapshot(), update, result.rank
                 s.stale = 0
@@ -296,8 +351,9 @@ def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[
     after = s.held_out("gate: adapter", len(s.curve), 3, c.gate_dreams)
     known = before.known & after.known
     seed = derive_seed(s.seed, 4)
-    words = [s.starts[d % len(s.starts)].instruction for d in range(c.gate_dreams)]
-    gate = decide_each(before.success, after.success, known, words, c.margin, c.confidence, seed).withhold(withheld)
+    words = [s.starts[d % len(s.starts)].instruction for d in range(len(known))]
+    gate = decide_each(before.success, after.success, known, words, c.margin, c.allowed_loss, c.confidence,
+                       seed).withhold(withheld)
     s.log.write("gate", instructions=words, success_before=before.success,
                 success_after=after.success, known=known, seed=seed, withheld=withheld,
                 promote=gate.promote, lower_bound=gate.lower_bound, reason=gate.reason)

@@ -7,7 +7,7 @@ import numpy as np
 
 from world_gymnast_ros.adaptation.log import Strip, StripKind
 from world_gymnast_ros.adaptation.rollout import executed_steps, is_success
-from world_gymnast_ros.types import U8, RolloutGroup
+from world_gymnast_ros.types import U8, RolloutGroup, Start
 
 FRAMES_PER_STRIP = 5
 """Few and large: a miss by a finger's width must be seen."""
@@ -37,6 +37,12 @@ def true_strip(title: str, success: bool, frames: Sequence[U8]) -> Strip:
     picks = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).round().astype(int)
     return Strip(title, np.stack([frames[i] for i in picks]), None, "success" if success else "not a success",
                  StripKind.TRUE)
+
+
+def strip_varied(start: Start) -> Strip:
+    """Return a varied start beside the frame that it was made of."""
+    return Strip(f"varied start: {start.instruction}", start.frame.rgb[None].copy(), None, "looked at by the judges",
+                 StripKind.VARIED, start.captured.rgb)
 
 
 def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int, captured: U8 | None = None) -> list[Strip]:

@@ -4,6 +4,8 @@ examples:
   world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
   world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1      a picture of your camera
   world-gymnast adapt "reach the red block" "push the red block left" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
+  world-gymnast adapt --tasks tasks.yaml --replay policy                 several tasks, each with its own pictures
+  world-gymnast adapt --scene novel_evening --starts runs/episodes       begin also where recordings came by
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=Path, help="folder of recorded real episodes, whose successes "
                         "regularise the session (default: as in the settings)")
     options.camera(parser)
+    parser.add_argument("--tasks", type=Path, help="YAML file in place of words, --frame and --state: a list of "
+                        "{instruction, frames, state}; see docs/howto/own_instruction.md")
+    parser.add_argument("--starts", type=Path, metavar="DIR", help="folder of recordings in this scene (near misses, a "
+                        "hand-guided approach): training begins at their frames too, near their end first")
+    whole(parser, "--vary", 0, 1000, help="make so many varied starts: other light, a camera turned a little, objects "
+          "beside the task's; the judges look at each (default: as in the settings)")
+    parser.add_argument("--cut-outs", metavar="DIR", help="objects for them, PNG with transparency (default: those "
+                        "that ship)")
+    parser.add_argument("--keep-free", metavar="FILE", help="picture whose bright parts they keep free of objects")
+    parser.add_argument("--replay", metavar="WHAT", help="frames of earlier scenes that training returns to, so that "
+                        "less is forgotten: policy (what ships with it), or a folder of sessions")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
     options.session(parser)
@@ -63,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     """Run one session and print its verdict."""
     config = options.session_settings(
         args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
-        None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None)
+        None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None,
+        starts=str(args.starts) if args.starts else None, replay=args.replay,
+        varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free)
     if args.scene and (args.frame or args.state):
         raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
                         "--state, or --scene")
@@ -71,7 +87,11 @@ def run(args: argparse.Namespace) -> int:
         raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
-    starts = _twin_start(args) if args.scene else _picture_starts(args)
+    if args.tasks and (args.scene or args.frame or args.state or args.instruction):
+        raise BadConfig(f"--tasks {args.tasks} names words, pictures and states itself; leave out the others, or "
+                        "--tasks")
+    starts = (_twin_start(args) if args.scene else _task_starts(args.tasks) if args.tasks
+              else _picture_starts(args))
 
     # Not before the arguments are known to be right: loading torch takes seconds.
     import torch
@@ -82,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
 
-    if starts[0].state is None and geometric_judge(config.judges):
+    if any(s.state is None for s in starts) and geometric_judge(config.judges):
         raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
                         "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
                         "decide alone, such as --judge tiny/reflector")
@@ -124,18 +144,44 @@ def _picture_starts(args: argparse.Namespace) -> list[Start]:
     if not args.instruction:
         raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png --state "
                              "0.28 0.02 0.1 0 0 0 1")
-    state = _state(args.state)
+    return _starts(args.instruction, args.frame, args.state)
+
+
+def _task_starts(path: Path) -> list[Start]:
+    """Return the starts that a YAML file of tasks names; its pictures are relative to it. Raises BadConfig."""
+    import yaml
+
+    try:
+        tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadConfig(f"--tasks {path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
+    starts = []
+    for number, task in enumerate(tasks if isinstance(tasks, list) else [None], 1):
+        good = (isinstance(task, dict) and set(task) <= {"instruction", "frames", "state"}
+                and isinstance(task.get("instruction"), str) and isinstance(task.get("frames"), list)
+                and task["frames"] and all(isinstance(f, str) for f in task["frames"]))
+        state = task.get("state") if isinstance(task, dict) else None
+        if not good or not (state is None or (isinstance(state, list) and len(state) == 7 and all(
+                isinstance(x, (int, float)) for x in state))):
+            raise BadConfig(f"--tasks {path}, entry {number}: give a list of {{instruction: WORDS, frames: [FILE, "
+                            "...], state: [x, y, z, roll, pitch, yaw, gripper]}; the state may be left out")
+        starts += _starts([task["instruction"]], [path.parent / f for f in task["frames"]], state)
+    return starts
+
+
+def _starts(instructions: Sequence[str], pictures: Sequence[Path], values: Sequence[float] | None) -> list[Start]:
+    state = _state(values)
     frames = []
-    for path in args.frame:
+    for path in pictures:
         rgb = decode_rgb(path, str(path))
         if min(rgb.shape[:2]) < MIN_PICTURE_PX:
             raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_PICTURE_PX} each way are "
                            "needed, give the camera's own picture")
         frames.append(Frame(rgb, 0))
-    return [Start(frame, state, words) for frame in frames for words in args.instruction]
+    return [Start(frame, state, words) for frame in frames for words in instructions]
 
 
-def _state(values: list[float] | None) -> F32 | None:
+def _state(values: Sequence[float] | None) -> F32 | None:
     """Return a Bridge state (7,) that the arm can be in, or None. Raises BadConfig."""
     if values is None:
         return None

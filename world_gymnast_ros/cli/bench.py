@@ -4,6 +4,7 @@ examples:
   world-gymnast bench replay --episodes runs/episodes --task drawer          may this world model be trusted with it?
   world-gymnast bench replay --episodes runs/episodes --task drawer --write  also store it beside the world model
   world-gymnast bench adaptation --seeds 0 1 2             ten novel scenes on the twin: true success before and after
+  world-gymnast bench sessions                  several instructions, varied starts, replay, starts along the way
   world-gymnast bench adaptation --arms dream sft simulator twin --out DIR      beside what else one could do
 """
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import BadConfig, EpisodeError
 
 RELEASE_TITLE = "## Release gate"
 HELP = "release gate of a world model; true success before and after adaptation"
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
                         "simulated twin, the lab's webcam ... (default: the name of the folder)")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
+    _add_sessions(sub)
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
@@ -65,8 +67,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "what was measured into these folders or files (*.jsonl)")
 
 
+def _add_sessions(sub: Any) -> None:
+    sessions = sub.add_parser("sessions", help="one instruction against four, replay, starts along the way")
+    sessions.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="dark table ... (default: all)")
+    whole(sessions, "--episodes", 2, 1000, default=40, help="true episodes of each test (default: %(default)s)")
+    whole(sessions, "--captures", 1, seeds.MAX_CAPTURES, default=4, help="frames to start from (default: %(default)s)")
+    real(sessions, "--budget-s", 1.0, 86400.0, default=600.0, help="per session (default: %(default)s)")
+    whole(sessions, "--updates", 1, default=10, help="per session (default: %(default)s)")
+    options.seed(sessions, most=seeds.MAX_SEED)
+    options.threads(sessions)
+    options.session(sessions)
+    sessions.add_argument("--out", type=Path, default=Path("runs/bench-sessions"))
+    sessions.add_argument("--rows", type=Path, metavar="PATH", help="measure nothing: print the table of what was "
+                          "measured into this folder or file (*.jsonl)")
+
+
 def run(args: argparse.Namespace) -> int:
-    return _replay(args) if args.what == "replay" else _adaptation(args)
+    return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions}[args.what](args)
+
+
+def _sessions(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.benchmark import sessions
+
+    if args.rows:
+        if not (rows := sessions.read_rows(args.rows)):
+            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench sessions --out` "
+                               "wrote")
+        print(sessions.markdown(rows))
+        return 0
+    import torch
+
+    from world_gymnast_ros.updates.adaptation import load_parts
+
+    known = {case.name: case for case in sessions.CASES}
+    if unknown := [name for name in args.cases if name not in known]:
+        raise BadConfig(f"--cases {unknown[0]!r} is unknown; known: {', '.join(known)}")
+    torch.set_num_threads(args.threads)
+    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
+    writable_folder(args.out)
+    rows = sessions.bench(load_parts(config), [known[name] for name in args.cases or known], args.seed, args.episodes,
+                          args.captures, config, args.out,
+                          lambda label, p: print(f"measuring: {label}") if p is None else None)
+    table = sessions.markdown(rows)
+    (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    return 0
 
 
 def _adaptation(args: argparse.Namespace) -> int:

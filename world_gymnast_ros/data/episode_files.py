@@ -14,6 +14,19 @@ from world_gymnast_ros.files import read_npz, whole
 from world_gymnast_ros.types import Frame, Start
 
 WORDS = "U256"
+REPLAY_NAME = "replay_starts.npz"
+"""First frames of what a policy was trained on, beside its weights: training elsewhere may return to them."""
+
+
+def replay_starts_of(episodes: Sequence[Episode], count: int) -> list[Start]:
+    """Return at most `count` first frames of episodes that succeeded, with the states there, instructions by turns."""
+    mine: dict[str, list[Start]] = {}
+    for e in episodes:
+        states = e.states if e.measured is None else e.measured
+        if e.success and e.captured is not None and states is not None:
+            mine.setdefault(e.instruction, []).append(Start(Frame(e.captured, 0), states[0], e.instruction))
+    most = max(map(len, mine.values()), default=0)
+    return [some[i] for i in range(most) for some in mine.values() if i < len(some)][:count]
 
 
 def row_of(episode: Episode, steps: int) -> dict[str, NDArray[Any]]:
@@ -49,18 +62,19 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     write_rows(path, [row_of(e, steps) for e in episodes])
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, NDArray[Any]]], compressed: bool = False) -> None:
     """Write rows of equal keys and shapes as one .npz; whole or absent."""
     with whole(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, **{k: np.stack([r[k] for r in rows]) for k in rows[0]})  # type: ignore[arg-type]
+        save = np.savez_compressed if compressed else np.savez
+        save(stream, **{k: np.stack([r[k] for r in rows]) for k in rows[0]})  # type: ignore[arg-type]
 
 
-def write_starts(path: Path, starts: Sequence[Start]) -> None:
+def write_starts(path: Path, starts: Sequence[Start], compressed: bool = False) -> None:
     """Write captured frames of one size with the states there; whole or absent."""
     unknown = np.full(7, np.nan, np.float32)
     write_rows(path, [{"rgb": s.frame.rgb, "stamp_ns": np.array(s.frame.stamp_ns, np.int64),
                        "state": unknown if s.state is None else s.state, "instruction": np.array(s.instruction, WORDS)}
-                      for s in starts])
+                      for s in starts], compressed)
 
 
 def read_starts(path: Path) -> list[Start]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from world_gymnast_ros.adaptation.arm_advice import Advice, Answer
 from world_gymnast_ros.adaptation.log import AdaptReport, Outcome, Strip, StripKind
+from world_gymnast_ros.adaptation.promotion import EACH
 from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.adaptation.trust import Known, TaskRelease, Trust
@@ -52,12 +53,14 @@ def write_report(path: Path, record: SessionRecord, truth: Truth | None = None) 
     report, advice = record.report, record.advice_with(truth.row if truth else None)
     imagined = f"{HEADLINES[report.outcome]}: {report.message}"
     held_out = [s for s in report.strips if s.kind is StripKind.PAIRED]
-    others = [s for s in report.strips if s.kind is not StripKind.PAIRED]
+    varied = [s for s in report.strips if s.kind is StripKind.VARIED]
+    others = [s for s in report.strips if s.kind not in (StripKind.PAIRED, StripKind.VARIED)]
     told = ((imagined, "Imagined success is an estimate by world model and judge; nothing was measured on an arm.")
             if truth is None else (_measured(truth.row), f"The session itself, before any of these: {imagined}."))
     write_text(path, page(f"{advice.answer.value}: {report.starts[0].instruction}", "".join([
         _head(advice, *told), _scene(report), "" if truth is None else _truth(truth, advice, report),
-        section("Promotion test", _promotion(report)),
+        section("Where training began, too", *(quiet(f"{note}.") for note in report.notes), *map(strip_html, varied))
+        if report.notes else "", section("Promotion test", _promotion(report)),
         section("Before and after, same held-out seed, imagined", *map(strip_html, held_out)) if held_out else "",
         section("Learning curve", _curve(report), quiet(f"Training ended: {report.stop_reason}.")),
         section("Imagined rollouts", quiet("The green bar under a frame is its score, the lower one of the judges'."),
@@ -120,11 +123,14 @@ def _promotion(report: AdaptReport) -> str:
     if gate is None:
         return quiet(f"The promotion test was not reached: {report.message}.")
     rows = interval_row("before", gate.before, BEFORE) + interval_row("after", gate.after, AFTER)
-    for words, before, after in gate.each:
-        rows += interval_row(f"{words}, before", before, BEFORE) + interval_row(f"{words}, after", after, AFTER)
+    for one in gate.each:
+        rows += (interval_row(f"{one.instruction}, before", one.before, BEFORE)
+                 + interval_row(f"{one.instruction}, after", one.after, AFTER))
+    several = (quiet("Of several instructions each is tested by itself too: " + "; ".join(
+        rule.text for rule in gate.rules if rule.name.startswith(EACH)) + ". All must pass.") if gate.each else "")
     return (f"<p>{escape(gate.reason[:1].upper() + gate.reason[1:])}.</p><div class='scroll'><table><tr><th></th>"
             f"<th>imagined successes</th><th>rate [{gate.before.confidence:.0%} interval]</th><th></th></tr>{rows}"
-            "</table></div>" +
+            "</table></div>" + several +
             quiet("Both sides ran the same start frames, world-model noise and sampling noise, on seeds that neither "
                    "training nor the choice of the checkpoint had seen. The bound is the lower of a bootstrap over "
                    "whole dreams and the paired Newcombe interval. A success counts only if the same actions succeed "

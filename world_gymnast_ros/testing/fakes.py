@@ -160,7 +160,8 @@ class FakeLearner:
     def begin(self) -> None:
         self.before = self.snapshot()
 
-    def update(self, batch: Sequence[Any], temperature: float, seed: int) -> dict[str, float]:
+    def update(self, batch: Sequence[Any], temperature: float, seed: int, replay: Sequence[Any] = ()
+               ) -> dict[str, float]:
         size = 0.0
         for group, advantages in batch:
             table = self.policy.tables[group.instruction]

@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from world_gymnast_ros.data.episode_files import REPLAY_NAME, replay_starts_of, write_starts
 from world_gymnast_ros.data.frame_table import Episode, PlayTable, held_out, read_play
+from world_gymnast_ros.data.read import read_array_folders
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.models.policies.action_bins import ActionStats
 from world_gymnast_ros.models.policies.openvla import OpenVLA
@@ -42,6 +44,8 @@ from world_gymnast_ros.types import F32, I64
 
 TRAINING_SCENES = ("train_oak", "train_grey", "train_green")
 DIRECTIONS = ("left", "right", "forward")
+REPLAY_STARTS = 24
+"""First frames that are kept beside the policy, for sessions elsewhere to return to."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,8 @@ def train_policy(play: str | Path, out: str | Path, settings: PolicyTraining, sc
         tests = [e for e in test if e.behaviour in settings.demonstrators]
         figures["cloning on held-out demonstrations"] = cloning_error_mm(policy, table, tests, settings.seed + 2)
     digest = policy.save(out)
+    if settings.clone_steps and (starts := replay_starts_of(read_array_folders([Path(play)]), REPLAY_STARTS)):
+        write_starts(Path(out) / REPLAY_NAME, starts, compressed=True)
     figures |= {"episodes": len(training), "demonstrations": len(demos), "held-out episodes": len(test),
                 "parameters": sum(p.numel() for p in model.parameters()), "seconds per step": seconds,
                 "minutes": round((time.monotonic() - began) / 60, 1), "sha256": digest}

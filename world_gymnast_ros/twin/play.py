@@ -20,6 +20,7 @@ from world_gymnast_ros.twin.observer import (
     CAPTURE_WIDTH,
     RENDER_HEIGHT,
     RENDER_WIDTH,
+    SIZE_PX,
     Observer,
     instructions_for,
     scene_camera,
@@ -84,8 +85,9 @@ def wide_scene(rng: np.random.Generator, family: str) -> Scene:
         arm_shade=float(rng.uniform(0.08, 0.2)), table_friction=float(rng.uniform(0.8, 1.1)))
 
 
-def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) -> dict[str, np.ndarray]:
-    """Run one scripted episode and return its row of the play-data format."""
+def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool,
+                   frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX)) -> dict[str, np.ndarray]:
+    """Run one scripted episode and return its row of the play-data format, with frames of `frame_size` (h, w)."""
     rng = np.random.default_rng(seed)
     instruction = scene.instructions[0]
     task = parse_instruction(instruction)
@@ -106,7 +108,7 @@ def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool) ->
 
     twin = Twin(scene, seed)
     try:
-        return record(twin, seed, instruction, behaviour, begin, start)
+        return record(twin, seed, instruction, behaviour, begin, start, frame_size)
     finally:
         twin.close()
 
@@ -116,14 +118,14 @@ Act = Callable[[int], F32]
 
 
 def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Callable[[BridgeLoop], Act],
-           start_state: F64 | None = None) -> dict[str, np.ndarray]:
+           start_state: F64 | None = None, frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX)) -> dict[str, np.ndarray]:
     """Run one episode from reset `seed` and return its row of the play-data format.
 
     `begin(loop)` is called once everything stands in its place, and returns what chooses the actions.
     """
     steps = parse_instruction(instruction).horizon_steps
     twin.reset(seed, instruction, start_state)
-    observer = Observer(twin)
+    observer = Observer(twin, frame_size)
     loop = BridgeLoop(twin)
     act = begin(loop)
     captured = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))

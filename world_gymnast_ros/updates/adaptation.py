@@ -12,6 +12,7 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
+from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
@@ -25,6 +26,8 @@ from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, Regulariser
+from world_gymnast_ros.updates.practice_starts import along_starts, replay_starts
+from world_gymnast_ros.updates.variations import varied_starts
 
 REPORT_NAME = "report.html"
 DECODED_PX = 256
@@ -59,7 +62,8 @@ def lora_config(config: AdaptNodeConfig, policy: Policy) -> LoraConfig:
     rank = config.lora_rank or usual.rank
     return LoraConfig(rank, config.lora_alpha or 2.0 * rank, config.learning_rate or usual.learning_rate, config.epochs,
                       config.minibatch_chunks, config.micro_chunks or usual.micro_chunks, config.clip_low,
-                      config.clip_high, usual.kl_coefficient if config.kl_coefficient < 0 else config.kl_coefficient)
+                      config.clip_high, usual.kl_coefficient if config.kl_coefficient < 0 else config.kl_coefficient,
+                      config.target_kl)
 
 
 def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulariser | None:
@@ -131,13 +135,29 @@ def session_config(config: AdaptNodeConfig, instructions: Sequence[str], release
     return replace(config, horizon_steps=steps) if config.horizon_from_task and steps else config
 
 
+def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int) -> Practice:
+    """Return where training begins beside the captured frames, as the config names it. EpisodeError, BadConfig or
+    BadFrame names what is missing."""
+    instructions = list(dict.fromkeys(s.instruction for s in starts))
+    along = along_starts([Path(config.starts)], instructions, parts.judge,
+                         Path(config.directory) / "decoded") if config.starts else ()
+    replay = replay_starts(config.replay, config.policy) if config.replay else ()
+    notes = [f"{len(along)} frames of {config.starts} to begin at along the way"] if along else []
+    notes += [f"{len(replay)} frames of earlier scenes ({config.replay})"] if replay else []
+    if not config.varied:
+        return Practice(along=along, replay=replay, notes=tuple(notes))
+    made = varied_starts(parts.judge, starts, config, seed)
+    return Practice(along, made.starts, replay, (*notes, made.told, *sorted(set(made.edits))[:4]))
+
+
 def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int, created_ns: int, *,
-                parent: AdapterRef | None = None, dry_run: bool = False,
+                practice: Practice | None = None, parent: AdapterRef | None = None, dry_run: bool = False,
                 progress: Callable[[Progress], None] = lambda _: None,
                 cancelled: Callable[[], bool] = lambda: False,
                 now_s: Callable[[], float] = time.monotonic) -> SessionResult:
     """Adapt from `parent` (None: the base) to the starts; store what is promoted; write log and report.
 
+    `practice`: where training begins beside the starts (None: what the config names, see `practice_for`).
     The policy of `parts` is as `parent` left it afterwards. Raises NotTrusted, BadBudget, BadInstruction and whatever
     a part raises; then the log says where it stopped.
     """
@@ -161,7 +181,8 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
     log_path = folder / LOG_NAME
     report = adapt(parts.policy, parts.world_model, parts.judge, parts.learner(parent), starts, config, seed, now_s,
                    progress, cancelled, log_path=log_path, save=None if dry_run else save,
-                   withheld=doubts[0] if doubts and config.min_release_auc > 0 else "")
+                   withheld=doubts[0] if doubts and config.min_release_auc > 0 else "",
+                   practice=practice_for(parts, starts, config, seed) if practice is None else practice)
     trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
                    for task in tasks)
     if isinstance(parts.judge, Counts) and parts.judge.spent:

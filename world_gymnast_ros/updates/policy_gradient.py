@@ -8,7 +8,10 @@ The loss of one batch of trajectories (GRPO with the token-level ratio, as Simpl
 with M trajectories that have an advantage and n_i valid tokens in trajectory i, so **each trajectory weighs the same,
 whatever its length**, also across groups and instructions. The kl_coefficient adds, with the same weights,
 kl_coefficient * (exp(b - l) - (b - l) - 1), an unbiased and never negative estimate of KL(now || base) where b is the
-log-probability under the base policy (adapter switched off).
+log-probability under the base policy (adapter switched off). Where groups of earlier scenes are given (`replay`), they
+are a second sum of the same form and the KL term is in theirs alone: the new scene may be learned freely. With a
+`target_kl`, the coefficient is doubled when the measured divergence is above 1.5 times that and halved when it is below
+that by the same factor (the adaptive penalty of PPO, arXiv:1707.06347).
 
 A minibatch of m out of C chunks uses the same sum over its own chunks times C/m: its expectation over random
 minibatches is the gradient of L, so the size of a step does not depend on the minibatch. Several epochs over the same
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor
 
 from world_gymnast_ros.adaptation.advantage import Advantages
+from world_gymnast_ros.adaptation.session import Trained
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.types import AdapterRef, Policy, RolloutGroup, TrainablePolicy
 
@@ -47,12 +51,13 @@ class LoraConfig:
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coefficient: float = 0.0
+    target_kl: float = 0.0
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         limits = {"rank": (1, 1024), "alpha": (1e-6, 1e4), "learning_rate": (1e-9, 1.0), "epochs": (1, 100),
                   "minibatch_chunks": (1, 10**6), "micro_chunks": (1, 10**6), "clip_low": (0, 1), "clip_high": (0, 10),
-                  "kl_coefficient": (0, 100), "max_grad_norm": (1e-6, 1e6)}
+                  "kl_coefficient": (0, 100), "target_kl": (0, 10), "max_grad_norm": (1e-6, 1e6)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise BadConfig(f"lora.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
@@ -64,16 +69,23 @@ fine-tunes of it use (1e-5 to 1e-4). Starting values: they were not tuned on one
 its density is steep where the scale is small."""
 
 
+KL_STEP, KL_TOLERANCE, KL_FIRST, KL_RANGE = 2.0, 1.5, 1.0, (1e-2, 100.0)
+"""Of a coefficient that follows `target_kl`: factor of a change, factor off the target that asks for one, where it
+begins (at least), and its limits."""
+
+
 @dataclass(frozen=True)
 class ChunkBatch:
     """C chunks flattened out of groups. `frames` uint8 (C, H, W, 3); `tokens` (C, K, 7); `old` logprobs (C, K, 7);
-    `advantages` (C,); `weights` (C,), per token: 1 / (M n_i), so that weights x K 7 sum to 1; `instructions` C."""
+    `advantages` (C,); `weights` (C,), per token: 1 / (M n_i), so that weights x K 7 sum to 1; `held` (C,): 1 where the
+    KL term acts, else 0; `instructions` C."""
 
     frames: np.ndarray
     tokens: np.ndarray
     old: np.ndarray
     advantages: np.ndarray
     weights: np.ndarray
+    held: np.ndarray
     instructions: list[str]
 
 
@@ -95,21 +107,41 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
                 rows.append((group.frames[i, group.query_frames[n]], sampled.tokens[i], sampled.logprobs[i],
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
-        return ChunkBatch(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), [])
+        return ChunkBatch(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), [])
     frames, tokens, old, values, weights, words = zip(*rows, strict=True)
     return ChunkBatch(np.stack(frames), np.stack(tokens), np.stack(old), np.array(values, np.float32),
-                      (np.array(weights) / trajectories).astype(np.float32), list(words))
+                      (np.array(weights) / trajectories).astype(np.float32), np.ones(len(rows), np.float32),
+                      list(words))
+
+
+def with_replay(batch: Sequence[Trained], replay: Sequence[Trained]) -> ChunkBatch:
+    """Return the chunks of both, `weights` of each part summing as by itself; with replay, `held` is there alone.
+
+    A replayed group whose rewards are all equal has no advantages, and is held to the base all the same.
+    """
+    new = flatten(batch)
+    old = flatten([(group, replace(a, degenerate=False)) for group, a in replay])
+    if not old.instructions:
+        return new
+    if not new.instructions:
+        return old
+    joined = {k: np.concatenate([getattr(new, k), getattr(old, k)]) for k in ("frames", "tokens", "old", "advantages",
+                                                                              "weights")}
+    return ChunkBatch(**joined, held=np.concatenate([0.0 * new.held, old.held]),
+                      instructions=new.instructions + old.instructions)
 
 
 def policy_loss(now: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip_low: float, clip_high: float,
-                base: Tensor | None = None, kl_coefficient: float = 0.0) -> Tensor:
-    """Return the weighted sum of clipped losses; `now`, `old`, `base` (C, K, 7), `advantages`, `weights` (C,)."""
+                base: Tensor | None = None, kl_coefficient: float = 0.0, held: Tensor | None = None) -> Tensor:
+    """Return the weighted sum of clipped losses; `now`, `old`, `base` (C, K, 7), `advantages`, `weights` (C,), `held`
+    (C,) scales the KL term of each chunk (None: 1)."""
     ratio = torch.exp(now - old)
     adv = advantages[:, None, None]
     losses = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - clip_low, 1 + clip_high))
     if base is not None and kl_coefficient > 0:
         gap = base - now
-        losses = losses + kl_coefficient * (torch.exp(gap) - gap - 1)
+        kl = torch.exp(gap) - gap - 1
+        losses = losses + kl_coefficient * (kl if held is None else kl * held[:, None, None])
     return (losses * weights[:, None, None]).sum()
 
 
@@ -145,11 +177,13 @@ class LoraLearner:
         self.parent, self.regulariser = parent, regulariser
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
+        self.kl_coefficient = self.config.kl_coefficient
 
     @property
     def name(self) -> str:
         by = f", regularised by {self.regulariser.told}" if self.regulariser else ""
-        return f"LoRA of rank {self.config.rank}{by}"
+        kl = f", KL {self.config.target_kl:g} per token aimed at" if self.config.target_kl else ""
+        return f"LoRA of rank {self.config.rank}{kl}{by}"
 
     def begin(self) -> None:
         if self.parent is None:
@@ -158,18 +192,21 @@ class LoraLearner:
             self.policy.load_adapter(self.parent)
             self.weights = self.policy.trainable_parameters()
         self.optimiser = torch.optim.AdamW(self.weights, lr=self.config.learning_rate, weight_decay=0.0)
+        self.kl_coefficient = max(self.config.kl_coefficient, KL_FIRST if self.config.target_kl else 0.0)
 
-    def update(self, batch: Sequence[tuple[RolloutGroup, Advantages]], temperature: float, seed: int
+    def update(self, batch: Sequence[Trained], temperature: float, seed: int, replay: Sequence[Trained] = ()
                ) -> dict[str, float]:
-        """Run `epochs` passes of minibatches over the batch; return loss, gradient norm, ratio and clip figures."""
+        """Run `epochs` passes of minibatches over the batch and the replayed groups; return loss, gradient norm, ratio
+        and clip figures, and where there is a KL term the divergence that was measured before, and its coefficient."""
         if self.optimiser is None:
             raise BadConfig("update before begin: call begin() first")
-        data = flatten(batch)
+        data = with_replay(batch, replay)
         count = len(data.instructions)
         if not count:
             return {"chunks": 0.0}
         c = self.config
-        base = self._base_logprobs(data, temperature) if c.kl_coefficient > 0 else None
+        base = self._base_logprobs(data, temperature) if self.kl_coefficient > 0 else None
+        kl = {} if base is None else self._follow_target(data, base)
         rng = np.random.default_rng(seed)
         figures: list[tuple[float, ...]] = []
         for _ in range(c.epochs):
@@ -178,7 +215,19 @@ class LoraLearner:
                 figures.append(self._step(data, part, count / len(part), temperature, base, rng))
         loss, norm, off, clipped = (float(np.mean(column)) for column in zip(*figures, strict=True))
         return {"loss": loss, "grad_norm": norm, "ratio_off": off, "clip_fraction": clipped,
-                "first_ratio_off": figures[0][2], "chunks": float(count)}
+                "first_ratio_off": figures[0][2], "chunks": float(count), **kl}
+
+    def _follow_target(self, data: ChunkBatch, base: Tensor) -> dict[str, float]:
+        """Set the KL coefficient by the divergence per token of the policy that sampled `data`; return both."""
+        gap = base.cpu().numpy() - data.old
+        per_chunk = (np.exp(gap) - gap - 1).mean((1, 2))
+        weights = data.weights * data.held
+        kl = float((per_chunk * weights).sum() / weights.sum())
+        target = self.config.target_kl
+        if target:
+            step = KL_STEP if kl > KL_TOLERANCE * target else 1 / KL_STEP if kl < target / KL_TOLERANCE else 1.0
+            self.kl_coefficient = float(np.clip(self.kl_coefficient * step, *KL_RANGE))
+        return {"kl": kl, "kl_coefficient": self.kl_coefficient}
 
     def _step(self, data: ChunkBatch, part: np.ndarray, scale: float, temperature: float, base: Tensor | None,
               rng: np.random.Generator) -> tuple[float, ...]:
@@ -189,10 +238,11 @@ class LoraLearner:
         total, off, clipped = 0.0, 0.0, 0.0
         for micro in np.array_split(part, math.ceil(len(part) / c.micro_chunks)):
             now = self._logprobs(data, micro, temperature)
-            old, advantages, weights = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
-                                        for a in (data.old, data.advantages, data.weights))
+            old, advantages, weights, held = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
+                                              for a in (data.old, data.advantages, data.weights, data.held))
             loss = policy_loss(now, old, advantages, weights, c.clip_low, c.clip_high,
-                               None if base is None else base[torch.from_numpy(micro)], c.kl_coefficient) * scale
+                               None if base is None else base[torch.from_numpy(micro)], self.kl_coefficient,
+                               held) * scale
             loss.backward()
             with torch.no_grad():
                 ratio = torch.exp(now - old)

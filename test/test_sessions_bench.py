@@ -1,0 +1,43 @@
+"""The bench of sessions: rows that survive a stop, paired differences, and cases that exist."""
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from world_gymnast_ros.benchmark import sessions
+from world_gymnast_ros.benchmark.sessions import CASES, DISTRACTORS, ROWS, Row, markdown, read_rows
+from world_gymnast_ros.cli import main
+from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.paths import share_path
+
+ROW = Row("dark table", "captured alone", 0, {"reach it": [False] * 4}, {"reach it": [False] * 4}, "kept", "", 10.0, 3)
+MEASURED = Path(__file__).resolve().parents[1] / "docs" / "measured" / "sessions.jsonl"
+
+
+def test_rows_survive_a_stop_and_the_table_pairs_them(tmp_path: Path) -> None:
+    better = replace(ROW, session="one demonstration", after={"reach it": [True] * 3 + [False]}, outcome="promoted")
+    lines = [json.dumps(asdict(r)) for r in (ROW, better)]
+    (tmp_path / ROWS).write_text("\n".join([*lines, '{"case": "torn']))
+    assert read_rows(tmp_path) == [ROW, better] and read_rows(tmp_path / "none") == []
+    first, second = markdown(read_rows(tmp_path)).splitlines()[2:]
+    assert "| 0/4 |" in first and "| +75 [" in second and second.count("+75 [") == 2, "to the base, and to the first"
+    (tmp_path / ROWS).write_text("\n".join(["torn", *lines, ""]))
+    with pytest.raises(EpisodeError, match="line 1"):
+        read_rows(tmp_path)
+
+
+def test_a_case_names_scenes_that_exist_and_distractors_that_nothing_showed() -> None:
+    for case in CASES:
+        assert all(words for _, words in sessions.tests_of(case).values())
+    shown = {path.stem for path in share_path("config/cut_outs").glob("*.png")}
+    assert not shown & {f"{o.colour}_{o.shape}" for o in DISTRACTORS}
+    scene, _ = sessions.tests_of(CASES[0])[f"{CASES[0].tests[0]}, distractors"]
+    assert scene.distractors == DISTRACTORS
+
+
+def test_what_was_measured_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "sessions", "--rows", str(MEASURED)]) == 0
+    table = capsys.readouterr().out
+    assert "| dark table | one demonstration |" in table
+    assert main(["bench", "sessions", "--rows", "nowhere"]) == 2 and main(["bench", "sessions", "--cases", "x"]) == 2
