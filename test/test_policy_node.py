@@ -187,7 +187,7 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
         def fault() -> str:
             return str(heard[-1].status[0].message)
 
-        for width, encoding, words in ((64, "yuv422", "yuv422"), (80, "rgb8", "image_width")):
+        for width, encoding, words in ((64, "mono16", "mono16"), (80, "rgb8", "image_width")):
             c.until(lambda: show(width, encoding) or words in fault(), f"a fault naming {words}")  # noqa: B023
             assert not chunks
         c.until(lambda: show(64, "rgb8") or chunks, "a chunk after a good picture")
