@@ -1,6 +1,7 @@
 """The adapt action over DDS: promote, refuse, be busy, cancel; and the real node as a process with toy models."""
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +16,11 @@ import rclpy
 import torch
 from rclpy.action import ActionClient
 from rclpy.executors import MultiThreadedExecutor
-from ros_tools import PATIENCE_S, START_S, Client, client, running
+from ros_tools import PATIENCE_S, SLOWNESS, START_S, Client, client, running
 
 from world_gymnast_ros.adaptation.log import check_session, read_session
 from world_gymnast_ros.adaptation.trust import TaskRelease, released_task
+from world_gymnast_ros.control.homing import capture_joints
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.models.judges.reflector import Reflector
 from world_gymnast_ros.models.policies.openvla import OpenVLA, OpenVLAConfig, OpenVLAForActionPrediction
@@ -27,7 +29,7 @@ from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorl
 from world_gymnast_ros.nodes import adapt_node, base, convert, graph
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
-from world_gymnast_ros.robot.kinematics import SLEEP, fk
+from world_gymnast_ros.robot.kinematics import NEUTRAL, SLEEP, fk
 from world_gymnast_ros.store import load_adapter
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.types import Judgement
@@ -52,13 +54,14 @@ class Bench:
         self.camera = c.create_publisher(convert.Image, f"{namespace}/image_raw", base.NEWEST_RELIABLE)
         self.joints = c.create_publisher(convert.JointState, f"{namespace}/wx250s/joint_states", base.RELIABLE)
         self.shooting, self.gripper_beside = True, False
+        self.joints_now = SLEEP
         c.create_timer(0.05, self._shoot)
         c.until(self.action.server_is_ready, "the adapt action")
 
     def _shoot(self) -> None:
         if self.shooting:
             now_ns = self.c.get_clock().now().nanoseconds
-            position = np.r_[SLEEP, 0.0, 0.037, -0.037]
+            position = np.r_[self.joints_now, 0.0, 0.037, -0.037]
             self.joints.publish(convert.joint_state_msg(now_ns, position, np.zeros(9), np.zeros(9)))
             for _ in range(10 * self.gripper_beside):
                 self.joints.publish(convert.JointState(name=["gripper"], position=[0.0]))
@@ -104,6 +107,26 @@ def bench(tmp_path: Path, parts: Parts, namespace: str = "", **parameters: Any) 
             node.destroy_node()
     finally:
         rclpy.try_shutdown()
+
+
+def test_a_capture_waits_for_rest_and_shows_the_hand(tmp_path: Path) -> None:
+    with bench(tmp_path, fake_parts(), capture_timeout_s=4.0 * SLOWNESS) as b:
+        def captured() -> Any:
+            return b.c.call("adapt_node/capture", convert.Trigger)
+        b.joints_now = NEUTRAL
+        refused = captured()
+        assert not refused.success and "21 % of the hand is in the picture, at least 25 %" in refused.message
+        assert "(0.25, -0.05, 0.12) m" in refused.message and "capture --go" in refused.message
+        b.joints_now = capture_joints()
+        assert captured().success
+
+        def sway() -> None:
+            b.joints_now = capture_joints() + 0.05 * np.sin(5.0 * time.monotonic())
+        swaying = b.c.create_timer(0.02, sway)
+        refused = captured()
+        assert not refused.success and "the arm moves" in refused.message and "0.02 rad" in refused.message
+        swaying.cancel()
+        assert captured().message.startswith("2 of at most"), "what was captured before is kept"
 
 
 def test_a_session_over_the_action(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
@@ -19,6 +20,7 @@ from test_adapt_node import bench, fake_parts
 
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.control.hold_cause import HoldCause
+from world_gymnast_ros.control.homing import CAPTURE_STATE
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.nodes import base, convert, graph, robot_words, snapshot
 
@@ -57,6 +59,19 @@ def test_the_arm_in_words_with_its_own_refusals(arm: Client, capsys: pytest.Capt
     assert "at home" in capsys.readouterr().out
 
 
+def test_the_walk_to_the_capture_pose(arm: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert robot_words.main(["capture", "--go", *WAIT]) == 2
+    assert "arm is DISARMED; arm it first" in capsys.readouterr().err
+    arm.arm()
+    assert robot_words.main(["capture", "--go", "--wait-s", "5"]) == 2, "there is no adapt_node"
+    said = capsys.readouterr()
+    assert "at the capture pose" in said.out and "adapt_node/capture" in said.err, said
+    arm.spin(0.5)
+    state = convert.arm_state(arm.heard["wx250s/joint_states"][-1])
+    np.testing.assert_allclose(state.T_base_ee[:3, 3], CAPTURE_STATE[:3], atol=0.02)
+    assert robot_words.main(["disarm", *WAIT]) == 0
+
+
 def test_ctrl_c_on_the_way_home_holds_the_arm(arm: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert arm.call("twin_node/reset", convert.ResetTwin, seed=1).success
     arm.spin(0.5)
@@ -91,7 +106,8 @@ def test_capture_and_adapt_in_words(tmp_path: Path) -> None:
                                        stderr=subprocess.STDOUT, text=True)
             b.c.until(lambda: process.poll() is not None, words[0])
             return process.returncode, process.communicate()[0]
-        assert word("capture")[0] == 0
+        status, said = word("capture")
+        assert status == 0, said
         status, said = word("adapt", "--updates", "4", "--seed", "1", "go right")
         assert status == 0 and "s left" in said and "report: " in said, said
 
@@ -103,6 +119,6 @@ def test_a_snapshot_of_a_topic(arm: Client, tmp_path: Path, capsys: pytest.Captu
     assert f"{out}: 64x48 of image_raw" in said and re.search(r"--state (-?\d\.\d{4} ?){7}$", said), said
     assert decode_rgb(out, "scene").shape == (48, 64, 3)
     assert snapshot.main([str(out), *WAIT]) == 2 and "--overwrite" in capsys.readouterr().err
-    missing = [str(tmp_path / "none.png"), "--topic", "/elsewhere", "--wait-s", "0.5"]
+    missing = [str(tmp_path / "none.png"), "--topic", "/elsewhere", "--wait-s", "3"]
     assert snapshot.main(missing) == 2 and "pictures come on /image_raw" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["scene.png"]

@@ -28,6 +28,7 @@ from world_gymnast_ros.robot.camera import (
     BRIDGE_CAMERA_XYZ_M,
     level_camera,
 )
+from world_gymnast_ros.robot.camera_extrinsics import read_camera
 
 T = TypeVar("T")
 ROS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
@@ -94,6 +95,7 @@ class PolicyConfig:
     picture_check: str = text("refuse", "definitely wrong pictures: refuse (do not act, do not arm), warn or off",
                               ("refuse", "warn", "off"))
     picture_aspect: float = number(4 / 3, 0.0, 4.0, "width / height that the policy was trained for; 0: any")
+    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate); empty: the three numbers below")
     camera_xyz_m: tuple[float, ...] = number(BRIDGE_CAMERA_XYZ_M, -3.0, 3.0, "place of the camera, base axes")
     camera_look: tuple[float, ...] = number(BRIDGE_CAMERA_LOOK, -10.0, 10.0, "its line of sight, base axes, any length")
     camera_focal: float = number(BRIDGE_CAMERA_FOCAL, 0.0, 20.0,
@@ -113,6 +115,8 @@ class PolicyConfig:
 
     def camera(self) -> tuple[float, ...] | None:
         """Return the camera as `arm_silhouette.projection` gives it, or None if it is not known."""
+        if self.camera_calibration:
+            return read_camera(Path(self.camera_calibration).expanduser()).projection()
         if self.camera_focal == 0.0:
             return None
         aspect = self.picture_aspect or 4 / 3  # of the camera; its picture may be squashed to a square

@@ -120,6 +120,8 @@ class AdaptNodeConfig(AdaptConfig):
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")
     max_captures: int = number(16, 1, 100, "so many pictures of ~/capture are kept for the next session")
     capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
+    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate); empty: Bridge's nominal one")
+    min_hand_seen: float = number(0.25, 0.0, 1.0, "part of the hand that a captured picture must show; 0: any")
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
     robot_name: str = ros_name("wx250s", "namespace of the driver, for joint_states")

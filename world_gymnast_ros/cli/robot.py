@@ -7,6 +7,8 @@ examples:
   world-gymnast robot status                         what every node says; --json for programs
   world-gymnast robot say "reach the red block"      the task in words
   world-gymnast robot capture                        keep a picture for the next adaptation
+  world-gymnast robot capture --go                   the same, from a pose that the camera sees well; armed
+  world-gymnast robot calibrate                      where is the camera? by what was captured
   world-gymnast robot adapt --budget-s 300           adapt to what was captured; moves nothing
   world-gymnast robot arm                            from here on the arm plays the policy (not with dry_run:=true)
   world-gymnast robot hold                           it stops and holds its place
@@ -27,8 +29,8 @@ from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 
-HELP = "status, arm, disarm, hold, home, capture, adapt and say, beside a running graph"
-FLAGS = ("json", "dry_run")
+HELP = "status, arm, disarm, hold, home, capture, calibrate, adapt and say, beside a running graph"
+FLAGS = ("json", "dry_run", "go")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     word("disarm", "disarm: nothing is sent any more, the arm holds its place")
     word("hold", "stop, and hold the place; arm goes on. Not an emergency stop")
     word("home", "walk slowly to neutral, from armed or held; Ctrl-C holds")
-    word("capture", "keep the present picture for the next adaptation")
+    capture = word("capture", "keep the present picture for the next adaptation, once the arm rests")
+    capture.add_argument("--go", action="store_true", help="walk to where the camera sees the arm well first; the arm "
+                         "must be armed or held")
+    word("calibrate", "find where the camera is, from 6 or more captures with the arm at different places in view")
     say = word("say", "tell policy, adaptation and recorder the task")
     say.add_argument("instruction", help="the task in words")
     adapt = word("adapt", "adapt the policy to what was captured, inside the world model; Ctrl-C cancels")

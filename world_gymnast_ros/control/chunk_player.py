@@ -21,7 +21,7 @@ from world_gymnast_ros.control.action_convention import LimitedRuns, convention_
 from world_gymnast_ros.control.arm_state import GuardInputs, GuardState, arm_fault, finite_vector, measured_ns, observe
 from world_gymnast_ros.control.guard import guard, hold, remember
 from world_gymnast_ros.control.hold_cause import HoldCause
-from world_gymnast_ros.control.homing import fault_on_the_way, way_home
+from world_gymnast_ros.control.homing import capture_joints, fault_on_the_way, way_home
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.robot.kinematics import JOINT_LOWER_RAD, JOINT_UPPER_RAD, NEUTRAL, fk
 from world_gymnast_ros.types import ACTION_DIM, F32, F64, ActionChunk, ArmCommand, ArmState, Verdict
@@ -163,18 +163,20 @@ class ChunkPlayer:
         """Whether the slow walk to neutral is under way."""
         return bool(self._way)
 
-    def go_home(self, now_ns: int, arm: ArmState | None, arm_age_s: float) -> str:
-        """Walk slowly to neutral, from ARMED or HOLDING, and stay HOLDING. Return "" or why it was refused."""
+    def go_home(self, now_ns: int, arm: ArmState | None, arm_age_s: float, to_capture: bool = False) -> str:
+        """Walk slowly to neutral, or to the capture pose, from ARMED or HOLDING, and stay HOLDING. Return "" or why it
+        was refused."""
         if self.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
             return f"arm is {self.mode.name}; arm it first"
         # Joints that jumped away from the good ones are taken for true by arming only.
         fault = arm_fault(self.memory, GuardInputs(arm, arm_age_s, 0.0, now_ns), self.config)
         if fault or arm is None:
             return fault
-        goals, fault = way_home(arm.joints, self.config)
+        goals, fault = way_home(arm.joints, self.config, capture_joints() if to_capture else NEUTRAL)
         if fault:
             return fault
-        self._set_mode(ArmMode.HOLDING, HoldCause.GOING_HOME.value, HoldCause.GOING_HOME)
+        cause = HoldCause.GOING_TO_CAPTURE if to_capture else HoldCause.GOING_HOME
+        self._set_mode(ArmMode.HOLDING, cause.value, cause)
         profile = self.memory.profile
         moving = profile is not None and now_ns - profile.start_ns < self.config.moving_time_s * 1e9
         self.memory = replace(self.memory, T_target=None, held=None, profile=profile if moving else None)
@@ -283,11 +285,13 @@ class ChunkPlayer:
         goal = self._way[0]
         fault = fault_on_the_way(goal, self._sent, self._way_from, self.memory, inputs, self.config)
         if fault:
-            self._set_mode(ArmMode.HOLDING, f"not home: {fault}")
+            where = "home" if self.cause is HoldCause.GOING_HOME else "at the capture pose"
+            self._set_mode(ArmMode.HOLDING, f"not {where}: {fault}")
             return self._finish(hold(self.memory, inputs, self.config, self.reason), None, inputs)
         self._sent = self._way.pop(0)
         if not self._way:
-            self.reason, self.cause = HoldCause.AT_HOME.value, HoldCause.AT_HOME
+            self.cause = HoldCause.AT_HOME if self.cause is HoldCause.GOING_HOME else HoldCause.AT_CAPTURE
+            self.reason = self.cause.value
         gripper = 1.0 if self.memory.gripper is None else self.memory.gripper
         still = np.array([0.0] * (ACTION_DIM - 1) + [gripper], np.float32)
         return self._finish(ArmCommand(fk(goal), goal, gripper, still, still, Verdict.OK, ""), None, inputs)

@@ -15,4 +15,6 @@ class HoldCause(Enum):
     TASK_DONE = "the task is done; arm to go on"
     GOING_HOME = "going home"
     AT_HOME = "at home; arm to go on"
+    GOING_TO_CAPTURE = "going to the capture pose"
+    AT_CAPTURE = "at the capture pose; capture, then arm to go on"
     OTHER = "see the reason"

@@ -28,15 +28,30 @@ from world_gymnast_ros import priority
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Outcome, Progress
 from world_gymnast_ros.adaptation.rollout import Cancelled
-from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame, BadInstruction, StaleFrame
+from world_gymnast_ros.config import PolicyConfig
+from world_gymnast_ros.control.camera_calibration import CalibrationPicture
+from world_gymnast_ros.control.capture_check import REST_RAD, REST_S, hand_fault, turned_rad
+from world_gymnast_ros.errors import (
+    AdapterMismatch,
+    BadAction,
+    BadConfig,
+    BadFrame,
+    BadInstruction,
+    StaleFrame,
+    Unreachable,
+)
 from world_gymnast_ros.nodes import base, command_line, convert
+from world_gymnast_ros.nodes.calibrating import calibrate
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
+from world_gymnast_ros.robot.camera_extrinsics import read_camera
 from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
 JOINTS_S = 0.5
 """Joint states as new as the last picture are waited for no longer."""
+MAX_POSES = 24
+"""Pictures that are remembered for a calibration of the camera."""
 EXECUTOR_THREADS = 3
 CLOSE_S = 3.0
 """So long `close` waits for a session to end: launch kills after five seconds. What it stores is whole or absent."""
@@ -64,6 +79,8 @@ class AdaptNode(base.ConfiguredNode):
         self._running: AdapterRef | None = None  # what the policy node was last offered
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
         self._kept: deque[tuple[Frame, F32 | None]] = deque(maxlen=c.max_captures)
+        self._camera = PolicyConfig(camera_calibration=c.camera_calibration).camera() or ()
+        self._poses: deque[CalibrationPicture] = deque(maxlen=MAX_POSES)
         self._wanted_after_ns = 0
         self._joints: deque[ArmState] = deque(maxlen=200)
         self._merge = JointMerge()
@@ -80,6 +97,8 @@ class AdaptNode(base.ConfiguredNode):
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         base.hear_everyone(self, convert.String, "instruction", self._on_instruction)
         self.create_service(convert.Trigger, "~/capture", self._on_capture, callback_group=ReentrantCallbackGroup())
+        self.create_service(convert.Trigger, "~/calibrate_camera", self._on_calibrate,
+                            callback_group=ReentrantCallbackGroup())
         self._server = ActionServer(
             self, convert.Adapt, "adapt", execute_callback=self._execute, goal_callback=self._on_goal,
             cancel_callback=lambda _: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
@@ -157,8 +176,25 @@ class AdaptNode(base.ConfiguredNode):
             executor.spin_once(timeout_sec=0.1)
         wanted_ns = self._frames[-1].stamp_ns  # joint states of that moment may still wait behind others'
         deadline = min(deadline, time.monotonic() + JOINTS_S)
-        while time.monotonic() < deadline and not (self._joints and self._joints[-1].stamp_ns >= wanted_ns):
+        while time.monotonic() < deadline and not self._heard_long_enough(wanted_ns):
             executor.spin_once(timeout_sec=0.02)
+
+    def _heard_long_enough(self, stamp_ns: int) -> bool:
+        """Whether the joint states tell of the moment of a picture, and whether the arm rests."""
+        return bool(self._joints) and self._joints[-1].stamp_ns >= max(
+            stamp_ns, self._joints[0].stamp_ns + round(REST_S * 1e9))
+
+    def _rested(self, cancelled: Callable[[], bool]) -> Frame:
+        """Return a picture taken while the arm rested. Raises StaleFrame where it keeps moving."""
+        deadline = time.monotonic() + self.config.capture_timeout_s
+        while True:
+            frame = self.capture(cancelled)[-1]
+            turned = turned_rad(list(self._joints))
+            if turned <= REST_RAD:
+                return frame
+            if time.monotonic() > deadline:
+                raise StaleFrame(f"the arm moves: a joint turned by {turned:.2f} rad while it was looked at, at most "
+                                 f"{REST_RAD} rad are allowed; hold the arm, then capture")
 
     def state_at(self, stamp_ns: int) -> F32 | None:
         """Return the measured Bridge state nearest to a stamp, or None where none was heard in time: `_blind` says why.
@@ -186,13 +222,35 @@ class AdaptNode(base.ConfiguredNode):
             response.message = "a session or another capture is running; capture when it is over"
             return response
         try:
-            frame = self.capture(self._closing.is_set)[-1]
-            self._kept.append((frame, self.state_at(frame.stamp_ns)))
+            frame = self._rested(self._closing.is_set)
+            state = self.state_at(frame.stamp_ns)
+            if state is not None:
+                self._poses.append(CalibrationPicture(frame.rgb, state))
+            fault = "" if state is None else hand_fault(state, self._camera, self.config.min_hand_seen)
+            if fault:
+                raise BadFrame(fault)
+            self._kept.append((frame, state))
             blind = f"; the arm's pose is unknown: {self._blind}" if self._kept[-1][1] is None else ""
             response.success = True
             response.message = f"{len(self._kept)} of at most {self.config.max_captures} pictures kept{blind}"
-        except (StaleFrame, Cancelled) as error:
+        except (BadFrame, StaleFrame, Cancelled) as error:
             response.message = f"nothing was captured: {error}"
+        finally:
+            self._busy.release()
+        return response
+
+    def _on_calibrate(self, _request: Any, response: Any) -> Any:
+        """Find the camera from the pictures captured so far, refused ones included; write it, and a picture of it."""
+        response.success = False
+        if self._closing.is_set() or not self._busy.acquire(blocking=False):
+            response.message = "a session or a capture is running; calibrate when it is over"
+            return response
+        try:
+            told, path = calibrate(list(self._poses), self.config)
+            self._camera = read_camera(path).projection()
+            response.success, response.message = True, told
+        except (BadConfig, BadFrame, Unreachable) as error:
+            response.message = f"the camera is as it was: {error}"
         finally:
             self._busy.release()
         return response
@@ -307,7 +365,8 @@ Adapts the policy to the scene before the camera inside the world model, and off
 
   in      image_raw, joint states, instruction
   out     adapter
-  offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this picture for the next session)""",
+  offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this picture for the next session),
+          ~/calibrate_camera (std_srvs/Trigger: find the camera from the pictures captured)""",
     parameters=AdaptNodeConfig,
     moves="No. The arm need not be armed for it.",
     examples=(

@@ -101,6 +101,7 @@ class ArmNode(base.ConfiguredNode):
         self.create_service(convert.Trigger, "~/disarm", self._on_disarm)
         self.create_service(convert.Trigger, "~/hold", self._on_hold)
         self.create_service(convert.Trigger, "~/go_home", self._on_go_home, callback_group=self._waits)
+        self.create_service(convert.Trigger, "~/go_to_capture", self._on_go_to_capture, callback_group=self._waits)
 
     # --- playing --------------------------------------------------------------------------------------------------
 
@@ -311,22 +312,30 @@ class ArmNode(base.ConfiguredNode):
         self._tick()
         return response
 
-    async def _go_home(self) -> str:
+    async def _on_go_to_capture(self, _request: Any, response: Any) -> Any:
+        """Walk to where the camera sees the arm well, as `_on_go_home` walks to neutral."""
+        refusal = await self._go_home(to_capture=True)
+        response.success, response.message = not refusal, refusal or "going to the capture pose; then capture"
+        self._tick()
+        return response
+
+    async def _go_home(self, to_capture: bool = False) -> str:
         """Hold, make the driver ready as for arming, begin the walk. Return "" or why not."""
+        where = "at the capture pose" if to_capture else "home"
         if self._arming:
             return "arming is under way"
         if self._dead_man_open(base.steady_ns()):
             return "the dead-man button is not held"
         if self.player.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
             return f"arm is {self.player.mode.name}; arm it first"
-        self.player.hold("about to go home")
+        self.player.hold(f"about to go {'to the capture pose' if to_capture else 'home'}")
         self._tick()
         refusal = await self._make_ready()
         if not refusal:
             now_ns = base.steady_ns()
-            refusal = self.player.go_home(now_ns, *self.driver.state(now_ns))
+            refusal = self.player.go_home(now_ns, *self.driver.state(now_ns), to_capture)
         if refusal and self.player.mode is ArmMode.HOLDING:
-            self.player.reason = f"not home: {refusal}"
+            self.player.reason = f"not {where}: {refusal}"
         return refusal
 
     def _on_joy(self, msg: Any) -> None:
@@ -432,7 +441,7 @@ Plays action chunks to the arm, every action through the guard. It starts DISARM
 
   in      action_chunk, joint states of the driver, task_done, stop (std_msgs/Bool, latched), joy (dead-man button)
   out     step, arm_status, diagnostics, and goals to the driver
-  offers  ~/arm ~/disarm ~/hold ~/go_home (std_srvs/Trigger)""",
+  offers  ~/arm ~/disarm ~/hold ~/go_home ~/go_to_capture (std_srvs/Trigger)""",
     parameters=ArmConfig,
     moves="YES, once ~/arm was called, unless dry_run is true. The first line of its log says which driver it moves.",
     examples=(

@@ -30,6 +30,7 @@ HOME_S = 60.0
 """Longest walk home."""
 CAPTURE_S = 60.0
 """Longest wait for a picture."""
+CALIBRATION_S = 300.0
 SESSION_ENDS_S = 60.0
 """A session that was cancelled ends within one update."""
 LISTENERS = ("policy_node", "adapt_node", "recorder_node")
@@ -91,28 +92,32 @@ class RobotWords(Caller):
         if args.word == "say":
             return self.say(args.instruction)
         if args.word == "home":
-            return self.home()
+            return self.walk("arm_node/go_home", HoldCause.GOING_HOME, HoldCause.AT_HOME)
         if args.word == "arm":
             return self.moving("arm_node/arm", lambda: "")
+        if args.word == "calibrate":
+            return self.trigger("adapt_node/calibrate_camera", CALIBRATION_S)
         if args.word == "capture":
+            if args.go:
+                print(self.walk("arm_node/go_to_capture", HoldCause.GOING_TO_CAPTURE, HoldCause.AT_CAPTURE), flush=True)
             return self.trigger("adapt_node/capture", CAPTURE_S)
         return self.trigger(f"arm_node/{args.word}")
 
-    def home(self) -> str:
-        """Walk home and wait until the arm is there."""
+    def walk(self, service: str, going: HoldCause, there: HoldCause) -> str:
+        """Walk home, or to the capture pose, and wait until the arm is there."""
         heard: list[Any] = []
         self.create_subscription(convert.ArmStatusMsg, "arm_status", heard.append, base.LATCHED)
         self.reach(lambda: heard, "arm_status", "arm_node")
 
         def walk() -> str:
-            print("going home, keep clear; Ctrl-C holds", flush=True)
+            print(f"{going.value}, keep clear; Ctrl-C holds", flush=True)
             answered = len(heard)
-            self.spin_until(lambda: len(heard) > answered and heard[-1].reason != HoldCause.GOING_HOME.value, HOME_S,
-                            "the arm to be home")
-            if heard[-1].state != heard[-1].HOLDING or "at home" not in heard[-1].reason:
+            self.spin_until(lambda: len(heard) > answered and heard[-1].reason != going.value, HOME_S,
+                            "the arm to be there")
+            if heard[-1].state != heard[-1].HOLDING or heard[-1].reason != there.value:
                 raise GraphFault(f"the arm is {heard[-1].state_name}: {heard[-1].reason}")
             return str(heard[-1].reason)
-        return self.moving("arm_node/go_home", walk)
+        return self.moving(service, walk)
 
     # --- say, adapt -----------------------------------------------------------------------------------------------
 

@@ -68,6 +68,22 @@ def silhouette(states: NDArray[np.float32], known: NDArray[np.bool_], camera: Ar
     return out.reshape(len(states), CAPSULES, CAPSULE_DIM)
 
 
+def silhouette_ends(states: F32) -> F64:
+    """Return both ends (N, 6, 2, 3) of the capsules' axes in base axes, m, of an arm at Bridge states (N, 7).
+
+    Raises Unreachable for a pose that the arm cannot take.
+    """
+    return np.stack([_ends(T, _elbow(ik(T, NEUTRAL)), float(np.clip(state[6], 0.0, 1.0)))
+                     for T, state in zip(pose_from_state(states), states, strict=True)])
+
+
+def outline_of_ends(ends: F64, T_base_camera: F64, focal_u: float, focal_v: float) -> F32:
+    """Return the capsules float32 (N, 6, 6) of axes (N, 6, 2, 3) seen by a camera (4, 4); focal lengths in halves of
+    the picture."""
+    rows = np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]
+    return _project(ends, np.broadcast_to(rows, (len(ends), 3, 4))).reshape(len(ends), CAPSULES, CAPSULE_DIM)
+
+
 def _elbow(joints: F64) -> tuple[float, float, float]:
     """Return the elbow's place in base axes, m."""
     waist, shoulder = float(joints[0]), float(joints[1])
