@@ -25,6 +25,7 @@ from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.nodes import base, convert, graph, robot_words, snapshot
 
 pytestmark = pytest.mark.ros
+APART = ["--namespace", "/apart"]
 WAIT = ["--wait-s", str(PATIENCE_S)]
 
 
@@ -100,15 +101,15 @@ def test_status_for_people_and_for_programs(arm: Client, capsys: pytest.CaptureF
 
 
 def test_capture_and_adapt_in_words(tmp_path: Path) -> None:
-    with bench(tmp_path, fake_parts()) as b:
+    with bench(tmp_path, fake_parts(), "/apart") as b:  # the arm of the other tests has joint states of its own
         def word(*words: str) -> tuple[int, str]:
-            process = subprocess.Popen(ros_child.command("robot_words", *words, *WAIT), stdout=subprocess.PIPE,
+            process = subprocess.Popen(ros_child.command("robot_words", *words, *WAIT, *APART), stdout=subprocess.PIPE,
                                        stderr=subprocess.STDOUT, text=True)
             b.c.until(lambda: process.poll() is not None, words[0])
             return process.returncode, process.communicate()[0]
         status, said = word("capture")
         assert status == 0, said
-        status, said = word("adapt", "--updates", "4", "--seed", "1", "go right")
+        status, said = word("adapt", "go right", "--updates", "4", "--seed", "1")
         assert status == 0 and "s left" in said and "report: " in said, said
 
 

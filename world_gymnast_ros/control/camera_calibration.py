@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from world_gymnast_ros.errors import BadConfig, BadFrame
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.robot.arm_silhouette import PARKED, outline_of_ends, silhouette_ends
+from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette_ends, silhouette_of_ends
 from world_gymnast_ros.robot.camera import CameraPrior, moved
 from world_gymnast_ros.types import F32, F64, U8
 
@@ -145,7 +145,7 @@ def overlay(pictures: Sequence[CalibrationPicture], T_base_camera: F64, prior: C
 
 
 def _capsules(ends: F64, prior: CameraPrior, x: F64) -> F32:
-    return outline_of_ends(ends, moved(prior, x), prior.focal_u, prior.focal_v)
+    return silhouette_of_ends(ends, moved(prior, x), prior.focal_u, prior.focal_v)
 
 
 def _descend(seen: _Changes, ends: F64, prior: CameraPrior, x: F64, size: float) -> tuple[F64, float]:

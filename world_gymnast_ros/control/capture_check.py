@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from world_gymnast_ros.control.homing import CAPTURE_STATE
-from world_gymnast_ros.robot.arm_silhouette import PARKED, outline
+from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
 from world_gymnast_ros.types import F32, ArmState
 
 REST_RAD = 0.02
@@ -47,7 +47,7 @@ def hand_seen(state: F32, camera: tuple[float, ...]) -> float:
     """
     share = np.linspace(0.0, 1.0, POINTS)
     inside = total = 0.0
-    for u0, v0, r0, u1, v1, r1 in outline(state[None], np.ones(1, np.bool_), camera)[0, HAND].astype(np.float64):
+    for u0, v0, r0, u1, v1, r1 in silhouette(state[None], np.ones(1, np.bool_), camera)[0, HAND].astype(np.float64):
         if u0 >= PARKED - 1:
             total += 1.0
             continue

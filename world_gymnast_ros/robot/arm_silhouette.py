@@ -77,7 +77,7 @@ def silhouette_ends(states: F32) -> F64:
                      for T, state in zip(pose_from_state(states), states, strict=True)])
 
 
-def outline_of_ends(ends: F64, T_base_camera: F64, focal_u: float, focal_v: float) -> F32:
+def silhouette_of_ends(ends: F64, T_base_camera: F64, focal_u: float, focal_v: float) -> F32:
     """Return the capsules float32 (N, 6, 6) of axes (N, 6, 2, 3) seen by a camera (4, 4); focal lengths in halves of
     the picture."""
     rows = np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]
