@@ -121,7 +121,7 @@ def test_a_capture_waits_for_rest_and_shows_the_hand(tmp_path: Path) -> None:
         assert captured().success
 
         def sway() -> None:
-            b.joints_now = capture_joints() + 0.05 * np.sin(5.0 * time.monotonic())
+            b.joints_now = capture_joints() + 0.3 * (time.monotonic() % 1.0)
         swaying = b.c.create_timer(0.02, sway)
         refused = captured()
         assert not refused.success and "the arm moves" in refused.message and "0.02 rad" in refused.message
