@@ -52,6 +52,7 @@ SMALLER: dict[str, list[str]] = {
 """Words that make a command small; they come behind what the example says."""
 LONG: dict[str, str] = {
     "demo": "nodes.demo.run_demo", "bench adaptation": "benchmark.adaptation.bench",
+    "bench sessions": "benchmark.sessions.bench",
     "iterate": "updates.loop.run_method", "train policy": "training.policy.pretrain_trunk",
     "train reflector": "training.reflector.fit", "train locator": "tabletop.train_locator.train_locator",
     "train world-model": "training.camera.train_camera_fit", "judge learn": "updates.judges.learn_settings",
