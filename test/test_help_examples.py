@@ -105,6 +105,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(capture(twin)[0].rgb).save(root / name)
     finally:
         twin.close()
+    (root / "tasks.yaml").write_text("".join(
+        f"- {{instruction: {text}, frames: [{file}], state: [0.28, 0.02, 0.1, 0, 0, 0, 1]}}\n"
+        for text, file in (("reach the red block", "a.png"), ("push the red block left", "b.png"))))
     for name in ("my_scene.yaml", "my_lab.yaml", "a.yaml"):
         shutil.copy(share_dir() / "config" / "scenes" / "novel_evening.yaml", root / name)
     for folder, kind, families in (("demo", "demo", ("reach",)), ("wide_play", "wide_play", ("reach",)),

@@ -5,7 +5,8 @@ examples:
   world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1      a picture of your camera
   world-gymnast adapt "reach the red block" "push the red block left" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
   world-gymnast adapt --tasks tasks.yaml --replay policy                 several tasks, each with its own pictures
-  world-gymnast adapt --scene novel_evening --starts runs/episodes       begin also where recordings came by
+  world-gymnast adapt "push the red block left" --scene novel_blue_cloth --starts runs/episodes
+      begin also where recordings came by
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
 
