@@ -137,7 +137,7 @@ def test_raw_pictures_are_shown_too_and_an_empty_episode_says_so(tmp_path: Path)
     rgb = np.asarray(Image.open(io.BytesIO(review.picture("raw", 0))))
     assert np.abs(rgb.astype(int) - pixels).max() < 6 and review.episode("raw")["steps"] == []
     EpisodeWriter(tmp_path, "blind", {}, START_NS, 0).close("done", START_NS + 1)
-    with pytest.raises(EpisodeError, match="0 picture topics"):
+    with pytest.raises(EpisodeError, match="holds no pictures"):
         Review(tmp_path, lambda: NOW_NS).episode("blind")
     with pytest.raises(EpisodeError, match="not a folder"):
         Review(tmp_path / "nowhere", lambda: NOW_NS)

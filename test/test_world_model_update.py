@@ -396,7 +396,7 @@ class Refuse:
         if name.split(".")[0] == "mujoco":
             raise ImportError("a roboticist's recordings need no simulator")
 sys.meta_path.insert(0, Refuse())
-from world_gymnast_ros.models import load
+from world_gymnast_ros.loading import load
 asked, real = [], load.load_judges
 load.load_judges = lambda names, *more: asked.append(tuple(names)) or real(names, *more)
 from world_gymnast_ros.cli import main
