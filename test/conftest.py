@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from patience import SLOWNESS
 from world_gymnast_ros.nodes.graph import claim_domain
 
 ROOT = Path(__file__).resolve().parents[1]
-_CLAIM = claim_domain()  # held, and so unique, for as long as this process lives
+_CLAIMS = deque([claim_domain()], maxlen=6)
+"""ROS domains that no other process has, the present one last. A file of tests gets another than the files before it:
+what one of them left behind, such as a latched instruction, is not heard."""
 
 # Set whatever the shell says: a test must never reach an arm that listens on the operator's own domain.
-os.environ["ROS_DOMAIN_ID"] = _CLAIM.name.rpartition("_")[2]
+os.environ["ROS_DOMAIN_ID"] = _CLAIMS[-1].name.rpartition("_")[2]
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")  # Jazzy's name for it
 os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")  # Kilted's
@@ -26,10 +29,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads on a busy ma
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="session")
-def ros_domain_id() -> int:
-    """The ROS domain of this test process; child processes inherit it through ROS_DOMAIN_ID."""
-    return int(os.environ["ROS_DOMAIN_ID"])
+@pytest.fixture(scope="module", autouse=True)
+def own_domain() -> None:
+    """Take a ROS domain for this file; child processes inherit it."""
+    _CLAIMS.append(claim_domain())  # the oldest is let go
+    os.environ["ROS_DOMAIN_ID"] = _CLAIMS[-1].name.rpartition("_")[2]
 
 
 # --- make test-fast ---------------------------------------------------------------------------------------------------

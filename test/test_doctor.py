@@ -164,6 +164,7 @@ class Beside:
     def __init__(self, name: str, client: Any) -> None:
         self.name, self.client = name, client
         self.create_subscription, self.get_node_names = client.create_subscription, client.get_node_names
+        self.resolve_topic_name = client.resolve_topic_name
 
     def get_name(self) -> str:
         return self.name
