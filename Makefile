@@ -10,8 +10,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 BUILD_RULES := setup.py pyproject.toml $(wildcard cmake/*)
 INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 DRIVER := interfaces/interbotix_xs_msgs
-# Every process of a test run takes a ROS domain of its own; tests of a file share one, and with it what they set up.
-TEST_PROCESSES ?= 2
+# 0: one after another. TEST_PROCESSES=2 is faster; tests over ROS then wait for a busy machine.
+TEST_PROCESSES ?= 0
 
 .PHONY: help env demo test test-fast lint types clean
 

@@ -171,7 +171,6 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
                                        instruction="reach the red block", image_width=64, max_frame_age_s=3.0)
     lonely = graph.NodeSpec(spec.name, spec.params, spec.overrides, {"__node": "lonely", "image_raw": "own_image",
                                                                     "action_chunk": "own_chunk",
-                                                                    "instruction": "own_instruction",
                                                                     "/diagnostics": "own_diagnostics"})
     with client() as c, running([lonely], tmp_path) as nodes:
         chunks = c.hear("own_chunk", convert.ActionChunkMsg)
