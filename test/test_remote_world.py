@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_server import serving
 from PIL import Image
 from test_worldgym import world as worldgym
 
@@ -26,7 +27,6 @@ from world_gymnast_ros.errors import BadConfig, RemoteModelError
 from world_gymnast_ros.loading.load import frame_size, load_world_model
 from world_gymnast_ros.loading.release import release_file, release_table
 from world_gymnast_ros.robot.actions import RobotLimits, StepLimits, Workspace
-from world_gymnast_ros.serving.http_server import ModelServer
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 from world_gymnast_ros.serving.tensors import SAFETENSORS, pack, unpack
 from world_gymnast_ros.serving.world_server import MAX_OPEN, WorldService
@@ -35,18 +35,6 @@ from world_gymnast_ros.types import Dream, Frame, Start, WorldModel
 
 WORDS = "put the eggplant in the sink"
 STATE = np.array([0.28, 0.02, 0.1, 0.0, 0.0, 0.0, 1.0], np.float32)
-
-
-@contextmanager
-def serving(service: WorldService) -> Iterator[ModelServer]:
-    with ModelServer(service, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def camera(seed: int = 0) -> Frame:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_server import serving
 
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.cli import serve as cli_serve
@@ -59,18 +60,6 @@ class NumbersPolicy:
         deltas[:, :3] = frame.rgb.mean((0, 1)) / 255 * 0.05 * np.arange(1, 4)[:, None] / 3
         deltas[:, 3], deltas[:, 6] = len(instruction) / 100, 1.0
         return Chunk(deltas, frame.stamp_ns, "mine")
-
-
-@contextmanager
-def serving(service: PolicyService) -> Iterator[ModelServer]:
-    with ModelServer(service, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")

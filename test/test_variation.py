@@ -122,7 +122,7 @@ class Picky(FakeJudge):
 def test_each_is_looked_at_by_the_judges_and_what_they_refuse_is_counted() -> None:
     made = make_variations([START], Picky(), [CAMERA], CUTS, VariationConfig(), 9, seed=0)
     assert len(made.starts) == 3 and made.dropped == {"the task is done already": 3, "the block was not found": 3}
-    assert "3 of 9" in made.told and {s.instruction for s in made.starts} == {"go right"}
+    assert "3 of 9" in made.summary and {s.instruction for s in made.starts} == {"go right"}
     unknown = [Start(START.frame, None, "go right")]
     blind = make_variations(unknown, Picky(), [CAMERA], CUTS, VariationConfig(), 4, seed=0)
-    assert not blind.starts and "state" in blind.told
+    assert not blind.starts and "state" in blind.summary

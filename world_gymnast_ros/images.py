@@ -92,8 +92,8 @@ def _refuse_deep(picture: Image.Image, name: str) -> None:
 
 def _unreadable(source: bytes | Path, name: str, error: Exception) -> BadFrame:
     what = f" ({len(source)} bytes)" if isinstance(source, bytes) else ""
-    told = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    words = " ".join(re.sub(r"<[^>]*at 0x[0-9a-f]+>|'?/[^ ]*'?", "", told).split())[:160]
+    message = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    words = " ".join(re.sub(r"<[^>]*at 0x[0-9a-f]+>|'?/[^ ]*'?", "", message).split())[:160]
     return BadFrame(f"{name}{what} cannot be decoded ({type(error).__name__}: {words}); a whole PNG or JPEG is needed")
 
 

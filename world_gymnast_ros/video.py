@@ -77,6 +77,6 @@ def read_video(path: Path) -> U8:
     found = [rgb for _, rgb in pictures(path)]
     sizes = {rgb.shape for rgb in found}
     if len(sizes) != 1:
-        told = f"pictures of {len(sizes)} sizes {sorted(sizes)}" if sizes else "no picture"
-        raise EpisodeError(f"{path} holds {told}; check that it is a whole video file of one size")
+        content = f"pictures of {len(sizes)} sizes {sorted(sizes)}" if sizes else "no picture"
+        raise EpisodeError(f"{path} holds {content}; check that it is a whole video file of one size")
     return np.stack(found)

@@ -197,5 +197,6 @@ def vary(start: Start, camera: ArrayLike, cut_outs: Sequence[U8], config: Variat
             out, placed, bare = found[0], placed + 1, bare & ~found[1]
     share = np.clip((outside - ARM_MARGIN) / NEAR_ARM, 0.0, 1.0)[..., None]
     out = np.round(out * (1 - share) + relight(out, config, rng) * share).astype(np.uint8)
-    told = f"{placed} objects, camera turned {np.degrees(np.abs(rpy).max()):.1f} degrees, other light"
-    return replace(start, frame=Frame(out, start.captured.stamp_ns), original=Frame(rgb, start.captured.stamp_ns)), told
+    summary = f"{placed} objects, camera turned {np.degrees(np.abs(rpy).max()):.1f} degrees, other light"
+    stamp_ns = start.captured.stamp_ns
+    return replace(start, frame=Frame(out, stamp_ns), original=Frame(rgb, stamp_ns)), summary

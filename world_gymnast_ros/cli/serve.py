@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     wrong = [name for name, value in policy_only.items() if value]
     if args.world_model and wrong:
         raise BadConfig(f"{wrong[0]} is a policy's; leave it out with --world-model {args.world_model}")
-    service, told = _world(args) if args.world_model else _policy(args)
+    service, title = _world(args) if args.world_model else _policy(args)
     with ModelServer(service, args.host, args.port) as server:
         if not is_loopback(args.host):
             print(f"WARNING: listening on {args.host}: open to the network, without authentication or encryption",
                   file=sys.stderr, flush=True)
-        print(f"{told}: {server.url}{'' if args.world_model else '/act'}", flush=True)
+        print(f"{title}: {server.url}{'' if args.world_model else '/act'}", flush=True)
         server.serve_forever()
     return 0
 

@@ -2,7 +2,7 @@
 
 What its computed silhouette covers at one of the poses alone is where the picture must change. The share of the change
 that lies there is a correlation from -1 to 1, for the pictures as they are and mirrored, turned and flipped, at all
-shifts, as in `arm_in_picture`. It needs neither a dark arm nor a bright table, and things that lie still count for
+shifts, as in `arm_in_picture`. It needs neither a dark arm nor a bright table, and objects that lie still count for
 nothing. It needs a camera that looks roughly from where it is said to: from elsewhere another turn may fit as well.
 """
 from __future__ import annotations

@@ -171,7 +171,7 @@ class _Changes:
     def _smooth(self, stack: np.ndarray) -> F64:
         return np.asarray(gaussian_filter(stack.astype(np.float32), (0.0, self._blur, self._blur)), np.float64)
 
-    def _foretold(self, capsules: F32) -> tuple[F64, F64]:
+    def _predicted(self, capsules: F32) -> tuple[F64, F64]:
         """Return what should change, for a camera's capsules (N, 6, 6), and where that counts, both (N, rows, columns):
         where the hand is and mostly is not, or where it mostly is and is not now. Upper arm and forearm are of a
         coarser shape and so near to the camera that a few mm move them far: where they may be, nothing counts."""
@@ -181,18 +181,18 @@ class _Changes:
 
     def match(self, capsules: F32) -> float:
         """Return the correlation of what should change and what did, -1..1."""
-        return _correlation(*self._foretold(capsules), self._seen)
+        return _correlation(*self._predicted(capsules), self._seen)
 
     def residual_cells(self, capsules: F32) -> F64:
         """Return, per picture that shows the hand, by how many cells its foretold change must be shifted to fit best.
         """
         out = []
         shifts = range(-RESIDUAL_CELLS, RESIDUAL_CELLS + 1)
-        for told, counts, seen in zip(*self._foretold(capsules), self._seen, strict=True):
-            if told.sum() < MIN_CELLS:
+        for predicted, counts, seen in zip(*self._predicted(capsules), self._seen, strict=True):
+            if predicted.sum() < MIN_CELLS:
                 continue
-            scores = np.array([[_correlation(np.roll(told, (down, right), (0, 1)), counts, seen) for right in shifts]
-                               for down in shifts])
+            scores = np.array([[_correlation(np.roll(predicted, (down, right), (0, 1)), counts, seen)
+                                for right in shifts] for down in shifts])
             down, right = np.unravel_index(int(scores.argmax()), scores.shape)
             out.append(np.hypot(_peak(scores[:, right], int(down)), _peak(scores[down], int(right))))
         return np.array(out or [np.inf])

@@ -126,8 +126,8 @@ def _count(path: Path, problems: list[str]) -> tuple[Counter[str], list[int]]:
     if bad:
         problems.append(f"{len(bad)} of {len(pictures_ns)} pictures cannot be used, {bad[0]}")
     if len(sizes) > 1:
-        told = ", ".join(f"{n} of {width}x{height}" for (height, width), n in sizes.items())
-        problems.append(f"the pictures have {len(sizes)} sizes ({told}): the camera's resolution was changed")
+        counted = ", ".join(f"{n} of {width}x{height}" for (height, width), n in sizes.items())
+        problems.append(f"the pictures have {len(sizes)} sizes ({counted}): the camera's resolution was changed")
     return counts, pictures_ns
 
 

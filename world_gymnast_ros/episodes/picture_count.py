@@ -45,13 +45,13 @@ class PictureCount:
 
     def words(self) -> str:
         """Return the counts in words: what an answer says of an episode's pictures."""
-        told = [f"{self.used} picture{'s' * (self.used != 1)} recorded"]
+        parts = [f"{self.used} picture{'s' * (self.used != 1)} recorded"]
         lost = lost_pictures(self._stamps_ns)
         if lost:
-            told.append(f"about {lost} lost on the way")
+            parts.append(f"about {lost} lost on the way")
         if self.refused:
-            told.append(f"{self.refused} refused ({self._why})")
+            parts.append(f"{self.refused} refused ({self._why})")
         if len(self.sizes) > 1:
             sizes = ", ".join(f"{width}x{height}" for height, width in self.sizes)
-            told.append(f"of {len(self.sizes)} sizes ({sizes})")
-        return ", ".join(told)
+            parts.append(f"of {len(self.sizes)} sizes ({sizes})")
+        return ", ".join(parts)

@@ -125,8 +125,8 @@ def camera(folder: Path, wanted: str | None = None) -> tuple[str, str]:
     if not cameras:
         raise EpisodeError(f"{folder} holds no pictures; was a camera running when it was recorded?")
     if len(found) != 1:
-        told = f"no camera {wanted}" if wanted else f"{len(cameras)} cameras"
-        raise EpisodeError(f"{folder} holds {told}; choose one with --camera: {', '.join(sorted(cameras))}")
+        content = f"no camera {wanted}" if wanted else f"{len(cameras)} cameras"
+        raise EpisodeError(f"{folder} holds {content}; choose one with --camera: {', '.join(sorted(cameras))}")
     return next(iter(found.items()))
 
 

@@ -151,7 +151,7 @@ def _records(file: Any, limit: int, found: _Found) -> Iterator[McapRecord]:
             continue
         try:
             inside = breakup_chunk(record, validate_crc=True)
-        except Exception:
+        except Exception:  # a checksum, or whatever a decompressor raises on damaged bytes: it is counted
             found.lost_chunks += 1
             continue
         yield from inside

@@ -63,7 +63,7 @@ def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) 
     """Return the hashes of a world model and its judges: a release table is of one such set."""
     here = not is_address(world_model)
     return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)) if here else
-            RemoteWorld(str(world_model)).told.get("sha256"),
+            RemoteWorld(str(world_model)).health.get("sha256"),
             "judges": [judge_hashes(name) for name in judge_names(judges)]}
 
 
@@ -97,7 +97,7 @@ def release_text(world_model: str | Path | None) -> str:
 
 def served_release(url: str | Path | None) -> str:
     """Return the release table that a world model's server tells of; '' where it tells of none."""
-    return str(RemoteWorld(str(url)).told.get("release") or "")
+    return str(RemoteWorld(str(url)).health.get("release") or "")
 
 
 def release_table(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, TaskRelease]:

@@ -246,9 +246,9 @@ class AdaptNode(base.ConfiguredNode):
             response.message = "a session or a capture is running; calibrate when it is over"
             return response
         try:
-            told, path = calibrate(list(self._poses), self.config)
+            found, path = calibrate(list(self._poses), self.config)
             self._camera = read_camera(path).projection()
-            response.success, response.message = True, told
+            response.success, response.message = True, found
         except (BadConfig, BadFrame, Unreachable) as error:
             response.message = f"the camera is as it was: {error}"
         finally:

@@ -198,9 +198,9 @@ class ArmNode(base.ConfiguredNode):
             self._played, self._frame_age_s = True, played.frame_age_s
             self._steps.publish(convert.step_msg(command, played.action, played.arm, self.now_ns()))
         if command.verdict in (Verdict.HOLD, Verdict.STOP):
-            told = f"{command.verdict.value}: {command.reason}"
-            if self.causes.news(told):
-                self.get_logger().warning(told)
+            line = f"{command.verdict.value}: {command.reason}"
+            if self.causes.news(line):
+                self.get_logger().warning(line)
             self._publish_status()
         elif command.verdict is Verdict.CLAMPED:
             for reason in command.reason.split("; "):

@@ -125,10 +125,10 @@ class ConfiguredNode(Node):
         if count < 2:
             self._alone_ns = now_ns
         elif now_ns - self._alone_ns > FORGOTTEN_S * 1e9:
-            told = (f"{count} nodes are called {self.get_fully_qualified_name()}, on other machines or in containers: "
+            line = (f"{count} nodes are called {self.get_fully_qualified_name()}, on other machines or in containers: "
                     "services and parameters go to either; end one, or start it with -r __node:=NAME")
-            if self.causes.news(told):
-                self.get_logger().error(told)
+            if self.causes.news(line):
+                self.get_logger().error(line)
 
     def read_config(self, cls: type[T], moves: str = NO_MOTION) -> T:
         """Declare every field of `cls` as a parameter and return the values given. Raises BadConfig.

@@ -223,8 +223,8 @@ def arm_state(msg: Any, finger_m: float | None = None) -> ArmState:
     simulation sends none. The guard judges efforts (`require_effort`).
     """
     index = {name: i for i, name in enumerate(msg.name)}
-    told = () if finger_m is not None and "left_finger" not in index else ("left_finger",)
-    missing = [n for n in (*kinematics.JOINT_NAMES, *told) if n not in index]
+    wanted = () if finger_m is not None and "left_finger" not in index else ("left_finger",)
+    missing = [n for n in (*kinematics.JOINT_NAMES, *wanted) if n not in index]
     if missing or len(msg.position) != len(msg.name):
         raise BadAction(f"joint_states lacks {missing or 'positions'}; is this the driver of a WidowX 250s?")
     rows = [index[n] for n in kinematics.JOINT_NAMES]
@@ -234,7 +234,7 @@ def arm_state(msg: Any, finger_m: float | None = None) -> ArmState:
         return np.asarray(values, np.float64)[rows] if len(values) == len(msg.name) else np.full(6, nan)
 
     joints, velocities, efforts = position[rows], column(msg.velocity), column(msg.effort)
-    finger = float(position[index["left_finger"]]) if told or finger_m is None else finger_m
+    finger = float(position[index["left_finger"]]) if wanted or finger_m is None else finger_m
     if not np.isfinite([*joints, finger]).all():
         raise BadAction("joint_states holds a number that is not finite: the driver's bus is faulty")
     return ArmState(kinematics.fk(joints), joints, velocities, efforts, gripper_from_finger(finger),

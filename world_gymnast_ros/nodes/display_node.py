@@ -45,7 +45,7 @@ class DisplayNode(base.ConfiguredNode):
         self._joints: Any = None  # newest message
         self._heard: list[Any] = []  # subscriptions to what this arm is said to have
         self._target: F64 | None = None  # the last one that was sent (3,), m
-        self._told = 0  # stamp of the joint states that were last shown
+        self._shown_ns = 0  # stamp of the joint states that were last shown
         self._theirs = False  # whether the driver describes the arm itself
         self._missing = [name for name, there in (("tf2_msgs", convert.TFMessage),
                                                   ("visualization_msgs", convert.Marker)) if there is None]
@@ -149,13 +149,13 @@ class DisplayNode(base.ConfiguredNode):
 
     def _show(self) -> None:
         """Publish the newest joint states, once each, as frames and as the pose of the end effector."""
-        if self._joints is None or self._told == convert.to_ns(self._joints.header.stamp):
+        if self._joints is None or self._shown_ns == convert.to_ns(self._joints.header.stamp):
             return
         try:
             arm = convert.arm_state(self._joints)
         except BadAction:  # arm_node says so
             return
-        self._told = arm.stamp_ns
+        self._shown_ns = arm.stamp_ns
         self._measured_pose.publish(convert.pose_msg(arm.T_base_ee, arm.stamp_ns, self._base))
         if self.config.tf and not self._theirs and convert.TFMessage is not None:
             at = dict(zip(self._joints.name, self._joints.position, strict=True))

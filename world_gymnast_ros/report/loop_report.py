@@ -150,8 +150,8 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
     if "cloning" in row:
         cloned, begin = row["cloning"]["adapter"], row["begin"]
         begun = "where adaptation began" if begin["adapter"] == cloned else "kept beside it"
-        told = f"{begun}; {begin['message']}" if cloned else begin["message"]
-        parts.append(f"<p><b>Behaviour cloning of the real successes</b>: {escape(told)}.</p>")
+        note = f"{begun}; {begin['message']}" if cloned else begin["message"]
+        parts.append(f"<p><b>Behaviour cloning of the real successes</b>: {escape(note)}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     if row.get("validation", {}).get("candidate"):
         stays = "it follows" if row["validation"]["used"] else "it is dropped"

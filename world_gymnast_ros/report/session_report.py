@@ -55,10 +55,10 @@ def write_report(path: Path, record: SessionRecord, truth: Truth | None = None) 
     held_out = [s for s in report.strips if s.kind is StripKind.PAIRED]
     varied = [s for s in report.strips if s.kind is StripKind.VARIED]
     others = [s for s in report.strips if s.kind not in (StripKind.PAIRED, StripKind.VARIED)]
-    told = ((imagined, "Imagined success is an estimate by world model and judge; nothing was measured on an arm.")
+    parts = ((imagined, "Imagined success is an estimate by world model and judge; nothing was measured on an arm.")
             if truth is None else (_measured(truth.row), f"The session itself, before any of these: {imagined}."))
     write_text(path, page(f"{advice.answer.value}: {report.starts[0].instruction}", "".join([
-        _head(advice, *told), _scene(report), "" if truth is None else _truth(truth, advice, report),
+        _head(advice, *parts), _scene(report), "" if truth is None else _truth(truth, advice, report),
         section("Where training began, too", *(quiet(f"{note}.") for note in report.notes), *map(strip_html, varied))
         if report.notes else "", section("Promotion test", _promotion(report)),
         section("Before and after, same held-out seed, imagined", *map(strip_html, held_out)) if held_out else "",

@@ -155,8 +155,8 @@ class OpenAIClient:
             return known
         listed = self.models()
         if len(listed) != 1:
-            told = ", ".join(listed[:10]) or "none"
-            raise RemoteModelError(f"{self.url} lists {len(listed)} models ({told}); name one: {self.url}#MODEL")
+            names = ", ".join(listed[:10]) or "none"
+            raise RemoteModelError(f"{self.url} lists {len(listed)} models ({names}); name one: {self.url}#MODEL")
         with self._lock:
             self._model = listed[0]
         return listed[0]
@@ -198,9 +198,9 @@ class OpenAIClient:
             nonlocal answered, failed, last
             with lock:
                 given_up = failed >= self.concurrency and not answered
-                told = f"{last} (and so was not asked the rest)"
+                reason = f"{last} (and so was not asked the rest)"
             if given_up:
-                return RemoteModelError(told)
+                return RemoteModelError(reason)
             try:
                 answer = self.ask(question)
             except RemoteModelError as error:

@@ -23,7 +23,7 @@ from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 TIMEOUT_S = 120.0
 MAX_SIDE_PX, MAX_STRIDE = 4096, 256
-MAX_TOLD_BYTES = 2**22
+MAX_ANSWER_BYTES = 2**22
 
 
 class RemoteWorld:
@@ -42,12 +42,12 @@ class RemoteWorld:
             raise BadConfig(f"the time limit of the world model's server is {timeout_s}; it must lie in (0, 36000] s")
         self.timeout_s = timeout_s
         self._over: list[str] = []
-        self.told = self._health()
-        """What GET /health told."""
-        self.name = f"{_name(self.told)}@{self._parts.netloc}"
-        self.frame_size = _size(self.told)
-        self.stride = _whole(self.told["stride"], "stride", MAX_STRIDE)
-        self.max_step = self._max_step = _pair(self.told)
+        self.health = self._health()
+        """What GET /health answered."""
+        self.name = f"{_name(self.health)}@{self._parts.netloc}"
+        self.frame_size = _size(self.health)
+        self.stride = _whole(self.health["stride"], "stride", MAX_STRIDE)
+        self.max_step = self._max_step = _pair(self.health)
 
     def limited(self, limits: RobotLimits) -> RemoteWorld:
         """Keep to the robot's limits; BadConfig where the server's are narrower or it keeps to another workspace.
@@ -57,7 +57,7 @@ class RemoteWorld:
             raise BadConfig(f"the robot allows steps of {step.max_step_m} m and {step.max_step_rad} rad, the world "
                             f"model at {self.url} at most {self._max_step[0]} m and {self._max_step[1]} rad: lower "
                             "max_step_m and max_step_rad in arm.yaml, or start the server with that --arm-params")
-        box = self.told.get("workspace")
+        box = self.health.get("workspace")
         if box is not None and Workspace(*box) != limits.workspace:
             raise BadConfig(f"the world model at {self.url} keeps the arm within {box} m, this robot within "
                             f"{limits.workspace.low_m} to {limits.workspace.high_m}: start the server with this "
@@ -76,7 +76,7 @@ class RemoteWorld:
         body = pack({"frames": np.stack([resize_rgb(rgb, self.frame_size) for rgb in frames]),
                      "states": states.astype(np.float32), **{f"captured.{i}": rgb for i, rgb in enumerate(captured)}},
                     frame=which, captured=whose, instructions=[s.instruction for s in starts], seed=abs(int(seed)))
-        answer = self._json(self.post("/begin", body, MAX_TOLD_BYTES))
+        answer = self._json(self.post("/begin", body, MAX_ANSWER_BYTES))
         key = answer.get("id")
         if not isinstance(key, str) or not 1 <= len(key) <= 200:
             raise RemoteModelError(f"{self._who} began without an id; is it world-gymnast's server?")
@@ -88,22 +88,22 @@ class RemoteWorld:
         """Tell the server which dreams are over. What it does not hear, it forgets by itself."""
         over, self._over[:] = list(self._over), []
         if over:
-            self.post("/end", json.dumps({"ids": over}).encode(), MAX_TOLD_BYTES, "application/json")
+            self.post("/end", json.dumps({"ids": over}).encode(), MAX_ANSWER_BYTES, "application/json")
 
     @property
     def _who(self) -> str:
         return f"the world model's server {self.url}"
 
     def _health(self) -> dict[str, Any]:
-        told = self._json(self._ask("GET", "/health", None, MAX_TOLD_BYTES))
+        health = self._json(self._ask("GET", "/health", None, MAX_ANSWER_BYTES))
         try:
-            _name(told), _pair(told), _size(told), _whole(told["stride"], "stride", MAX_STRIDE)
-            if told.get("workspace") is not None:
-                Workspace(*told["workspace"])
+            _name(health), _pair(health), _size(health), _whole(health["stride"], "stride", MAX_STRIDE)
+            if health.get("workspace") is not None:
+                Workspace(*health["workspace"])
         except (ValueError, TypeError, KeyError, BadConfig) as error:
             raise RemoteModelError(f"{self._who} does not describe a world model ({error}); start one there with "
                                    "`world-gymnast serve --world-model`") from error
-        return told
+        return health
 
     def post(self, path: str, body: bytes, max_bytes: int, content_type: str = SAFETENSORS) -> bytes:
         """Return the body of the answer to a POST. Raises RemoteModelError."""
@@ -181,15 +181,15 @@ def _distinct(pictures: Sequence[U8]) -> tuple[list[U8], list[int]]:
     return different, which
 
 
-def _name(told: Mapping[str, Any]) -> str:
-    name = told["world_model"]
+def _name(health: Mapping[str, Any]) -> str:
+    name = health["world_model"]
     if not isinstance(name, str) or not name.strip():
         raise ValueError("world_model is no name")
     return "".join(c for c in name if c.isprintable())[:100]
 
 
-def _size(told: Mapping[str, Any]) -> tuple[int, int]:
-    value = told["frame_size"]
+def _size(health: Mapping[str, Any]) -> tuple[int, int]:
+    value = health["frame_size"]
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"frame_size is {str(value)[:40]}; a height and a width are needed")
     return _whole(value[0], "frame_size", MAX_SIDE_PX), _whole(value[1], "frame_size", MAX_SIDE_PX)
@@ -201,8 +201,8 @@ def _whole(value: Any, key: str, high: int) -> int:
     return value
 
 
-def _pair(told: Mapping[str, Any]) -> tuple[float, float]:
-    value = told["max_step"]
+def _pair(health: Mapping[str, Any]) -> tuple[float, float]:
+    value = health["max_step"]
     if not isinstance(value, list) or len(value) != 2 \
             or not all(isinstance(n, float) and 0.0 < n < 10.0 for n in value):
         raise ValueError(f"max_step is {str(value)[:40]}; a number of m and one of rad are needed")

@@ -37,10 +37,10 @@ def unpack(body: bytes, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, A
         raise BadPayload(f"{name} is no safetensors body ({len(body)} bytes, a header of {length}, at most "
                          f"{HEADER_BYTES})")
     header = read_json(body[8:8 + length], f"the header of {name}")
-    told = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    if not isinstance(told, dict) or not isinstance(told.get(VALUES, "{}"), str):
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(VALUES, "{}"), str):
         raise BadPayload(f"the header of {name} has no text under {VALUES!r}; send the values as a JSON object there")
-    values = read_json(told.get(VALUES, "{}").encode(), f"the values of {name}")
+    values = read_json(metadata.get(VALUES, "{}").encode(), f"the values of {name}")
     if not isinstance(values, dict):
         raise BadPayload(f"the values of {name} are a {type(values).__name__}; send a JSON object")
     try:

@@ -147,7 +147,7 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     if not config.varied:
         return Practice(along=along, replay=replay, notes=tuple(notes))
     made = varied_starts(parts.judge, starts, config, seed)
-    return Practice(along, made.starts, replay, (*notes, made.told, *sorted(set(made.edits))[:4]))
+    return Practice(along, made.starts, replay, (*notes, made.summary, *sorted(set(made.edits))[:4]))
 
 
 def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int, created_ns: int, *,

@@ -117,7 +117,7 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
 def with_replay(batch: Sequence[Trained], replay: Sequence[Trained]) -> ChunkBatch:
     """Return the chunks of both, `weights` of each part summing as by itself; with replay, `held` is there alone.
 
-    A replayed group whose rewards are all equal has no advantages, and is held to the base all the same.
+    A replayed group whose rewards are all equal has no advantages, and is regularised towards the base all the same.
     """
     new = flatten(batch)
     old = flatten([(group, replace(a, degenerate=False)) for group, a in replay])

@@ -37,7 +37,7 @@ class Variations:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What came of it, in words."""
         tried = len(self.starts) + sum(self.dropped.values())
         why = "; ".join(f"{count}: {reason}" for reason, count in self.dropped.items())

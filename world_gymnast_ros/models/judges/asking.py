@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from world_gymnast_ros.files import write_text
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.instructions import normalise
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
-from world_gymnast_ros.types import F32, F64, U8, Judgement
+from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement
 
 YES_NO = ("Yes", "No")
 LEVELS = ("A", "B", "C")
@@ -132,6 +132,42 @@ class AskConfig:
         share = shares(logs)
         return Judgement(score=1.0 / (1.0 + math.exp(-x)), votes=tuple(votes), detail=detail,
                          progress=float(0.5 * share[1] + share[2]) if len(logs) == len(LEVELS) else None)
+
+
+C = TypeVar("C", bound=AskConfig)
+
+
+class AskedJudge(Generic[C]):
+    """What every judge that is asked has in common: its settings, and what follows from them."""
+
+    config: C
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) to which recorded frames are best read, px."""
+        return self.config.frame_px, self.config.frame_px
+
+    @property
+    def threshold(self) -> float:
+        """Above this score it claims a success."""
+        return SUCCESS_THRESHOLD
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """It knows no task by a name: any sentence is read."""
+        return {}
+
+    def pick(self, rollouts: U8) -> U8:
+        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
+        return self.config.pick(rollouts)
+
+    def save(self, directory: str | Path) -> None:
+        """Write a judge's folder: the settings, and where the model is; neither the model nor a key is copied."""
+        self.config.save(Path(directory))
+
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Set logit scale and offset."""
+        self.config = dataclasses.replace(self.config, logit_scale=scale, logit_offset=offset)
 
 
 def shares(logs: F64) -> F64:

@@ -23,10 +23,10 @@ import numpy as np
 
 from world_gymnast_ros.config import number
 from world_gymnast_ros.errors import BadFrame, BadInstruction, RemoteModelError
-from world_gymnast_ros.models.judges.asking import AskConfig, logits_of, no_verdicts
+from world_gymnast_ros.models.judges.asking import AskConfig, AskedJudge, logits_of, no_verdicts
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.openai_client import Answer, Choice, OpenAIClient, Question, user_message
-from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement, RolloutFacts
+from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
 TOP = 20
 """Log-probabilities asked for, for each token: as many as most servers give at most."""
@@ -56,7 +56,7 @@ class Read:
     votes: tuple[float, ...] = ()
 
 
-class RemoteJudge:
+class RemoteJudge(AskedJudge[RemoteConfig]):
     """Implements `types.Judge`."""
 
     def __init__(self, config: RemoteConfig, environment: Mapping[str, str] | None = None) -> None:
@@ -78,38 +78,11 @@ class RemoteJudge:
         return cls(dataclasses.replace(config, **settings), environment)
 
     @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) to which recorded frames are best read, px."""
-        return self.config.frame_px, self.config.frame_px
-
-    @property
     def spent(self) -> str:
         """What was asked and used so far, in words; the key is not in it."""
         with self._lock:
             counts = f"{self._without} of {self._judged} rollouts without a verdict"
         return f"{self.name}: {counts}; {self.client.cost}"
-
-    @property
-    def threshold(self) -> float:
-        """Above this score it claims a success."""
-        return SUCCESS_THRESHOLD
-
-    @property
-    def tasks(self) -> Mapping[str, Sequence[str]]:
-        """It knows no task by a name: any sentence is read."""
-        return {}
-
-    def pick(self, rollouts: U8) -> U8:
-        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
-        return self.config.pick(rollouts)
-
-    def save(self, directory: str | Path) -> None:
-        """Write a judge's folder: the settings, without a key."""
-        self.config.save(Path(directory))
-
-    def calibrate(self, scale: float, offset: float) -> None:
-        """Set logit scale and offset."""
-        self.config = dataclasses.replace(self.config, logit_scale=scale, logit_offset=offset)
 
     def success_logits(self, frames: U8, instruction: str) -> F32:
         """Return uncalibrated logits float32 (G,) of success; NaN where there is no verdict."""

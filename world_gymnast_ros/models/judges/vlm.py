@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +20,9 @@ from world_gymnast_ros.config import number
 from world_gymnast_ros.errors import BadCheckpoint, BadFrame, BadInstruction
 from world_gymnast_ros.models import hub
 from world_gymnast_ros.models.checkpoint import CONFIG
-from world_gymnast_ros.models.judges.asking import LEVELS, YES_NO, AskConfig, logits_of, no_verdicts
+from world_gymnast_ros.models.judges.asking import LEVELS, YES_NO, AskConfig, AskedJudge, logits_of, no_verdicts
 from world_gymnast_ros.models.judges.vlm_processor import find_model, load_model, load_processor
-from world_gymnast_ros.types import F32, F64, SUCCESS_THRESHOLD, U8, Judgement, RolloutFacts
+from world_gymnast_ros.types import F32, F64, U8, Judgement, RolloutFacts
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VLMConfig(AskConfig):
                                     "something else, and there is no verdict")
 
 
-class VLMJudge:
+class VLMJudge(AskedJudge[VLMConfig]):
     """Implements `types.Judge`."""
 
     def __init__(self, model: Any, processor: Any, config: VLMConfig) -> None:
@@ -67,33 +67,6 @@ class VLMJudge:
         folder = find_model(named_model(config, path))
         number_type = dtype or (torch.bfloat16 if str(device).startswith("cuda") else torch.float32)
         return cls(load_model(folder, str(device), number_type), load_processor(folder), config)
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) to which recorded frames are best read, px."""
-        return self.config.frame_px, self.config.frame_px
-
-    @property
-    def threshold(self) -> float:
-        """Above this score it claims a success."""
-        return SUCCESS_THRESHOLD
-
-    @property
-    def tasks(self) -> Mapping[str, Sequence[str]]:
-        """It knows no task by a name: any sentence is read."""
-        return {}
-
-    def pick(self, rollouts: U8) -> U8:
-        """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
-        return self.config.pick(rollouts)
-
-    def save(self, directory: str | Path) -> None:
-        """Write a judge's folder: the settings, and where the model is; the model itself is not copied."""
-        self.config.save(Path(directory))
-
-    def calibrate(self, scale: float, offset: float) -> None:
-        """Set logit scale and offset."""
-        self.config = dataclasses.replace(self.config, logit_scale=scale, logit_offset=offset)
 
     def success_logits(self, frames: U8, instruction: str) -> F32:
         """Return uncalibrated logits float32 (G,) of success; NaN where there is no verdict."""
