@@ -107,6 +107,11 @@ def test_capture_and_adapt_in_words(tmp_path: Path) -> None:
                                        stderr=subprocess.STDOUT, text=True)
             b.c.until(lambda: process.poll() is not None, words[0])
             return process.returncode, process.communicate()[0]
+        reports = b.c.create_publisher(convert.DiagnosticArray, "/diagnostics", base.RELIABLE)
+        b.c.create_timer(0.1, lambda: [reports.publish(convert.diagnostics_msg(name, "arm", "ok", "", {}, 0))
+                                       for name in ("apart/arm_node", "recorder_node")])
+        said = json.loads(word("status", "--json")[1])
+        assert list(said["nodes"]) == ["arm_node"], "the nodes of its own namespace, and no others"
         status, said = word("capture")
         assert status == 0, said
         status, said = word("adapt", "go right", "--updates", "4", "--seed", "1")

@@ -23,6 +23,7 @@ from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.errors import BadInstruction
 from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.caller import Caller, GraphFault
+from world_gymnast_ros.nodes.driver import UNNAMED
 
 STATUS_S = 3.0
 """Every node says something at least once a second."""
@@ -185,9 +186,10 @@ class RobotWords(Caller):
         there."""
         heard: list[Any] = []
         said: dict[str, Any] = {}
+        own = {base.named(self, name): name for name in REPORTERS}
 
         def on_diagnostics(msg: Any) -> None:
-            said.update({status.name: status for status in msg.status if status.name in REPORTERS})
+            said.update({own[status.name]: status for status in msg.status if status.name in own})
         self.create_subscription(convert.ArmStatusMsg, "arm_status", heard.append, base.LATCHED)
         self.create_subscription(convert.DiagnosticArray, "/diagnostics", on_diagnostics, base.RELIABLE)
         capture = self.create_client(convert.Trigger, "adapt_node/capture")
@@ -198,6 +200,7 @@ class RobotWords(Caller):
         self.reach(lambda: heard or said, "arm_status or diagnostics", "the graph")
         self.spins_until(lambda: heard and len(said) == len(REPORTERS) and capture.service_is_ready() and cameras(),
                          STATUS_S)
+        self.spins_until(lambda: UNNAMED not in cameras(), STATUS_S)  # a node is known some time before its name
         arm = None
         if heard:
             arm = {"state": heard[-1].state_name, "reason": heard[-1].reason,
