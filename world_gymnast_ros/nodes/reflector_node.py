@@ -106,9 +106,9 @@ class ReflectorNode(base.ConfiguredNode):
         values = {"judge": self.watch.judge.name, "looks_in_a_row": self.watch.sure,
                   "probability": "no verdict" if probability is None else round(probability, 3)}
         doing = ("done" if self._said == self._episode else "watching") if self._armed else "waiting for the arm"
-        level = "warn" if self._fault else "ok"
-        self._diagnostics.publish(convert.diagnostics_msg(base.named(self, "reflector_node"), self.watch.judge.name, level,
-                                                          self._fault or doing, values, self.now_ns()))
+        name, level = base.named(self, "reflector_node"), "warn" if self._fault else "ok"
+        self._diagnostics.publish(convert.diagnostics_msg(name, self.watch.judge.name, level, self._fault or doing,
+                                                          values, self.now_ns()))
 
 
 USAGE = command_line.Usage(
