@@ -159,10 +159,10 @@ def specs(rate_hz: float, load: str, niceness: int, shipped: bool) -> list[Any]:
     me = str(Path(__file__).resolve())
     policy = graph.POLICY.with_overrides(instruction="reach the red block", settle_fraction=1.0,
                                          **({"picture_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
-    asked = ("-m", policy.module) if shipped else (me, "--role", "policy")
+    asked = ("-m", "world_gymnast_ros.nodes", policy.name) if shipped else (me, "--role", "policy")
     nodes = [Script("driver", words=(str(ROOT / "test" / "fault_driver.py"),)),
              Script(graph.ARM.name, graph.ARM.params, PLAYS_NOISE if shipped else {},
-                    words=("-m", graph.ARM.module)),
+                    words=("-m", "world_gymnast_ros.nodes", graph.ARM.name)),
              Script(policy.name, policy.params, policy.overrides, words=asked),
              Script("camera", words=(me, "--role", "camera", "--rate", str(rate_hz)))]
     if load != "none":

@@ -40,7 +40,7 @@ def own_domain() -> None:
 
 LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
-NODES = "world_gymnast_ros.nodes."
+NODES = "world_gymnast_ros.nodes"
 QUICK_S = 0.5
 """A test that takes longer, on a quiet machine, is given up by `--fast`."""
 

@@ -14,6 +14,7 @@ from patience import PATIENCE_S, SLOWNESS
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.nodes.causes import AWAY_S, Causes, NameClaim
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 LAUNCH_S = 5.0
 """launch gives a node so long after SIGINT, and then sends SIGTERM."""
 NODE = """
@@ -64,6 +65,24 @@ def test_a_node_that_loads_ends_within_launchs_five_seconds(load: str, number: i
     code, took_s, said = ended(started(load), number)
     assert code == 0 and "Traceback" not in said, said
     assert took_s < LAUNCH_S * max(1.0, SLOWNESS / 2), (took_s, said)
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("start", "number"), [
+    (["-m", "world_gymnast_ros.nodes", "adapt_node"], signal.SIGINT), ([f"{SCRIPTS}/arm_node"], signal.SIGTERM),
+], ids=["module", "script"])
+def test_a_node_whose_modules_are_imported_ends_at_once(start: list[str], number: int) -> None:
+    words = [sys.executable, "-X", "importtime", *start]  # which tells of each module as soon as it is imported
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and any("numpy.version" in line for line in process.stderr)
+    process.send_signal(number)
+    said = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 0 and "Traceback" not in said and said.splitlines()[-1] == "ended while loading"
+
+
+def test_a_node_that_is_none_is_refused_with_those_there_are() -> None:
+    done = subprocess.run([sys.executable, "-m", "world_gymnast_ros.nodes", "arm"], capture_output=True, text=True)
+    assert done.returncode == 2 and "error: arm is no node" in done.stderr and "camera_node" in done.stderr
 
 
 @pytest.mark.ros

@@ -46,7 +46,7 @@ def test_what_ros_takes_is_no_fault(prefix: dict[str, str], change: dict[str, st
 def test_a_node_ends_with_that_line_and_no_traceback() -> None:
     """ROS itself ends the process with status 102 while rclpy is loaded."""
     pytest.importorskip("rclpy")
-    words = [sys.executable, "-m", "world_gymnast_ros.nodes.recorder_node"]
+    words = [sys.executable, "-m", "world_gymnast_ros.nodes", "recorder_node"]
     env = {**os.environ, "RMW_IMPLEMENTATION": "rmw_nobodys_cpp"}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=START_S)
     assert done.returncode == 2 and done.stderr.startswith("error: RMW_IMPLEMENTATION is 'rmw_nobodys_cpp'")

@@ -44,11 +44,6 @@ class NodeSpec:
     log_level: str = ""
     missed: str = ""
 
-    @property
-    def module(self) -> str:
-        """The Python module that `python -m` runs."""
-        return f"world_gymnast_ros.nodes.{self.name}"
-
     def with_overrides(self, **overrides: Any) -> NodeSpec:
         """Return a copy with more parameters set."""
         return replace(self, overrides={**self.overrides, **overrides})
@@ -68,7 +63,7 @@ class NodeSpec:
 
     def command(self) -> list[str]:
         """Return the command line."""
-        return [sys.executable, "-m", self.module, *self.arguments()]
+        return [sys.executable, "-m", "world_gymnast_ros.nodes", self.name, *self.arguments()]
 
 
 def _yaml(value: Any) -> str:
