@@ -62,11 +62,12 @@ class Client(Node):
             check()
 
     def told(self) -> str:
-        """Return what the arm last said, for messages of failed tests."""
-        statuses, diagnostics = self.heard.get("arm_status", []), self.heard.get("/diagnostics", [])
-        values = [(v.key, v.value) for m in diagnostics[-4:] if m.status[0].name == "arm_node"
-                  for v in m.status[0].values]
-        return f"; the arm: {statuses[-1].state_name}, {statuses[-1].reason}, {values}" if statuses else ""
+        """Return what the arm and the diagnostics last said, for messages of failed tests."""
+        statuses = self.heard.get("arm_status", [])
+        newest = {s.name: s for m in self.heard.get("/diagnostics", [])[-20:] for s in m.status}
+        arm = f"; the arm: {statuses[-1].state_name}, {statuses[-1].reason}" if statuses else ""
+        nodes = [f"; {name}: {s.message} {[(v.key, v.value) for v in s.values]}" for name, s in newest.items()]
+        return arm + "".join(nodes)
 
     def spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -31,12 +32,15 @@ STATUS = convert.ArmStatusMsg
 class Person:
     """Reads the terminal of a running evaluation and answers it."""
 
+    present: ClassVar[list[Person]] = []
+
     def __init__(self, c: Client, adapter: Path, out: Path, trial_s: float, *more: str) -> None:
         self.c, self.text, self.at = c, "", 0
         words = ["evaluate", str(adapter), "reach the red block", "--robot", "--trial-s", str(trial_s),
                  "--limit-pairs", "1", "--out", str(out), *more]
         self.process = subprocess.Popen([sys.executable, "-u", "-m", "world_gymnast_ros.cli", *words], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.present.append(self)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -45,11 +49,14 @@ class Person:
             self.text += character
 
     def hears(self, words: str) -> None:
-        self.c.until(lambda: words in self.text[self.at:], f"'{words}' in {self.text!r}", START_S, self._alive)
+        try:
+            self.c.until(lambda: words in self.text[self.at:], f"'{words}'", START_S, self._alive)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the terminal: {self.text!r}") from error
         self.at = self.text.index(words, self.at) + len(words)
 
     def _alive(self) -> None:
-        assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.text!r}"
+        assert self.process.poll() is None, f"ended with {self.process.returncode}"
 
     def says(self, words: str) -> None:
         assert self.process.stdin
@@ -59,6 +66,17 @@ class Person:
     def ends(self) -> int:
         self.c.until(lambda: self.process.poll() is not None, f"the end after {self.text!r}")
         return int(self.process.returncode)
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """End the evaluation of a test that failed: the next test would find its trial under way."""
+    yield
+    while Person.present:
+        process = Person.present.pop().process
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

@@ -199,9 +199,10 @@ class Attended(Operator):
         """Bring the arm to neutral for the next trial. What fails is said and no error: the trial's outcome stands."""
         print("the arm goes home, keep clear")
         try:
-            before = self.status.reason
             self.trigger("go_home")
-            self.spin_until(lambda: self.status.reason != before, ANSWER_S, "the arm to set out")
+            # A status may be older than the answer: only what it says of the walk counts.
+            walk = (HoldCause.GOING_HOME.value, HoldCause.AT_HOME.value)
+            self.spin_until(lambda: self.status.reason in walk, ANSWER_S, "the arm to set out")
             self.spin_until(lambda: self.status.reason != HoldCause.GOING_HOME.value, HOME_S, "the arm at home")
             print(self.status.reason)
         except GraphFault as error:
