@@ -1,6 +1,7 @@
 """camera_node and recorder_node as processes over DDS."""
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def write_clip(path: Path, greys: list[int], rate: int = 20) -> None:
 def run_camera(capfd: pytest.CaptureFixture[str], **parameters: object) -> tuple[int, str]:
     """Run the node in this process until it ends by itself."""
     code = camera_node.main(["camera_node", *graph.CAMERA.with_overrides(**parameters).arguments()])
+    gc.collect()  # a node that failed while it was made publishes until it is collected
     return code, "".join(capfd.readouterr())
 
 
