@@ -309,6 +309,15 @@ class WorldModel(Protocol):
         """Begin one imagined continuation of each start, as one batch; the same seed gives the same frames."""
 
 
+@runtime_checkable
+class RecoversActions(Protocol):
+    """What a world model can also do: inverse dynamics, a check of what it drew itself."""
+
+    def recovered(self, starts: Sequence[Start], frames: U8, seed: int) -> F32:
+        """Return the actions float32 (G, T, 7) that it reads out of rollouts uint8 (G, T+1, H, W, 3), of its own frame
+        size, which began at `starts`."""
+
+
 class Judge(Protocol):
     """Scores rollouts against an instruction. An internal error must surface as `score=None`, never as 0."""
 

@@ -52,6 +52,8 @@ class AdaptConfig:
     static_fraction: float = number(0.001, 0.0, 1.0, "part of the pixels that must then change")
     sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
     colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
+    action_error_m: float = number(0.0, 0.0, 1.0, "largest mean distance, m a step, between what was played and what "
+                                   "the world model reads out of a claimed success (Cosmos 3 can); 0: not asked")
 
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class AdaptConfig:
     @property
     def trust(self) -> TrustConfig:
         return TrustConfig(self.moved_m, self.static_levels, self.static_fraction, self.sharpness_floor,
-                           self.colour_shift_levels, self.reroll)
+                           self.colour_shift_levels, self.reroll, self.action_error_m)
 
 
 @dataclass(frozen=True)

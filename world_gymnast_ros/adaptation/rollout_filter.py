@@ -1,4 +1,4 @@
-"""Distrust the dream: reject rollouts that look wrong, and successes that do not happen again.
+"""Distrust the dream: reject rollouts that look wrong, and successes that do not happen again or show other actions.
 
 A rejected rollout loses its verdict (`score=None`) and takes no part in the advantages. It is never scored 0: the
 dream failed there, not the policy.
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.rollout import (
+    derive_seed,
     executed_steps,
     facts_of,
     group_deltas,
@@ -21,7 +22,16 @@ from world_gymnast_ros.adaptation.rollout import (
     replay,
 )
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Judge, Judgement, RolloutGroup, Start, WorldModel
+from world_gymnast_ros.types import (
+    SUCCESS_THRESHOLD,
+    U8,
+    Judge,
+    Judgement,
+    RecoversActions,
+    RolloutGroup,
+    Start,
+    WorldModel,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,9 @@ class TrustConfig:
 
     `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
     differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
-    start frame's; `colour_shift_levels` largest allowed shift of the mean colour.
+    start frame's; `colour_shift_levels` largest allowed shift of the mean colour. `action_error_m`: largest mean
+    distance of a step between the translation that was commanded and the one that the world model reads out of a
+    claimed success (`RecoversActions`); 0: it is not asked.
     """
 
     moved_m: float = 0.03
@@ -39,16 +51,19 @@ class TrustConfig:
     sharpness_floor: float = 0.2
     colour_shift_levels: float = 40.0
     reroll: bool = True
+    action_error_m: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels"):
+        for name in ("moved_m", "static_levels", "static_fraction", "sharpness_floor", "colour_shift_levels",
+                     "action_error_m"):
             if not 0.0 <= getattr(self, name) < 1e4:
                 raise BadConfig(f"trust.{name} must be zero or positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class TrustCounts:
-    """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none.
+    """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none. `recovered`: claimed
+    successes whose actions were read back; `other_actions`: those of them that showed others than were commanded.
 
     Where several judges decide: how often all, some or none of those that were asked saw a success.
     """
@@ -63,10 +78,12 @@ class TrustCounts:
     all_judges: int = 0
     some_judges: int = 0
     no_judge: int = 0
+    recovered: int = 0
+    other_actions: int = 0
 
     @property
     def rejected(self) -> int:
-        return self.static + self.blurred + self.colour + self.not_reproduced
+        return self.static + self.blurred + self.colour + self.not_reproduced + self.other_actions
 
     @property
     def rejection_rate(self) -> float:
@@ -114,8 +131,10 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
 
     `start` is what the group was imagined from. Claimed successes are replayed, same actions, in a new dream with
     noise `seed`; a success that does not come again is dropped (dual-noise verification, as in RAW-Dream). A re-roll
-    without verdict also drops it.
+    without verdict also drops it. What is left is held to the actions that the world model reads out of it, where
+    `action_error_m` says so; BadConfig where it cannot.
     """
+    check_recovers(world_model, config)
     judgements = list(group.judgements)
     no_verdict = sum(j.score is None for j in judgements)
     starts = [start] if isinstance(start, Start) else list(start)
@@ -138,14 +157,43 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
                 first = judgements[i]
                 judgements[i] = Judgement(None, detail=f"rejected: not reproduced ({first.score:.2f}, then {told})",
                                           frame_scores=first.frame_scores, rejected=True)
+    left = [i for i, j in enumerate(judgements) if is_success(j)] if config.action_error_m else []
+    others = _show_other_actions(world_model, group, left, [began[i] for i in left], config, seed)
+    for i, detail in others.items():
+        judgements[i] = Judgement(None, detail=detail, frame_scores=judgements[i].frame_scores, rejected=True)
     valid = group.valid & np.array([j.score is not None for j in judgements])[:, None]
     saw = [[score > SUCCESS_THRESHOLD for _, score in j.members if score is not None] for j in group.judgements
            if len(j.members) > 1]
     agreed = sum(all(some) for some in saw)
     none = sum(not any(some) for some in saw)
     counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
-                         lost, no_verdict, len(claims), agreed, len(saw) - agreed - none, none)
+                         lost, no_verdict, len(claims), agreed, len(saw) - agreed - none, none, len(left), len(others))
     return replace(group, judgements=tuple(judgements), valid=valid), counts
+
+
+def check_recovers(world_model: WorldModel, config: TrustConfig) -> None:
+    """Raise BadConfig where actions shall be read out of frames, and the world model cannot."""
+    if config.action_error_m and not isinstance(world_model, RecoversActions):
+        raise BadConfig(f"action_error_m is {config.action_error_m:g}, and world model '{world_model.name}' reads no "
+                        "actions out of frames: set it to 0, or name one that does (Cosmos 3)")
+
+
+def _show_other_actions(world_model: WorldModel, group: RolloutGroup, which: list[int], starts: Sequence[Start],
+                        config: TrustConfig, seed: int) -> dict[int, str]:
+    """Return why rollouts among `which` are rejected: their frames show other translations than were commanded."""
+    if not which or not isinstance(world_model, RecoversActions):
+        return {}
+    steps = executed_steps(group)
+    longest = max(int(steps[which].max()), 1)
+    seen = world_model.recovered(starts, group.frames[which, :longest + 1], derive_seed(seed, 2))
+    wanted, why = group_deltas(group), {}
+    for i, found in zip(which, seen, strict=True):
+        end = max(int(steps[i]), 1)
+        off_m = float(np.linalg.norm(found[:end, :3] - wanted[i, :end, :3], axis=-1).mean())
+        if not off_m <= config.action_error_m:
+            why[i] = (f"rejected: its frames show other actions ({1000 * off_m:.0f} mm a step off, at most "
+                      f"{1000 * config.action_error_m:.0f})")
+    return why
 
 
 def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: list[int],

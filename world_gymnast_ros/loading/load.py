@@ -27,6 +27,9 @@ from world_gymnast_ros.models.policies.openvla_policy import load_openvla
 from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
+from world_gymnast_ros.models.world_models.cosmos3 import Cosmos3World
+from world_gymnast_ros.models.world_models.cosmos3_files import is_cosmos3
+from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_settings
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
@@ -62,6 +65,7 @@ LOADERS: dict[tuple[str, str], Loader] = {
     (POLICY, "openvla"): _published_policy,
     (WORLD_MODEL, ActionDiTConfig.model_type): ActionDiTWorld.from_pretrained,
     (WORLD_MODEL, WorldGymSettings.model_type): WorldGym.from_pretrained,
+    (WORLD_MODEL, Cosmos3Settings.model_type): Cosmos3World.from_pretrained,
     (JUDGE, ReflectorConfig.model_type): Reflector.from_pretrained,
     (JUDGE, LocatorConfig.model_type): lambda where, device, dtype: CalibratedJudge(
         Locator.from_pretrained(where, device)),
@@ -113,6 +117,8 @@ def holds(where: Path) -> str:
     """Return what a folder or file holds, as its config.json says; '' where nothing says so."""
     if is_worldgym(where):
         return WorldGymSettings.model_type
+    if is_cosmos3(where):  # the repository itself, whose own config.json names another model
+        return Cosmos3Settings.model_type
     try:
         values = json.loads((where / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -231,5 +237,7 @@ def frame_size(world_model: str | Path | None) -> tuple[int, int]:
     where = checkpoint_dir(world_model, WORLD_MODEL)
     if is_worldgym(where):
         return read_settings(where).frame_size
+    if holds(where) == Cosmos3Settings.model_type:
+        return Cosmos3Settings.read(where).frame_size
     size = ActionDiTConfig.from_dict(read_config(where, ActionDiTConfig.model_type)).image_size
     return size, size

@@ -17,6 +17,8 @@ from world_gymnast_ros.models.judges.asking import AskConfig
 from world_gymnast_ros.models.judges.remote import RemoteConfig
 from world_gymnast_ros.models.judges.vlm import VLMConfig, model_files, named_model
 from world_gymnast_ros.models.judges.vlm_processor import find_model, is_image_text_model
+from world_gymnast_ros.models.world_models import cosmos3_files
+from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 
@@ -34,7 +36,11 @@ def release_file(world_model: str | Path | None) -> Path:
 
 def model_hashes(where: Path) -> dict[str, str]:
     """Return SHA-256 of a checkpoint's files: settings count as much as weights, for a judge's calibration decides
-    which failures it calls successes."""
+    which failures it calls successes. Of Cosmos 3 those of the repository and of the statistics that it names."""
+    if holds(where) == Cosmos3Settings.model_type:
+        own = [where / CONFIG] if (where / CONFIG).is_file() else []
+        return {f.name if f.parent == where else f"{f.parent.name}/{f.name}": content_hash(f)
+                for f in (*own, *cosmos3_files.model_files(where))}
     files = [where] if where.is_file() else sorted(
         p for p in where.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") or p.name == CONFIG)
     return {file.name: content_hash(file) for file in files}

@@ -150,6 +150,8 @@ def _trust(report: AdaptReport) -> str:
     cells = {"rollouts judged": c.rollouts, "dreamed again (claimed successes)": c.rerolled,
              "rejected: success not reproduced": c.not_reproduced, "rejected: static picture": c.static,
              "rejected: blurred picture": c.blurred, "rejected: colours drifted": c.colour,
+             **({"asked for their actions (claimed successes)": c.recovered,
+                 "rejected: frames show other actions": c.other_actions} if c.recovered else {}),
              "no verdict from the judges": c.no_verdict}
     return _agreement(c) + f"<table>{''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in cells.items())}</table>"
 

@@ -14,6 +14,7 @@ from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
 from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
+from world_gymnast_ros.adaptation.rollout_filter import check_recovers
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
 from world_gymnast_ros.config import robot_limits
@@ -93,9 +94,10 @@ def load_parts(config: AdaptNodeConfig) -> Parts:
     def learner(parent: AdapterRef | None) -> LoraLearner:
         return LoraLearner(policy, lora_config(c, policy), parent, real_successes(policy, c))
     limits = robot_limits(c.arm_params)
-    return Parts(policy, load_world_model(c.world_model, c.judges, c.device, c.dtype, limits,
-                                          c.world_model_timeout_s),
-                 load_judges(c.judges, c.device, c.dtype, limits), release_table(c.world_model, c.judges), learner)
+    world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
+    check_recovers(world_model, c.trust)
+    return Parts(policy, world_model, load_judges(c.judges, c.device, c.dtype, limits),
+                 release_table(c.world_model, c.judges), learner)
 
 
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,
