@@ -60,6 +60,7 @@ REACH = ("reach the red block",)
 CASES = (
     Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "varied starts", "four instructions"),
          distractors=True, earlier=True),
+    Case("dark red", "novel_dark_red", REACH, ("one instruction", "replay"), earlier=True),
     Case("dark table", "lab_dark_table", REACH, ("captured alone", "near misses", "one demonstration")),
     Case("maroon cloth", "lab_maroon_cloth", REACH, ("captured alone", "near misses", "one demonstration")),
 )
