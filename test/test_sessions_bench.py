@@ -1,4 +1,5 @@
 """The bench of sessions: rows that survive a stop, paired differences, and cases that exist."""
+import importlib.util
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros.benchmark import sessions
+from world_gymnast_ros.benchmark.adaptation import read_rows as read_sessions
 from world_gymnast_ros.benchmark.sessions import CASES, DISTRACTORS, ROWS, Row, markdown, read_rows
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import EpisodeError
@@ -41,3 +43,14 @@ def test_what_was_measured_is_the_table(capsys: pytest.CaptureFixture[str]) -> N
     table = capsys.readouterr().out
     assert "| dark table | one demonstration |" in table
     assert main(["bench", "sessions", "--rows", "nowhere"]) == 2 and main(["bench", "sessions", "--cases", "x"]) == 2
+
+
+def test_before_and_after_is_the_table_of_the_rows_beside_it() -> None:
+    spec = importlib.util.spec_from_file_location("paired_rows", MEASURED.parents[2] / "bench" / "paired_rows.py")
+    assert spec is not None and spec.loader is not None
+    paired_rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(paired_rows)
+    before, after = (read_sessions(MEASURED.with_name(f"{name}_redesign.jsonl")) for name in ("before", "after"))
+    table = paired_rows.lines(before, after)
+    assert len(table) == 2 + 2 * 3 and not paired_rows.lines(before[:1], after[1:])[2:]
+    assert "\n".join(table) in MEASURED.with_name("before_after.md").read_text(encoding="utf-8")
