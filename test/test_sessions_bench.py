@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
+from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.benchmark import sessions
 from world_gymnast_ros.benchmark.adaptation import read_rows as read_sessions
 from world_gymnast_ros.benchmark.sessions import CASES, DISTRACTORS, ROWS, Row, markdown, read_rows
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.paths import share_path
+from world_gymnast_ros.updates.adaptation import Parts, load_parts
+from world_gymnast_ros.updates.policy_gradient import LoraLearner
 
 ROW = Row("dark table", "captured alone", 0, {"reach it": [False] * 4}, {"reach it": [False] * 4}, "kept", "", 10.0, 3)
 MEASURED = Path(__file__).resolve().parents[1] / "docs" / "measured" / "sessions.jsonl"
@@ -36,6 +40,25 @@ def test_a_case_names_scenes_that_exist_and_distractors_that_nothing_showed() ->
     assert not shown & {f"{o.colour}_{o.shape}" for o in DISTRACTORS}
     scene, _ = sessions.tests_of(CASES[0])[f"{CASES[0].tests[0]}, distractors"]
     assert scene.distractors == DISTRACTORS
+
+
+@pytest.mark.parametrize(("session", "aimed_at"), [("replay", 0.0), ("replay, KL", sessions.TARGET_KL)])
+def test_the_settings_of_a_session_reach_its_learner(session: str, aimed_at: float, monkeypatch: pytest.MonkeyPatch
+                                                     ) -> None:
+    seen = []
+
+    def stopped(parts: Parts, starts: object, config: AdaptNodeConfig, *_: object, practice: Practice, **__: object
+                ) -> None:
+        learner = parts.learner(None)
+        assert isinstance(learner, LoraLearner) and practice.replay
+        seen.append((learner.config.target_kl, config.target_kl))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(sessions, "run_session", stopped)
+    config = AdaptNodeConfig()
+    known = {name: [True] for name in sessions.tests_of(CASES[0])}
+    with pytest.raises(KeyboardInterrupt):
+        sessions.measure(load_parts(config), CASES[0], session, 0, 1, 1, config, known)
+    assert seen == [(aimed_at, aimed_at)]
 
 
 def test_what_was_measured_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:

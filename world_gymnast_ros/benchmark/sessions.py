@@ -26,7 +26,7 @@ from world_gymnast_ros.twin.observer import CAPTURE_HEIGHT, CAPTURE_WIDTH
 from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, Scene, load_scene
 from world_gymnast_ros.types import Start
-from world_gymnast_ros.updates.adaptation import Parts, run_session
+from world_gymnast_ros.updates.adaptation import Parts, learner_of, run_session
 from world_gymnast_ros.updates.practice_starts import WITH_POLICY, along_episodes, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
@@ -58,9 +58,9 @@ class Case:
 FOUR = ("reach the purple block", "reach the orange block", "push the purple block left", "push the orange block right")
 REACH = ("reach the red block",)
 CASES = (
-    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "varied starts", "four instructions"),
-         distractors=True, earlier=True),
-    Case("dark red", "novel_dark_red", REACH, ("one instruction", "replay"), earlier=True),
+    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "replay, KL", "varied starts",
+                                            "four instructions"), distractors=True, earlier=True),
+    Case("dark red", "novel_dark_red", REACH, ("one instruction", "replay", "replay, KL"), earlier=True),
     Case("dark table", "lab_dark_table", REACH, ("captured alone", "near misses", "one demonstration")),
     Case("maroon cloth", "lab_maroon_cloth", REACH, ("captured alone", "near misses", "one demonstration")),
 )
@@ -139,8 +139,9 @@ def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start
                 ) -> tuple[Practice, AdaptNodeConfig]:
     """Return what a session of that name trains on beside the captured frames, and its settings."""
     words = starts[0].instruction
-    if session == "replay":
-        return Practice(replay=replay_starts(WITH_POLICY, config.policy)), replace(config, target_kl=TARGET_KL)
+    if session in ("replay", "replay, KL"):
+        config = replace(config, target_kl=TARGET_KL) if session == "replay, KL" else config
+        return Practice(replay=replay_starts(WITH_POLICY, config.policy)), config
     if session == "varied starts":
         config = replace(config, varied=VARIED)
         made = varied_starts(parts.judge, starts, config, seed)
@@ -169,6 +170,7 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
     policy.load_adapter(None)
     began = time.monotonic()
     practice, config = practice_of(parts, session, scene, starts, config, seed)
+    parts = replace(parts, learner=learner_of(policy, config))
     report = run_session(parts, starts, config, seed, time.time_ns(), practice=practice, progress=progress).report
     seconds = time.monotonic() - began
     ref = report.adapter

@@ -26,7 +26,7 @@ from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
-from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, Regulariser
+from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, Regulariser, trainable
 from world_gymnast_ros.updates.practice_starts import along_starts, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
@@ -86,18 +86,23 @@ def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulari
     return Regulariser(lambda rng: config.cloning_coefficient * loss(rng), told)
 
 
+def learner_of(policy: Policy, config: AdaptNodeConfig) -> Callable[[AdapterRef | None], Learner]:
+    """Return what makes a learner with these settings, from an adapter (None: the base)."""
+    def learner(parent: AdapterRef | None) -> LoraLearner:
+        regulariser = real_successes(trainable(policy), config)
+        return LoraLearner(policy, lora_config(config, policy), parent, regulariser)
+    return learner
+
+
 def load_parts(config: AdaptNodeConfig) -> Parts:
     """Load policy, world model and judges. Raises BadCheckpoint or BadConfig."""
     c = config
     policy = load_policy(c.policy, c.device, c.dtype, c.four_bit)
-
-    def learner(parent: AdapterRef | None) -> LoraLearner:
-        return LoraLearner(policy, lora_config(c, policy), parent, real_successes(policy, c))
     limits = robot_limits(c.arm_params)
     world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
     check_recovers(world_model, c.trust)
     return Parts(policy, world_model, load_judges(c.judges, c.device, c.dtype, limits),
-                 release_table(c.world_model, c.judges), learner)
+                 release_table(c.world_model, c.judges), learner_of(policy, c))
 
 
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,
