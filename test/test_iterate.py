@@ -502,6 +502,57 @@ def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Ru
     assert "| loop | 1 |" in text and "data:image/png" in (tmp_path / "report.html").read_text()
 
 
+def worldgym_folder(folder: Path) -> Path:
+    """A WorldGym world model of real files, 64x64 px: a tiny published-format network and a tiny autoencoder."""
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
+
+    torch.manual_seed(0)
+    AutoencoderTiny(latent_channels=4, encoder_block_out_channels=(8,) * 4,
+                    decoder_block_out_channels=(8,) * 4).save_pretrained(folder / "vae")
+    golden = load_file(Path(__file__).parent / "golden" / "worldgym.safetensors")
+    save_file({k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")},
+              folder / "model.safetensors")
+    settings = WorldGymSettings(heads=2, window=6, frame_size=(64, 64), sampling_steps=2)
+    (folder / "config.json").write_text(json.dumps(settings.to_dict()))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_round_of_the_whole_loop_with_worldgym_ends_and_goes_on_where_it_was_stopped(
+        tmp_path: Path, start_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained, so nothing is promoted; every stage runs: LoRA update, release check, judges, session, validation."""
+    from world_gymnast_ros.updates.judges import JudgeUpdate
+    from world_gymnast_ros.updates.world_model import UpdateConfig
+
+    config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, batch=2, lora_rank=4, save_every=2),
+                                 judge=JudgeUpdate(steps=2), replay="", old="")
+    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=4", "select_dreams=2", "gate_dreams=4"],
+                           {"world_model": str(worldgym_folder(tmp_path / "worldgym"))})
+    environment = start_run(tmp_path / "unused", config, []).environment
+    begun = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "learn_judges", killed)
+        run_method(begun, "loop")
+    for stage in ("explore", "learn_camera", "learn_world_model"):  # done already
+        monkeypatch.setattr(loop, stage, killed)
+    rows = run_method(Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1), "loop")
+    assert [r["round"] for r in rows] == [0, 1] and rows[1]["real"]["episodes"] == 16
+    stored = begun.out / "loop" / "world_models" / rows[1]["world_model"]["version"]
+    parent, version = (load_file(f / "model.safetensors") for f in (tmp_path / "worldgym", stored))
+    assert set(version) == set(parent) and any(not torch.equal(version[k].float(), w.float())
+                                               for k, w in parent.items())
+    assert load_world_model(stored).frame_size == (64, 64), "a version finds its autoencoder"
+    assert rows[1]["world_model"]["decision"] and rows[1]["judge"]["decision"] and rows[1]["learning"]["outcome"]
+    assert 0.0 <= rows[1]["evaluation"]["true"]["value"] <= 1.0
+    assert "| loop | 1 |" in write_run_report(begun.out, "lab_bottle", begun.instruction, {"loop": rows})
+
+
 def test_the_published_table_comes_from_the_outcomes_beside_it(tmp_path: Path) -> None:
     folder = Path(__file__).parents[1]
     spec = importlib.util.spec_from_file_location("loop_table", folder / "bench" / "loop_table.py")
