@@ -14,7 +14,7 @@ from patience import SLOWNESS
 from world_gymnast_ros.nodes.graph import claim_domain
 
 ROOT = Path(__file__).resolve().parents[1]
-_CLAIMS = deque([claim_domain()], maxlen=15)
+_CLAIMS = deque([claim_domain()], maxlen=4)
 """ROS domains that no other process has, the present one last. A file of tests gets another than the files before it:
 what one of them left behind, such as a latched instruction, is not heard."""
 

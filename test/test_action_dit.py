@@ -440,6 +440,7 @@ def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
     assert losses[5] != pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_camera_fit_learns_where_a_shifted_camera_is(tmp_path: Path) -> None:
     """Frames hold only a bright dot at the hand, under a camera that is turned anew for each episode."""
     rng, episodes = np.random.default_rng(0), []

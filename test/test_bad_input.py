@@ -167,7 +167,8 @@ def _has_mark(process: Path, mark: str) -> bool:
 def test_ctrl_c_while_the_demo_still_imports() -> None:
     python, *words_after = ros_child.command("demo", "--help")
     process = subprocess.Popen([python, "-X", "importtime", *words_after], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                               stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                               pipesize=4096)  # it waits for its reader, so the signal finds it importing
     assert process.stderr is not None
     for line in process.stderr:
         if "world_gymnast_ros.errors" in line:

@@ -329,6 +329,7 @@ def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_mor
     assert tuple(row["state"]["record"]) == ((6, 8) if preferred else (13, 16))
 
 
+@pytest.mark.slow
 def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
     monkeypatch.setattr(on_arm, "ROLLOUTS", 8)

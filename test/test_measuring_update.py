@@ -303,6 +303,7 @@ def test_what_was_learned_is_saved_and_loaded(bottle: list[Episode], tmp_path: P
     np.testing.assert_allclose(again.reader.prior.T_base_camera, judge.reader.prior.T_base_camera)
 
 
+@pytest.mark.slow
 def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(moved_camera: list[Episode],
                                                                             tmp_path: Path) -> None:
     judge, second, world = checkpoint_dir("tiny/reflector"), checkpoint_dir("tiny/locator"), load_world_model()
