@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from world_gymnast_ros.loading.load import load_world_model
-from world_gymnast_ros.types import ACTION_DIM, F32, Dream, Frame, Start
+from world_gymnast_ros.types import ACTION_DIM, F32, Frame, RolloutBatch, Start
 
 
-def measure(dream: Dream, deltas: F32, seconds: float) -> tuple[float, float]:
+def measure(rollouts: RolloutBatch, deltas: F32, seconds: float) -> tuple[float, float]:
     """Play `deltas` float32 (G, K, 7) again and again; return frames per second of wall and of processor time."""
-    dream.play(deltas)
+    rollouts.play(deltas)
     frames, wall, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
-        frames += int(np.prod(dream.play(deltas).shape[:2]))
+        frames += int(np.prod(rollouts.play(deltas).shape[:2]))
     return frames / (time.perf_counter() - wall), frames / (time.process_time() - cpu)
 
 

@@ -3,8 +3,8 @@
     python bench/loop_table.py runs/iterate/lab_* [--rounds] [--more 160] [--keep FILE]
     python bench/loop_table.py --rows docs/measured/loops.jsonl          # the published table again, from its outcomes
 
-A baseline that was run in another folder is named behind the loop's: `runs/a,unchanged=runs/b`. Runs of one task with
-several seeds are conditions of their own, and are put together below them. With --more every method's last adapter is
+A baseline that was run in another folder is named behind the loop's: `runs/a,adaptation_only=runs/b`. Runs of one task
+with several seeds are conditions of their own, put together below them. With --more every method's last adapter is
 run in more true episodes, none of which the run has seen, and counts by all of its episodes; kept beside the run.
 --keep writes every true outcome, one line per run and method.
 """
@@ -23,7 +23,7 @@ from world_gymnast_ros.files import write_text
 from world_gymnast_ros.report.loop_report import COLUMNS, rows_of
 from world_gymnast_ros.statistics import Interval, paired_bootstrap
 from world_gymnast_ros.twin.scene import load_scene
-from world_gymnast_ros.updates.run import METHODS, once
+from world_gymnast_ros.updates.run import METHODS, cached
 
 BASELINES = METHODS[1:]
 MORE_SEED = seeds.EVALUATION.start + 1000
@@ -110,7 +110,7 @@ def run_more(table: dict[str, Any], count: int) -> None:
     for method, rows in table["results"].items():
         folder, adapter = table["folders"][method] / method, last_adapter(rows)
         file = folder / f"more-{count}-after-{len(rows) - 1}.json"
-        found = once(file, lambda f=folder, a=adapter: measure(f, a))  # type: ignore[misc]
+        found = cached(file, lambda f=folder, a=adapter: measure(f, a))  # type: ignore[misc]
         if found["adapter"] != adapter:
             raise SystemExit(f"{file} is of '{found['adapter']}', the run ends with '{adapter}'; remove the file")
         rows[-1]["more"] = found["outcomes"]
@@ -201,7 +201,7 @@ def comparison(tables: list[dict[str, Any]]) -> str:
     seeds = Counter(t["task"] for t in tables)
     several = max(seeds.values()) > 1
     tasks = Counter(t["seed"] for t in tables) if several else Counter[int]()
-    rows = ["| condition | start | loop | unchanged | imitation | loop above unchanged, points | above imitation |",
+    rows = ["| condition | start | loop | adaptation only | imitation | loop above it, points | above imitation |",
             "|---|---|---|---|---|---|---|",
             *(row(f"{t['task']}, seed {t['seed']}" if several else t["task"], [t]) for t in tables),
             *(row(f"{task}: mean of {count}", [t for t in tables if t["task"] == task])

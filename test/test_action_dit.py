@@ -16,7 +16,7 @@ from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadCon
 from world_gymnast_ros.evaluation.horizon_error import by_task, horizon_errors, imagine_segments, segments
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
-from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, OutlineFeatures
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, SilhouetteFeatures
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, FrameSampler, condition_vector
 from world_gymnast_ros.robot.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
 from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
@@ -188,23 +188,23 @@ def test_state_and_action_change_the_dream_and_an_unknown_state_is_none() -> Non
 
 def test_dream_integrates_the_clipped_action_as_the_arm_does_and_leaves_its_input_alone() -> None:
     config = dataclasses.replace(TINY, workspace_low_m=(0.12, -0.2, 0.09), workspace_high_m=(0.42, 0.25, 0.25))
-    dream = ActionDiTWorld(lively(config), dtype=torch.float32).begin(
+    rollouts = ActionDiTWorld(lively(config), dtype=torch.float32).begin(
         [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), STATE, "go")] * 2, 0)
     deltas = np.tile(np.array([0.3, 0, -0.04, 0.4, 0, 0, 0.6], np.float32), (2, 1))
     given = deltas.copy()
-    dream.play(deltas[:, None])
+    rollouts.play(deltas[:, None])
     assert np.array_equal(deltas, given)
     expected = integrate_states(np.tile(STATE, (2, 1)), clip_delta(given, StepLimits()), StepLimits())
     expected[:, 2], expected[:, 6] = 0.09, 1.0  # the floor of the box; 0.6 is an open gripper
-    assert np.allclose(dream.state, expected, atol=1e-6)
+    assert np.allclose(rollouts.state, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("deltas", [np.zeros((3, 7), np.float32), np.full((2, 7), np.nan, np.float32)])
 def test_wrong_actions_are_refused(deltas: np.ndarray) -> None:
-    dream = ActionDiTWorld(lively(), dtype=torch.float32).begin(
+    rollouts = ActionDiTWorld(lively(), dtype=torch.float32).begin(
         [Start(Frame(np.zeros((16, 16, 3), np.uint8), 0), None, "go")] * 2, 0)
     with pytest.raises(BadAction):
-        dream.play(deltas[:, None])
+        rollouts.play(deltas[:, None])
 
 
 def test_condition_is_normalised_on_a_copy_and_hides_an_unknown_state() -> None:
@@ -368,7 +368,7 @@ def test_errors_are_measured_against_copying_the_start_frame() -> None:
     assert by_task(stretches, kept)["push"]["1"]["ratio"] == pytest.approx(1.0)
 
 
-# ---- the arm's outline -----------------------------------------------------------------------------------------
+# ---- the arm's silhouette -----------------------------------------------------------------------------------------
 
 CAMERA = scene_camera(load_scene("train_oak"))
 SEEING = dataclasses.replace(TINY, image_size=64, camera=CAMERA)
@@ -380,8 +380,8 @@ def seen_pixel(point_m: np.ndarray) -> np.ndarray:
     return np.array([u / w, v / w])
 
 
-def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
-    """Most of the dark pixels of a rendered arm are inside the computed outline, and few others are."""
+def test_silhouette_lies_on_the_arm_that_the_twin_renders() -> None:
+    """Most of the dark pixels of a rendered arm are inside the computed silhouette, and few others are."""
     twin = Twin(load_scene("train_oak"), 0)
     try:
         twin.reset(0, twin.scene.instructions[0], np.array([0.27, 0.0, 0.1, 0, 0, 0, 1.0]))
@@ -389,7 +389,7 @@ def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
     finally:
         twin.close()
     capsules = silhouette(bridge_state(state.T_base_ee, 1.0)[None], np.ones(1, bool), CAMERA)
-    features = OutlineFeatures(SEEING)
+    features = SilhouetteFeatures(SEEING)
     drawn = features.measure(torch.from_numpy(capsules)[:, None], features.whole)[0, 0, 0, :, :3].amax(-1).view(64, 64)
     dark = torch.from_numpy(picture.max(-1).astype(np.int16)) < 60
     dark[40:] = False  # the base, behind the table's edge
@@ -398,7 +398,7 @@ def test_outline_lies_on_the_arm_that_the_twin_renders() -> None:
     assert (inside & dark[:40]).sum() / dark.sum() > 0.7 and (inside & ~dark[:40]).sum() / inside.sum() < 0.3
 
 
-def test_outline_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> None:
+def test_silhouette_is_parked_where_nothing_is_known_and_ends_at_the_fingers() -> None:
     states = np.stack([STATE, STATE, np.array([2.0, 0, 0.1, 0, 0, 0, 1], np.float32)])
     out = silhouette(states, np.array([True, False, True]), CAMERA)
     assert (out[1:].reshape(2, 6, 2, 3)[..., :2] == PARKED).all()  # unknown; out of reach

@@ -1,4 +1,4 @@
-"""The adaptation session end to end on a small world that really learns: gate, cancel, crash, budget, log."""
+"""The adaptation session end to end on a small world that really learns: promotion, cancel, crash, budget, log."""
 import json
 import time
 from dataclasses import replace
@@ -19,7 +19,7 @@ from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, 
 from world_gymnast_ros.types import Judgement
 
 START = Start(start_frame(), None, "go right")
-CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_dreams=3, gate_dreams=8, held_out_copies=4,
+CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_groups=3, promotion_groups=8, held_out_copies=4,
                      held_out_temperature=1.0, solved_rate=1.0, patience=9)
 
 
@@ -40,13 +40,14 @@ def test_a_better_adapter_is_promoted_and_the_policy_left_alone(tmp_path):
     log = tmp_path / "session.jsonl"
     report = run(progress=heard.append, log_path=log, save=lambda learner, scores: store.put(
         "go right", learner.save, parent="base", base_policy="fake-policy", scores=scores, created_ns=1))
-    assert report.promoted and report.gate.lower_bound > CONFIG.margin
-    assert store.newest() == report.adapter and report.adapter.scores["difference"]["low"] == report.gate.lower_bound
+    assert report.promoted and report.promotion.lower_bound > CONFIG.margin
+    assert store.newest() == report.adapter
+    assert report.adapter.scores["difference"]["low"] == report.promotion.lower_bound
     assert report.curve[-1].mean_reward > report.curve[0].mean_reward and "held-out seeds" in report.message
     assert [p.stage for p in heard][:2] == ["measuring the base", "training"] and heard[-1].stage == "promoted"
     assert {s.title.split(",")[0] for s in report.strips} >= {"best", "worst", "before", "after"}
     events = read_session(log)
-    assert [e["event"] for e in events][-3:] == ["gate", "promote", "end"] and check_session(events) == []
+    assert [e["event"] for e in events][-3:] == ["promotion_test", "promote", "end"] and check_session(events) == []
 
 
 def test_the_stored_adapter_is_the_one_that_was_judged(tmp_path):
@@ -62,7 +63,7 @@ def test_the_stored_adapter_is_the_one_that_was_judged(tmp_path):
 
 def test_the_same_seed_gives_the_same_session(tmp_path):
     a, b, c = run(seed=4), run(seed=4), run(seed=5)
-    assert a.gate == b.gate and [r.mean_reward for r in a.curve] == [r.mean_reward for r in b.curve]
+    assert a.promotion == b.promotion and [r.mean_reward for r in a.curve] == [r.mean_reward for r in b.curve]
     assert [r.mean_reward for r in a.curve] != [r.mean_reward for r in c.curve]
 
 
@@ -72,7 +73,7 @@ def test_a_dry_run_decides_and_stores_nothing():
 
 
 class NoLearner(FakeLearner):
-    """Changes the weights at random: a checkpoint may look better by luck, the gate must see through it."""
+    """Changes the weights at random: a checkpoint may look better by luck, the promotion test must see through it."""
 
     def update(self, batch, temperature, seed, replay=()):
         rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ def test_luck_is_not_promoted():
     assert all("present policy kept" in r.message for r in outcomes)
 
 
-def test_the_gate_needs_margin_confidence_and_verdicts():
+def test_the_promotion_test_needs_margin_confidence_and_verdicts():
     rng = np.random.default_rng(0)
     before = rng.random((12, 4)) < 0.2
     known = np.ones((12, 4), bool)
@@ -100,7 +101,7 @@ def test_the_gate_needs_margin_confidence_and_verdicts():
     assert not decide(before, better, known, 0.9, 0.95, 0).promote
     assert not decide(before, before, known, 0.0, 0.95, 0).promote
     assert not decide(better, before, known, 0.05, 0.95, 0).promote
-    unsure = decide(before, better, known, 0.0, 0.8, 0)  # rates are told with 95 %, whatever the gate asks for
+    unsure = decide(before, better, known, 0.0, 0.8, 0)  # rates are told with 95 %, whatever the test asks for
     assert unsure.before.confidence == unsure.after.confidence == 0.95
     assert unsure.difference.confidence == pytest.approx(0.6)
     few = known.copy()
@@ -208,12 +209,12 @@ class Clock:
         return self.t_s
 
 
-def test_the_budget_is_kept_with_time_for_the_gate():
+def test_the_budget_is_kept_with_time_for_the_promotion_test():
     report = run(config=replace(CONFIG, budget_s=400, max_updates=1000, patience=1000), now_s=Clock(3.0))
-    assert report.stop_reason.startswith("time:") and report.gate is not None
+    assert report.stop_reason.startswith("time:") and report.promotion is not None
     assert report.seconds["total"] < 430 and 2 <= len(report.curve) < 100
     nothing = run(config=replace(CONFIG, budget_s=3), now_s=Clock(1.0))
-    assert nothing.outcome == "kept" and "no update was made (time" in nothing.message and nothing.gate is None
+    assert nothing.outcome == "kept" and "no update was made (time" in nothing.message and nothing.promotion is None
 
 
 def test_senseless_orders_are_refused():
@@ -244,9 +245,11 @@ def test_a_tampered_log_is_found_out(tmp_path):
     log = tmp_path / "session.jsonl"
     run(log_path=log)
     events = read_session(log)
-    gate = next(e for e in events if e["event"] == "gate")
-    gate["promote"] = not gate["promote"]
-    assert check_session(events) == [f"gate decides {not gate['promote']}, log says {gate['promote']}"]
+    tested = next(e for e in events if e["event"] == "promotion_test")
+    untested = [*(e for e in events if e is not tested), {"event": "promote"}]
+    assert check_session(untested) == ["an adapter was promoted without a promotion test"]
+    tested["promote"] = not tested["promote"]
+    assert check_session(events) == ["the promotion test decides True, log says False"]
     group = next(e for e in events if e["event"] == "group")
     group["rewards"][0] = 0.123
     assert len(check_session(events)) == 2

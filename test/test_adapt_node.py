@@ -317,7 +317,7 @@ def test_the_real_node_as_a_process(tmp_path: Path) -> None:
         policy=str(toys.policy), world_model=str(toys.world_model),
         judges=str(toys.judge),  # the geometric one would find nothing in noise
         directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4,
-        select_dreams=1, gate_dreams=4, held_out_copies=2, threads=1, niceness=3,
+        select_groups=1, promotion_groups=4, held_out_copies=2, threads=1, niceness=3,
         capture_timeout_s=60.0)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with client() as c, running([node], tmp_path / "log") as nodes:

@@ -23,8 +23,8 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.types import U8, Frame, SampledChunks, Start
 from world_gymnast_ros.updates.adaptation import Parts
 
-ROW = Row("novel_evening", "reach the purple block", "dream", 0, [False, True], [True, True], "promoted", "", 10.0, 4,
-          0.2, 0.9, [True, True], [True], [False])
+ROW = Row("novel_evening", "reach the purple block", "world_model", 0, [False, True], [True, True], "promoted", "",
+          10.0, 4, 0.2, 0.9, [True, True], [True], [False])
 
 
 def test_rows_survive_a_stop_and_a_broken_file_is_said(tmp_path: Path) -> None:
@@ -43,14 +43,14 @@ def test_rows_survive_a_stop_and_a_broken_file_is_said(tmp_path: Path) -> None:
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measure(_parts, scene, words, arm, seed, episodes, captures, config, before, elsewhere, forget, progress):
+    def measure(_parts, scene, words, method, seed, episodes, captures, config, before, elsewhere, forget, progress):
         asked.append((scene, seed, before, elsewhere, forget))
         return dataclasses.replace(ROW, scene=scene, seed=seed)
 
     monkeypatch.setattr(bench, "measure", measure)
     append_row(tmp_path, ROW)
-    args = (None, ["novel_evening", "novel_night"], "reach the purple block", ["dream"], [0, 1], 2, 1, None, tmp_path,
-            lambda label, p: None)
+    args = (None, ["novel_evening", "novel_night"], "reach the purple block", ["world_model"], [0, 1], 2, 1, None,
+            tmp_path, lambda label, p: None)
     rows = bench.bench(*args)  # type: ignore[arg-type]
     assert asked == [("novel_night", 0, None, [True], True), ("novel_evening", 1, [False, True], [True], False),
                      ("novel_night", 1, [False, True], [True], False)]
@@ -65,27 +65,27 @@ def test_the_table_says_means_worst_forgetting_and_how_imagination_agrees() -> N
     assert "50.0% to 50.0% (+0.0 points)" in text and "worst session -50.0 (c, seed 0)" in text
     assert "100.0% before, 0.0% after on average, worst -100 points" in text
     assert "of 2 true failures" in text and "0.500 [" in text  # one of the two known ones was flattered
-    assert "dreamed again" not in text and "those same actions" not in text
+    assert "imagined again" not in text and "those same actions" not in text
     same = [dataclasses.replace(r, replayed=list(r.after)) for r in rows]
     assert "over 3 scenes: r = 1.00" in markdown(same)
     again = markdown([dataclasses.replace(ROW, after=[False, False, False], replayed=[True, None, False])])
-    assert "of 2 true failures after adaptation, called a success when their own actions were dreamed again: 0.50" in (
+    assert "of 2 true failures after adaptation, called a success when their own actions were imagined again: 0.50" in (
         again)
     assert "truly run" not in text and "run once more" not in text
     twice = markdown([dataclasses.replace(r, repeated=m) for r, m in zip(
         rows, ([True, True], [True, True], [False, True]), strict=True)])
     assert "of 3 true failures after adaptation, a success when the same episode was truly run once more, sampled as " \
-           "in the dream: 0.667" in twice
+           "in imagination: 0.667" in twice
     assert "those episodes run once more against true success, over 3 scenes: r = 0.87" in twice
     assert correlation([(0.0, 0.0), (0.5, 0.4), (1.0, 1.1)]) > 0.98
     assert np.isnan(correlation([(0.0, 0.0), (1.0, 1.0)])) and np.isnan(correlation([(0.5, 0.1)] * 3))
 
 
-def test_the_gate_is_held_to_the_policy_that_a_session_left_scene_by_scene() -> None:
+def test_the_promotion_test_is_held_to_the_policy_that_a_session_left_scene_by_scene() -> None:
     rows = [dataclasses.replace(ROW, scene=s, after=a, outcome=o, imagined_before=b, imagined_after=i)
             for s, a, o, b, i in (("a", [True, True], "promoted", 0.0, 1.0), ("b", [False, True], "promoted", 0.2, 0.5),
                                   ("c", [False, False], "kept", 0.0, 1.0), ("d", [True, True], "kept", None, None))]
-    assert [r.claimed for r in rows] == [1.0, 0.5, 0.0, None]
+    assert [r.predicted for r in rows] == [1.0, 0.5, 0.0, None]
     text = markdown(rows)
     assert "the policy that a session left against true success, over 3 scenes: r = 1.00" in text
     assert "over 3 sessions: r = 1.00" in text
@@ -101,7 +101,8 @@ def test_what_was_measured_elsewhere_is_tabulated(tmp_path: Path, capsys: pytest
     assert main(["bench", "adaptation", "--rows", str(tmp_path / "one"), str(tmp_path / "none")]) == 2
     assert f"--rows {tmp_path / 'none'}: nothing was measured there" in capsys.readouterr().err
     assert main(["bench", "adaptation", "--rows", str(tmp_path / "one"), str(tmp_path / "kept.jsonl")]) == 2
-    assert "'reach the purple block' in novel_evening, dream, seed 0 is there more than once" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "'reach the purple block' in novel_evening, world_model, seed 0 is there more than once" in told
 
 
 class Straight:
@@ -117,7 +118,7 @@ class Straight:
         return SampledChunks(deltas, np.zeros(deltas.shape, np.int64), np.zeros(deltas.shape, np.float32))
 
 
-def test_true_actions_are_dreamed_again_from_their_own_starts() -> None:
+def test_true_actions_are_imagined_again_from_their_own_starts() -> None:
     words = "reach the red block"
     environment = TwinEnvironment(load_scene("train_oak"))
     parts = Parts(None, build.load_world_model(), build.load_judges(), {}, None)  # type: ignore[arg-type]
@@ -131,10 +132,10 @@ def test_true_actions_are_dreamed_again_from_their_own_starts() -> None:
     there = still.copy()
     there[:12, :3] = way
     played = [Episode(np.zeros((0,), np.uint8), deltas, None) for deltas in (still[:9], there)]  # one ended early
-    assert bench.replayed_in_dream(parts, begun, played, 0) == [False, True]
+    assert bench.replay_verdicts(parts, begun, played, 0) == [False, True]
 
 
-def test_a_simulator_in_the_place_of_the_dream_judges_by_physics() -> None:
+def test_a_simulator_in_the_place_of_the_world_model_judges_by_physics() -> None:
     scene = load_scene("novel_camera_shift")
     words = scene.instructions[0]
     built = hand_built(scene, 0)

@@ -26,7 +26,7 @@ from world_gymnast_ros.store import Store
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.types import Judgement
 
-CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_dreams=3, gate_dreams=8, held_out_copies=4,
+CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_groups=3, promotion_groups=8, held_out_copies=4,
                      held_out_temperature=1.0, solved_rate=1.0, patience=9)
 BELIEVED = (Trust("go right", Known.YES, "measured"),)
 DOUBTED = (Trust("go right", Known.UNKNOWN, "the captured frame is not of the kind"),)
@@ -76,7 +76,7 @@ def test_a_starved_session_says_so_first_and_promotes_nothing(tmp_path: Path) ->
     log = tmp_path / "session.jsonl"
     report = starved(save=storing(tmp_path / "adapters"), log_path=log)
     assert report.stop.kind is StopKind.TIME and 0 < len(report.curve) < 50
-    assert report.gate is not None and report.gate.lower_bound > CONFIG.margin, "the dream says that it is better"
+    assert report.promotion is not None and report.promotion.lower_bound > CONFIG.margin, "imagined, it is better"
     assert report.outcome == "kept" and report.adapter is None and not (tmp_path / "adapters").exists()
     made = f"{len(report.curve)} of 100 updates in its 800 s"
     assert made in report.starved and f"but the session was starved: {made}" in report.message

@@ -51,7 +51,7 @@ ADAPT = ["adapt", "reach the red block", "--frame", "@/scene.png"]
     ([*ADAPT, "--set", "copies=["], ["copies=["]),
     ([*ADAPT, "--seed", "-1"], ["--seed is '-1'", "from 0"]),
     (["adapt", " ", "--scene", "train_oak"], ["instruction is empty"]),
-    (["adapt", "--scene", "@/broken.yaml"], ["broken.yaml is not readable YAML"]),
+    (["adapt", "--scene", "@/broken.yaml"], ["broken.yaml cannot be read as YAML"]),
     (["demo", "--episodes", "0"], ["--episodes is '0'", "from 1 to 1000"]),
     (["demo", "--budget-s", "nan"], ["--budget-s is 'nan'"]),
     (["demo", "--updates", "-1"], ["--updates is '-1'"]),
@@ -122,7 +122,8 @@ def test_full_disk_during_a_session(place: Path, capsys: pytest.CaptureFixture[s
     toys = save_toys(place / "toys")
     words = ["adapt", "reach the red block", "--frame", str(place / "scene.png"), "--out", str(place / "runs"),
              "--updates", "1", "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
-             f"judges={toys.judge}", "min_release_auc=0", "threads=1", "copies=4", "select_dreams=1", "gate_dreams=4"]
+             f"judges={toys.judge}", "min_release_auc=0", "threads=1", "copies=4", "select_groups=1",
+             "promotion_groups=4"]
     with files_no_larger_than(500):
         assert main(words) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

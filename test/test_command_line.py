@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from world_gymnast_ros import config
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.nodes import command_line
 from world_gymnast_ros.paths import share_path
@@ -121,6 +122,14 @@ def test_a_slip_in_a_shared_section_is_no_foreign_parameter(tmp_path: Path) -> N
     with pytest.raises(BadConfig, match=r"given\.yaml sets 'dryrun'.*but has 'dry_run'.*under the name of the node"):
         command_line.foreign(words, "/arm_node", KNOWN, ())
     assert command_line.foreign(words, "/arm_node", KNOWN, {"dryrun"}), "the name of another node's parameter"
+
+
+def test_an_earlier_name_in_a_shared_section_is_not_left_out_but_refused(tmp_path: Path) -> None:
+    words = ["--ros-args", "--params-file", params(tmp_path, "/**:\n  ros__parameters: {gate_dreams: 30}\n")]
+    assert not command_line.foreign(words, "/adapt_node", {"promotion_groups"}, ()), "the node reads it, and refuses it"
+    assert command_line.foreign(words, "/arm_node", KNOWN, ()), "a node that never had it leaves it to others"
+    with pytest.raises(BadConfig, match="gate_dreams is now called promotion_groups: rename the key"):
+        config.from_mapping(AdaptNodeConfig, {"gate_dreams": 30})
 
 
 def test_the_file_that_overrides_is_named_rightly(tmp_path: Path) -> None:

@@ -153,26 +153,26 @@ class Wrong(FakeWorldModel):
         self.how = how
 
     def begin(self, starts: Any, seed: int) -> Any:
-        dream = super().begin(starts, seed) if len(starts) or self.how != "no start" else None
-        if dream is None:
+        rollouts = super().begin(starts, seed) if len(starts) or self.how != "no start" else None
+        if rollouts is None:
             return None
         if self.how == "seed":
-            dream.rng = np.random.default_rng()
+            rollouts.rng = np.random.default_rng()
         if self.how == "shared":
-            dream.rng = self.__dict__.setdefault("rng", np.random.default_rng(0))
+            rollouts.rng = self.__dict__.setdefault("rng", np.random.default_rng(0))
         if self.how == "keep":
-            dream.keep = lambda copies: None
-        play = dream.play
+            rollouts.keep = lambda copies: None
+        play = rollouts.play
 
         def wrong(deltas: np.ndarray) -> np.ndarray:
             if self.how == "changes":
                 deltas[:] = 0.0
             if self.how == "mixes":
-                dream.xy_px = dream.xy_px + deltas[:, 0, :2].mean(0) / 0.001
+                rollouts.xy_px = rollouts.xy_px + deltas[:, 0, :2].mean(0) / 0.001
             frames = play(np.nan_to_num(deltas) if self.how == "nan" else deltas)
             return frames.astype(np.float32) if self.how == "dtype" else frames
-        dream.play = wrong
-        return dream
+        rollouts.play = wrong
+        return rollouts
 
 
 @pytest.mark.parametrize(("how", "says"), [

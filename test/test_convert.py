@@ -7,7 +7,8 @@ from PIL import Image as Pillow
 
 pytest.importorskip("rclpy")
 from world_gymnast_ros.control.arm_state import GuardInputs, GuardState, arm_fault
-from world_gymnast_ros.control.chunk_player import DueAction
+from world_gymnast_ros.control.chunk_player import ArmMode, DueAction
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadFrame
 from world_gymnast_ros.nodes import convert
@@ -136,6 +137,14 @@ def test_a_step_without_a_measurement_says_nan() -> None:
     assert msg.verdict == msg.HOLD and msg.chunk_sequence == 9 and msg.chunk_index == 2 and msg.reason == "why"
     assert np.isnan(msg.joints).all() and np.isnan(msg.t_base_measured).all()
     assert convert.to_ns(msg.frame_stamp) == 77 and convert.to_ns(msg.header.stamp) == 99
+
+
+def test_a_status_tells_the_cause_of_a_hold() -> None:
+    def heard(mode: ArmMode, reason: str) -> HoldCause:
+        return convert.hold_cause(convert.status_msg(mode, reason, dict.fromkeys(Verdict, 0), -1.0, -1.0, 5))
+    assert all(heard(ArmMode.HOLDING, cause.value) is cause for cause in HoldCause if cause.value)
+    assert heard(ArmMode.HOLDING, "not home: the driver is silent") is HoldCause.OTHER
+    assert heard(ArmMode.STOPPED, HoldCause.AT_HOME.value) is HoldCause.NONE, "a stopped arm is not at its goal"
 
 
 def test_adapters() -> None:

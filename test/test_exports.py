@@ -14,11 +14,12 @@ from episode_maker import bar_position_m, record
 
 from world_gymnast_ros.data.lerobot import read_lerobot
 from world_gymnast_ros.data.read import read_episodes
+from world_gymnast_ros.data.worldgym import read_clip, worldgym_deltas
 from world_gymnast_ros.episodes import Episode, read_episode
 from world_gymnast_ros.episodes.export.bridge_npz import export_bridge
 from world_gymnast_ros.episodes.export.irasim import export_irasim, relative_actions
 from world_gymnast_ros.episodes.export.lerobot_v3 import CAMERA, FEATURES, export_lerobot
-from world_gymnast_ros.episodes.export.worldgym import export_worldgym, from_rows, read_worldgym_clip, to_rows
+from world_gymnast_ros.episodes.export.worldgym import export_worldgym, to_rows
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import pose_from_state
@@ -40,8 +41,8 @@ def test_worldgym_units_golden_values() -> None:
     rows = to_rows(np.array([[0.01, -0.02, 0.05, 0.1, -0.25, 0, 1], [0, 0, -0.05, 0, 0, 0.25, 0]], np.float32))
     np.testing.assert_allclose(rows, [[0.35, -0.7, 1.74, 0.56, -1.39, 0, -1, 0, 0, 0],
                                       [0, 0, -1.74, 0, 0, 1.39, 1, 0, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(from_rows(rows)[0], [0.01, -0.02, 0.05 * 1.74 / 1.75, 0.1, -0.25 * 1.39 / 1.4, 0, 1],
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        worldgym_deltas(rows)[0], [0.01, -0.02, 0.05 * 1.74 / 1.75, 0.1, -0.25 * 1.39 / 1.4, 0, 1], atol=1e-6)
 
 
 def test_worldgym_clips_round_trip(tmp_path: Path, episodes: list[Episode]) -> None:
@@ -49,12 +50,13 @@ def test_worldgym_clips_round_trip(tmp_path: Path, episodes: list[Episode]) -> N
     clips += export_worldgym(episodes[:1], tmp_path / "ours" / "train", size=(96, 320))
     assert [clip.name for clip in clips] == ["000000000.mp4", "000000001.mp4", "000000000.mp4"]
     for clip, episode in zip(clips[:2], episodes, strict=True):
-        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
-        assert frames.shape == (len(episode.steps) + 1, 96, 320, 3) and deltas.dtype == np.float32
-        np.testing.assert_allclose(deltas[:-1], episode.actions, atol=3e-4)
-        np.testing.assert_array_equal(deltas[-1], [0, 0, 0, 0, 0, 0, 1])
-        moved_m = np.diff([bar_position_m(rgb) for rgb in frames])  # row t moves the picture from t to t+1
-        np.testing.assert_allclose(moved_m, deltas[:-1, 0], atol=0.004)
+        read = read_clip(clip)
+        assert read.frames.shape == (len(episode.steps) + 1, 96, 320, 3) and read.deltas.dtype == np.float32
+        np.testing.assert_allclose(read.deltas, episode.actions, atol=3e-4)
+        rows = np.load(clip.with_suffix(".npz"))["arr_0"]
+        np.testing.assert_array_equal(rows[-1], [0, 0, 0, 0, 0, 0, -1, 0, 0, 0])  # the row of the last frame: stay
+        moved_m = np.diff([bar_position_m(rgb) for rgb in read.frames])  # row t moves the picture from t to t+1
+        np.testing.assert_allclose(moved_m, read.deltas[:, 0], atol=0.004)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -62,19 +64,19 @@ def test_broken_clips_are_refused(tmp_path: Path, episodes: list[Episode]) -> No
     clip = export_worldgym(episodes[:1], tmp_path, size=(64, 64))[0]
     npz = clip.with_suffix(".npz")
     rows = np.load(npz)["arr_0"]
-    for bad in (rows[:-1], rows[:, :7], np.full_like(rows, np.nan)):
+    for bad in (rows[:-1], rows[:, :6], np.full_like(rows, np.nan)):
         np.savez(npz, bad)
         with pytest.raises(EpisodeError):
-            read_worldgym_clip(clip, npz)
+            read_clip(clip)
     np.savez(npz, other=rows)
     with pytest.raises(EpisodeError, match="arr_0"):
-        read_worldgym_clip(clip, npz)
+        read_clip(clip)
     np.savez(npz, np.array([{"a": 1}], dtype=object))
     with pytest.raises(EpisodeError):
-        read_worldgym_clip(clip, npz)
+        read_clip(clip)
     clip.write_bytes(clip.read_bytes()[:200])
     with pytest.raises(EpisodeError, match="cannot read"):
-        read_worldgym_clip(clip, npz)
+        read_clip(clip)
     with pytest.raises(EpisodeError, match="even"):
         write_mp4(tmp_path / "odd.mp4", [np.zeros((2, 8, 8, 3), np.uint8)], (63, 64), 5)
 
@@ -304,8 +306,8 @@ def _published_clips() -> list[Path]:
 
 def test_published_clips_read_in_physical_units() -> None:
     for clip in _published_clips():
-        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
-        assert frames.shape[1:] == (256, 256, 3) and len(frames) == len(deltas)
+        deltas = worldgym_deltas(np.load(clip.with_suffix(".npz"))["arr_0"])
+        assert read_clip(clip).frames.shape[1:] == (256, 256, 3)
         assert np.abs(deltas[:, :3]).max() <= 0.05 and np.abs(deltas[:, 3:6]).max() <= 0.25
         assert set(np.unique(deltas[:, 6])) <= {0.0, 1.0}
         np.testing.assert_allclose(to_rows(deltas)[:, :7], np.load(clip.with_suffix(".npz"))["arr_0"][:, :7], atol=1e-5)
@@ -315,7 +317,7 @@ def test_published_clips_pair_row_t_with_the_action_taken_at_frame_t() -> None:
     """In clips that begin at rest, the picture first changes after the frame of the first motion, never before."""
     changes_at_rest, changes_after, correlations = [], [], {-2: [], -1: [], 0: [], 1: []}
     for clip in _published_clips():
-        frames, deltas = read_worldgym_clip(clip, clip.with_suffix(".npz"))
+        frames, deltas = read_clip(clip).frames, worldgym_deltas(np.load(clip.with_suffix(".npz"))["arr_0"])
         change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))  # [t]: from frame t to t+1
         size_m = np.linalg.norm(deltas[:, :3], axis=1)
         first = int(np.flatnonzero(size_m > 1e-6)[0])

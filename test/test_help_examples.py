@@ -42,11 +42,11 @@ from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 pytestmark = pytest.mark.ros
 torch.set_num_threads(1)
 
-SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_dreams=1", "gate_dreams=4",
+SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_groups=1", "promotion_groups=4",
                  "held_out_copies=1", "threads=1"]
 SMALLER: dict[str, list[str]] = {
     "twin play": ["--count", "2"], "twin stills": ["--count", "3"], "twin measure": ["--episodes", "1"],
-    "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train dreams": ["--episodes", "1"],
+    "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train imagined": ["--episodes", "1"],
     "evaluate": ["--limit-pairs", "1"], "serve": ["--port", "0"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
 """Words that make a command small; they come behind what the example says."""
@@ -111,11 +111,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my_scene.yaml", "my_lab.yaml", "a.yaml"):
         shutil.copy(share_dir() / "config" / "scenes" / "novel_evening.yaml", root / name)
     for folder, kind, families in (("demo", "demo", ("reach",)), ("wide_play", "wide_play", ("reach",)),
-                                   ("train_play", "train_play", ("reach",)), ("dreams", "wide_play", ("push",)),
+                                   ("train_play", "train_play", ("reach",)), ("imagined", "wide_play", ("push",)),
                                    ("held_out", "wide_play", ("reach",)), ("replay", "wide_play", ("reach",)),
                                    ("old_scenes", "wide_play", ("reach",))):
         for family in families:
-            make_file(root / "data" / folder / f"{family}.npz", family, kind, 10 if folder == "dreams" else 6, 1)
+            make_file(root / "data" / folder / f"{family}.npz", family, kind, 10 if folder == "imagined" else 6, 1)
     for number in range(2):
         make_stills(root / "data" / "stills" / f"{number}.npz", 4, number)
     for folder in (root / "runs" / "demo-1" / "episodes", root / "runs" / "episodes"):

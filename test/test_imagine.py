@@ -69,10 +69,10 @@ def test_finished_copies_leave_the_batch():
             self.played = []
 
         def begin(self, starts, seed):
-            dream, played = super().begin(starts, seed), self.played
-            play = dream.play
-            dream.play = lambda deltas: played.append(len(deltas)) or play(deltas)
-            return dream
+            rollouts, played = super().begin(starts, seed), self.played
+            play = rollouts.play
+            rollouts.play = lambda deltas: played.append(len(deltas)) or play(deltas)
+            return rollouts
     world = Counting()
     group = imagine(FakePolicy(), world, FakeJudge(), START, 24, 16, 1.0, 3)
     assert world.played == [int((group.valid[:, n]).sum()) for n in range(4)] and world.played[-1] < 24
@@ -166,15 +166,15 @@ def test_bad_parts_are_named():
     with pytest.raises(BadAction, match=r"\(7,\)"):
         Start(start_frame(), np.full(7, np.nan, np.float32), "go right")
 
-    class SmallDream(FakeWorldModel):
+    class SmallRollouts(FakeWorldModel):
         def begin(self, starts, seed):
-            dream = super().begin(starts, seed)
-            play = dream.play
-            dream.play = lambda deltas: play(deltas)[:, :, :16]
-            return dream
+            rollouts = super().begin(starts, seed)
+            play = rollouts.play
+            rollouts.play = lambda deltas: play(deltas)[:, :, :16]
+            return rollouts
 
     with pytest.raises(BadFrame, match="frame_size"):
-        imagine(FakePolicy(), SmallDream(), FakeJudge(), START, 2, 4, 1.0, 0)
+        imagine(FakePolicy(), SmallRollouts(), FakeJudge(), START, 2, 4, 1.0, 0)
 
 
 def test_a_camera_frame_of_another_size_is_brought_to_the_dream_size():

@@ -39,7 +39,7 @@ from world_gymnast_ros.updates.loop import run_method, run_round
 from world_gymnast_ros.updates.on_arm import choose_begin, compare, explore, play, validation
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 from world_gymnast_ros.updates.real_episodes import PARTS
-from world_gymnast_ros.updates.run import LAYOUT, EarlierData, IterateConfig, Round, Run, State, once
+from world_gymnast_ros.updates.run import LAYOUT, EarlierData, IterateConfig, Round, Run, State, cached
 
 LAB = ("lab_bottle", "lab_rubber", "lab_camera", "lab_camera_near", "lab_bar", "lab_ball")
 
@@ -105,7 +105,7 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
 def test_a_stage_is_done_once(tmp_path: Path) -> None:
     calls: list[int] = []
     for _ in range(2):
-        assert once(tmp_path / "a" / "stage.json", lambda: calls.append(1) or {"x": np.float32(2)}) == {"x": 2.0}
+        assert cached(tmp_path / "a" / "stage.json", lambda: calls.append(1) or {"x": np.float32(2)}) == {"x": 2.0}
     assert len(calls) == 1
 
 
@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_refuses_other_settings(
     def killed(*_: object) -> None:
         raise Killed
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(loop, "clone_successes", killed)
+        patched.setattr(loop, "imitate_successes", killed)
         run_method(broken, "imitation")
     again = start_run(tmp_path / "broken", small(), said)
     monkeypatch.setattr(loop, "explore", killed)  # the stage before is not done twice
@@ -205,8 +205,8 @@ def test_the_table_shows_rounds_with_intervals_and_what_was_decided() -> None:
     for used, told in ((True, "followed on the arm"), (False, "dropped on the arm")):
         on_arm = {**row(1, 0.6), "validation": {"candidate": "a", "used": used, "promoted": True}}
         assert f"| promoted, {told} |" in markdown({"loop": [row(0, 0.2), on_arm]})
-    clone = {**row(1, 0.6), "validation": {"candidate": "a", "used": True, "promoted": False}}
-    assert "| promoted, BC policy followed on the arm |" in markdown({"loop": [row(0, 0.2), clone]})
+    bc_policy = {**row(1, 0.6), "validation": {"candidate": "a", "used": True, "promoted": False}}
+    assert "| promoted, BC policy followed on the arm |" in markdown({"loop": [row(0, 0.2), bc_policy]})
     assert "| promoted |" in markdown({"loop": [row(0, 0.2), {**row(1, 0.6), "validation": {"candidate": ""}}]})
 
 
@@ -249,17 +249,17 @@ def test_the_loop_keeps_a_third_of_its_real_episodes_for_the_trial(arm: SimpleNa
     assert arm.asked[-1][2] == 24 and sum(parts_of(run, "imitation").values()) == 24
 
 
-@pytest.mark.parametrize(("dreamed", "mine", "wins", "follows"), [
+@pytest.mark.parametrize(("promoted", "mine", "wins", "follows"), [
     (False, (2, 16), 2, True), (False, (3, 16), 1, True), (False, (7, 16), 0, False),  # weak: unless clearly worse
     (False, (12, 16), 6, False), (False, (12, 16), 8, True), (False, (12, 16), 1, False),  # else if it is better
     (True, (12, 16), 5, True), (True, (12, 16), 2, False)])  # what the dream calls better, unless clearly worse
-def test_the_arm_has_the_last_word(arm: SimpleNamespace, dreamed: bool, mine: tuple[int, int], wins: int,
+def test_the_arm_has_the_last_word(arm: SimpleNamespace, promoted: bool, mine: tuple[int, int], wins: int,
                                    follows: bool) -> None:
     run = arm.run
     state = dataclasses.replace(run.start(), adapter="before", record=mine, greedy=mine)
     arm.wins = [wins]
-    told = validation(Round(run, "loop", 1, state), "dreamed" if dreamed else "", "a-clone")
-    tried = "dreamed" if dreamed else "a-clone"
+    told = validation(Round(run, "loop", 1, state), "promoted" if promoted else "", "a-bc-policy")
+    tried = "promoted" if promoted else "a-bc-policy"
     assert arm.asked[0][0] == told["candidate"] == tried and told["used"] is follows
     after = (told["adapter"], tuple(told["record"]), tuple(told["greedy"]))
     assert after == ((tried, (wins, 8), (wins, 8)) if follows else ("before", mine, mine))
@@ -274,7 +274,7 @@ def test_what_is_tried_without_chance_is_compared_with_what_acted_so() -> None:
     assert not compare((4, 8), acted_well, True)["used"] and acted_well.weak
 
 
-def test_a_clone_that_is_not_clearly_worse_follows_the_base() -> None:
+def test_a_bc_policy_that_is_not_clearly_worse_follows_the_base() -> None:
     base = State("world", "judge", "second", "", (12, 16))
     assert compare((5, 8), base, False)["used"] and not compare((2, 8), base, False)["used"]
     assert not compare((5, 8), dataclasses.replace(base, adapter="before"), False)["used"]
@@ -306,31 +306,31 @@ def test_every_split_of_the_fewest_episodes_fills_all_parts(arm: SimpleNamespace
 
 
 @pytest.mark.parametrize("preferred", [True, False])
-def test_adaptation_begins_where_it_is_told_and_a_clone_whose_dreams_succeed_more_often_need_only_not_be_worse(
+def test_adaptation_begins_where_it_is_told_and_a_bc_policy_that_imagination_prefers_need_only_not_be_worse(
         arm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, preferred: bool) -> None:
     run = arm.run
     begun: list[str] = []
     arm.wins = [13, 6]
-    where = "the-clone" if preferred else "before"
+    where = "the-bc-policy" if preferred else "before"
     same = {"decision": [], "promoted": False, "use": run.start().world_model, "geometric": run.start().geometric}
     for name, stage in (
             ("learn_world_model", lambda here: same), ("learn_judges", lambda here: {**same, "use": run.start().judge}),
             ("learn_camera", lambda here: {"geometric": run.start().geometric}),
-            ("clone_successes", lambda here: {"adapter": "the-clone"}),
-            ("choose_begin", lambda here, cloned: {"adapter": where, "preferred": preferred}),
+            ("imitate_successes", lambda here: {"adapter": "the-bc-policy"}),
+            ("choose_begin", lambda here, bc_policy: {"adapter": where, "preferred": preferred}),
             ("adapt_in_imagination", lambda here: begun.append(here.state.adapter) or {
                 "adapter": "", "outcome": "kept"}),
             ("evaluate", lambda *_: {"true": {"value": 0.5}})):
         monkeypatch.setattr(loop, name, stage)
     row = run_round(Round(run, "loop", 1, run.start()).at(adapter="before"))
     assert begun == [where]
-    assert arm.asked[-1][0] == "the-clone", "where the dream promoted nothing the clone is tried"
+    assert arm.asked[-1][0] == "the-bc-policy", "where imagination promoted nothing the BC policy is tried"
     assert row["state"]["adapter"] == where  # 6 of 8 for 13 of 16: not clearly worse, not surely better
     assert tuple(row["state"]["record"]) == ((6, 8) if preferred else (13, 16))
 
 
 @pytest.mark.slow
-def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
+def test_imagination_tells_a_spoiled_bc_policy_from_a_good_one(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_run: Callable[..., Run]) -> None:
     monkeypatch.setattr(on_arm, "ROLLOUTS", 8)
     said: list[str] = []
@@ -348,17 +348,17 @@ def test_the_dream_tells_a_spoiled_clone_from_a_good_one(
                         created_ns=1).name
     here = Round(run, "loop", 1, run.start()).at(record=(13, 16))
     as_good = choose_begin(here, neutral)
-    assert as_good["cloned"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
+    assert as_good["bc_policy"] == as_good["present"] > 0, "the base succeeds in some, and a fresh adapter is the base"
     assert as_good["adapter"] == "" and not as_good["preferred"], "a tie is no reason"
     worse = choose_begin(here, spoiled)
-    assert worse["adapter"] == "" and worse["cloned"] < worse["present"] == as_good["present"], worse
+    assert worse["adapter"] == "" and worse["bc_policy"] < worse["present"] == as_good["present"], worse
     better = choose_begin(here.at(adapter=spoiled), neutral)
-    assert better["adapter"] == neutral and better["preferred"] and better["cloned"] == as_good["present"]
+    assert better["adapter"] == neutral and better["preferred"] and better["bc_policy"] == as_good["present"]
     assert "of its 8 rollouts succeed" in said[-1] and "begins at the BC policy" in said[-1]
     weak = here.at(record=(3, 16))
     assert choose_begin(weak, spoiled)["adapter"] == spoiled, "the arm says that what there is does not do"
     assert choose_begin(weak, "") == {"adapter": "", "preferred": False, "message": "no success to imitate"}
-    assert len(said) == 3, "nothing was dreamed for these"
+    assert len(said) == 3, "nothing was imagined for these"
 
 
 def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike(
@@ -441,7 +441,7 @@ def test_a_session_of_the_loop_is_held_to_the_real_successes_and_the_baseline_is
         report = SimpleNamespace(outcome="kept", message="", curve=(), adapter=None, seconds={})
         return SimpleNamespace(report=report, report_path=run.out / "report.html")
     monkeypatch.setattr(learn_policy, "run_session", session)
-    for method in ("loop", "unchanged"):
+    for method in ("loop", "adaptation_only"):
         write_episodes(run.out / method / "training" / "round-1.npz", rows)
         learn_policy.adapt_in_imagination(Round(run, method, 1, run.start()))
     assert learners[0].regulariser is not None and learners[1].regulariser is None
@@ -463,11 +463,13 @@ def test_the_loop_is_compared_with_each_baseline_episode_by_episode() -> None:
         return [{"evaluation": {"outcomes": some}} for some in ([False] * 8, *rounds)]
 
     won, half, none = [True] * 8, [True, False] * 4, [False] * 8
-    found = ahead({"loop": rows(none, won), "unchanged": rows(won, half), "imitation": rows(half)})
-    assert found["unchanged"].value == 0.5 and 0.0 < found["unchanged"].low < 0.5 < found["unchanged"].high < 1.0
+    found = ahead({"loop": rows(none, won), "adaptation_only": rows(won, half), "imitation": rows(half)})
+    gap = found["adaptation_only"]
+    assert gap.value == 0.5 and 0.0 < gap.low < 0.5 < gap.high < 1.0
     assert found["imitation"].value == -0.5, "after the last round that both have"
-    assert not ahead({"loop": rows(won)}) and not ahead({"unchanged": rows(won)})
-    assert "ahead of unchanged: +50.0 points" in ahead_lines({"loop": rows(won), "unchanged": rows(half)})[0]
+    assert not ahead({"loop": rows(won)}) and not ahead({"adaptation_only": rows(won)})
+    lines = ahead_lines({"loop": rows(won), "adaptation_only": rows(half)})
+    assert "ahead of adaptation_only: +50.0 points" in lines[0]
 
 
 @pytest.mark.slow
@@ -476,11 +478,11 @@ def test_one_round_of_the_whole_loop(tmp_path: Path, start_run: Callable[..., Ru
     from world_gymnast_ros.updates.judges import JudgeUpdate
     from world_gymnast_ros.updates.world_model import UpdateConfig
 
-    config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, own_dreams=4, save_every=2),
+    config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, own_rollouts=4, save_every=2),
                                  judge=JudgeUpdate(steps=2), limit_pairs=pairs, **({} if replay else {
                                      "replay": "", "old": ""}))
-    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_dreams=2", "gate_dreams=4"],
-                           {})
+    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=8", "select_groups=2",
+                                  "promotion_groups=4"], {})
     environment = start_run(tmp_path / "unused", config, []).environment
 
     def make_play(name: str, folder: Path) -> None:
@@ -530,8 +532,8 @@ def test_a_round_of_the_whole_loop_with_worldgym_ends_and_goes_on_where_it_was_s
 
     config = dataclasses.replace(small(), episodes=24, update=UpdateConfig(steps=4, batch=2, lora_rank=4, save_every=2),
                                  judge=JudgeUpdate(steps=2), replay="", old="")
-    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=4", "select_dreams=2", "gate_dreams=4"],
-                           {"world_model": str(worldgym_folder(tmp_path / "worldgym"))})
+    adapt = adapt_settings(None, ["min_release_auc=0", "max_updates=1", "copies=4", "select_groups=2",
+                                  "promotion_groups=4"], {"world_model": str(worldgym_folder(tmp_path / "worldgym"))})
     environment = start_run(tmp_path / "unused", config, []).environment
     begun = Run(config, adapt, environment, tmp_path / "run", lambda _: None, lambda: 1)
 
@@ -569,7 +571,7 @@ def test_the_published_table_comes_from_the_outcomes_beside_it(tmp_path: Path) -
     again.write_text(table.lines(tables))
     assert table.measured(again) == tables
     again.write_text(table.lines(tables[:1]).split("\n", 1)[0])
-    with pytest.raises(SystemExit, match="no outcomes of loop, unchanged for"):
+    with pytest.raises(SystemExit, match="no outcomes of loop, imitation for"):
         table.measured(again)
     tables[0]["results"]["loop"][-1]["more"] = []
     again.write_text(table.lines(tables))

@@ -21,8 +21,8 @@ from world_gymnast_ros.nodes import base, convert, graph
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 SCENE, WORDS = "novel_evening", "reach the purple block"
-SETTINGS = ["max_updates=1", "copies=4", "select_dreams=2", "gate_dreams=4", "held_out_copies=1", "horizon_steps=8",
-            "epochs=1"]
+SETTINGS = ["max_updates=1", "copies=4", "select_groups=2", "promotion_groups=4", "held_out_copies=1",
+            "horizon_steps=8", "epochs=1"]
 
 
 class Person:

@@ -35,7 +35,7 @@ def test_a_shifted_judge_is_made_to_mean_what_it_says() -> None:
 def test_the_false_success_rate_on_the_other_half_is_about_the_limit(limit: float) -> None:
     found = calibrate(verdicts(1.5, 4000), 0.5, limit, 1)
     assert found.false_success.low <= limit <= found.false_success.high + 0.02
-    assert found.missed.value > 0.05  # strictness has its price
+    assert found.false_negative.value > 0.05  # strictness has its price
 
 
 def test_too_few_outcomes_are_refused_with_the_number() -> None:
@@ -46,9 +46,9 @@ def test_too_few_outcomes_are_refused_with_the_number() -> None:
 def test_a_veto_costs_the_share_of_true_successes_that_it_may() -> None:
     judged = verdicts(1.5, 4000)
     offset = veto_offset(judged, 0.7, 0.6, 0.1)
-    claims = 1.0 / (1.0 + np.exp(-(0.7 * judged.logits + offset))) > 0.6
-    assert claims[judged.success].mean() == pytest.approx(0.9, abs=0.005)
-    assert claims[~judged.success].mean() < 0.6, "it still stops failures"
+    predicted = 1.0 / (1.0 + np.exp(-(0.7 * judged.logits + offset))) > 0.6
+    assert predicted[judged.success].mean() == pytest.approx(0.9, abs=0.005)
+    assert predicted[~judged.success].mean() < 0.6, "it still stops failures"
     with pytest.raises(EpisodeError, match="at least 20 true successes, got"):
         veto_offset(verdicts(2.0, 20), 1.0, 0.5, 0.1)
 
@@ -66,8 +66,8 @@ def test_the_command_writes_the_same_weights_with_one_family_cut(tmp_path: Path,
     assert after.config.task_offsets.keys() == before.config.task_offsets.keys() | {"reach"}
     table = read_play(tmp_path / "play")
     judged = judge_episodes(after, table, table.episodes)
-    claims = after.probability(judged.logits, "reach") > after.config.done_threshold
-    assert claims[judged.success].mean() == pytest.approx(0.8, abs=0.05)
+    predicted = after.probability(judged.logits, "reach") > after.config.done_threshold
+    assert predicted[judged.success].mean() == pytest.approx(0.8, abs=0.05)
 
 
 def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -36,7 +36,7 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import DIRECTIONS, PUSH_DISTANCE_M, PUSH_LATERAL_M, REACH_RADIUS_M
 from world_gymnast_ros.types import RolloutFacts
-from world_gymnast_ros.updates.judges import cut_pair, learn_settings
+from world_gymnast_ros.updates.judges import learn_settings, pair_threshold
 
 STEPS, PUSH_STEPS = 16, 30
 
@@ -198,8 +198,8 @@ def pushes_of(scene: str, words: str, count: int, size_m: tuple[float, float], z
 
 def told(judge: GeometricJudge, episodes: list[Episode]) -> float:
     """How many outcomes the judge tells, without a margin; none where it has no verdict."""
-    score, claims = judge_recorded(with_settings(judge, sure_sigmas=0.0), [e.frames for e in episodes], episodes)
-    return float((np.isfinite(score) & (claims == np.array([e.success for e in episodes]))).mean())
+    score, predicted = judge_recorded(with_settings(judge, sure_sigmas=0.0), [e.frames for e in episodes], episodes)
+    return float((np.isfinite(score) & (predicted == np.array([e.success for e in episodes]))).mean())
 
 
 def test_an_unfamiliar_thing_is_found_and_what_rolls_on_is_pushed_as_a_wider_one() -> None:
@@ -262,34 +262,34 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
     noise = np.random.default_rng(0).normal(size=25)
     sure, some, bare = Strictness(0.0, 1.28), Strictness(0.0, 0.5), Strictness(0.0, 0.0)
 
-    def cut_at(looked: np.ndarray, measured: dict[Strictness, np.ndarray]) -> tuple[Strictness, float]:
-        found = cut_pair(looked, measured, success, 0.05)
+    def set_threshold(learned: np.ndarray, geometric_at: dict[Strictness, np.ndarray]) -> tuple[Strictness, float]:
+        found = pair_threshold(learned, geometric_at, success, 0.05)
         assert found is not None
         return found
-    strictness, cut = cut_at(noise, {sure: right})
-    assert strictness == sure and cut < noise[success].min(), "who sees nothing must not veto who measures well"
-    _, cut = cut_at(success + 0.0, {sure: lax})
-    assert 0.0 < cut < 1.0
-    strictness, _ = cut_at(np.ones(25), {sure: right & (np.arange(25) < 2), some: right, bare: lax})
+    strictness, threshold = set_threshold(noise, {sure: right})
+    assert strictness == sure and threshold < noise[success].min(), "who sees nothing must not veto who measures well"
+    _, threshold = set_threshold(success + 0.0, {sure: lax})
+    assert 0.0 < threshold < 1.0
+    strictness, _ = set_threshold(np.ones(25), {sure: right & (np.arange(25) < 2), some: right, bare: lax})
     assert strictness == some, "the widest margin that claims them all"
-    _, cut = cut_at(noise, {bare: lax})
-    assert ((noise > cut) & ~success).sum() <= 1
+    _, threshold = set_threshold(noise, {bare: lax})
+    assert ((noise > threshold) & ~success).sum() <= 1
     from_above = Strictness(0.1, 0.0)
-    strictness, cut = cut_at(noise, {bare: lax, from_above: right})
-    assert strictness == from_above and cut < noise[success].min(), "not a blind judge, but a higher approach"
-    assert cut_pair(noise, {bare: lax}, np.zeros(25, bool), 0.05) is None
+    strictness, threshold = set_threshold(noise, {bare: lax, from_above: right})
+    assert strictness == from_above and threshold < noise[success].min(), "not a blind judge, but a higher approach"
+    assert pair_threshold(noise, {bare: lax}, np.zeros(25, bool), 0.05) is None
 
 
 def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
     judge, _ = shipped().learned(bottle)
     films = [e.frames for e in bottle]
-    claims = judge.claims_by_strictness(films, bottle)
-    assert all((claims[a] >= claims[b]).all() for a, b in pairwise(sorted(claims)))
+    predicted = judge.predicted_by_strictness(films, bottle)
+    assert all((predicted[a] >= predicted[b]).all() for a, b in pairwise(sorted(predicted)))
     truth = np.array([e.success for e in bottle])
-    assert (claims[Strictness(0.0, 0.0)] == truth).mean() > 0.9
+    assert (predicted[Strictness(0.0, 0.0)] == truth).mean() > 0.9
     judge.config.approach_heights_m = {"red cylinder": 0.05}
     kept = copy.deepcopy(judge.config.to_dict())
-    by_height = judge.claims_by_strictness(films, bottle)
+    by_height = judge.predicted_by_strictness(films, bottle)
     assert sorted({s.approach_m for s in by_height}) == [0.05, 0.06, 0.07, 0.08]
     assert judge.config.to_dict() == kept, "the judge is left as it was"
     assert all((by_height[Strictness(0.05, m)] >= by_height[Strictness(0.08, m)]).all() for m in (0.0, 1.28))
@@ -312,8 +312,8 @@ def test_both_judges_learn_a_scene_and_are_refused_where_they_learn_nothing(move
     assert any(line.startswith("before: ") for line in found.lines)
     pair = Consensus((Reflector.from_pretrained(found.learned),
                       GeometricJudge(Locator.from_pretrained(found.geometric))))
-    dreams = [r[0] for r in imagine_again(world, moved_camera, 5)]
-    right = [(judge_recorded(judges, dreams, moved_camera)[1] == [e.success for e in moved_camera]).mean()
+    imagined = [r[0] for r in imagine_again(world, moved_camera, 5)]
+    right = [(judge_recorded(judges, imagined, moved_camera)[1] == [e.success for e in moved_camera]).mean()
              for judges in (load_judges(), pair)]
     assert right[1] > right[0] and right[1] > 0.6
     again = learn_settings(found.learned, found.geometric, world, moved_camera, 0.34, tmp_path / "again", 0.1, 0)

@@ -20,7 +20,7 @@ from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, 
 from world_gymnast_ros.types import Start
 from world_gymnast_ros.updates.practice_starts import along_episodes, replay_starts
 
-CONFIG = AdaptConfig(budget_s=1e6, max_updates=4, copies=8, select_dreams=2, gate_dreams=6, held_out_copies=4,
+CONFIG = AdaptConfig(budget_s=1e6, max_updates=4, copies=8, select_groups=2, promotion_groups=6, held_out_copies=4,
                      held_out_temperature=1.0, patience=9)
 
 
@@ -49,8 +49,8 @@ def test_every_update_has_a_group_of_each_instruction_and_each_is_held_out(tmp_p
     report = session([at(16, w) for w in words], log=tmp_path / "s.jsonl")
     for update in range(1, len(report.curve) + 1):
         assert [e["instruction"] for e in groups(tmp_path / "s.jsonl") if e["update"] == update] == words
-    assert [e.instruction for e in report.gate.each] == words
-    assert all(e.before.n == CONFIG.gate_dreams * CONFIG.held_out_copies for e in report.gate.each)
+    assert [e.instruction for e in report.promotion.each] == words
+    assert all(e.before.n == CONFIG.promotion_groups * CONFIG.held_out_copies for e in report.promotion.each)
     assert check_session(read_session(tmp_path / "s.jsonl")) == []
 
 
@@ -92,13 +92,13 @@ class Strict(FakeJudge):
 
 
 def test_a_base_that_never_succeeds_learns_from_starts_along_the_way(tmp_path):
-    start, config = [at(1.0)], replace(CONFIG, max_updates=14, horizon_steps=12, copies=16, gate_dreams=12)
+    start, config = [at(1.0)], replace(CONFIG, max_updates=14, horizon_steps=12, copies=16, promotion_groups=12)
     world = FakeWorldModel(noise_px=0.0)
     alone = session(start, config, judge=Strict(), log=tmp_path / "alone.jsonl", world=world)
     assert alone.stop_reason.startswith("no signal") and not alone.outcome.better
     way = Practice(along=tuple(AlongStart(at(float(x)), 24 - x) for x in range(1, 24)))
     helped = session(start, config, way, Strict(), tmp_path / "way.jsonl", world)
-    assert helped.outcome.better and helped.gate.before.value == 0.0 and helped.gate.after.value > 0.5
+    assert helped.outcome.better and helped.promotion.before.value == 0.0 and helped.promotion.after.value > 0.5
     seen = groups(tmp_path / "way.jsonl")
     assert {e["start"] for e in seen} == {"captured", "along"}
     assert check_session(read_session(tmp_path / "way.jsonl")) == []

@@ -25,7 +25,7 @@ from world_gymnast_ros.store import load_adapter
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 SMALL = {"copies": 4, "groups_per_update": 1, "horizon_steps": 5, "horizon_from_task": False, "evaluate_every": 1,
-         "select_dreams": 1, "held_out_copies": 2, "gate_dreams": 4, "min_release_auc": 0.0, "threads": 1,
+         "select_groups": 1, "held_out_copies": 2, "promotion_groups": 4, "min_release_auc": 0.0, "threads": 1,
          "device": "cpu", "capture_frames": 1, "capture_timeout_s": 60.0}
 RANDOM_MODELS = {"moved_m": 10.0, "sharpness_floor": 0.0, "colour_shift_levels": 255.0, "reroll": False,
                  "solved_rate": 1.0}

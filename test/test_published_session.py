@@ -55,7 +55,7 @@ def test_the_eggplant_session_ends_in_a_verdict(oft: Path, tmp_path: Path, capsy
                    str(worldgym(tmp_path / "worldgym")), "--judge", str(judge), "--device", "cpu", "--out",
                    str(tmp_path / "runs"), "--updates", "1", "--budget-s", "3600", "--set", "min_release_auc=0",
                    "copies=4", "groups_per_update=1", "horizon_steps=5", "horizon_from_task=false", "evaluate_every=1",
-                   "select_dreams=1", "held_out_copies=2", "gate_dreams=4", "threads=1", "moved_m=10",
+                   "select_groups=1", "held_out_copies=2", "promotion_groups=4", "threads=1", "moved_m=10",
                    "sharpness_floor=0", "colour_shift_levels=255", "reroll=false", "solved_rate=1.0"])
     said = capsys.readouterr().out
     assert status in (0, 1) and said.splitlines()[0].startswith("let the arm move: "), said

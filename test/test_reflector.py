@@ -216,7 +216,7 @@ def test_the_labels_follow_the_instruction(play: Path) -> None:
 
 def test_policy_then_judge_are_trained_from_play(play: Path, tmp_path: Path) -> None:
     """A few steps of each stage: losses fall, checkpoints and cards come out, figures are of held-out episodes."""
-    quick = PolicyTraining(trunk_steps=4, clone_steps=25, trunk_batch=8, clone_batch=8, heldout_share=0.1)
+    quick = PolicyTraining(trunk_steps=4, bc_steps=25, trunk_batch=8, bc_batch=8, heldout_share=0.1)
     figures = train_policy(play, tmp_path / "policy", quick, ["train_oak"], sizes=TOY)
     policy = OpenVLA.from_pretrained(tmp_path / "policy")
     assert policy.base_hash == figures["sha256"] and policy.stats.q99[0] > 0.01
@@ -231,8 +231,8 @@ def test_policy_then_judge_are_trained_from_play(play: Path, tmp_path: Path) -> 
     row = figures["true frames, held out, reach"]
     assert abs(row["judged rate"] - row["true rate"]) < 0.1, "calibrated at the natural rate"
     again = train_reflector(play, tmp_path / "tuned", tmp_path / "judge", ReflectorTraining(steps=2, windows=4),
-                            dreams=play, test=play)
-    assert again["dreamed frames, held out, all"]["episodes"] > 0 and again["test set, all"]["episodes"] == 170
+                            imagined=play, test=play)
+    assert again["imagined frames, held out, all"]["episodes"] > 0 and again["test set, all"]["episodes"] == 170
 
 
 def cloning_loss(policy: OpenVLA, table: PlayTable, demos: list[Episode]) -> float:
@@ -246,7 +246,7 @@ def cloning_loss(policy: OpenVLA, table: PlayTable, demos: list[Episode]) -> flo
 
 @pytest.mark.slow
 def test_training_longer_localises_and_ranks(play: Path, tmp_path: Path) -> None:
-    settings = PolicyTraining(trunk_steps=900, clone_steps=0, trunk_batch=32, heldout_share=0.1, muon_lr=4e-3)
+    settings = PolicyTraining(trunk_steps=900, bc_steps=0, trunk_batch=32, heldout_share=0.1, muon_lr=4e-3)
     figures = train_policy(play, tmp_path / "trunk", settings, None, sizes=TOY)
     table = read_play(play)
     untrained = localisation_cm(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), table, table.episodes, 0)

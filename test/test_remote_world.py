@@ -31,7 +31,7 @@ from world_gymnast_ros.serving.remote_world import RemoteWorld
 from world_gymnast_ros.serving.tensors import SAFETENSORS, pack, unpack
 from world_gymnast_ros.serving.world_server import MAX_OPEN, WorldService
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
-from world_gymnast_ros.types import Dream, Frame, Start, WorldModel
+from world_gymnast_ros.types import Frame, RolloutBatch, Start, WorldModel
 
 WORDS = "put the eggplant in the sink"
 STATE = np.array([0.28, 0.02, 0.1, 0.0, 0.0, 0.0, 1.0], np.float32)
@@ -52,7 +52,7 @@ class SeesEverything:
 
     name, frame_size, stride, max_step = "sees everything", (8, 8), 1, (0.05, 0.25)
 
-    def begin(self, starts: Sequence[Start], seed: int) -> Dream:
+    def begin(self, starts: Sequence[Start], seed: int) -> RolloutBatch:
         told = [[s.frame.rgb.mean(), s.captured.rgb.shape[0], s.captured.rgb[..., 0].mean(), seed % 251,
                  len(s.instruction), 9 if s.state is None else 100 * s.state[0]] for s in starts]
         return _Told(np.array(told))
@@ -89,9 +89,9 @@ def test_frames_equal_those_of_the_same_model_here(which: str) -> None:
         here, there = world.begin(starts, 11), far.begin(starts, 11)
         assert (there.play(deltas[:, :2]) == here.play(deltas[:, :2])).all()
         left = np.array([0, 2, 3])
-        for dream in (here, there):
-            dream.keep(np.array([0, 1, 2, 3]))
-            dream.keep(left)
+        for rollouts in (here, there):
+            rollouts.keep(np.array([0, 1, 2, 3]))
+            rollouts.keep(left)
         assert (there.play(deltas[left, 2:]) == here.play(deltas[left, 2:])).all()
         other = far.begin(starts, 12).play(deltas[:, :2])
         assert (other == world.begin(starts, 12).play(deltas[:, :2])).all()
@@ -119,10 +119,10 @@ def test_dreams_end_once_nobody_holds_them_and_expire_where_nobody_says_so() -> 
     start = [Start(start_frame(), None, "go left")]
     with serving(service) as server:
         far = RemoteWorld(server.url)
-        dream = far.begin(start, 0)
-        dream.play(actions(1, 1))
+        rollouts = far.begin(start, 0)
+        rollouts.play(actions(1, 1))
         assert service.health()["open"] == 1
-        del dream
+        del rollouts
         second = far.begin(start, 0)
         assert service.health()["open"] == 1, "the first was ended with the second's beginning"
         now[0] = 59.0
@@ -142,26 +142,26 @@ def test_dreams_end_once_nobody_holds_them_and_expire_where_nobody_says_so() -> 
 
 def test_actions_that_were_lost_or_came_twice_are_noticed() -> None:
     with serving(WorldService(FakeWorldModel())) as server:
-        dream = RemoteWorld(server.url).begin([Start(start_frame(), None, "go left")], 0)
-        dream.play(actions(1, 2))
-        dream._played = 0
+        rollouts = RemoteWorld(server.url).begin([Start(start_frame(), None, "go left")], 0)
+        rollouts.play(actions(1, 2))
+        rollouts._played = 0
         with pytest.raises(RemoteModelError, match="409: the dream has played 2 actions, the request counts 0"):
-            dream.play(actions(1, 2))
+            rollouts.play(actions(1, 2))
 
 
 def test_a_model_that_fails_is_told_and_its_dream_is_over() -> None:
     service = WorldService(FakeWorldModel(fail_after_begins=1))
     with serving(service) as server:
         far = RemoteWorld(server.url)
-        dream = far.begin([Start(start_frame(), None, "go left")], 0)
+        rollouts = far.begin([Start(start_frame(), None, "go left")], 0)
         with pytest.raises(RemoteModelError, match="500: the world model failed"):
             far.begin([Start(start_frame(), None, "go left")], 0)
         held = next(iter(service._open.values()))
-        held.dream.play = lambda deltas: np.zeros((1, 1, 2, 2, 3), np.uint8)  # type: ignore[method-assign]
+        held.rollouts.play = lambda deltas: np.zeros((1, 1, 2, 2, 3), np.uint8)  # type: ignore[method-assign]
         with pytest.raises(RemoteModelError, match=r"500: .*it drew uint8 \(1, 1, 2, 2, 3\), expected"):
-            dream.play(actions(1, 1))
+            rollouts.play(actions(1, 1))
         with pytest.raises(RemoteModelError, match="404: no dream"):
-            dream.play(actions(1, 1))
+            rollouts.play(actions(1, 1))
 
 
 GOOD = {"frames": np.zeros((1, 32, 32, 3), np.uint8), "captured.0": np.zeros((9, 9, 3), np.uint8),
@@ -205,13 +205,13 @@ def test_keep_is_checked_and_harms_nothing() -> None:
     service = WorldService(FakeWorldModel())
     start = Start(start_frame(), None, "go left")
     with serving(service) as server:
-        dream = RemoteWorld(server.url).begin([start, start], 0)
+        rollouts = RemoteWorld(server.url).begin([start, start], 0)
         for keep in ([2], [], [-1], [True], [0, 1, 0], "all"):
-            body = pack({"deltas": actions(2, 1)}, id=dream._key, played=0, keep=keep)
+            body = pack({"deltas": actions(2, 1)}, id=rollouts._key, played=0, keep=keep)
             with pytest.raises(RemoteModelError, match="400: keep is"):
-                dream._world.post("/play", body, 2**20)
+                rollouts._world.post("/play", body, 2**20)
         here = FakeWorldModel().begin([start, start], 0)
-        assert (dream.play(actions(2, 1)) == here.play(actions(2, 1))).all()
+        assert (rollouts.play(actions(2, 1)) == here.play(actions(2, 1))).all()
 
 
 def test_a_robot_that_the_server_does_not_know_is_refused() -> None:
@@ -309,7 +309,7 @@ def test_a_session_with_a_broken_server_ends_without_a_verdict(play: Any, says: 
     with broken({"/health": json.dumps(HEALTH).encode(), "/begin": BEGUN, "/end": b"{}", "/play": play}) as url:
         world, policy = RemoteWorld(url, 5.0), FakePolicy()
         world.timeout_s = 0.5 if play == "hang" else 20.0
-        config = replace(AdaptConfig(), copies=8, select_dreams=4, held_out_copies=2)
+        config = replace(AdaptConfig(), copies=8, select_groups=4, held_out_copies=2)
         report = adapt(policy, world, FakeJudge(), FakeLearner(policy), [Start(start_frame(), None, "go left")], config,
                        0, time.monotonic, log_path=tmp_path / "log.jsonl")
     assert report.outcome is Outcome.KEPT and report.stop.kind is StopKind.NO_VERDICT and report.adapter is None
@@ -324,7 +324,7 @@ def test_a_server_that_dies_ends_a_real_session(tmp_path: Path, capsys: pytest.C
     class Dies:
         name, frame_size, stride, max_step = world.name, world.frame_size, world.stride, world.max_step
 
-        def begin(self, starts: Sequence[Start], seed: int) -> Dream:
+        def begin(self, starts: Sequence[Start], seed: int) -> RolloutBatch:
             begun.append(seed)
             if len(begun) > 1:
                 raise MemoryError("out of memory (a fault put in on purpose)")
@@ -334,7 +334,7 @@ def test_a_server_that_dies_ends_a_real_session(tmp_path: Path, capsys: pytest.C
     with serving(WorldService(Dies())) as server:
         status = main(["adapt", "reach the red block", "--frame", str(tmp_path / "a.png"), "--state",
                        *[str(x) for x in STATE], "--world-model", server.url, "--out", str(tmp_path / "runs"), "--set",
-                       "min_release_auc=0", "copies=2", "select_dreams=2", "held_out_copies=1", "max_batch=1",
+                       "min_release_auc=0", "copies=2", "select_groups=2", "held_out_copies=1", "max_batch=1",
                        "horizon_steps=2", "horizon_from_task=false", "threads=1"])
     said = capsys.readouterr().out
     assert status == 1 and len(begun) == 2, said

@@ -84,7 +84,7 @@ def test_figures_stand_only_where_the_dream_may_be_believed(session, tmp_path):
 
 def test_other_outcomes_are_told_too(session, tmp_path):
     for outcome, says in ((Outcome.KEPT, "Present policy kept"), (Outcome.CANCELLED, "Cancelled")):
-        bare = replace(session, outcome=outcome, gate=None, curve=(), strips=(), message="<b>no & nothing</b>")
+        bare = replace(session, outcome=outcome, promotion=None, curve=(), strips=(), message="<b>no & nothing</b>")
         page = parsed(page_of(tmp_path / "r.html", bare))
         assert says in page.text and "<b>no & nothing</b>" in page.text
         assert "promotion test was not reached" in page.text

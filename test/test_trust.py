@@ -8,9 +8,9 @@ from world_gymnast_ros.adaptation.rollout import Start, imagine, is_success
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group, picture_faults
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.testing.fakes import (
-    FakeDream,
     FakeJudge,
     FakePolicy,
+    FakeRollouts,
     FakeWorldModel,
     draw_dot,
     find_dots,
@@ -61,17 +61,17 @@ class HallucinatingWorld(FakeWorldModel):
     """Every dream under an even seed carries the dot to the right goal, whatever was asked."""
 
     def begin(self, starts, seed):
-        return SuckedDream(np.stack([find_dots(s.frame.rgb) for s in starts]), 0.0, seed)
+        return SuckedRollouts(np.stack([find_dots(s.frame.rgb) for s in starts]), 0.0, seed)
 
 
-class SuckedDream(FakeDream):
+class SuckedRollouts(FakeRollouts):
     lucky = True
 
     def play(self, deltas):
         frames = []
         for t in range(deltas.shape[1]):
             frames.append(super().play(deltas[:, t:t + 1])[:, 0])
-            if SuckedDream.lucky:
+            if SuckedRollouts.lucky:
                 self.xy_px[:, 0] = np.minimum(self.xy_px[:, 0] + 3, 26)
                 frames[-1] = draw_dot(self.xy_px[:, 0], self.xy_px[:, 1])
         return np.stack(frames, 1)
@@ -79,11 +79,11 @@ class SuckedDream(FakeDream):
 
 def test_a_success_that_does_not_come_again_is_dropped_and_counted():
     world = HallucinatingWorld()
-    SuckedDream.lucky = True
+    SuckedRollouts.lucky = True
     group = imagine(FakePolicy(), world, FakeJudge(), START, 8, 16, 1.0, 3)
     claims = sum(map(is_success, group.judgements))
     assert claims >= 6
-    SuckedDream.lucky = False  # the same actions, dreamed again without the luck
+    SuckedRollouts.lucky = False  # the same actions, dreamed again without the luck
     filtered, counts = filter_group(world, FakeJudge(), START, group, CONFIG, 5)
     kept = sum(map(is_success, filtered.judgements))
     assert counts.not_reproduced == claims - kept >= 4 and counts.rerolled == claims

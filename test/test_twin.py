@@ -127,7 +127,7 @@ def test_bad_scenes_are_refused_by_name(tmp_path):
     for text, words in [("name: x\ninstructions: [a]\nobjects: [{colour: pink, shape: block}]", "pink"),
                         ("name: x\ninstructions: []\nobjects: []", "no instructions"),
                         ("name: x\ncolour_of_sky: blue\ninstructions: [a]", "colour_of_sky"),
-                        ("[1, 2", "not readable YAML"),
+                        ("[1, 2", "cannot be read as YAML"),
                         ("name: x\ninstructions: [a]\nobjects: [{colour: red, shape: block, mass_kg: 3}]",
                          "mass_kg 3")]:
         path = tmp_path / "scene.yaml"

@@ -40,7 +40,7 @@ from world_gymnast_ros.updates.world_model_run import Data, check_folder, replay
 
 TINY = ActionDiTConfig(image_size=SIZE, patch=8, window=16, window_dim=24, dim=16, depth=2, heads=2,
                        temporal_blocks=(1,), context_frames=3)
-CONFIG = UpdateConfig(steps=30, batch=4, save_every=5, own_dreams=4, seed=3)
+CONFIG = UpdateConfig(steps=30, batch=4, save_every=5, own_rollouts=4, seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def steps_done(out: Path) -> int:
     if not state.is_file():
         return 0
     with safe_open(state, "pt") as header:
-        return int(json.loads(header.metadata()["progress"])["step"])
+        return int(json.loads(header.metadata()["numbers"])["step"])
 
 
 def test_killed_and_started_again_it_ends_in_the_same_weights(files: Path, tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_the_structural_error_sees_what_a_person_would() -> None:
     np.testing.assert_allclose(structural_error(other, picture), wrong)
 
 
-def replays(claimed: list[bool], success: list[bool], structural: float = 0.1, spread: float = 0.01) -> Replays:
+def replays(predicted: list[bool], success: list[bool], structural: float = 0.1, spread: float = 0.01) -> Replays:
     n = len(success)
     wobble = spread * np.linspace(-1, 1, n)
     frames, deltas = np.zeros((2, 1, 1, 3), np.uint8), np.zeros((1, 7), np.float32)
     episodes = tuple(Episode(frames, deltas, None, success=s) for s in success)
-    return Replays(episodes, np.full(n, 0.01), structural + wobble, np.full((n, 3), 0.01), np.array(claimed, float),
-                   np.array(claimed), np.full(n, np.nan), [frames] * n)
+    return Replays(episodes, np.full(n, 0.01), structural + wobble, np.full((n, 3), 0.01), np.array(predicted, float),
+                   np.array(predicted), np.full(n, np.nan), [frames] * n)
 
 
 SUCCESS = [True] * 10 + [False] * 20
@@ -180,7 +180,7 @@ def test_false_successes_stand_first_and_are_counted_among_failures() -> None:
     summary = replays(FOOLED, SUCCESS).summary()
     assert next(iter(summary)) == "false_success"
     assert summary["false_success"] == pytest.approx(12 / 20) and summary["failures"] == 20
-    assert summary["missed"] == 0.0 and summary["agreement"] == pytest.approx(18 / 30)
+    assert summary["false_negative"] == 0.0 and summary["agreement"] == pytest.approx(18 / 30)
 
 
 @pytest.mark.parametrize("change, promote, word", [
@@ -225,9 +225,9 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
     stricter = replays([False] * 1 + [True] * 19 + [False] * 10, success)
     assert not decide_judge((loose, silent), (old, old), 0).promote
     assert decide_judge((loose, stricter), (old, old), 0).promote
-    told = np.flatnonzero(old.claimed & old.success)
+    told = np.flatnonzero(old.predicted & old.success)
     for kept, promote in ((len(told) // 2 + 1, True), (1, False)):  # a cut that three new successes just pass
-        narrow = dataclasses.replace(old, claimed=np.isin(np.arange(30), told[:kept]))
+        narrow = dataclasses.replace(old, predicted=np.isin(np.arange(30), told[:kept]))
         decision = decide_judge((loose, stricter), (old, narrow), 0)
         failed = [line for line in decision.lines if line.startswith("FAILS")]
         assert decision.promote is promote and all("old scenes: successes detected" in line for line in failed), failed
@@ -238,7 +238,7 @@ def test_who_claims_nothing_is_no_better_judge() -> None:
         assert not decide_judge((few, few), (old, old), 0, (fooled, less)).promote, "of few, to claim nothing is cheap"
     failures = [True] * 6 + [False] * 24  # most fail, and of those held out nearly all: who claims nothing agrees more
     held = replays([False] * 9 + [True], failures[5:15]), replays([False] * 10, failures[5:15])
-    guess, shut, keen = (replays(claims, failures) for claims in (
+    guess, shut, keen = (replays(predicted, failures) for predicted in (
         [True] * 4 + [False] * 2 + [True] * 7 + [False] * 17, [False] * 30, [True] * 2 + [False] * 28))
     for weights in (False, True):
         decision = decide_judge(held, (old, old), 0, (guess, shut), weights)
@@ -257,7 +257,7 @@ def test_settings_may_be_learned_where_held_out_episodes_are_too_few_to_show_it(
     assert not decide_judge((few[0], worse), (old, old), 0, (bad, good)).promote, "held-out episodes fall"
     assert not decide_judge((few[0], few[1]), (old, old), 0, (good, bad)).promote
     one_less = replays([c and i != 5 for i, c in enumerate(HONEST)][5:15], SUCCESS[5:15])
-    assert one_less.claimed.sum() == few[0].claimed.sum() - 1
+    assert one_less.predicted.sum() == few[0].predicted.sum() - 1
     assert decide_judge((few[0], one_less), (old, old), 0, (bad, good)).promote, "false successes fall, one is missed"
     assert not decide_judge((few[0], one_less), (old, old), 0, (good, good)).promote
 
@@ -272,8 +272,8 @@ def test_calibration_cuts_between_the_outcomes_and_bounds_false_successes() -> N
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 20)
     calibrate(judge, Verdicts(noise, success, np.full(20, "reach")), 0.2)
-    claimed = judge.probability(noise) > judge.config.done_threshold
-    assert claimed[~success].mean() <= 0.2
+    predicted = judge.probability(noise) > judge.config.done_threshold
+    assert predicted[~success].mean() <= 0.2
 
 
 def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: Path, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_an_update_is_stored_with_parent_data_hashes_figures_and_verdict(files: 
     card = read_card(tmp_path / "world_models" / result.version.name, WORLD_MODEL)
     assert card.parent.startswith("parent-") and card.scores["data_sha256"] == {"reach.npz": "abc"}
     assert card.scores["promoted"] is result.decision.promote and card.scores["figures"]["new"][1]["episodes"] == 4
-    assert (tmp_path / "run" / "dreams.png").stat().st_size > 1000
+    assert (tmp_path / "run" / "replays.png").stat().st_size > 1000
     assert Store(tmp_path / "world_models", WORLD_MODEL).newest() == card
     ActionDiTWorld.from_pretrained(card.path)
 

@@ -26,7 +26,7 @@ from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, Tempora
 from world_gymnast_ros.models.world_models.worldgym_files import load_network, read_weights
 from world_gymnast_ros.models.world_models.worldgym_sampler import LatentSampler, schedule, signal_shares
 from world_gymnast_ros.models.world_models.worldgym_settings import PERSISTENT, RECOMPUTE, WorldGymSettings
-from world_gymnast_ros.types import Dream, Frame, Start, WorldModel
+from world_gymnast_ros.types import Frame, RolloutBatch, Start, WorldModel
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "worldgym.safetensors")
 WEIGHTS = {k.removeprefix("weights."): v for k, v in GOLDEN.items() if k.startswith("weights.")}
@@ -273,14 +273,14 @@ def test_a_dream_takes_no_more_memory_the_longer_it_is() -> None:
 
 def test_only_frames_that_are_looked_at_are_decoded_and_a_start_is_encoded_once() -> None:
     model = world()
-    dream = model.begin([starts(2)[i] for i in (0, 0, 1, 0)], seed=1)
+    rollouts = model.begin([starts(2)[i] for i in (0, 0, 1, 0)], seed=1)
     whole = model.begin([starts(2)[i] for i in (0, 0, 1, 0)], seed=1).play(actions(4, 5))
     assert model.autoencoder.encoded == 2 + 2 and model.autoencoder.decoded == 20
-    last = dream.play(actions(4, 5), shown=(0, 4))
+    last = rollouts.play(actions(4, 5), shown=(0, 4))
     assert model.autoencoder.decoded == 20 + 8 and np.array_equal(last, whole[:, [0, 4]])
-    assert dream.play(actions(4, 5), shown=()).shape == (4, 0, 32, 48, 3)
+    assert rollouts.play(actions(4, 5), shown=()).shape == (4, 0, 32, 48, 3)
     with pytest.raises(BadAction, match="shown"):
-        dream.play(actions(4, 5), shown=(5,))
+        rollouts.play(actions(4, 5), shown=(5,))
 
 
 def test_actions_count_by_default_and_cannot_be_switched_off_by_accident() -> None:
@@ -304,12 +304,12 @@ def test_actions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_actions_that_are_not_finite_are_refused_and_change_nothing() -> None:
-    dream, other = (world().begin(starts(1), 0) for _ in range(2))
+    rollouts, other = (world().begin(starts(1), 0) for _ in range(2))
     bad = actions(1, 2)
     bad[0, 1, 2] = np.nan
     with pytest.raises(BadAction, match="non-finite"):
-        dream.play(bad)
-    assert np.array_equal(dream.play(actions(1, 2)), other.play(actions(1, 2)))
+        rollouts.play(bad)
+    assert np.array_equal(rollouts.play(actions(1, 2)), other.play(actions(1, 2)))
 
 
 # ---- the world model --------------------------------------------------------------------------------------------
@@ -317,8 +317,8 @@ def test_actions_that_are_not_finite_are_refused_and_change_nothing() -> None:
 
 def test_it_is_a_world_model() -> None:
     model: WorldModel = world()
-    dream: Dream = model.begin(starts(2), 0)
-    frames = dream.play(actions(2, 3))
+    rollouts: RolloutBatch = model.begin(starts(2), 0)
+    frames = rollouts.play(actions(2, 3))
     assert (model.name, model.frame_size, model.stride) == ("tiny", (32, 48), 1)
     assert frames.shape == (2, 3, 32, 48, 3) and frames.dtype == np.uint8
     with pytest.raises(BadConfig, match="no start"):

@@ -172,7 +172,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(tmp_path: Path) -> None
     again.run(state=tmp_path / "state.safetensors")
     assert again.done and all(torch.equal(a, b) for a, b in zip(whole.trained, again.trained, strict=True))
     other = WorldGymTrainer(world(), episodes(), replace(QUICK, lora_rank=2))
-    with pytest.raises(BadCheckpoint, match="another run"):
+    with pytest.raises(BadCheckpoint, match="does not fit this run"):
         other.resume(tmp_path / "state.safetensors")
 
 
@@ -218,8 +218,9 @@ def test_the_learned_judge_of_the_loop_is_taught_beside_it(tmp_path: Path) -> No
     start = checkpoint_dir("tiny/reflector", JUDGE)
     out = update_judge(start, world(), world(), tmp_path / "training", tmp_path / "calibration", tmp_path / "replay",
                        tmp_path / "judge", JudgeUpdate(steps=1, windows=4))
-    with np.load(out / "dreams" / "new" / "reach.npz") as dreams, np.load(tmp_path / "training" / "reach.npz") as true:
-        assert dreams["frames"].shape == true["frames"].shape and (dreams["frames"] != true["frames"]).any()
+    new, training = out / "imagined" / "new" / "reach.npz", tmp_path / "training" / "reach.npz"
+    with np.load(new) as imagined, np.load(training) as true:
+        assert imagined["frames"].shape == true["frames"].shape and (imagined["frames"] != true["frames"]).any()
     assert (out / "model.safetensors").read_bytes() != (start / "model.safetensors").read_bytes()
     assert TRAINERS[holds(Path(checkpoint_dir("", WORLD_MODEL)))] is not check_updatable(_published(tmp_path / "w"))
 

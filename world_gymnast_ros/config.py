@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from world_gymnast_ros.control.limits import _RANGES as SAFETY_RANGES
 from world_gymnast_ros.control.limits import SafetyConfig
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.files import read_yaml
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.actions import WORKSPACES, RobotLimits
 from world_gymnast_ros.robot.arm_silhouette import projection
@@ -34,6 +33,8 @@ T = TypeVar("T")
 ROS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 NODE_WILDCARD = "/**"
 """Key for "every node that is given this file", so that a namespace or another node name changes nothing."""
+RENAMED = {"select_dreams": "select_groups", "gate_dreams": "promotion_groups"}
+"""Keys of earlier versions, and what they are called now: a settings file that holds one is refused by that name."""
 
 
 def number(default: Any, low: float, high: float, doc: str) -> Any:
@@ -312,16 +313,15 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str = "") -> T
     specs = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(specs))
     if unknown:
+        if (name := RENAMED.get(unknown[0])) in specs:
+            raise BadConfig(f"{where}{unknown[0]} is now called {name}: rename the key, its value means the same")
         raise BadConfig(f"{where}unknown key {unknown[0]!r} = {values[unknown[0]]!r}; known keys: {', '.join(specs)}")
     return cls(**{k: _coerce(where, specs[k], v) for k, v in values.items()})
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """Return the parameters of a file in ROS form, one block for one node. Raises BadConfig."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict) or len(data) != 1:
         raise BadConfig(f"{path} must hold one block ('{NODE_WILDCARD}:' or a node name), each node has its own file")
     ((name, block),) = data.items()

@@ -71,3 +71,8 @@ class WrongConvention(WorldGymnastError):
 
 class NotInstalled(WorldGymnastError):
     """What was asked for needs a package that this environment lacks."""
+
+
+def one_line(error: object, longest: int = 160) -> str:
+    """Return what another library says, for a message of one line: white space folded, at most `longest` letters."""
+    return " ".join(str(error).split())[:longest]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import BadConfig, EpisodeError, one_line
 
 
 @contextmanager
@@ -48,5 +49,12 @@ def read_npz(path: Path, needed: Sequence[str], wanted: Sequence[str], remedy: s
         with np.load(path, allow_pickle=False) as data:
             return {k: data[k] for k in (*needed, *(k for k in wanted if k in data.files))}
     except Exception as error:
-        words = " ".join(str(error).split())[:160]
-        raise EpisodeError(f"cannot read {path} ({type(error).__name__}: {words}); {remedy}") from error
+        raise EpisodeError(f"cannot read {path} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
+
+
+def read_yaml(path: Path, name: str = "") -> Any:
+    """Return what a YAML file holds. Raises BadConfig, which calls the file `name` (default: its path)."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadConfig(f"{name or path} cannot be read as YAML: {one_line(error, 400)}") from error

@@ -272,7 +272,7 @@ class TrainablePolicy(Policy, Protocol):
         """Act as the base inside the block; the adapter's weights stay."""
 
 
-class Dream(Protocol):
+class RolloutBatch(Protocol):
     """A single-use batch of imagined continuations, one copy per start."""
 
     def play(self, deltas: F32) -> U8:
@@ -305,7 +305,7 @@ class WorldModel(Protocol):
     def max_step(self) -> tuple[float, float]:
         """Longest translation, m, and rotation per axis, rad, of an action: the robot's; rollouts are limited to it."""
 
-    def begin(self, starts: Sequence[Start], seed: int) -> Dream:
+    def begin(self, starts: Sequence[Start], seed: int) -> RolloutBatch:
         """Begin one imagined continuation of each start, as one batch; the same seed gives the same frames."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import EpisodeError, one_line
 from world_gymnast_ros.files import whole
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import U8
@@ -67,9 +67,8 @@ def pictures(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, U8]]:
     except GeneratorExit:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:160]
-        raise EpisodeError(f"cannot read {path} as video ({type(error).__name__}: {words}); check that it is a whole "
-                           "video file, or re-encode it, for example to h264 mp4") from error
+        raise EpisodeError(f"cannot read {path} as video ({type(error).__name__}: {one_line(error)}); check that it is "
+                           "a whole video file, or re-encode it, for example to h264 mp4") from error
 
 
 def read_video(path: Path) -> U8:

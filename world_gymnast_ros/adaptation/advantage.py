@@ -25,7 +25,6 @@ class Advantages:
     used: NDArray[np.bool_]
     degenerate: bool
     mean_reward: float
-    std_reward: float
 
 
 def group_advantages(rewards: Sequence[float | None], method: str = "grpo", eps: float = 1e-6) -> Advantages:
@@ -48,7 +47,7 @@ def group_advantages(rewards: Sequence[float | None], method: str = "grpo", eps:
         centred = known - mean
         n = known.size
         values[used] = centred / (std + eps) if method == "grpo" else centred * n / (n - 1)
-    return Advantages(values, used, degenerate, mean, std)
+    return Advantages(values, used, degenerate, mean)
 
 
 def rollout_rewards(group: RolloutGroup, speed_bonus: float = 0.0, progress_weight: float = 0.0,

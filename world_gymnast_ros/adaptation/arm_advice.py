@@ -55,10 +55,10 @@ class Evidence:
 
 def evidence_of(report: AdaptReport, trusts: Sequence[Trust]) -> Evidence:
     """Return what a finished session and the trust in its dream come to."""
-    gate = report.gate
-    told = report.message if gate is None else gate.evidence
-    return Evidence(report.outcome.better, report.judged and (gate is None or gate.decided),
-                    told, report.starved, None if gate is None else gate.lower_bound,
+    promotion = report.promotion
+    told = report.message if promotion is None else promotion.evidence
+    return Evidence(report.outcome.better, report.judged and (promotion is None or promotion.decided),
+                    told, report.starved, None if promotion is None else promotion.lower_bound,
                     tuple(t.because for t in trusts if t.known is not Known.YES))
 
 

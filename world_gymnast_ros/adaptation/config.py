@@ -18,7 +18,7 @@ from world_gymnast_ros.errors import BadBudget, BadConfig
 class AdaptConfig:
     """One session of test-time training. Raises BadBudget or BadConfig for a value out of range."""
 
-    budget_s: float = number(300.0, -math.inf, math.inf, "wall time of a session, gate included")
+    budget_s: float = number(300.0, -math.inf, math.inf, "wall time of a session, promotion test included")
     max_updates: int = number(12, -math.inf, math.inf, "so many updates; a session that time ends before half of "
                               "them is starved and promotes nothing")
     groups_per_update: int = number(2, 1, 1024, "groups per update, each with its own jittered start; at least one for "
@@ -29,14 +29,14 @@ class AdaptConfig:
     advantage: str = text("grpo", "grpo or leave_one_out", METHODS)
     speed_bonus: float = number(0.2, 0.0, 10.0, "extra reward of an immediate success, falling to 0 at the horizon")
     progress_weight: float = number(0.5, 0.0, 10.0, "weight of the judge's progress beside its score, in the reward")
-    judge_every_chunks: int = number(0, 0, 2000, "judge so often, to end a dream when all copies are done; 0: once")
+    judge_every_chunks: int = number(0, 0, 2000, "judge so often, to end a rollout when all copies are done; 0: once")
     jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start picture, as a part of its width")
     jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start picture's colours, as a part")
     evaluate_every: int = number(2, 1, 1e6, "updates between held-out evaluations")
-    select_dreams: int = number(8, 1, 1024, "held-out dreams, of each instruction, that choose the checkpoint")
-    gate_dreams: int = number(24, 4, 1024, "other held-out dreams, of each instruction, that decide on promotion")
-    held_out_copies: int = number(2, 1, 1024, "rollouts per held-out dream")
-    max_batch: int = number(64, 1, 4096, "held-out rollouts dreamed at once; lower it when memory runs out")
+    select_groups: int = number(8, 1, 1024, "held-out groups, of each instruction, that choose the checkpoint")
+    promotion_groups: int = number(24, 4, 1024, "other held-out groups, of each instruction, that decide on promotion")
+    held_out_copies: int = number(2, 1, 1024, "rollouts per held-out group")
+    max_batch: int = number(64, 1, 4096, "held-out rollouts imagined at once; lower it when memory runs out")
     held_out_temperature: float = number(0.05, 0.05, 10.0, "held-out sampling; low, because the arm acts greedily")
     margin: float = number(0.05, 0.0, 1.0, "gain in imagined success that must be exceeded")
     allowed_loss: float = number(0.1, 0.0, 1.0, "of several instructions each must be shown to lose less than this")
@@ -46,14 +46,14 @@ class AdaptConfig:
                                 "practice on all starts")
     max_idle_updates: int = number(4, 1, 1e6, "stop after so many updates in a row with nothing to learn")
     max_rejection_rate: float = number(0.5, 0.0, 1.0, "stop when an update has more of its rollouts rejected")
-    reroll: bool = flag(True, "dream claimed successes again under other noise; drop what is not reproduced")
+    reroll: bool = flag(True, "imagine predicted successes again under other noise; drop what is not reproduced")
     moved_m: float = number(0.03, 0.0, 10.0, "commanded path above which the picture must change")
     static_levels: float = number(16.0, 0.0, 255.0, "grey levels by which a pixel counts as changed")
     static_fraction: float = number(0.001, 0.0, 1.0, "part of the pixels that must then change")
     sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
     colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
     action_error_m: float = number(0.0, 0.0, 1.0, "largest mean distance, m a step, between what was played and what "
-                                   "the world model reads out of a claimed success (Cosmos 3 can); 0: not asked")
+                                   "the world model reads out of a predicted success (Cosmos 3 can); 0: not asked")
 
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ class AdaptReport:
     outcome: Outcome
     message: str
     adapter: AdapterRef | None
-    gate: Promotion | None
+    promotion: Promotion | None
     curve: tuple[UpdateRow, ...]
     strips: tuple[Strip, ...]
     counts: TrustCounts
@@ -208,13 +208,13 @@ def read_session(path: Path) -> list[dict[str, Any]]:
 def check_session(events: list[dict[str, Any]]) -> list[str]:
     """Decide everything again from the logged facts and return what differs: nothing, for a sound log.
 
-    Recomputes every group's advantages, the choice of the checkpoint, and the gate.
+    Recomputes every group's advantages, the choice of the checkpoint, and the promotion test.
     """
     wrong: list[str] = []
     config = next((e["config"] for e in events if e["event"] == "session"), None)
     if config is None:
         return ["the log has no 'session' line"]
-    best, best_update = (-1.0, -1.0), 0
+    best, best_update, tested = (-1.0, -1.0), 0, False
     for event in events:
         if event["event"] == "group":
             again = group_advantages(event["rewards"], config["advantage"])
@@ -225,11 +225,14 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
                 best, best_update = rank, event["update"]
         elif event["event"] == "select" and event["update"] != best_update:
             wrong.append(f"checkpoint {event['update']} was selected, {best_update} was best")
-        elif event["event"] == "gate":
+        elif event["event"] == "promote" and not tested:
+            wrong.append("an adapter was promoted without a promotion test")
+        elif event["event"] == "promotion_test":
+            tested = True
             decision = decide_each(np.array(event["success_before"]), np.array(event["success_after"]),
                                    np.array(event["known"]), event["instructions"], config["margin"],
                                    config["allowed_loss"], config["confidence"],
                                    event["seed"]).withhold(event.get("withheld", ""))
             if decision.promote != event["promote"] or abs(decision.lower_bound - event["lower_bound"]) > 1e-9:
-                wrong.append(f"gate decides {decision.promote}, log says {event['promote']}")
+                wrong.append(f"the promotion test decides {decision.promote}, log says {event['promote']}")
     return wrong

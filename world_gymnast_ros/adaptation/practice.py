@@ -81,5 +81,5 @@ class Curriculum:
 
 def curricula(along: Sequence[AlongStart]) -> dict[str, Curriculum]:
     """Return a curriculum for each instruction that has starts along the way."""
-    words = dict.fromkeys(a.start.instruction for a in along)
-    return {w: Curriculum([a for a in along if a.start.instruction == w]) for w in words}
+    instructions = dict.fromkeys(a.start.instruction for a in along)
+    return {i: Curriculum([a for a in along if a.start.instruction == i]) for i in instructions}

@@ -17,9 +17,9 @@ from world_gymnast_ros.types import F32, U8, Judge, Policy, RolloutGroup, Start,
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Outcomes of D dreams x C copies on seeds that training never sees.
+    """Outcomes of D groups x C copies on seeds that training never sees.
 
-    `success` bool (D, C): claimed and reproduced. `known` bool (D, C): the judge gave a verdict. `scores` float32
+    `success` bool (D, C): predicted and reproduced. `known` bool (D, C): the judge gave a verdict. `scores` float32
     (D, C), NaN where unknown. A rollout that the trust filter rejected is known and not a success.
     """
 
@@ -106,21 +106,21 @@ class Promotion(Decision):
         return replace(self, promote=False, rules=(*self.rules, Rule(WITHHELD, 1.0, 0.0, False, why)))
 
 
-def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, dreams: int,
+def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, groups: int,
              copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
              seed: int, max_batch: int = 64, judge_every_chunks: int = 0,
              cancelled: Callable[[], bool] = never) -> HeldOut:
-    """Evaluate the policy as it stands on `dreams` jittered starts; everything random comes from `seed`.
+    """Evaluate the policy as it stands on `groups` jittered starts; everything random comes from `seed`.
 
     The same seed gives the same starts, world-model noise and sampling noise to any policy: results are pairs.
     Dreams of one instruction share batches of at most `max_batch` rollouts.
     """
-    success, known = np.zeros((dreams, copies), np.bool_), np.zeros((dreams, copies), np.bool_)
-    scores = np.full((dreams, copies), np.nan, np.float32)
+    success, known = np.zeros((groups, copies), np.bool_), np.zeros((groups, copies), np.bool_)
+    scores = np.full((groups, copies), np.nan, np.float32)
     counts = TrustCounts()
     first: RolloutGroup | None = None
     captured: tuple[U8, ...] = ()
-    jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(dreams)]
+    jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(groups)]
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
         group = imagine(policy, world_model, judge, batch, copies, horizon_steps, temperature,
@@ -139,8 +139,8 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
 def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:
     """Return row numbers grouped by instruction, in pieces of at most `size`."""
     out: list[list[int]] = []
-    for words in dict.fromkeys(instructions):
-        rows = [i for i, w in enumerate(instructions) if w == words]
+    for instruction in dict.fromkeys(instructions):
+        rows = [i for i, other in enumerate(instructions) if other == instruction]
         out += [rows[i: i + size] for i in range(0, len(rows), size)]
     return out
 
@@ -150,9 +150,9 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     """Compare paired outcomes bool (D, C) and promote only if surely better by more than `margin`.
 
     Two one-sided lower bounds of the difference at `confidence` must both exceed the margin: a bootstrap that
-    resamples whole dreams (copies of one dream are not independent), and the paired Newcombe interval (which stays
-    honest where all dreams agree and the bootstrap collapses to a point). Pairs without both verdicts are left out;
-    fewer than half of the pairs, or fewer than two dreams, decide nothing.
+    resamples whole groups (copies of one group are not independent), and the paired Newcombe interval (which stays
+    honest where all groups agree and the bootstrap collapses to a point). Pairs without both verdicts are left out;
+    fewer than half of the pairs, or fewer than two groups, decide nothing.
     """
     two_sided, rules = 2 * confidence - 1, Rules()
     usable, share = known.any(1), float(known.mean())
@@ -162,8 +162,8 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
         return Promotion(False, tuple(rules.rules))
     a, b = success_before[known], success_after[known]
     gains = success_after.astype(np.float64) - success_before
-    per_dream = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
-    bootstrap = paired_bootstrap(per_dream, two_sided, seed)
+    per_group = np.array([g[k].mean() for g, k in zip(gains, known, strict=True) if k.any()])
+    bootstrap = paired_bootstrap(per_group, two_sided, seed)
     paired = newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()),
                              two_sided)
     before, after = wilson(int(a.sum()), a.size), wilson(int(b.sum()), b.size)
@@ -172,24 +172,25 @@ def decide(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], 
     promote = difference.low > margin
     rules.check(GAIN, difference.low, margin, promote,
                 f"imagined success {int(a.sum())}/{a.size} before, {int(b.sum())}/{b.size} after on held-out seeds: "
-                f"gain in the dream {difference.value:+.2f}, {confidence:.0%} sure of at least {difference.low:+.2f}, "
+                f"imagined gain {difference.value:+.2f}, {confidence:.0%} sure of at least {difference.low:+.2f}, "
                 f"{'above' if promote else 'not above'} the margin {margin:.2f}")
     return Promotion(promote, tuple(rules.rules), promote, before, after, difference)
 
 
 def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.bool_], known: NDArray[np.bool_],
-                words: Sequence[str], margin: float, allowed_loss: float, confidence: float, seed: int) -> Promotion:
-    """Decide as `decide` does over all dreams, and keep the present policy unless no instruction got worse.
+                instructions: Sequence[str], margin: float, allowed_loss: float, confidence: float, seed: int
+                ) -> Promotion:
+    """Decide as `decide` does over all groups, and keep the present policy unless no instruction got worse.
 
-    `words` (D,): the instruction of each dream. The same test is made for each instruction by itself, with
+    `instructions` (D,): of each group. The same test is made for each instruction by itself, with
     -`allowed_loss` in the place of the margin (non-inferiority): its lower bound must lie above that. All must pass, so
     no correction for their number is needed (an intersection-union test). One without verdicts fails.
     """
     whole = decide(success_before, success_after, known, margin, confidence, seed)
-    names = list(dict.fromkeys(words))
+    names = list(dict.fromkeys(instructions))
     if len(names) < 2:
         return whole
-    each, rules, of = [], Rules(list(whole.rules)), np.array(words)
+    each, rules, of = [], Rules(list(whole.rules)), np.array(instructions)
     for name in names:
         mine = of == name
         one = decide(success_before[mine], success_after[mine], known[mine], -allowed_loss, confidence, seed)
@@ -205,6 +206,6 @@ def decide_each(success_before: NDArray[np.bool_], success_after: NDArray[np.boo
     if whole.promote and not promote:
         rules.rules[-len(names):] = [rule if rule.holds else replace(rule, text=(
             f"better over all instructions ({whole.before.value:.2f} to {whole.after.value:.2f} imagined success), but "
-            f"not shown for each: {rule.text}; give it more gate_dreams, or adapt to one instruction at a time"))
+            f"not shown for each: {rule.text}; give it more promotion_groups, or adapt to one instruction at a time"))
             for rule in rules.rules[-len(names):]]
     return replace(whole, promote=promote, rules=tuple(rules.rules), each=tuple(each))

@@ -45,7 +45,7 @@ def derive_seed(seed: int, *path: int) -> int:
 
 
 def is_success(judgement: Judgement) -> bool:
-    """Tell whether a judgement claims success. No verdict is not success, and neither is a tie."""
+    """Tell whether a judgement predicts success. No verdict is not success, and neither is a tie."""
     return judgement.score is not None and judgement.score > SUCCESS_THRESHOLD
 
 
@@ -108,8 +108,8 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     if copies < 1 or horizon_steps < 1:
         raise BadBudget(f"copies {copies} and horizon_steps {horizon_steps} must both be at least 1")
     starts = [start] if isinstance(start, Start) else list(start)
-    words = starts[0].instruction
-    if any(s.instruction != words for s in starts):
+    instruction = starts[0].instruction
+    if any(s.instruction != instruction for s in starts):
         raise BadInstruction(f"one group has one instruction, got {sorted({s.instruction for s in starts})}")
     K = policy.chunk_size
     N = -(-horizon_steps // K)
@@ -118,7 +118,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     G = len(firsts)
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
     limits = StepLimits(*world_model.max_step)
-    dream = world_model.begin(each, derive_seed(seed, 0))
+    rollouts = world_model.begin(each, derive_seed(seed, 0))
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
     last_chunk = np.full(G, N - 1)
@@ -126,16 +126,16 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     for n in range(N):
         if cancelled():
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
-        chunk = policy.sample(frames[active, n * K], words, temperature, derive_seed(seed, 1, n))
+        chunk = policy.sample(frames[active, n * K], instruction, temperature, derive_seed(seed, 1, n))
         _check_chunk(chunk, len(active), K)
         chunk = replace(chunk, deltas=clip_delta(chunk.deltas, limits))  # as the guard does on the arm
         chunks.append(_scattered(chunk, active, G))
-        drawn = check_frames(dream.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
+        drawn = check_frames(rollouts.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
         frames[active, n * K + 1:(n + 1) * K + 1] = drawn
         frames[active, (n + 1) * K + 1:] = drawn[:, -1:]  # what a finished copy shows from here on
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
             facts = facts_of([each[i] for i in active], np.concatenate([c.deltas[active] for c in chunks], axis=1))
-            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], words, facts)
+            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], instruction, facts)
             done = np.zeros(len(active), np.bool_)
             for k, (i, verdict) in enumerate(zip(active, verdicts, strict=True)):
                 judgements[i] = verdict
@@ -144,7 +144,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
                     last_chunk[i] = min((done_at - 1) // K, n)
                     done[k] = True
             if done.any() and not done.all() and n < N - 1:  # finished copies leave the batch
-                dream.keep(np.flatnonzero(~done))
+                rollouts.keep(np.flatnonzero(~done))
             active = active[~done]
         if not len(active):
             break
@@ -155,7 +155,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
     return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
-                        words, chunks[0].adapter, world_model.name)
+                        instruction, chunks[0].adapter, world_model.name)
 
 
 def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: int,
@@ -164,14 +164,14 @@ def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: 
     (G, T+1, H, W, 3). Raises Cancelled between pieces of REPLAY_STEPS actions."""
     firsts, T = first_frames(starts, world_model), deltas.shape[1]
     frames = np.repeat(firsts[:, None], T + 1, 1)
-    dream = world_model.begin(starts, derive_seed(seed, 0))
+    rollouts = world_model.begin(starts, derive_seed(seed, 0))
     piece = -(-REPLAY_STEPS // world_model.stride) * world_model.stride
     for t in range(0, T, piece):
         if cancelled():
             raise Cancelled(f"cancelled while replaying step {t + 1} of {T}")
         part = deltas[:, t:t + piece]
         shape = (len(firsts), part.shape[1], *firsts.shape[1:])
-        frames[:, t + 1:t + 1 + part.shape[1]] = check_frames(dream.play(part), shape, world_model)
+        frames[:, t + 1:t + 1 + part.shape[1]] = check_frames(rollouts.play(part), shape, world_model)
     return frames
 
 

@@ -36,13 +36,13 @@ from world_gymnast_ros.types import (
 
 @dataclass(frozen=True)
 class TrustConfig:
-    """Limits of the image checks, and whether claimed successes are dreamed a second time.
+    """Limits of the image checks, and whether predicted successes are imagined a second time.
 
     `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
     differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
     start frame's; `colour_shift_levels` largest allowed shift of the mean colour. `action_error_m`: largest mean
     distance of a step between the translation that was commanded and the one that the world model reads out of a
-    claimed success (`RecoversActions`); 0: it is not asked.
+    predicted success (`RecoversActions`); 0: it is not asked.
     """
 
     moved_m: float = 0.03
@@ -62,7 +62,7 @@ class TrustConfig:
 
 @dataclass(frozen=True)
 class TrustCounts:
-    """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none. `recovered`: claimed
+    """What happened to the rollouts of one or more groups. `no_verdict`: the judges gave none. `recovered`: predicted
     successes whose actions were read back; `other_actions`: those of them that showed others than were commanded.
 
     Where several judges decide: how often all, some or none of those that were asked saw a success.
@@ -146,11 +146,11 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
         elif fault:
             judgements[i] = Judgement(None, detail=f"rejected: {fault} (was {judgements[i].score:.2f})",
                                       frame_scores=judgements[i].frame_scores, rejected=True)
-    claims = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
+    predicted = [i for i, j in enumerate(judgements) if is_success(j)] if config.reroll else []
     lost = 0
-    if claims:
-        again = reroll(world_model, judge, group, claims, [began[i] for i in claims], seed, cancelled)
-        for i, second in zip(claims, again, strict=True):
+    if predicted:
+        again = reroll(world_model, judge, group, predicted, [began[i] for i in predicted], seed, cancelled)
+        for i, second in zip(predicted, again, strict=True):
             if not is_success(second):
                 lost += 1
                 told = "no verdict" if second.score is None else f"{second.score:.2f}"
@@ -167,7 +167,8 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
     agreed = sum(all(some) for some in saw)
     none = sum(not any(some) for some in saw)
     counts = TrustCounts(len(judgements), faults.count("static"), faults.count("blurred"), faults.count("colour"),
-                         lost, no_verdict, len(claims), agreed, len(saw) - agreed - none, none, len(left), len(others))
+                         lost, no_verdict, len(predicted), agreed, len(saw) - agreed - none, none, len(left),
+                         len(others))
     return replace(group, judgements=tuple(judgements), valid=valid), counts
 
 
@@ -198,7 +199,7 @@ def _show_other_actions(world_model: WorldModel, group: RolloutGroup, which: lis
 
 def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: list[int],
            starts: Sequence[Start], seed: int, cancelled: Callable[[], bool] = never) -> list[Judgement]:
-    """Dream the same actions of rollouts `which`, each begun at one of `starts`, once more under noise `seed`, as far
+    """Imagine the same actions of rollouts `which`, each begun at one of `starts`, once more under noise `seed`, as far
     as they went; judge that."""
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)

@@ -2,8 +2,8 @@
 
     repeat   imagine a group from a jittered start -> judge -> distrust -> advantages -> learner.update
     now and then   measure on held-out seeds and remember the best weights
-    at the end     gate: base against best on other held-out seeds; promote only what is surely better, and nothing of
-                   a session that was starved of time
+    at the end     promotion test: base against best on other held-out seeds; promote only what is surely better, and
+                   nothing of a session that was starved of time
 
 Policy, world model, judge and learner are arguments; so are time and randomness. Whatever happens, the policy leaves
 this function as it came: a promoted adapter is saved, and loading it is the caller's act.
@@ -116,11 +116,11 @@ class _Session:
         """
         turn = (update - 1) * self.groups + g
         mine = self.starts[turn % self.instructions::self.instructions]
-        words, turn = mine[0].instruction, turn // self.instructions
-        curriculum = self.curricula.get(words)
+        instruction, turn = mine[0].instruction, turn // self.instructions
+        curriculum = self.curricula.get(instruction)
         if curriculum is not None and curriculum.finished:
             curriculum = None
-        varied = [v for v in self.practice.varied if v.instruction == words]
+        varied = [v for v in self.practice.varied if v.instruction == instruction]
         if curriculum is None and not varied:
             return mine[turn % len(mine)], "captured"
         if turn % 2 == 0:
@@ -160,19 +160,19 @@ class _Session:
             return filter_group(self.world_model, self.judge, start, group, c.trust,
                                 derive_seed(self.seed, 1, update, g, 2), self.cancelled)
 
-    def held_out(self, label: str, update: int, branch: int, dreams: int) -> HeldOut:
-        """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 gates), `dreams` of each
+    def held_out(self, label: str, update: int, branch: int, groups: int) -> HeldOut:
+        """Measure the policy as it stands on the held-out seeds of `branch` (2 selects, 3 promotes), `groups` of each
         instruction; always from the captured frames."""
         c = self.config
-        dreams *= self.instructions
+        groups *= self.instructions
         began_s = self.watch.elapsed_s
         with self.watch.stage("held-out evaluation"):
-            result = hold_out(self.policy, self.world_model, self.judge, self.starts, dreams=dreams,
+            result = hold_out(self.policy, self.world_model, self.judge, self.starts, groups=groups,
                               copies=c.held_out_copies, horizon_steps=c.horizon_steps,
                               temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
                               judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
-        self.held_out_s = (self.watch.elapsed_s - began_s) / dreams
+        self.held_out_s = (self.watch.elapsed_s - began_s) / groups
         self.count(result.counts, c.horizon_steps)
         if branch == 2:
             self.log.write("held_out", update=update, rate=result.rate, mean_score=result.mean_score,
@@ -181,11 +181,12 @@ class _Session:
         return result
 
     def must_stop(self, last: TrustCounts) -> Stop | None:
-        """Return why training must end now, or None. Keeps the time that the gate will need."""
+        """Return why training must end now, or None. Keeps the time that the promotion test will need."""
         c = self.config
-        reserve_s = min(2.0 * c.gate_dreams * self.instructions * self.held_out_s, 0.5 * c.budget_s)
+        reserve_s = min(2.0 * c.promotion_groups * self.instructions * self.held_out_s, 0.5 * c.budget_s)
         if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
-            return Stop(StopKind.TIME, f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the gate")
+            return Stop(StopKind.TIME,
+                        f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the promotion test")
         if last.rejection_rate > c.max_rejection_rate:
             return Stop(StopKind.TRUST, f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                         f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
@@ -208,7 +209,7 @@ class _Session:
             return ""
         evaluations = 1 + -(-c.max_updates // c.evaluate_every)
         needed_s = (c.max_updates * self.update_s
-                    + self.instructions * (evaluations * c.select_dreams + 2 * c.gate_dreams) * self.held_out_s)
+                    + self.instructions * (evaluations * c.select_groups + 2 * c.promotion_groups) * self.held_out_s)
         return (f"{made} of {c.max_updates} updates in its {c.budget_s:.0f} s; all of them would take about "
                 f"{needed_s:.0f} s here")
 
@@ -264,12 +265,12 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
                        practice or Practice())
     try:
         learner.begin()
-        outcome, message, stop, gate, ref = _train_and_gate(session, learner, save)
+        outcome, message, stop, promotion, ref = _train_and_decide(session, learner, save)
     except Cancelled as cancel:
-        outcome, message, gate, ref = Outcome.CANCELLED, f"{cancel}; present policy kept", None, None
+        outcome, message, promotion, ref = Outcome.CANCELLED, f"{cancel}; present policy kept", None, None
         stop = Stop(StopKind.CANCELLED, "cancelled")
     except RemoteModelError as error:  # judges' errors never come here: this is the world model's
-        outcome, message, gate, ref = Outcome.KEPT, f"no verdict, {error}; present policy kept", None, None
+        outcome, message, promotion, ref = Outcome.KEPT, f"no verdict, {error}; present policy kept", None, None
         stop = Stop(StopKind.NO_VERDICT, f"no verdict, {error}")
         log.write("stop", reason=stop.text)
     except BaseException as error:
@@ -279,21 +280,21 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
         learner.end()
     log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
     session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
-                 gate.after.value if gate else 0.0)
+                 promotion.after.value if promotion else 0.0)
     began = tuple(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED])
-    return AdaptReport(outcome, message, ref, gate, tuple(session.curve), (*session.strips, *began), session.counts,
-                       dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames, tuple(starts),
-                       names, stop, session.starved, session.practice.notes)
+    return AdaptReport(outcome, message, ref, promotion, tuple(session.curve), (*session.strips, *began),
+                       session.counts, dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames,
+                       tuple(starts), names, stop, session.starved, session.practice.notes)
 
 
 _Result = tuple[Outcome, str, Stop, Promotion | None, AdapterRef | None]
 
 
-def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None
-                    ) -> _Result:
+def _train_and_decide(s: _Session, learner: Learner, save: Callable[[Learner, dict[str, Any]], AdapterRef] | None
+                      ) -> _Result:
     c = s.config
     base = learner.snapshot()
-    before = s.held_out("measuring the base", 0, 2, c.select_dreams)
+    before = s.held_out("measuring the base", 0, 2, c.select_groups)
     if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
         why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
         mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
@@ -308,7 +309,7 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
             break
         counts = s.train_once(learner, update)
         if update % c.evaluate_every == 0 or update == c.max_updates:
-            result = s.held_out("held-out evaluation", update, 2, c.select_dreams)
+            result = s.held_out("held-out evaluation", update, 2, c.select_groups)
             s.curve[-1] = UpdateRow(**{**vars(s.curve[-1]), "held_out": result.rate})
             s.stale += all(curriculum.finished for curriculum in s.curricula.values())
             if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
@@ -324,38 +325,38 @@ def _train_and_gate(s: _Session, learner: Learner, save: Callable[[Learner, dict
         remedy = f"; measuring the base alone took {s.watch.elapsed_s:.0f} s, give a larger budget_s" if short else ""
         return Outcome.KEPT, f"{why} ({stop.text}): present policy kept{remedy}", stop, None, None
     starved = f"the session was starved: {s.starved}" if s.starved else ""
-    gate = _gate(s, learner, base, best, s.withheld or starved)
-    if not gate.promote:
-        return Outcome.KEPT, gate.reason, stop, gate, None
+    promotion = _promotion_test(s, learner, base, best, s.withheld or starved)
+    if not promotion.promote:
+        return Outcome.KEPT, promotion.reason, stop, promotion, None
     if save is None:
-        return Outcome.WOULD_PROMOTE, f"dry run: {gate.reason}, but not stored", stop, gate, None
-    scores = {"imagined_before": asdict(gate.before), "imagined_after": asdict(gate.after),
-              "difference": asdict(gate.difference), "margin": c.margin, "update": best_update, "seed": s.seed,
+        return Outcome.WOULD_PROMOTE, f"dry run: {promotion.reason}, but not stored", stop, promotion, None
+    scores = {"imagined_before": asdict(promotion.before), "imagined_after": asdict(promotion.after),
+              "difference": asdict(promotion.difference), "margin": c.margin, "update": best_update, "seed": s.seed,
               "instructions": [start.instruction for start in s.starts], "world_model": s.world_model.name,
               "judge": s.judge.name}
     ref = save(learner, scores)
     s.log.write("promote", adapter=ref.name, sha256=ref.sha256, path=str(ref.path))
-    return Outcome.PROMOTED, gate.reason, stop, gate, ref
+    return Outcome.PROMOTED, promotion.reason, stop, promotion, ref
 
 
-def _gate(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any], withheld: str
-          ) -> Promotion:
-    """Measure base and best on the same gate seeds, which chose nothing before; leaves the best weights in place.
+def _promotion_test(s: _Session, learner: Learner, base: Mapping[str, Any], best: Mapping[str, Any], withheld: str
+                    ) -> Promotion:
+    """Measure base and best on the same promotion seeds, which chose nothing before; leaves the best weights in place.
 
     `withheld`: why nothing may be promoted whatever comes of it, or ''.
     """
     c = s.config
     learner.restore(base)
-    before = s.held_out("gate: base", len(s.curve), 3, c.gate_dreams)
+    before = s.held_out("promotion test: base", len(s.curve), 3, c.promotion_groups)
     learner.restore(best)
-    after = s.held_out("gate: adapter", len(s.curve), 3, c.gate_dreams)
+    after = s.held_out("promotion test: adapter", len(s.curve), 3, c.promotion_groups)
     known = before.known & after.known
     seed = derive_seed(s.seed, 4)
-    words = [s.starts[d % len(s.starts)].instruction for d in range(len(known))]
-    gate = decide_each(before.success, after.success, known, words, c.margin, c.allowed_loss, c.confidence,
+    instructions = [s.starts[d % len(s.starts)].instruction for d in range(len(known))]
+    promotion = decide_each(before.success, after.success, known, instructions, c.margin, c.allowed_loss, c.confidence,
                        seed).withhold(withheld)
-    s.log.write("gate", instructions=words, success_before=before.success,
+    s.log.write("promotion_test", instructions=instructions, success_before=before.success,
                 success_after=after.success, known=known, seed=seed, withheld=withheld,
-                promote=gate.promote, lower_bound=gate.lower_bound, reason=gate.reason)
+                promote=promotion.promote, lower_bound=promotion.lower_bound, reason=promotion.reason)
     s.strips = s.strips + strip_pair(before.first_group, after.first_group, before.first_captured)
-    return gate
+    return promotion

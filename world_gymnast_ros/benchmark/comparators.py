@@ -1,4 +1,4 @@
-"""What one could do in the place of a session in the dream, with the same budget of time.
+"""What one could do in the place of a session in the world model, with the same budget of time.
 
 `sft`: five demonstrations in the very scene, and cloning them (World-Env's number of demonstrations).
 `simulator`: the same reinforcement learning in a simulator built by hand after a photograph: the same task and objects,
@@ -34,7 +34,7 @@ from world_gymnast_ros.types import F32, I64, U8, AdapterRef, Judgement, Rollout
 from world_gymnast_ros.updates.adaptation import Parts, lora_config, run_session
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, imitate
 
-ARMS = ("sft", "simulator", "twin")
+METHODS = ("sft", "simulator", "twin")
 DEMONSTRATIONS = 5
 STARTS = 24
 """Placements of objects in the simulator that a session learns from; as many as the promotion test asks for."""
@@ -42,14 +42,14 @@ BY_EYE, BY_TAPE_M, BY_TAPE_RAD = 0.06, 0.02, 0.03
 """How far off somebody's simulator is at most: colours (0..1), place and angle of the camera."""
 
 
-def run(arm: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int,
+def run(method: str, parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int,
         progress: Callable[[Progress], None]) -> tuple[AdapterRef | None, str, str]:
     """Adapt with one of ARMS; return the adapter (None: base kept), the outcome and a line about it."""
-    if arm == "sft":
-        return clone_demonstrations(parts, scene, instruction, config, seed)
-    if arm not in ARMS:
-        raise BadConfig(f"arm {arm!r} is unknown; choose of dream, {', '.join(ARMS)}")
-    world = SimulatedWorld(hand_built(scene, seed) if arm == "simulator" else scene, instruction, seed)
+    if method == "sft":
+        return imitate_demonstrations(parts, scene, instruction, config, seed)
+    if method not in METHODS:
+        raise BadConfig(f"method {method!r} is unknown; choose of world_model, {', '.join(METHODS)}")
+    world = SimulatedWorld(hand_built(scene, seed) if method == "simulator" else scene, instruction, seed)
     try:
         starts = [world.captured(s) for s in seeds.simulator(seed, STARTS)]
         mine = dataclasses.replace(parts, world_model=world, judge=world, release={})
@@ -78,7 +78,7 @@ def hand_built(scene: Scene, seed: int) -> Scene:
                  start_xyz_m=scene.start_xyz_m)
 
 
-def clone_demonstrations(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int
+def imitate_demonstrations(parts: Parts, scene: Scene, instruction: str, config: AdaptNodeConfig, seed: int
           ) -> tuple[AdapterRef | None, str, str]:
     """Record demonstrations in the scene and clone them."""
     folder = Path(config.directory).resolve() / "demonstrations" / f"{scene.name}-{seed}"
@@ -95,8 +95,8 @@ def clone_demonstrations(parts: Parts, scene: Scene, instruction: str, config: A
 class SimulatedWorld:
     """A twin in the place of world model and judge: `types.WorldModel` and `types.Judge` at once.
 
-    A dream is G runs of the simulator, each placed as it was in the start picture that it is given, which must be one
-    of `captured`; the judge answers with the physics of the newest dream. For comparison only.
+    A batch of rollouts is G runs of the simulator, each placed as it was in the start picture that it is given, which
+    must be one of `captured`; the judge answers with the physics of the newest batch. For comparison only.
     """
 
     def __init__(self, scene: Scene, instruction: str, seed: int) -> None:
@@ -119,18 +119,18 @@ class SimulatedWorld:
         for twin in self.twins:
             twin.close()
 
-    def begin(self, starts: Sequence[Start], seed: int) -> SimulatedDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> SimulatedRollouts:
         """Start one run for each start; states and objects are the simulator's own."""
         seeds = [self._placed[resize_rgb(s.frame.rgb, self.frame_size).tobytes()] for s in starts]
         while len(self.twins) < len(starts):
             self.twins.append(Twin(self.scene, self.seed))
         self._last = [_Run(twin, s, self.instruction) for twin, s in zip(self.twins, seeds, strict=False)]
-        return SimulatedDream(self._last)
+        return SimulatedRollouts(self._last)
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
-        """Answer with the truth of the newest dream."""
+        """Answer with the truth of the newest batch."""
         if len(frames) != len(self._last):
-            return [Judgement(None, detail="not the newest dream")] * len(frames)
+            return [Judgement(None, detail="not the newest batch")] * len(frames)
         return [r.judgement() for r in self._last]
 
 
@@ -155,7 +155,7 @@ class _Run:
                          progress=float(np.minimum(p[:-1], p[1:]).max()))
 
 
-class SimulatedDream:
+class SimulatedRollouts:
     """Runs of the simulator, played as one."""
 
     def __init__(self, runs: Sequence[_Run]) -> None:

@@ -105,40 +105,41 @@ def read_rows(path: Path) -> list[Row]:
 def tests_of(case: Case) -> dict[str, tuple[Scene, str]]:
     """Return the tests of a case by name: a scene and an instruction each."""
     scene = load_scene(case.scene)
-    tests = {words: (scene, words) for words in case.tests}
+    tests = {instruction: (scene, instruction) for instruction in case.tests}
     if case.distractors:
-        words = case.tests[0]
-        tests[f"{words}, distractors"] = (replace(scene, distractors=DISTRACTORS), words)
+        instruction = case.tests[0]
+        tests[f"{instruction}, distractors"] = (replace(scene, distractors=DISTRACTORS), instruction)
     if case.earlier:
-        tests |= {f"earlier: {name}": (load_scene(name), words) for name, words in EARLIER.items()}
+        tests |= {f"earlier: {name}": (load_scene(name), instruction) for name, instruction in EARLIER.items()}
     return tests
 
 
-def near_misses(parts: Parts, scene: Scene, words: str, seed: int) -> tuple[AlongStart, ...]:
+def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
     """Return the frames of real episodes of the base, explored a little, as starts along the way."""
     environment = TwinEnvironment(scene, (CAPTURE_HEIGHT, CAPTURE_WIDTH))
     try:
-        found = [*real_episodes(environment, parts.policy, None, seed_ranges.real(seed, 1)[:MISSES], words, 1.0)]
+        found = [*real_episodes(environment, parts.policy, None, seed_ranges.real(seed, 1)[:MISSES], instruction, 1.0)]
     finally:
         environment.close()
-    return along_episodes(found, [words], parts.judge, "real episodes of the base")
+    return along_episodes(found, [instruction], parts.judge, "real episodes of the base")
 
 
-def demonstrated(parts: Parts, scene: Scene, words: str, seed: int) -> tuple[AlongStart, ...]:
+def demonstrated(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
     """Return the frames of one scripted demonstration as starts along the way; its actions are not used."""
-    asked = replace(scene, instructions=(words,))
+    asked = replace(scene, instructions=(instruction,))
     row = record_episode(asked, seed_ranges.demonstrations(seed, 1)[0], "demo", False,
                          (CAPTURE_HEIGHT, CAPTURE_WIDTH))
     success = row["success"]
-    episode = Episode(row["frames"], row["deltas"], row["states"], words, "demonstration", success=bool(success[-1]),
-                      done_step=int(success.argmax()) if success[-1] else None, measured=row["measured"])
-    return along_episodes([episode], [words], parts.judge, "a demonstration")
+    episode = Episode(row["frames"], row["deltas"], row["states"], instruction, "demonstration",
+                      success=bool(success[-1]), done_step=int(success.argmax()) if success[-1] else None,
+                      measured=row["measured"])
+    return along_episodes([episode], [instruction], parts.judge, "a demonstration")
 
 
 def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start], config: AdaptNodeConfig, seed: int
                 ) -> tuple[Practice, AdaptNodeConfig]:
     """Return what a session of that name trains on beside the captured frames, and its settings."""
-    words = starts[0].instruction
+    instruction = starts[0].instruction
     if session in ("replay", "replay, KL"):
         config = replace(config, target_kl=TARGET_KL) if session == "replay, KL" else config
         return Practice(replay=replay_starts(WITH_POLICY, config.policy)), config
@@ -147,9 +148,9 @@ def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start
         made = varied_starts(parts.judge, starts, config, seed)
         return Practice(varied=made.starts, notes=(made.summary,)), config
     if session == "near misses":
-        return Practice(along=near_misses(parts, scene, words, seed)), config
+        return Practice(along=near_misses(parts, scene, instruction, seed)), config
     if session == "one demonstration":
-        return Practice(along=demonstrated(parts, scene, words, seed)), config
+        return Practice(along=demonstrated(parts, scene, instruction, seed)), config
     return Practice(), config
 
 
@@ -166,7 +167,7 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
         first = [environment.reset(s, asked[0]) for s in seed_ranges.captures(captures)]
     finally:
         environment.close()
-    starts = [replace(s, instruction=words) for s in first for words in asked]
+    starts = [replace(s, instruction=instruction) for s in first for instruction in asked]
     policy.load_adapter(None)
     began = time.monotonic()
     practice, config = practice_of(parts, session, scene, starts, config, seed)
@@ -184,11 +185,11 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
                len(report.curve), {k: round(v, 5) for k, v in last.items() if k in ("kl", "kl_coefficient")})
 
 
-def truly(parts: Parts, ref: object, scene: Scene, words: str, episodes: int) -> list[bool]:
+def truly(parts: Parts, ref: object, scene: Scene, instruction: str, episodes: int) -> list[bool]:
     """Return the true outcomes of the policy with adapter `ref` (None: the base) in a scene."""
     environment = TwinEnvironment(scene)
     try:
-        return outcomes(environment, parts.policy, ref, seed_ranges.evaluation(episodes), words)  # type: ignore[arg-type]
+        return outcomes(environment, parts.policy, ref, seed_ranges.evaluation(episodes), instruction)  # type: ignore[arg-type]
     finally:
         environment.close()
 

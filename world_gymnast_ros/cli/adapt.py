@@ -33,6 +33,7 @@ from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
+from world_gymnast_ros.files import read_yaml
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import F32, Counts, Frame, Start
 
@@ -150,12 +151,7 @@ def _picture_starts(args: argparse.Namespace) -> list[Start]:
 
 def _task_starts(path: Path) -> list[Start]:
     """Return the starts that a YAML file of tasks names; its pictures are relative to it. Raises BadConfig."""
-    import yaml
-
-    try:
-        tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadConfig(f"--tasks {path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
+    tasks = read_yaml(path, f"--tasks {path}")
     starts = []
     for number, task in enumerate(tasks if isinstance(tasks, list) else [None], 1):
         good = (isinstance(task, dict) and set(task) <= {"instruction", "frames", "state"}

@@ -5,7 +5,7 @@ examples:
   world-gymnast bench replay --episodes runs/episodes --task drawer --write  also store it beside the world model
   world-gymnast bench adaptation --seeds 0 1 2             ten novel scenes on the twin: true success before and after
   world-gymnast bench sessions                  several instructions, varied starts, replay, starts along the way
-  world-gymnast bench adaptation --arms dream sft simulator twin --out DIR      beside what else one could do
+  world-gymnast bench adaptation --methods world_model sft simulator twin --out DIR     beside what else one could do
 """
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RELEASE_TITLE = "## Release gate"
 HELP = "release gate of a world model; true success before and after adaptation"
 NOVEL_SCENES = ("novel_evening", "novel_blue_cloth", "novel_white_table", "novel_camera_shift", "novel_dark_wood",
                 "novel_green_cloth", "novel_knocked", "novel_night", "novel_clutter", "novel_dark_red")
-ARMS = ("dream", "sft", "simulator", "twin")
-"""As `benchmark.adaptation.ARMS`, whose import costs seconds."""
+METHODS = ("world_model", "sft", "simulator", "twin")
+"""As `benchmark.adaptation.METHODS`, whose import costs seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "any words, such as 'open the *' (default: the sentences of its episodes)")
     options.device(replay)
     whole(replay, "--most", 1, default=100, help="episodes per task at most (default: %(default)s)")
-    whole(replay, "--copies", 1, 64, default=2, help="dreams per episode, averaged (default: %(default)s)")
+    whole(replay, "--copies", 1, 64, default=2, help="rollouts per episode, averaged (default: %(default)s)")
     options.seed(replay)
     options.threads(replay)
-    replay.add_argument("--pictures", type=Path, help="write a PNG of true and dreamed film strips here")
+    replay.add_argument("--images", type=Path, help="write a PNG of real and imagined frames here")
+    options.renamed(replay, "--pictures", "--images")
     replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
                         "simulated twin, the lab's webcam ... (default: the name of the folder)")
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
@@ -51,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
-    adaptation.add_argument("--arms", nargs="+", default=["dream"], choices=ARMS, help="dream: a session; and what "
-                            "one could do in its place: 5 demonstrations more (sft), the same learning in a simulator "
-                            "built by hand, or in the true twin (default: dream)")
+    adaptation.add_argument("--methods", nargs="+", default=["world_model"], choices=METHODS,
+                            help="world_model: a session; and what one could do in "
+                            "its place: 5 demonstrations more (sft), the same learning in a simulator "
+                            "built by hand, or in the true twin (default: world_model)")
+    options.renamed(adaptation, "--arms", "--methods")
     whole(adaptation, "--episodes", 2, 1000, default=40, help="true episodes before and after (default: %(default)s)")
     whole(adaptation, "--captures", 1, seeds.MAX_CAPTURES, default=4, help="frames to start from, the scene "
           "set up anew for each (default: %(default)s)")
@@ -133,7 +136,7 @@ def _adaptation(args: argparse.Namespace) -> int:
         parse_instruction(args.instruction or load_scene(scene).instructions[0])
     writable_folder(args.out)
     parts = load_parts(config)
-    with tqdm(total=len(args.scenes) * len(args.arms) * len(args.seeds), unit="session") as bar:
+    with tqdm(total=len(args.scenes) * len(args.methods) * len(args.seeds), unit="session") as bar:
         def progress(label: str, p: Progress | None) -> None:
             if p is None:
                 bar.n = len(adaptation_bench.read_rows(args.out))
@@ -141,7 +144,7 @@ def _adaptation(args: argparse.Namespace) -> int:
             else:
                 bar.set_postfix_str(f"{label}: {p.stage} {p.update}, reward {p.mean_reward:.2f}, imagined "
                                     f"{p.imagined_success:.2f}")
-        rows = adaptation_bench.bench(parts, args.scenes, args.instruction, args.arms, args.seeds, args.episodes,
+        rows = adaptation_bench.bench(parts, args.scenes, args.instruction, args.methods, args.seeds, args.episodes,
                                       args.captures, config, args.out, progress)
     table = adaptation_bench.markdown(rows)
     (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -161,9 +164,9 @@ def _table(paths: list[Path]) -> int:
     rows = [row for _, some in found for row in some]
     twice = sorted({row.key for i, row in enumerate(rows) if row.key in {r.key for r in rows[:i]}})
     if twice:
-        scene, words, arm, seed = twice[0]
-        raise EpisodeError(f"--rows: '{words}' in {scene}, {arm}, seed {seed} is there more than once and would count "
-                           "so; name each session once")
+        scene, words, method, seed = twice[0]
+        raise EpisodeError(f"--rows: '{words}' in {scene}, {method}, seed {seed} is there more than once and would "
+                           "count so; name each session once")
     print(adaptation_bench.markdown(rows))
     return 0
 
@@ -182,8 +185,8 @@ def _replay(args: argparse.Namespace) -> int:
     if args.write:
         release_file(args.world_model)  # refused before anything is measured
     torch.set_num_threads(args.threads)
-    if args.pictures:
-        writable_folder(args.pictures.parent, "--pictures")
+    if args.images:
+        writable_folder(args.images.parent, "--images")
     world_model = build.load_world_model(args.world_model, args.judge, args.device)
     judge = build.load_judges(args.judge, args.device)
     found = read_episodes(args.episodes, world_model.frame_size[0], min_steps=1, camera=args.camera)
@@ -206,8 +209,8 @@ def _replay(args: argparse.Namespace) -> int:
             print(f"{task}: {words}")
     if isinstance(judge, Counts) and judge.spent:
         print(judge.spent)
-    if args.pictures:
-        write_replays(args.pictures, replays, count=12)
+    if args.images:
+        write_replays(args.images, replays, count=12)
     if args.write:
         _store_release(args, judge.name, rows, table)
     return 0

@@ -69,18 +69,19 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.tasks import parse_instruction
 
     scene = load_scene(args.scene)
-    words = args.instruction or scene.instructions[0]
-    parse_instruction(words)
+    instruction = args.instruction or scene.instructions[0]
+    parse_instruction(instruction)
     policy, adapter = load_policy(args.policy), load_adapter(args.adapter)
     policy.load_adapter(adapter)  # an adapter of another base is refused here
     folder = folder_of(args)
-    log = TrialLog(folder, {"adapter": adapter.sha256, "instruction": words, "where": scene.name, "seed": args.seed})
+    log = TrialLog(folder, {"adapter": adapter.sha256, "instruction": instruction, "where": scene.name,
+                            "seed": args.seed})
     environment: Environment = TwinEnvironment(scene)
     try:
         with tqdm(total=args.limit_pairs, unit="pair") as bar:
             def outcome(trial: Trial) -> bool | None:
-                environment.reset(trial.seed, words)
-                environment.run(policy, adapter if trial.policy == "adapter" else None, words, 0.0, trial.seed)
+                environment.reset(trial.seed, instruction)
+                environment.run(policy, adapter if trial.policy == "adapter" else None, instruction, 0.0, trial.seed)
                 return environment.outcome()
 
             def after_pair(test: PairedTest, dropped: int) -> None:

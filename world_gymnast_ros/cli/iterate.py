@@ -9,7 +9,7 @@ examples:
   world-gymnast iterate "reach the red block" --robot --out runs/red   beside a running graph; you set the scene and
                                                                        say what came of it, not told which policy ran
   world-gymnast iterate --scene lab_bottle --rounds 3 --episodes 24    on the simulated twin
-  world-gymnast iterate --scene lab_camera --methods loop unchanged imitation    beside two baselines, same budget
+  world-gymnast iterate --scene lab_camera --methods loop adaptation_only imitation  beside two baselines, same budget
   world-gymnast iterate --scene my_lab.yaml --out runs/mine --replay data/replay --old data/old_scenes
 
 exit status: 0 all rounds are done, 2 refused, 130 stopped
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(parser, "--captures", 1, seeds.MAX_CAPTURES, help=f"frames an adaptation starts from {by_place('captures')}")
     whole(parser, "--limit-pairs", 0, seeds.MAX_EPISODES // 2, help="validate on the arm in pairs of trials, at most "
           f"so many; 0: a third of the episodes, unpaired {by_place('limit_pairs')}")
-    parser.add_argument("--methods", nargs="+", choices=("loop", "unchanged", "imitation"), default=["loop"],
-                        help="loop; unchanged: adaptation alone, world model and judge as they are; imitation: cloning "
+    parser.add_argument("--methods", nargs="+", choices=("loop", "adaptation_only", "imitation"), default=["loop"],
+                        help="loop; adaptation_only: world model and judge stay as they are; imitation: cloning "
                              "the successes (Iter-SFT) (default: loop)")
     real(parser, "--temperature", 0.05, 10.0, default=1.2, help="of exploration (default: %(default)s)")
     whole(parser, "--update-steps", 2, 10**6, default=40, help="of the world model, a round (default: %(default)s)")
@@ -92,14 +92,14 @@ def _on_twin(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.run import EarlierData
 
     scene = load_scene(args.scene)
-    words = args.instruction or scene.instructions[0]
+    instruction = args.instruction or scene.instructions[0]
     environment = TwinEnvironment(scene, frame_size(session_settings(args).world_model))
     try:
-        environment.reset(0, words)  # a wrong instruction is refused before anything is written
+        environment.reset(0, instruction)  # a wrong instruction is refused before anything is written
         out = args.out or Path("runs/iterate") / Path(args.scene).stem
         play = {name: str(Path(given).resolve()) if given else f"play/{name}"
                 for name, given in (("replay", args.replay), ("old", args.old))}
-        config, adapt = settings(args, words, args.task or environment.twin.task.family, play, ON_TWIN,
+        config, adapt = settings(args, instruction, args.task or environment.twin.task.family, play, ON_TWIN,
                                  args.horizon_steps or environment.horizon_steps)
 
         def make_play(name: str, folder: Path) -> None:
@@ -113,7 +113,7 @@ def _on_twin(args: argparse.Namespace) -> int:
 def session_settings(args: argparse.Namespace) -> AdaptNodeConfig:
     """Return the settings of a run's sessions."""
     # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
-    return options.session_settings(args, words=("min_release_auc=0", "max_updates=8", "copies=20", "select_dreams=6",
+    return options.session_settings(args, words=("min_release_auc=0", "max_updates=8", "copies=20", "select_groups=6",
                                                  "budget_s=86400.0"))
 
 

@@ -6,7 +6,7 @@ rate, upper end of its interval, stays below --refuse-above, and where it tells 
 judge with a logit can be calibrated: the learned one, an image-text model (--judge Qwen/Qwen3-VL-4B-Instruct), a
 server (--judge http://HOST:PORT/v1#MODEL).
 
-`veto` leaves the one that looks, in one family of tasks, only to stop what it is sure about: it then claims all but
+`veto` leaves the one that looks, in one family of tasks, only to stop what it is sure about: it then passes all but
 --share of the true successes. For families in which the geometric judge knows better.
 
 `learn` teaches both judges a scene from marked recordings of it, settings only: where the camera stands, how high the
@@ -17,7 +17,7 @@ examples:
   world-gymnast judge calibrate --episodes runs/demo-*/episodes         your own marked recordings
   world-gymnast judge calibrate --episodes runs/episodes --judge judges/mine --out judges/better
   world-gymnast judge calibrate --play data/held_out --out judges/mine  play data of the twin
-  world-gymnast judge veto --play data/dreams --task push --out judges/mine
+  world-gymnast judge veto --play data/imagined --task push --out judges/mine
   world-gymnast judge learn --episodes runs/episodes --out judges/lab   a moved camera, a new shape, what stops the arm
   world-gymnast bench replay --episodes data/held_out --judge judges/mine --judge tiny/locator --write   release it
   world-gymnast adapt --scene novel_evening --set "judges=judges/mine, tiny/locator"   and use it
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--episodes", nargs="+", type=Path, metavar="DIR", help="folders of marked recordings, one "
                         "recording's own folder, or folders of *.npz files")
     options.camera(calibrate)
-    source.add_argument("--play", type=Path, help="folder of play data (*.npz); dreamed ones too (`train dreams`)")
+    source.add_argument("--play", type=Path, help="folder of play data (*.npz); imagined ones too (`train imagined`)")
     options.judge(calibrate)
     options.device(calibrate)
     calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
     veto = sub.add_parser("veto", help="let the learned judge only stop what it is sure about, in one family")
-    veto.add_argument("--play", type=Path, required=True, help="folder of dreamed play data (`train dreams`)")
+    veto.add_argument("--play", type=Path, required=True, help="folder of imagined play data (`train imagined`)")
     options.judge(veto)
     veto.add_argument("--task", required=True, help="what the kind of task is called in the data, such as push")
     real(veto, "--share", 0.01, 0.5, default=0.1, help="of the true successes that it may stop (default: %(default)s)")
@@ -110,7 +110,7 @@ def run_veto(args: argparse.Namespace) -> int:
     judge.config.task_offsets = {**judge.config.task_offsets, args.task: offset}
     after = judge.probability(judged.logits, args.task) > judge.config.done_threshold
     for name, rows in (("true successes", judged.success), ("failures", ~judged.success)):
-        print(f"{args.task}: of {rows.sum()} {name} it claims {after[rows].mean():.0%}, was "
+        print(f"{args.task}: of {rows.sum()} {name} it passes {after[rows].mean():.0%}, was "
               f"{before[rows].mean():.0%}")
     judge.save(args.out)
     print(f"judge: {args.out}; measure it with the geometric judge: world-gymnast bench replay --write")
@@ -197,7 +197,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     refused = found.doubt(args.refuse_above)
     lines = [f"episodes {found.episodes}, half fitted, half measured",
              f"AUC {found.auc:.3f}, calibration error {found.calibration_error:.3f}",
-             f"false successes among failures {found.false_success}, missed successes {found.missed}",
+             f"false successes among failures {found.false_success}, false negatives {found.false_negative}",
              f"refused: {refused}; name another judge, or train this one on more of these scenes" if refused else
              "good enough to adapt with, for scenes and tasks like these"]
     print("\n".join(lines))

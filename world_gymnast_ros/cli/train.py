@@ -1,4 +1,4 @@
-"""Train the tiny models: policy, judge (reflector) or world model; dream recorded episodes for the judge.
+"""Train the tiny models: policy, judge (reflector) or world model; imagine recorded episodes again for the judge.
 
 examples:
   world-gymnast train policy --play data/demo --out runs/policy
@@ -6,8 +6,8 @@ examples:
   world-gymnast train reflector-head --trunk Qwen/Qwen3-VL-4B-Instruct --episodes runs/episodes --out judges/mine
   world-gymnast train locator --stills data/stills --play data/wide_play --out runs/locator
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
-  world-gymnast train dreams --play data/wide_play --world-model runs/wm --out data/dreams   then the judge on these:
-  world-gymnast train reflector --play data/wide_play --dreams data/dreams --start runs/reflector --out runs/reflector2
+  world-gymnast train imagined --play data/wide_play --world-model runs/wm --out data/imagined   then a judge on these:
+  world-gymnast train reflector --play data/wide_play --imagined data/imagined --start runs/reflector --out runs/second
   world-gymnast train world-model --play data/wide_play --out runs/wm --resume --minutes 90   go on from a stopped run
   world-gymnast train world-model --episodes runs/demo-*/episodes --out runs/update   learn from what really happened,
       check the new version against the old one, store it in runs/world_models; a stopped run goes on
@@ -41,8 +41,8 @@ TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the j
          "reflector-head": "a judge on a frozen image-text model, from marked recordings",
          "locator": "the geometric judge: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",
-         "dreams": "recorded episodes dreamed again, with their true labels: data for the judge"}
-MODULES = {"policy": "training.policy", "reflector": "training.reflector", "dreams": "updates.imagined",
+         "imagined": "recorded episodes imagined again, with their true labels: data for the judge"}
+MODULES = {"policy": "training.policy", "reflector": "training.reflector", "imagined": "updates.imagined",
            "locator": "tabletop.train_locator"}
 
 
@@ -106,12 +106,12 @@ def _world_model_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how (None: a default that suits the data)")
     whole(how, "--batch", 1, 65536, help="clips per step")
     how.add_argument("--muon-lr", type=float)
-    how.add_argument("--rollouts-from", type=float, help="share of the budget after which own dreams join; 1: never")
+    how.add_argument("--rollouts-from", type=float, help="share of the budget after which own rollouts join; 1: never")
     how.add_argument("--moving-weight", type=float, help="extra loss weight of moving pixels")
     how.add_argument("--dropout", type=float, help="dropout of a new network")
     how.add_argument("--report-every-s", type=float, help="seconds between reports and saves")
     how.add_argument("--workspace", type=float, nargs=6, metavar="M",
-                     help="box that clips the dream's target: low x y z, high x y z, m")
+                     help="box that clips the imagined target: low x y z, high x y z, m")
     how.add_argument("--camera-fit-steps", type=int, default=2500,
                      help="steps that first teach where the camera is; play data only (default: %(default)s)")
     return parser
@@ -156,11 +156,11 @@ def _world_model(args: argparse.Namespace) -> int:
 
         network_settings |= {"camera": scene_camera(load_scene("train_oak")), "plate": True}
     network = new_network(ActionDiTConfig(**network_settings), args.init, args.seed).to(args.device)
-    if args.clips is None:  # a checkpoint from before plates learns to use them
+    if args.clips is None:  # a checkpoint from before backgrounds learns to use them
         network.config = replace(network.config, plate=True)
     if args.clips is None and args.init is None and not args.resume:
         misfit_px = train_camera_fit(network, training, args.camera_fit_steps, args.seed)
-        print(f"camera fit: the arm's outline is off by {misfit_px:.2f} px on episodes set aside")
+        print(f"camera fit: the arm's silhouette is off by {misfit_px:.2f} px on episodes set aside")
     trainer = Trainer(network, training, held_out, config, args.out)
     if args.resume:
         trainer.resume()
@@ -173,7 +173,7 @@ def _world_model(args: argparse.Namespace) -> int:
         print("choosing the gain of drawn changes on the validation clip; not part of --minutes", flush=True)
         _choose_gain(network, held_out, args.out)
     if test:
-        print("dreaming the held-out clip", flush=True)
+        print("imagining the held-out clip", flush=True)
         _test(network, test, args.out)
     print(f"wrote {args.out}")
     return 0
@@ -228,7 +228,7 @@ def _update(args: argparse.Namespace) -> int:
     print("\n".join(result.decision.lines))
     promoted = result.decision.promote
     print(f"{'promoted' if promoted else 'not promoted, the old version is kept'}: {result.version.path}")
-    print(f"pictures: {args.out / 'dreams.png'}")
+    print(f"pictures: {args.out / 'replays.png'}")
     return 0 if promoted else 1
 
 
@@ -312,7 +312,7 @@ def _choose_gain(network: ActionDiT, validation: list[Episode], out: Path) -> No
 
 
 def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
-    """Dream the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
+    """Imagine the held-out clip from each of its frames; print and store the error beside that of copying the frame."""
     from world_gymnast_ros.evaluation.horizon_error import horizon_errors, imagine_segments, segments, write_strips
     from world_gymnast_ros.files import write_text
     from world_gymnast_ros.models.vision import fast_math
@@ -323,7 +323,7 @@ def _test(network: ActionDiT, test: list[Episode], out: Path) -> None:
     errors = horizon_errors(stretches, rollouts, (1, 5))
     write_strips(out / "test.png", stretches[::6], rollouts[::6], columns=6)
     write_text(out / "test.json", json.dumps({"clips": [e.name for e in test], "horizons": errors}, indent=1) + "\n")
-    print(f"held-out clip {', '.join(e.name for e in test)}, dreams from {len(stretches)} start frames:")
+    print(f"held-out clip {', '.join(e.name for e in test)}, imagined from {len(stretches)} start frames:")
     for h, r in errors.items():
         print(f"  {h} step: MSE {r['mse']:.6f} against {r['mse_copy']:.6f} for copying (x {r['ratio']:.3f}), PSNR "
               f"{r['psnr_db']:.2f} against {r['psnr_copy_db']:.2f} dB; in changed places x {r['changed_ratio']:.3f}")

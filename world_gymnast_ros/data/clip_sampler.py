@@ -105,18 +105,18 @@ class ClipSource:
 
     def batch(self, rng: np.random.Generator, count: int, state_dropout: float,
               own: dict[int, U8] | None = None) -> Batch:
-        """Cut `count` clips. With `own` (episode index to a dream of it), half of them get dreamed previous frames.
+        """Cut `count` clips. With `own` (episode index to frames imagined of it), half get imagined previous frames.
 
         The start frame of a clip is its episode's first frame or, in one case of four, any frame up to the clip.
         """
         indices, T = self.draw(rng, count), self.clip_frames
-        dreamed = sorted(own) if own else []  # whatever order a resumed run read them in
-        if dreamed:
-            indices[: count // 2] = rng.choice(dreamed, count // 2)
+        redrawn = sorted(own) if own else []  # whatever order a resumed run read them in
+        if redrawn:
+            indices[: count // 2] = rng.choice(redrawn, count // 2)
         rows = []
         for i, index in enumerate(indices):
             e = self.episodes[index]
-            past = own[int(index)] if own and dreamed and i < count // 2 else e.frames
+            past = own[int(index)] if own and redrawn and i < count // 2 else e.frames
             s = int(rng.integers(0, e.steps - T + 1))
             f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
             known = e.states is not None and rng.random() >= state_dropout

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from world_gymnast_ros.episodes.files import read_json
 from world_gymnast_ros.episodes.tables import read_table
-from world_gymnast_ros.errors import BadFrame, EpisodeError
+from world_gymnast_ros.errors import BadFrame, EpisodeError, one_line
 from world_gymnast_ros.images import decode_rgb, resize_rgb
 from world_gymnast_ros.robot.actions import StepLimits, matrix_to_rpy, rpy_to_matrix
 from world_gymnast_ros.types import CONTROL_DT_S, F32, F64, I64, U8
@@ -142,7 +142,7 @@ def _episode(found: _Set, row: dict[str, Any], table: pa.Table, size: tuple[int,
     except (EpisodeError, BadFrame):
         raise
     except Exception as error:  # a set can be odd in any way: columns of other types, nulls, other nesting
-        raise EpisodeError(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; {REMEDY}") from error
+        raise EpisodeError(f"{type(error).__name__}: {one_line(error)}; {REMEDY}") from error
 
 
 def _sorted(rows: pa.Table) -> pa.Table:

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
+from world_gymnast_ros.episodes.export.worldgym import ROTATION_SCALE, TRANSLATION_SCALE
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.files import read_npz
 from world_gymnast_ros.types import F32
 from world_gymnast_ros.video import read_video
 
-WORLDGYM_SCALE = np.array([0.05 / 1.75] * 3 + [0.25 / 1.4] * 3, np.float32)
-"""m and rad per WorldGym unit."""
+METRES_AND_RADIANS = np.array([1.0 / TRANSLATION_SCALE] * 3 + [1.0 / ROTATION_SCALE] * 3, np.float32)
+"""Of a WorldGym unit."""
 
 
 def worldgym_deltas(rows: F32) -> F32:
     """Return Bridge actions float32 (T, 7) of WorldGym rows (T, >= 7): gripper -1 there is open, here 1."""
     rows = np.asarray(rows, np.float32)
-    return np.concatenate([rows[:, :6] * WORLDGYM_SCALE, rows[:, 6:7] < 0.0], 1).astype(np.float32)
+    return np.concatenate([rows[:, :6] * METRES_AND_RADIANS, rows[:, 6:7] < 0.0], 1).astype(np.float32)
 
 
 def read_clip(path: Path) -> Episode:
@@ -33,6 +34,8 @@ def read_clip(path: Path) -> Episode:
     if rows.ndim != 2 or rows.shape[1] < 7 or len(rows) != len(frames) or len(frames) < 2:
         raise EpisodeError(f"{path.name} has {len(frames)} frames and actions {rows.shape}; expected one row of at "
                            "least 7 numbers per frame, and two frames or more")
+    if not np.isfinite(rows).all():
+        raise EpisodeError(f"{file} holds actions that are not finite; export the clip again")
     success = {"success": True, "failure": False}.get(str(data.get("outcome", "")))
     return Episode(frames, worldgym_deltas(rows)[:-1], data.get("target_states"), str(data.get("instruction", "")),
                    path.stem, "clip" if success is None else "", success, measured=data.get("states"))

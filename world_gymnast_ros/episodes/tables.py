@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import EpisodeError, one_line
 
 
 def read_table(path: Path, remedy: str) -> pa.Table:
@@ -16,5 +16,4 @@ def read_table(path: Path, remedy: str) -> pa.Table:
         table.validate(full=True)
         return table
     except Exception as error:
-        words = " ".join(str(error).split())[:160]
-        raise EpisodeError(f"cannot read {path}: {words or type(error).__name__}; {remedy}") from error
+        raise EpisodeError(f"cannot read {path}: {one_line(error) or type(error).__name__}; {remedy}") from error

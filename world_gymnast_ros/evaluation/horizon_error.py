@@ -24,7 +24,7 @@ CHANGED_LEVEL = 0.06
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a true episode to be dreamed: from frame `start`, `steps` actions."""
+    """A stretch of a true episode to be imagined: from frame `start`, `steps` actions."""
 
     episode: Episode
     start: int
@@ -44,7 +44,7 @@ def segments(episodes: Sequence[Episode], steps: int, stride: int) -> list[Segme
 
 def imagine_segments(network: ActionDiT, stretches: Sequence[Segment], seed: int, denoising_steps: int | None = None,
                known: bool = True, batch: int = 64) -> list[U8]:
-    """Dream each stretch from its start frame; return frames uint8 (steps + 1, H, W, 3). `known` False: no state."""
+    """Imagine each stretch from its start frame; return frames uint8 (steps + 1, H, W, 3). `known` False: no state."""
     out: list[U8] = []
     device = network.age_bias.device
     for i in range(0, len(stretches), batch):
@@ -84,10 +84,11 @@ def horizon_errors(stretches: Sequence[Segment], rollouts: Sequence[U8], horizon
             continue
         true = np.stack([c.frames[h] for c, _ in pairs]).astype(np.float32) / 255.0
         start = np.stack([c.frames[0] for c, _ in pairs]).astype(np.float32) / 255.0
-        dream = np.stack([f[h] for _, f in pairs]).astype(np.float32) / 255.0
+        imagined = np.stack([f[h] for _, f in pairs]).astype(np.float32) / 255.0
         changed = (np.abs(true - start).max(-1) > CHANGED_LEVEL)[..., None]
-        mse, copy = float(np.mean((dream - true) ** 2)), float(np.mean((start - true) ** 2))
-        inside, inside_copy = float(((dream - true) ** 2 * changed).sum()), float(((start - true) ** 2 * changed).sum())
+        error, error_copy = (imagined - true) ** 2, (start - true) ** 2
+        mse, copy = float(error.mean()), float(error_copy.mean())
+        inside, inside_copy = float((error * changed).sum()), float((error_copy * changed).sum())
         rows[str(h)] = {"mse": mse, "mse_copy": copy, "ratio": mse / max(copy, 1e-12), "psnr_db": psnr_db(mse),
                         "psnr_copy_db": psnr_db(copy), "changed_ratio": inside / max(inside_copy, 1e-12),
                         "count": len(pairs)}

@@ -33,7 +33,7 @@ HORIZONS = (1, 5, 10)
 class Replays:
     """E recorded episodes replayed. `mse`, `structural` (E,): image error, mean over the horizon; `horizon_mse` (E, 3)
     at HORIZONS, NaN beyond an episode's end. `score` (E,): imagined score, mean over copies, NaN without a verdict;
-    `claimed` bool (E,): more than half of the copies were called a success; `true_score` (E,): what the judge says of
+    `predicted` bool (E,): more than half of the copies were called a success; `true_score` (E,): what the judge says of
     the recorded frames, the ceiling that it sets, NaN where not asked. `rollouts`: the frames of each first copy."""
 
     episodes: tuple[Episode, ...]
@@ -41,7 +41,7 @@ class Replays:
     structural: F64
     horizon_mse: F64
     score: F64
-    claimed: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
     true_score: F64
     rollouts: list[U8]
 
@@ -53,23 +53,23 @@ class Replays:
     def rows(self, which: NDArray[np.int64]) -> Replays:
         """Return those of some episodes."""
         return Replays(tuple(self.episodes[i] for i in which), self.mse[which], self.structural[which],
-                       self.horizon_mse[which], self.score[which], self.claimed[which], self.true_score[which],
+                       self.horizon_mse[which], self.score[which], self.predicted[which], self.true_score[which],
                        [self.rollouts[i] for i in which])
 
     def summary(self) -> dict[str, Any]:
         """Return plain figures; false positive rate first."""
         success, known = self.success, np.isfinite(self.score)
         failed = ~success
-        false = wilson(int((self.claimed & failed).sum()), max(1, int(failed.sum())))
-        agree = wilson(int((self.claimed == success).sum()), len(success))
+        false = wilson(int((self.predicted & failed).sum()), max(1, int(failed.sum())))
+        agree = wilson(int((self.predicted == success).sum()), len(success))
         steps = np.asarray(np.isfinite(self.horizon_mse).any(0))
         return {
             "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
             "failures": int(failed.sum()), "episodes": len(success),
-            "missed": float((~self.claimed[success]).mean()) if success.any() else float("nan"),
+            "false_negative": float((~self.predicted[success]).mean()) if success.any() else float("nan"),
             "agreement": agree.value, "agreement_low": agree.low, "agreement_high": agree.high,
             "auc": auc(self.score[known], success[known]),
-            "imagined_success": float(self.claimed.mean()), "true_success": float(success.mean()),
+            "imagined_success": float(self.predicted.mean()), "true_success": float(success.mean()),
             "psnr_db": psnr_db(float(self.mse.mean())), "structural": float(self.structural.mean()),
             "psnr_db_by_step": {str(h): psnr_db(float(np.nanmean(self.horizon_mse[:, k])))
                                 for k, h in enumerate(HORIZONS) if steps[k]}}
@@ -93,11 +93,11 @@ class Replays:
         captured = [e.captured for e in self.episodes if e.captured is not None]
         kind = PictureKind.of(captured, source).to_json() if len(captured) == len(self.episodes) else None
         judged = np.isfinite(self.score)
-        success, claimed = self.success[judged], self.claimed[judged]
+        success, predicted = self.success[judged], self.predicted[judged]
         imagined = paired_replay_auc(self.score[judged].tolist(), success.tolist())
         ceiling = paired_replay_auc(np.nan_to_num(self.true_score[judged]).tolist(), success.tolist())
-        false = wilson(int(claimed[~success].sum()), max(1, int((~success).sum())))
-        recall = wilson(int(claimed[success].sum()), max(1, int(success.sum())))
+        false = wilson(int(predicted[~success].sum()), max(1, int((~success).sum())))
+        recall = wilson(int(predicted[success].sum()), max(1, int(success.sum())))
         asked = bool(np.isfinite(self.true_score).any())
         return {"auc": imagined.value, "low": imagined.low, "high": imagined.high,
                 "auc_true_frames": ceiling.value if asked else float("nan"),
@@ -129,8 +129,9 @@ def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: in
 
 def judge_recorded(judge: Judge, rollouts: Sequence[U8], episodes: Sequence[Episode]
                    ) -> tuple[F64, NDArray[np.bool_]]:
-    """Return scores (E,), NaN without a verdict, and claims bool (E,), of frames (T+1, H, W, 3) of each episode."""
-    score, claimed = np.full(len(rollouts), np.nan), np.zeros(len(rollouts), np.bool_)
+    """Return scores (E,), NaN without a verdict, and predicted success bool (E,), of each episode's frames
+    (T+1, H, W, 3)."""
+    score, predicted = np.full(len(rollouts), np.nan), np.zeros(len(rollouts), np.bool_)
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, (frames, episode) in enumerate(zip(rollouts, episodes, strict=True)):
         groups.setdefault((episode.instruction, frames.shape), []).append(i)
@@ -140,9 +141,9 @@ def judge_recorded(judge: Judge, rollouts: Sequence[U8], episodes: Sequence[Epis
                              np.stack([e.deltas for e in mine]))
         verdicts = judge_safely(judge, np.stack([rollouts[i] for i in rows]), instruction, facts)
         for i, verdict in zip(rows, verdicts, strict=True):
-            claimed[i] = is_success(verdict)
+            predicted[i] = is_success(verdict)
             score[i] = np.nan if verdict.score is None else verdict.score
-    return score, claimed
+    return score, predicted
 
 
 def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Episode], seed: int, *, copies: int = 1,
@@ -162,7 +163,7 @@ def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Ep
         raise EpisodeError("no episode to replay; name folders of marked recordings or of *.npz files")
     imagined = [r[None] for r in rollouts] if rollouts is not None else imagine_again(world_model, episodes, seed,
                                                                                      copies, progress)
-    scores, claims = zip(*(judge_recorded(judge, [r[c] for r in imagined], episodes)
+    scores, predicted = zip(*(judge_recorded(judge, [r[c] for r in imagined], episodes)
                            for c in range(len(imagined[0]))), strict=True)
     known = np.isfinite(scores)
     score = np.where(known.any(0), np.where(known, scores, 0.0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
@@ -176,7 +177,7 @@ def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Ep
         mse[i], structural[i] = error.mean(), structural_error(frames[0, 1:], recorded).mean()
         by_step[i, [k for k, h in enumerate(HORIZONS) if h <= len(error)]] = [
             error[h - 1] for h in HORIZONS if h <= len(error)]
-    return Replays(tuple(episodes), mse, structural, by_step, score, 2 * np.sum(claims, 0) > len(claims), true_score,
+    return Replays(tuple(episodes), mse, structural, by_step, score, np.mean(predicted, 0) > 0.5, true_score,
                    [r[0] for r in imagined])
 
 

@@ -34,8 +34,8 @@ class SceneJudge(Judge, Protocol):
     def strictness(self, episodes: Sequence[Episode]) -> Any:
         """Return how strict it is about what the episodes ask for; the greater of two is the stricter."""
 
-    def claims_by_strictness(self, rollouts: Sequence[U8], episodes: Sequence[Episode]
-                             ) -> Mapping[Any, NDArray[np.bool_]]:
+    def predicted_by_strictness(self, rollouts: Sequence[U8], episodes: Sequence[Episode]
+                                ) -> Mapping[Any, NDArray[np.bool_]]:
         """Return which rollouts (T+1, H, W, 3) it calls a success, bool (E,), at each strictness that it knows."""
 
     def set_strictness(self, strictness: Any, episodes: Sequence[Episode]) -> None:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.play import Play
-from world_gymnast_ros.first_order.run_state import STATE, PlainRun
 from world_gymnast_ros.models.checkpoint import load_frozen, save_model
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.training.optim import warm_then_decay
+from world_gymnast_ros.training.run_state import STATE, PlainRun
 
 KIND = "first-order-encoder"
 SHARPNESS = 8.0

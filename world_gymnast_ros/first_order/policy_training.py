@@ -20,9 +20,9 @@ from world_gymnast_ros.first_order.fog import FogConfig, FogLearner
 from world_gymnast_ros.first_order.global_model import GlobalModel
 from world_gymnast_ros.first_order.play import Play
 from world_gymnast_ros.first_order.ppo import PpoConfig, PpoLearner
-from world_gymnast_ros.first_order.run_state import STATE, PlainRun, load_run, save_run
 from world_gymnast_ros.first_order.surrogate import LatentSurrogate, Replay, Sequences, update_surrogate
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.training.run_state import STATE, PlainRun, load_run, save_run
 
 METHODS = ("fog", "ppo", "surrogate")
 SURROGATE_KIND, POLICY_KIND = "first-order-surrogate", "first-order-policy"

@@ -15,8 +15,8 @@ from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.first_order.diffusion import DiffusionConfig, DiffusionWorldModel
 from world_gymnast_ros.first_order.play import Play
-from world_gymnast_ros.first_order.run_state import STATE, load_run, save_run
-from world_gymnast_ros.training.optim import warm_then_decay
+from world_gymnast_ros.training.optim import follow, warm_then_decay
+from world_gymnast_ros.training.run_state import STATE, load_run, save_run
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,6 @@ def train_diffusion(play: Play, config: DiffusionConfig, training: DiffusionTrai
     errors: dict[str, float] = open_loop_errors(average, play, held, training.seed)
     write_text(out / "errors.json", json.dumps(errors, indent=2) + "\n")
     return errors
-
-
-@torch.no_grad()
-def follow(average: torch.nn.Module, model: torch.nn.Module, keep: float) -> None:
-    """Move every float of `average` to `keep` of itself and 1 - keep of `model`."""
-    for mine, new in zip(average.parameters(), model.parameters(), strict=True):
-        mine.lerp_(new, 1.0 - keep)
 
 
 def draw(model: DiffusionWorldModel, play: Play, held: int, batch: int,

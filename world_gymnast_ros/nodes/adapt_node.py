@@ -267,7 +267,7 @@ class AdaptNode(base.ConfiguredNode):
         """Forget the pictures that a session used; not those of one that was cancelled or dry, or whose judges were
         mute: a person captured them."""
         report = session.report
-        if report.gate is None or report.outcome in (Outcome.CANCELLED, Outcome.WOULD_PROMOTE):
+        if report.promotion is None or report.outcome in (Outcome.CANCELLED, Outcome.WOULD_PROMOTE):
             return
         used = {id(start.frame) for start in starts}
         self._kept = deque((kept for kept in self._kept if id(kept[0]) not in used), maxlen=self.config.max_captures)
@@ -342,9 +342,9 @@ class AdaptNode(base.ConfiguredNode):
         report = session.report
         result.promoted, result.message = report.promoted, f"{session.advice.line}{self._still_kept()}"
         result.report_path = str(session.report_path.resolve())
-        if report.gate is not None:
-            result.imagined_before = float(report.gate.before.value)
-            result.imagined_after = float(report.gate.after.value)
+        if report.promotion is not None:
+            result.imagined_before = float(report.promotion.before.value)
+            result.imagined_after = float(report.promotion.after.value)
         if report.adapter is not None:
             result.adapter = convert.adapter_msg(report.adapter, self.now_ns())
 

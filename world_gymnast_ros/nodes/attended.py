@@ -192,7 +192,7 @@ class Attended(Operator):
         self.spin_until(over, self._trial_s + 10.0, "the end of the trial")
         if self.status.state != self.status.ARMED:
             print(f"\nthe arm stopped by itself: {self.status.reason}")
-            return "done" if self.status.reason == HoldCause.TASK_DONE.value else "fault"
+            return "done" if convert.hold_cause(self.status) is HoldCause.TASK_DONE else "fault"
         return "done" if pressed else "time"
 
     def _walk_home(self) -> None:
@@ -201,9 +201,9 @@ class Attended(Operator):
         try:
             self.trigger("go_home")
             # A status may be older than the answer: only what it says of the walk counts.
-            walk = (HoldCause.GOING_HOME.value, HoldCause.AT_HOME.value)
-            self.spin_until(lambda: self.status.reason in walk, ANSWER_S, "the arm to set out")
-            self.spin_until(lambda: self.status.reason != HoldCause.GOING_HOME.value, HOME_S, "the arm at home")
+            walk = (HoldCause.GOING_HOME, HoldCause.AT_HOME)
+            self.spin_until(lambda: convert.hold_cause(self.status) in walk, ANSWER_S, "the arm to set out")
+            self.spin_until(lambda: convert.hold_cause(self.status) is not walk[0], HOME_S, "the arm at home")
             print(self.status.reason)
         except GraphFault as error:
             print(f"the arm did not go home ({error}); bring it there")

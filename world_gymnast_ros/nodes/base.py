@@ -22,7 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros import config, priority
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.errors import BadConfig, WorldGymnastError
+from world_gymnast_ros.errors import BadConfig, WorldGymnastError, one_line
 from world_gymnast_ros.nodes import command_line
 from world_gymnast_ros.nodes.causes import Causes, NameClaim
 from world_gymnast_ros.nodes.convert import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -205,7 +205,7 @@ def _init(argv: Sequence[str]) -> None:
     try:
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # the class of RCLError and of UnknownROSArgsError
-        raise BadConfig(f"ROS refuses the command line or the environment: {' '.join(str(error).split())}; a "
+        raise BadConfig(f"ROS refuses the command line or the environment: {one_line(error, 400)}; a "
                         "parameter is given as --ros-args -p NAME:=VALUE, see --help") from error
 
 
@@ -214,7 +214,7 @@ def _made(make: Callable[[], ConfiguredNode]) -> ConfiguredNode:
     try:
         return make()
     except (ParameterException, NameValidationException) as error:
-        raise BadConfig(f"ROS refuses a parameter or a name: {' '.join(str(error).split())}; see --help") from error
+        raise BadConfig(f"ROS refuses a parameter or a name: {one_line(error, 400)}; see --help") from error
 
 
 def run(make: Callable[[], ConfiguredNode], argv: list[str] | None = None, threads: int = 1,

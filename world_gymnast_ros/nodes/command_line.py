@@ -19,7 +19,9 @@ from typing import Any
 
 import yaml
 
+from world_gymnast_ros.config import RENAMED
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.files import read_yaml
 from world_gymnast_ros.paths import PACKAGE
 
 ROS_ARGS, ROS_ARGS_END = "--ros-args", "--"
@@ -195,7 +197,8 @@ def foreign(words: Sequence[str], node: str, known: Collection[str], elsewhere: 
                 shared.update(dict.fromkeys(_flat(block), str(path)))
             else:
                 meant_for_it.update(_flat(block))
-    found = {key: path for key, path in shared.items() if key not in known and key not in meant_for_it}
+    found = {key: path for key, path in shared.items()
+             if key not in known and key not in meant_for_it and RENAMED.get(key) not in known}
     for key, file in found.items():
         like = difflib.get_close_matches(key, known, 1, NEARLY)
         if like and key not in elsewhere:
@@ -238,11 +241,7 @@ def _source_of(name: str, value: Any, rules: Sequence[str], files: Sequence[tupl
 
 def sections_of(path: Path) -> dict[str, Mapping[str, Any]]:
     """Return the sections of a parameters file, name -> parameters; names of namespaces are joined by /."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{PARAMS_FILE} {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    return dict(_walk("", data))
+    return dict(_walk("", read_yaml(path, f"{PARAMS_FILE} {path}")))
 
 
 def _walk(name: str, block: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

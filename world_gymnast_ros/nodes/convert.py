@@ -44,6 +44,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from world_gymnast_ros.action import Adapt
 from world_gymnast_ros.control.chunk_player import ArmMode, DueAction
+from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.encodings import BAYER, PACKED_YUV, rgb_of
 from world_gymnast_ros.errors import AdapterMismatch, BadAction, BadConfig, BadFrame
 from world_gymnast_ros.images import decode_rgb
@@ -343,6 +344,14 @@ def status_msg(mode: ArmMode, reason: str, counts: dict[Verdict, int], frame_age
                        command_age_s=command_age_s, verdict_counts=[counts[v] for v in VERDICTS])
     msg.header.stamp = to_time(now_ns)
     return msg
+
+
+def hold_cause(msg: Any) -> HoldCause:
+    """Return why an ArmStatus says that the arm is held: `arm_node` gives the cause's own text as the reason, or one
+    with details, which is OTHER. NONE where it is not held."""
+    if msg.state != ArmStatusMsg.HOLDING:
+        return HoldCause.NONE
+    return next((cause for cause in HoldCause if cause.value == msg.reason), HoldCause.OTHER)
 
 
 # --- adapters, diagnostics --------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def options_from(args: argparse.Namespace) -> DemoOptions:
     scene = load_scene(args.scene)
     instruction = args.instruction or scene.instructions[0]
     task = parse_instruction(instruction)
-    names = [thing.name for thing in scene.objects]
+    names = [spec.name for spec in scene.objects]
     for name in filter(None, (task.target, task.goal)):
         if name not in names:
             raise BadInstruction(f"'{instruction}' names '{name}', but scene '{scene.name}' holds only: "

@@ -113,9 +113,9 @@ class RobotWords(Caller):
         def walk() -> str:
             print(f"{going.value}, keep clear; Ctrl-C holds", flush=True)
             answered = len(heard)
-            self.spin_until(lambda: len(heard) > answered and heard[-1].reason != going.value, HOME_S,
+            self.spin_until(lambda: len(heard) > answered and convert.hold_cause(heard[-1]) is not going, HOME_S,
                             "the arm to be there")
-            if heard[-1].state != heard[-1].HOLDING or heard[-1].reason != there.value:
+            if convert.hold_cause(heard[-1]) is not there:
                 raise GraphFault(f"the arm is {heard[-1].state_name}: {heard[-1].reason}")
             return str(heard[-1].reason)
         return self.moving(service, walk)

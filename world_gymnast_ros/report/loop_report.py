@@ -25,13 +25,13 @@ def rows_of(results: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
     for number, (method, rows) in enumerate(results.items()):
         for row in rows if number == 0 else rows[1:]:
             e = row["evaluation"]
-            dream = ["", "", ""]
+            imagined = ["", "", ""]
             if "imagined" in e:
                 false, low, high, failures = e["false_success"]
-                dream = [_interval(e["imagined"]), _gap(e["true"], e["imagined"]),
+                imagined = [_interval(e["imagined"]), _gap(e["true"], e["imagined"]),
                          f"{false:.2f} [{low:.2f}, {high:.2f}] ({failures})" if failures else "no failure"]
             out.append([
-                "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *dream,
+                "start" if row["round"] == 0 else method, str(row["round"]), _interval(e["true"]), *imagined,
                 *(_version(row.get(kind)) for kind in ("world_model", "judge")),
                 ", ".join(told for told in (row.get("learning", {}).get("outcome", ""), _tried(row)) if told)])
     return out
@@ -148,9 +148,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
             parts.append(f"<p><b>{name} {escape(part['version'])}</b>: {verdict}.</p><details><summary>what was asked "
                          f"and found</summary><ul class='quiet'>{rules}</ul></details>")
     if "cloning" in row:
-        cloned, begin = row["cloning"]["adapter"], row["begin"]
-        begun = "where adaptation began" if begin["adapter"] == cloned else "kept beside it"
-        note = f"{begun}; {begin['message']}" if cloned else begin["message"]
+        bc_policy, begin = row["cloning"]["adapter"], row["begin"]
+        begun = "where adaptation began" if begin["adapter"] == bc_policy else "kept beside it"
+        note = f"{begun}; {begin['message']}" if bc_policy else begin["message"]
         parts.append(f"<p><b>Behaviour cloning of the real successes</b>: {escape(note)}.</p>")
     parts.append(f"<p><b>Policy</b>: {escape(row['learning']['outcome'])}. {escape(row['learning']['message'])}</p>")
     if row.get("validation", {}).get("candidate"):
@@ -160,7 +160,7 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
         trial = row["validation"]
         parts.append(f"<p>Nothing new to try; the present policy, greedy, succeeded in {trial['successes']} of "
                      f"{trial['episodes']} episodes more.</p>")
-    picture = out / method / f"round-{row['round']}" / "world_model" / "dreams.png"
+    picture = out / method / f"round-{row['round']}" / "world_model" / "replays.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append("<figure><img style='image-rendering:pixelated' alt='film strips' "

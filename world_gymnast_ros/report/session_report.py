@@ -104,9 +104,9 @@ def _scene(report: AdaptReport) -> str:
     tiles = {"updates": str(len(report.curve)), "imagined rollouts": f"{report.imagined_rollouts:,}",
              "rejected": f"{report.counts.rejected:,}", "no verdict": f"{report.counts.no_verdict:,}",
              "wall time": f"{report.seconds.get('total', 0.0):.0f} s"}
-    if report.gate and report.gate.after.n:
-        tiles = {"imagined before": percent(report.gate.before.value),
-                 "imagined after": percent(report.gate.after.value), **tiles}
+    if report.promotion and report.promotion.after.n:
+        tiles = {"imagined before": percent(report.promotion.before.value),
+                 "imagined after": percent(report.promotion.after.value), **tiles}
     parts = {k.replace("_", " "): v for k, v in report.names.items()}
     if report.adapter:
         parts["adapter"] = report.adapter.name
@@ -119,17 +119,19 @@ def _scene(report: AdaptReport) -> str:
 
 
 def _promotion(report: AdaptReport) -> str:
-    gate = report.gate
-    if gate is None:
+    promotion = report.promotion
+    if promotion is None:
         return quiet(f"The promotion test was not reached: {report.message}.")
-    rows = interval_row("before", gate.before, BEFORE) + interval_row("after", gate.after, AFTER)
-    for one in gate.each:
+    rows = interval_row("before", promotion.before, BEFORE) + interval_row("after", promotion.after, AFTER)
+    for one in promotion.each:
         rows += (interval_row(f"{one.instruction}, before", one.before, BEFORE)
                  + interval_row(f"{one.instruction}, after", one.after, AFTER))
-    several = (quiet("Of several instructions each is tested by itself too: " + "; ".join(
-        rule.text for rule in gate.rules if rule.name.startswith(EACH)) + ". All must pass.") if gate.each else "")
-    return (f"<p>{escape(gate.reason[:1].upper() + gate.reason[1:])}.</p><div class='scroll'><table><tr><th></th>"
-            f"<th>imagined successes</th><th>rate [{gate.before.confidence:.0%} interval]</th><th></th></tr>{rows}"
+    rules = "; ".join(rule.text for rule in promotion.rules if rule.name.startswith(EACH))
+    several = (quiet(f"Of several instructions each is tested by itself too: {rules}. All must pass.")
+               if promotion.each else "")
+    reason = escape(promotion.reason[:1].upper() + promotion.reason[1:])
+    return (f"<p>{reason}.</p><div class='scroll'><table><tr><th></th>"
+            f"<th>imagined successes</th><th>rate [{promotion.before.confidence:.0%} interval]</th><th></th></tr>{rows}"
             "</table></div>" + several +
             quiet("Both sides ran the same start frames, world-model noise and sampling noise, on seeds that neither "
                    "training nor the choice of the checkpoint had seen. The bound is the lower of a bootstrap over "
@@ -147,10 +149,10 @@ def _curve(report: AdaptReport) -> str:
 
 def _trust(report: AdaptReport) -> str:
     c = report.counts
-    cells = {"rollouts judged": c.rollouts, "dreamed again (claimed successes)": c.rerolled,
+    cells = {"rollouts judged": c.rollouts, "imagined again (predicted successes)": c.rerolled,
              "rejected: success not reproduced": c.not_reproduced, "rejected: static picture": c.static,
              "rejected: blurred picture": c.blurred, "rejected: colours drifted": c.colour,
-             **({"asked for their actions (claimed successes)": c.recovered,
+             **({"asked for their actions (predicted successes)": c.recovered,
                  "rejected: frames show other actions": c.other_actions} if c.recovered else {}),
              "no verdict from the judges": c.no_verdict}
     return _agreement(c) + f"<table>{''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in cells.items())}</table>"

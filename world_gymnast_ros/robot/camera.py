@@ -2,7 +2,7 @@
 
 The arm's pose is measured, so its parts are known points in the base frame; seen in one picture or several of the same
 camera, they correct the nominal camera by Gauss-Newton on six numbers (shift in base axes, rotation in camera axes).
-What the parts do not tell is left to the prior. Picture coordinates u, v in -1..1, as in `outline.py`.
+What the parts do not tell is left to the prior. Picture coordinates u, v in -1..1, as in `arm_silhouette.py`.
 """
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.files import write_text
+from world_gymnast_ros.files import read_yaml, write_text
 from world_gymnast_ros.types import F64
 
 ASPECT_TOLERANCE = 0.01
@@ -87,14 +87,10 @@ def path_of(url: str) -> Path:
 
 def read(path: Path) -> Intrinsics:
     """Return the calibration of a file. Raises BadConfig naming the file and what is wrong with it."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise BadConfig(f"camera_info_url names {path}, which is not there; calibrate (ros2 run camera_calibration "
-                        "cameracalibrator), whose result this node keeps there, or leave camera_info_url empty"
-                        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+                        "cameracalibrator), whose result this node keeps there, or leave camera_info_url empty")
+    data = read_yaml(path)
     try:
         return checked(Intrinsics(
             int(data["image_width"]), int(data["image_height"]), _matrix(data, "camera_matrix", 3, 3),

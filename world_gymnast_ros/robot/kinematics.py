@@ -36,19 +36,7 @@ SLEEP = _constant([0.0, -1.80, 1.55, 0.0, 0.8, 0.0])
 NEUTRAL = _constant([-0.13192235, -0.76238847, 0.44485444, -0.01994175, 1.7564081, -0.15953401])
 """Bridge's neutral pose: where an episode begins."""
 
-SCREW_AXES = _constant([
-    [0, 0, 1, 0, 0, 0],
-    [0, 1, 0, -0.11065, 0, 0],
-    [0, 1, 0, -0.36065, 0, 0.04975],
-    [1, 0, 0, 0, 0.36065, 0],
-    [0, 1, 0, -0.36065, 0, 0.29975],
-    [1, 0, 0, 0, 0.36065, 0],
-])
-"""(6, 6): (wx wy wz vx vy vz) per joint at home, base axes: T = exp(S1 q1) ... exp(S6 q6) M."""
-HOME_POSE = _constant([[1, 0, 0, 0.458325], [0, 1, 0, 0], [0, 0, 1, 0.36065], [0, 0, 0, 1]])
-"""M: T_base_ee at home."""
-
-# Read off the screw axes, for the closed forms below (m).
+# Offsets of the axes, for the closed forms below (m).
 _SHOULDER_Z = 0.11065  # height of the shoulder axis
 _ELBOW_X, _ELBOW_Z = 0.04975, 0.25  # elbow from shoulder, at home
 _FOREARM = 0.25  # wrist point from elbow, at home: 0.29975 - 0.04975
@@ -87,29 +75,6 @@ def fk(joints: NDArray[Any]) -> F64:
         [az, bz, cz, height + _HAND * az],
         [0.0, 0.0, 0.0, 1.0],
     ])
-
-
-def jacobian_space(joints: NDArray[Any]) -> F64:
-    """Return the space Jacobian (6, 6): column i is joint i's screw axis (w, v) moved to `joints` (6,)."""
-    q = np.asarray(joints, np.float64)
-    J = np.empty((6, 6))
-    T = np.eye(4)
-    for i, screw in enumerate(SCREW_AXES):
-        w = T[:3, :3] @ screw[:3]
-        J[:3, i] = w
-        J[3:, i] = T[:3, :3] @ screw[3:] + np.cross(T[:3, 3], w)
-        T = T @ _screw_motion(screw, float(q[i]))
-    return J
-
-
-def _screw_motion(screw: F64, angle: float) -> F64:
-    """Return exp([screw] angle) (4, 4) of a pure rotation about a line."""
-    w, v = screw[:3], screw[3:]
-    W = np.array([[0.0, -w[2], w[1]], [w[2], 0.0, -w[0]], [-w[1], w[0], 0.0]])
-    T = np.eye(4)
-    T[:3, :3] = np.eye(3) + sin(angle) * W + (1.0 - cos(angle)) * W @ W
-    T[:3, 3] = (np.eye(3) - T[:3, :3]) @ np.cross(w, v)
-    return T
 
 
 def ik(T_base_ee: NDArray[Any], seed_joints: NDArray[Any]) -> F64:

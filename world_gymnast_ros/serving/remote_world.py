@@ -65,11 +65,11 @@ class RemoteWorld:
         self.max_step = (step.max_step_m, step.max_step_rad)
         return self
 
-    def begin(self, starts: Sequence[Start], seed: int) -> RemoteDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> RemoteRollouts:
         """Begin one continuation of each start (its frame resized to `frame_size`); the same seed, the same frames."""
         if not len(starts):
             raise BadConfig("no start; a world model begins at one frame at least")
-        self.end_dreams()
+        self.end_rollouts()
         frames, which = _distinct([check_rgb(s.frame.rgb, "Frame.rgb") for s in starts])
         captured, whose = _distinct([check_rgb(s.captured.rgb, "Frame.rgb") for s in starts])
         states = np.stack([np.full(ACTION_DIM, np.nan, np.float32) if s.state is None else s.state for s in starts])
@@ -80,11 +80,11 @@ class RemoteWorld:
         key = answer.get("id")
         if not isinstance(key, str) or not 1 <= len(key) <= 200:
             raise RemoteModelError(f"{self._who} began without an id; is it world-gymnast's server?")
-        dream = RemoteDream(self, key, len(starts))
-        weakref.finalize(dream, self._over.append, key)
-        return dream
+        rollouts = RemoteRollouts(self, key, len(starts))
+        weakref.finalize(rollouts, self._over.append, key)
+        return rollouts
 
-    def end_dreams(self) -> None:
+    def end_rollouts(self) -> None:
         """Tell the server which dreams are over. What it does not hear, it forgets by itself."""
         over, self._over[:] = list(self._over), []
         if over:
@@ -133,8 +133,8 @@ class RemoteWorld:
         return value
 
 
-class RemoteDream:
-    """A single-use batch of imagined continuations on a server. Implements `types.Dream`."""
+class RemoteRollouts:
+    """A single-use batch of imagined continuations on a server. Implements `types.RolloutBatch`."""
 
     def __init__(self, world: RemoteWorld, key: str, copies: int) -> None:
         self._world, self._key, self._copies, self._played = world, key, copies, 0

@@ -28,7 +28,7 @@ from world_gymnast_ros.serving.http_server import JSON, Answer, HttpError, Route
 from world_gymnast_ros.serving.json_numpy import read_json
 from world_gymnast_ros.serving.server import CONVENTION, MAX_INSTRUCTION, MAX_PICTURE_PX
 from world_gymnast_ros.serving.tensors import SAFETENSORS, array_of, pack, unpack
-from world_gymnast_ros.types import ACTION_DIM, Dream, Frame, Start, WorldModel
+from world_gymnast_ros.types import ACTION_DIM, Frame, RolloutBatch, Start, WorldModel
 
 MAX_COPIES = 1024
 MAX_OPEN = 8
@@ -45,7 +45,7 @@ REQUEST = "the request"
 class _Open:
     """A dream that can go on: `copies` now in it, actions `played`, when it was last asked, s."""
 
-    dream: Dream
+    rollouts: RolloutBatch
     copies: int
     played: int
     asked_s: float
@@ -89,10 +89,10 @@ class WorldService:
             if len(self._open) >= MAX_OPEN:
                 raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_OPEN} dreams are open; end one, or wait until "
                                 f"one expires ({self.expires_s:g} s after its last request)")
-            dream = self.world.begin(starts, seed)
+            rollouts = self.world.begin(starts, seed)
             key = secrets.token_hex(16)
             with self._lock:
-                self._open[key] = _Open(dream, len(starts), 0, self._now_s())
+                self._open[key] = _Open(rollouts, len(starts), 0, self._now_s())
         return Answer.of({"id": key, "expires_s": self.expires_s})
 
     def play(self, body: bytes) -> Answer:
@@ -126,8 +126,8 @@ class WorldService:
         with self._lock:
             del self._open[key]  # back only once it has played
         if kept is not None:
-            held.dream.keep(kept)
-        frames = held.dream.play(deltas)
+            held.rollouts.keep(kept)
+        frames = held.rollouts.play(deltas)
         if frames.dtype != np.uint8 or frames.shape != shape:
             raise RuntimeError(f"it drew {frames.dtype} {frames.shape}, expected uint8 {shape}")
         held.copies, held.played, held.asked_s = shape[0], held.played + shape[1], self._now_s()
@@ -163,9 +163,9 @@ def _kept(value: Any, copies: int) -> NDArray[np.int64] | None:
 
 def _starts(arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], size: tuple[int, int]) -> list[Start]:
     """Return the starts of a POST /begin. Raises BadPayload, BadFrame or BadInstruction."""
-    words = values.get("instructions")
-    if not isinstance(words, list) or not 1 <= len(words) <= MAX_COPIES \
-            or not all(isinstance(w, str) and len(w) <= MAX_INSTRUCTION for w in words):
+    instructions = values.get("instructions")
+    if not isinstance(instructions, list) or not 1 <= len(instructions) <= MAX_COPIES \
+            or not all(isinstance(w, str) and len(w) <= MAX_INSTRUCTION for w in instructions):
         raise BadPayload(f"instructions must be a list of 1 to {MAX_COPIES} texts of at most {MAX_INSTRUCTION} "
                          "characters, one for each copy")
     frames = array_of(arrays, "frames", np.uint8, (None, *size, 3), REQUEST)
@@ -174,12 +174,12 @@ def _starts(arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], size:
         captured.append(array_of(arrays, key, np.uint8, (None, None, 3), REQUEST))
         if max(captured[-1].shape) > MAX_PICTURE_PX:
             raise BadFrame(f"{key} has shape {captured[-1].shape}; send at most {MAX_PICTURE_PX} pixels each way")
-    states = array_of(arrays, "states", np.float32, (len(words), ACTION_DIM), REQUEST)
-    which = [_indices(values, name, len(words), below)
+    states = array_of(arrays, "states", np.float32, (len(instructions), ACTION_DIM), REQUEST)
+    which = [_indices(values, name, len(instructions), below)
              for name, below in (("frame", len(frames)), ("captured", len(captured)))]
     stored, originals = [Frame(rgb, 0) for rgb in frames], [Frame(rgb, 0) for rgb in captured]
     return [Start(stored[i], None if np.isnan(state).all() else state, text, originals[j])
-            for i, j, state, text in zip(*which, states, words, strict=True)]
+            for i, j, state, text in zip(*which, states, instructions, strict=True)]
 
 
 def _indices(values: Mapping[str, Any], name: str, count: int, below: int) -> list[int]:

@@ -270,20 +270,20 @@ class CalibratedJudge(GeometricJudge):
         """Be so strict about the object that the episodes name; in place."""
         set_strictness(self, parse(episodes[0].instruction).target, strictness)
 
-    def claims_by_strictness(self, rollouts: Sequence[U8], episodes: Sequence[Episode]
-                             ) -> dict[Strictness, NDArray[np.bool_]]:
-        """Return what it claims bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned an
-        approach to the object that the episodes name, at each of HIGHER_M above it too."""
+    def predicted_by_strictness(self, rollouts: Sequence[U8], episodes: Sequence[Episode]
+                                ) -> dict[Strictness, NDArray[np.bool_]]:
+        """Return predicted success bool (E,) at each of MARGINS_SIGMAS and at its present margin; where it has learned
+        an approach to the object that the episodes name, at each of HIGHER_M above it too."""
         present = self.strictness(episodes)
         heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
-        claims = {}
+        predicted = {}
         try:
             for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
                 self.set_strictness(strictness, episodes)
-                claims[strictness] = judge_recorded(self, rollouts, episodes)[1]
+                predicted[strictness] = judge_recorded(self, rollouts, episodes)[1]
         finally:
             self.set_strictness(present, episodes)
-        return claims
+        return predicted
 
     def save(self, directory: Path) -> None:
         """Write its checkpoint."""

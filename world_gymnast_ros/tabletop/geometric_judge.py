@@ -101,7 +101,7 @@ class GeometricJudge:
     def _kept(self, value: F64, limit: float, sigma: float) -> F64:
         """Return how probable it is that values are below `limit` by the wanted margin, measured with error `sigma`.
 
-        One half where the margin is just there, so that a success is claimed only where it is probable enough: policies
+        One half where the margin is just there, so that success is predicted only where it is probable enough: policies
         come to rest at the edge of what is called success, and half of the edge lies outside.
         """
         edge = limit - self.config.sure_sigmas * sigma

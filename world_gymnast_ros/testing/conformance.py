@@ -133,19 +133,19 @@ def _copies_are_apart(world: WorldModel, starts: list[Start], seed: int) -> Faul
 def _time_is_cut_anywhere(world: WorldModel, starts: list[Start], seed: int) -> Faults:
     """A rollout is played chunk by chunk, a replay in longer pieces: the frames are the same."""
     deltas, stride = _actions(len(starts), 3 * world.stride, seed), world.stride
-    whole, dream = world.begin(starts, seed).play(deltas), world.begin(starts, seed)
-    parts = np.concatenate([dream.play(deltas[:, i:i + stride]) for i in range(0, 3 * stride, stride)], 1)
+    whole, rollouts = world.begin(starts, seed).play(deltas), world.begin(starts, seed)
+    parts = np.concatenate([rollouts.play(deltas[:, i:i + stride]) for i in range(0, 3 * stride, stride)], 1)
     return [] if _apart(parts, whole) <= LEVELS else [
         f"{3 * stride} actions at once and {stride} at a time gave frames that differ by {_apart(parts, whole)} levels"]
 
 
 def _finished_copies_leave(world: WorldModel, starts: list[Start], seed: int) -> Faults:
     deltas, stride = _actions(len(starts), 2 * world.stride, seed), world.stride
-    whole, dream = world.begin(starts, seed).play(deltas), world.begin(starts, seed)
-    dream.play(deltas[:, :stride])
+    whole, rollouts = world.begin(starts, seed).play(deltas), world.begin(starts, seed)
+    rollouts.play(deltas[:, :stride])
     left = np.arange(1, len(starts), dtype=np.int64)
-    dream.keep(left)
-    after = dream.play(deltas[left, stride:])
+    rollouts.keep(left)
+    after = rollouts.play(deltas[left, stride:])
     return [] if _apart(after, whole[left, stride:]) <= LEVELS else [
         f"after keep({left.tolist()}) the copies that went on saw other frames ({_apart(after, whole[left, stride:])} "
         "levels)"]
@@ -154,13 +154,13 @@ def _finished_copies_leave(world: WorldModel, starts: list[Start], seed: int) ->
 def _wrong_actions_are_refused(world: WorldModel, starts: list[Start], seed: int) -> Faults:
     faults = []
     good = _actions(len(starts), world.stride, seed)
-    wanted, dream = world.begin(starts, seed).play(good), world.begin(starts, seed)
+    wanted, rollouts = world.begin(starts, seed).play(good), world.begin(starts, seed)
     bad = good.copy()
     bad[0, 0, 0] = np.nan
     for what, deltas in (("of one copy too many", np.concatenate([good, good[:1]])), ("of six numbers", good[..., :6]),
                          ("without a copy axis", good[0]), ("with a NaN", bad), ("of no step", good[:, :0])):
-        faults += _not_refused(f"actions {what}", BadAction, dream.play, deltas)
-    if not faults and _apart(dream.play(good), wanted) > LEVELS:
+        faults += _not_refused(f"actions {what}", BadAction, rollouts.play, deltas)
+    if not faults and _apart(rollouts.play(good), wanted) > LEVELS:
         faults.append("a refused action changed what the dream showed next")
     return faults + _not_refused("begin without a start", BadConfig, world.begin, [], seed)
 

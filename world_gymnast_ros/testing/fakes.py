@@ -72,17 +72,17 @@ class FakeWorldModel:
     def __init__(self, noise_px: float = 0.3, fail_after_begins: int | None = None) -> None:
         self.noise_px, self.fail_after_begins, self.begins = noise_px, fail_after_begins, 0
 
-    def begin(self, starts: Sequence[Start], seed: int) -> FakeDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> FakeRollouts:
         self.begins += 1
         if self.fail_after_begins is not None and self.begins > self.fail_after_begins:
             raise RuntimeError("the world model ran out of memory (a fault put in on purpose)")
         if not len(starts):
             raise BadConfig("no start; a world model begins at one frame at least")
-        return FakeDream(np.stack([find_dots(resize_rgb(s.frame.rgb, self.frame_size)) for s in starts]),
+        return FakeRollouts(np.stack([find_dots(resize_rgb(s.frame.rgb, self.frame_size)) for s in starts]),
                          self.noise_px, seed)
 
 
-class FakeDream:
+class FakeRollouts:
     """The running dream of a FakeWorldModel."""
 
     def __init__(self, xy_px: NDArray[np.float64], noise_px: float, seed: int) -> None:

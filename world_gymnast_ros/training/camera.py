@@ -1,7 +1,7 @@
-"""Teach the world model where the camera really is: fit the arm's computed outline to the arm in a picture.
+"""Teach the world model where the camera really is: fit the arm's computed silhouette to the arm in a picture.
 
 The only part of an `ActionDiT` that is trained with labels: play data know their camera. It comes first and is then
-left alone, so that the rest learns on outlines that lie where the arm is. (Left to the image loss, it did not move.)
+left alone, so that the rest learns on silhouettes that lie where the arm is. (Left to the image loss, it did not move.)
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.models.world_models.action_dit import ActionDiT, OutlineFeatures, moved
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, SilhouetteFeatures, moved
 from world_gymnast_ros.robot.arm_silhouette import silhouette
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
 from world_gymnast_ros.types import F32, U8
@@ -23,7 +23,7 @@ VISIBLE = slice(2, 6)
 BATCH = 48
 
 
-def fit_parts(features: OutlineFeatures) -> list[torch.nn.Module]:
+def fit_parts(features: SilhouetteFeatures) -> list[torch.nn.Module]:
     """Return the modules that make the fit."""
     return [features.look, features.read_in, features.read_head]
 

@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW:
-    """The pair as one optimiser: `step`, `zero_grad`, `set_scale`, `state_dict`, `load_state_dict`."""
+    """The pair as one optimiser: `step`, `zero_grad`, `set_scale`; `parts` hold what a stopped run goes on with."""
 
     def __init__(self, model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float = 0.01) -> None:
         """Split the trainable parameters of `model`: hidden matrices to Muon, tables, biases and norms to AdamW."""
@@ -104,14 +104,11 @@ class MuonAdamW:
             for group, lr in zip(part.param_groups, lrs, strict=True):
                 group["lr"] = lr * scale
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of both parts."""
-        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned for the same model."""
-        for i, part in enumerate(self.parts):
-            part.load_state_dict(state[str(i)])
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, keep: float) -> None:
+    """Move every parameter of `average` to `keep` of itself and 1 - `keep` of `model`'s."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
 
 
 def warm_then_decay(step: int, total: int, warmup: int = 50, floor: float = 0.02) -> float:

@@ -53,12 +53,12 @@ class PolicyTraining:
     """Settings of both stages. `sigma_bins`: width of the soft targets; one bin is 1/255 of the action range."""
 
     trunk_steps: int = 2500
-    clone_steps: int = 3000
+    bc_steps: int = 3000
     trunk_batch: int = 96
-    clone_batch: int = 64
+    bc_batch: int = 64
     muon_lr: float = 2e-3
     adamw_lr: float = 1e-3
-    clone_lr_scale: float = 0.7
+    bc_lr_scale: float = 0.7
     sigma_bins: float = 4.0
     aux_weight: float = 0.5
     demonstrators: tuple[str, ...] = ("demo", "expert")
@@ -66,7 +66,7 @@ class PolicyTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.trunk_steps, self.clone_steps) < 0 or min(self.trunk_batch, self.clone_batch) < 1:
+        if min(self.trunk_steps, self.bc_steps) < 0 or min(self.trunk_batch, self.bc_batch) < 1:
             raise BadConfig("training steps must be >= 0 and batches >= 1")
         if not 0.3 <= self.sigma_bins <= 40:
             raise BadConfig(f"sigma_bins {self.sigma_bins} is outside 0.3..40")
@@ -157,8 +157,8 @@ def pretrain_trunk(model: OpenVLAForActionPrediction, table: PlayTable, episodes
     return _loop("trunk", model, settings.trunk_steps, 1.0, settings, loss_of)
 
 
-def clone(model: OpenVLAForActionPrediction, table: PlayTable, demos: Sequence[Episode], others: Sequence[Episode],
-          settings: PolicyTraining) -> float:
+def behaviour_clone(model: OpenVLAForActionPrediction, table: PlayTable, demos: Sequence[Episode],
+                    others: Sequence[Episode], settings: PolicyTraining) -> float:
     """Stage 2: behaviour cloning of `demos`; the regression goes on over `others`. Return seconds per step."""
     config = model.config
     reader = WordReader(config.words, config.max_words)
@@ -167,7 +167,7 @@ def clone(model: OpenVLAForActionPrediction, table: PlayTable, demos: Sequence[E
     K = config.chunk_size
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, str]:
-        chosen = [demos[i] for i in rng.integers(len(demos), size=settings.clone_batch)]
+        chosen = [demos[i] for i in rng.integers(len(demos), size=settings.bc_batch)]
         rows = np.array([e.first + rng.integers(e.steps - K + 1) for e in chosen])
         texts = [e.instruction for e in chosen]
         where, known = zip(*(table.places(e, r, t) for e, r, t in zip(chosen, rows, texts, strict=True)), strict=True)
@@ -176,13 +176,13 @@ def clone(model: OpenVLAForActionPrediction, table: PlayTable, demos: Sequence[E
         logits, predicted = model(frames, torch.tensor(reader.batch(texts)))
         cloning = soft_target_loss(logits, wanted, settings.sigma_bins)
         aux = place_loss(predicted, torch.from_numpy(normal_places(np.stack(where))), torch.from_numpy(np.stack(known)))
-        rows, texts, places, seen = frame_batch(table, others, settings.clone_batch // 2, 1, rng)
+        rows, texts, places, seen = frame_batch(table, others, settings.bc_batch // 2, 1, rng)
         more = model.read(model.see(relight(torch.from_numpy(table.frames[rows]), rng)),
                           torch.tensor(reader.batch(texts)))[1]
         aux = 0.5 * (aux + place_loss(more, torch.from_numpy(places), torch.from_numpy(seen)))
         return cloning + settings.aux_weight * aux, f"cloning {cloning.item():.3f} places {aux.item():.4f}"
 
-    return _loop("clone", model, settings.clone_steps, settings.clone_lr_scale, settings, loss_of)
+    return _loop("behaviour cloning", model, settings.bc_steps, settings.bc_lr_scale, settings, loss_of)
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -229,13 +229,13 @@ def train_policy(play: str | Path, out: str | Path, settings: PolicyTraining, sc
                  start: str | Path | None = None, sizes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train, save to `out` with a model card, and return the figures. `start`: a checkpoint to go on from.
 
-    With `clone_steps` 0 only the trunk is trained (scenes None: the judge's trunk, which may see every frame).
+    With `bc_steps` 0 only the trunk is trained (scenes None: the judge's trunk, which may see every frame).
     """
     torch.manual_seed(settings.seed)
     table = read_play(play, scenes)
     training, test = held_out(table.episodes, settings.heldout_share)
     demos = [e for e in training if e.behaviour in settings.demonstrators]
-    if settings.clone_steps and not demos:
+    if settings.bc_steps and not demos:
         raise EpisodeError(f"no demonstrations ({', '.join(settings.demonstrators)}) in {play}; make play data first")
     if start is None:
         chunk_rows = np.concatenate([np.arange(e.first, e.first + e.steps) for e in (demos or training)])
@@ -246,20 +246,22 @@ def train_policy(play: str | Path, out: str | Path, settings: PolicyTraining, sc
         model = OpenVLA.from_pretrained(start).model
     began = time.monotonic()
     seconds = {"trunk": pretrain_trunk(model, table, training, settings) if settings.trunk_steps else 0.0,
-               "clone": clone(model, table, demos, training, settings) if settings.clone_steps else 0.0}
+               "behaviour cloning": 0.0}
+    if settings.bc_steps:
+        seconds["behaviour cloning"] = behaviour_clone(model, table, demos, training, settings)
     figures: dict[str, Any] = {
         "localisation on held-out episodes": localisation_cm(model, table, test, settings.seed + 1)}
     policy = OpenVLA(model, base_hash="")
-    if settings.clone_steps:
+    if settings.bc_steps:
         tests = [e for e in test if e.behaviour in settings.demonstrators]
         figures["cloning on held-out demonstrations"] = cloning_error_mm(policy, table, tests, settings.seed + 2)
     digest = policy.save(out)
-    if settings.clone_steps and (starts := replay_starts_of(read_array_folders([Path(play)]), REPLAY_STARTS)):
+    if settings.bc_steps and (starts := replay_starts_of(read_array_folders([Path(play)]), REPLAY_STARTS)):
         write_starts(Path(out) / REPLAY_NAME, starts, compressed=True)
     figures |= {"episodes": len(training), "demonstrations": len(demos), "held-out episodes": len(test),
                 "parameters": sum(p.numel() for p in model.parameters()), "seconds per step": seconds,
                 "minutes": round((time.monotonic() - began) / 60, 1), "sha256": digest}
-    write_card(out, "OpenVLA-class policy, tiny" if settings.clone_steps else "Trunk for the judge, tiny", figures,
+    write_card(out, "OpenVLA-class policy, tiny" if settings.bc_steps else "Trunk for the judge, tiny", figures,
                {**asdict(settings), "scenes": list(scenes) if scenes else "all"})
     return figures
 
@@ -272,9 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, help="checkpoint directory to go on from")
     parser.add_argument("--scenes", nargs="+", default=list(TRAINING_SCENES), help="scenes to learn from, or 'all'")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    for name in ("trunk_steps", "clone_steps", "trunk_batch", "clone_batch", "seed"):
+    for name in ("trunk_steps", "bc_steps", "trunk_batch", "bc_batch", "seed"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(PolicyTraining, name))
-    for name in ("muon_lr", "adamw_lr", "clone_lr_scale", "sigma_bins", "aux_weight"):
+    for name in ("muon_lr", "adamw_lr", "bc_lr_scale", "sigma_bins", "aux_weight"):
         parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(PolicyTraining, name))
     args = vars(parser.parse_args(argv))
     torch.set_num_threads(args.pop("threads"))

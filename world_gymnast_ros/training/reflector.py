@@ -1,9 +1,9 @@
-"""Train the judge: per-frame success from true frames, and from dreamed frames labelled with the true outcome.
+"""Train the judge: per-frame success from true frames, and from imagined frames labelled with the true outcome.
 
-A dream directory has the play-data format, with dreamed pictures of actions whose true outcome is known: so the judge
-learns which dreams lie. Windows of frames are drawn so that about half the labels are positive, and negatives are
-near misses, other instructions of a scene where something else was done, and random moments. The balance is undone
-by calibration (Platt) on held-out episodes at their natural rate.
+A folder of imagined episodes has the format of play data, with imagined frames of actions whose true outcome is known:
+so the judge learns which rollouts lie. Windows of frames are drawn so that about half the labels are positive, and
+negatives are near misses, other instructions of a scene where something else was done, and random moments. The balance
+is undone by calibration (Platt) on held-out episodes at their natural rate.
 """
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ WINDOW = 5
 
 @dataclass(frozen=True)
 class ReflectorTraining:
-    """Settings. `windows` per step, each read under two instructions; `dream_share` of them from dreams if given.
+    """Settings. `windows` per step, each read under two instructions; `imagined_share` of them imagined, if given.
 
-    `max_false_success`: a judge trained on dreams claims success on at most this share of the failures among held-out
-    dreams, family by family.
+    `max_false_success`: a judge trained on imagined episodes predicts success on at most this share of the failures
+    among held-out ones, family by family.
     """
 
     steps: int = 1200
     windows: int = 20
-    dream_share: float = 0.5
+    imagined_share: float = 0.5
     muon_lr: float = 1e-3
     adamw_lr: float = 5e-4
     aux_weight: float = 0.3
@@ -57,8 +57,8 @@ class ReflectorTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.windows < 2 or not 0.0 <= self.dream_share <= 1.0:
-            raise BadConfig("steps must be >= 0, windows >= 2 and dream_share in 0..1")
+        if self.steps < 0 or self.windows < 2 or not 0.0 <= self.imagined_share <= 1.0:
+            raise BadConfig("steps must be >= 0, windows >= 2 and imagined_share in 0..1")
 
 
 MAX_SHIFT, MAX_TURN_RAD, MAX_ZOOM = 0.09, 0.05, 0.06
@@ -275,9 +275,9 @@ def strict_offset(failed: NDArray[np.float64], scale: float, threshold: float, m
 def be_strict(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
     """Shift the calibrated logit down until every family's false success rate is at most `max_false_success`.
 
-    Policy learning looks for the rollouts that the judge is wrong about, so a false claim costs more than a missed one;
-    an unbiased judge let a policy that misses by 3 cm start at 90 % imagined success. Families of too few failures for
-    such a share have no say.
+    Policy learning looks for the rollouts that the judge is wrong about, so a false positive costs more than a false
+    negative: an unbiased judge let a policy that misses by 3 cm start at 90 % imagined success. Families of too few
+    failures for such a share have no say.
     """
     config = judge.config
     for family in sorted(set(verdicts.family.tolist())):
@@ -297,14 +297,14 @@ def report(judge: Reflector, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
     for name in ("all", *sorted(set(verdicts.family.tolist()))):
         pick = np.ones(len(scores), bool) if name == "all" else verdicts.family == name
         s, y = scores[pick], verdicts.success[pick]
-        claims = s > judge.config.done_threshold
-        false = wilson(int((claims & ~y).sum()), int((~y).sum())) if (~y).any() else None
-        precise = wilson(int((claims & y).sum()), int(claims.sum())) if claims.any() else None
+        predicted = s > judge.config.done_threshold
+        false = wilson(int((predicted & ~y).sum()), int((~y).sum())) if (~y).any() else None
+        precise = wilson(int((predicted & y).sum()), int(predicted.sum())) if predicted.any() else None
         error = calibration_error(reliability(s, y))
         rows[name] = {"episodes": int(pick.sum()), "auc": round(auc(s, y), 3), "true rate": round(float(y.mean()), 3),
                       "judged rate": round(float(s.mean()), 3), "calibration error": round(error, 3),
-                      "false successes among failures": str(false), "claims that are true": str(precise),
-                      "missed successes": round(float((~claims & y).sum() / max(1, y.sum())), 3)}
+                      "false successes among failures": str(false), "precision": str(precise),
+                      "false negatives": round(float((~predicted & y).sum() / max(1, y.sum())), 3)}
     return rows
 
 
@@ -324,38 +324,38 @@ def calibration_error(rows: Sequence[tuple[float, float, int]]) -> float:
 # ---- whole runs ----------------------------------------------------------------------------------------------
 
 def train_reflector(play: str | Path, out: str | Path, start: str | Path, settings: ReflectorTraining,
-                    dreams: str | Path | None = None, families: Sequence[str] | None = None,
+                    imagined: str | Path | None = None, families: Sequence[str] | None = None,
                     test: str | Path | None = None, source: LabelSource = labels_by_outcome) -> dict[str, Any]:
     """Train, calibrate, save to `out` with a model card; return the figures.
 
-    `start`: a policy-class checkpoint (its trunk is copied) or an earlier judge (trained on). `dreams`: dreamed
-    episodes in the play format; calibration then uses held-out dreams, for these are what adaptation will show it.
+    `start`: a policy-class checkpoint (its trunk is copied) or an earlier judge (trained on). `imagined`: imagined
+    episodes in the play format; calibration then uses held-out ones, for these are what adaptation will show it.
     `test`: play data to report on that neither training nor calibration saw. `source`: of the labels of frames.
     """
     torch.manual_seed(settings.seed)
     judge = Reflector.from_pretrained(start) if _is_judge(start) else \
         Reflector.from_policy(OpenVLA.from_pretrained(start).model)
-    tables = [read_play(directory, families=families) for directory in (play, *([dreams] if dreams else []))]
+    tables = [read_play(directory, families=families) for directory in (play, *([imagined] if imagined else []))]
     splits = [held_out(table.episodes, settings.heldout_share) for table in tables]
-    shares = [1.0 - settings.dream_share, settings.dream_share] if dreams else [1.0]
+    shares = [1.0 - settings.imagined_share, settings.imagined_share] if imagined else [1.0]
     samplers = [WindowSampler(table, split[0], source) for table, split in zip(tables, splits, strict=True)]
     seconds = fit(judge, samplers, shares, settings)
     verdicts = [judge_episodes(judge, table, split[1]) for table, split in zip(tables, splits, strict=True)]
     calibrate(judge, verdicts[-1])
-    if dreams is not None:
+    if imagined is not None:
         be_strict(judge, verdicts[-1], settings.max_false_success)
     judge.config.instructions = {task: sorted({e.instruction for t in tables for e in t.episodes if e.family == task})
                                  for task in sorted(set(verdicts[-1].family.tolist()))}
     figures: dict[str, Any] = {"seconds per step": round(seconds, 3), "episodes": sum(len(s[0]) for s in splits),
                                "parameters": sum(p.numel() for p in judge.model.parameters())}
-    for name, verdict in zip(("true frames", "dreamed frames"), verdicts, strict=False):
+    for name, verdict in zip(("true frames", "imagined frames"), verdicts, strict=False):
         figures |= {f"{name}, held out, {family}": row for family, row in report(judge, verdict).items()}
     if test is not None:
         table = read_play(test, families=families)
         rows = report(judge, judge_episodes(judge, table, table.episodes))
         figures |= {f"test set, {family}": row for family, row in rows.items()}
     figures["sha256"] = judge.save(out)
-    write_card(out, "Reflector (judge), tiny", figures, {**asdict(settings), "dreams": dreams is not None})
+    write_card(out, "Reflector (judge), tiny", figures, {**asdict(settings), "imagined": imagined is not None})
     return figures
 
 
@@ -370,17 +370,17 @@ def main(argv: Sequence[str] | None = None, source: LabelSource = labels_by_outc
     parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz), true frames")
     parser.add_argument("--start", type=Path, required=True, help="trunk (policy checkpoint) or judge to go on from")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--dreams", type=Path, help="dreamed episodes, play format, labelled with true outcomes")
+    parser.add_argument("--imagined", type=Path, help="imagined episodes, play format, labelled with true outcomes")
     parser.add_argument("--test", type=Path, help="play data to report on only")
     parser.add_argument("--families", nargs="+", help="families to learn (default: all in the data)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     for name in ("steps", "windows", "seed"):
         parser.add_argument("--" + name, type=int, default=getattr(ReflectorTraining, name))
-    for name in ("dream_share", "muon_lr", "adamw_lr", "aux_weight", "progress_weight"):
+    for name in ("imagined_share", "muon_lr", "adamw_lr", "aux_weight", "progress_weight"):
         parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(ReflectorTraining, name))
     args = vars(parser.parse_args(argv))
     torch.set_num_threads(args.pop("threads"))
-    paths = {k: args.pop(k) for k in ("play", "out", "start", "dreams", "families", "test")}
+    paths = {k: args.pop(k) for k in ("play", "out", "start", "imagined", "families", "test")}
     for name, value in train_reflector(settings=ReflectorTraining(**args), source=source, **paths).items():
         print(f"{name}: {value}")
     return 0

@@ -1,8 +1,8 @@
 """Train an `ActionDiT` on recorded episodes, within a budget of minutes or steps; stop and resume at any time.
 
 What makes it fast on a processor: only the places that move are trained in most steps (all places in some), windows
-are picked before they are copied, bfloat16 under autocast, Muon. What makes dreams hold: from some point on, half of
-each batch continues the model's own dreams, and regresses true next frame minus *dreamed* previous frame.
+are picked before they are copied, bfloat16 under autocast, Muon. What makes rollouts hold: from some point on, half of
+each batch continues the model's own rollouts, and regresses true next frame minus *imagined* previous frame.
 """
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,17 +25,18 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint
 from world_gymnast_ros.evaluation.horizon_error import by_task, error_line, imagine_segments, segments, write_strips
 from world_gymnast_ros.files import write_text
-from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors
+from world_gymnast_ros.models.checkpoint import save_model
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import condition_vector, load_network
-from world_gymnast_ros.training.optim import MuonAdamW
+from world_gymnast_ros.training.optim import MuonAdamW, follow
+from world_gymnast_ros.training.run_state import STATE, load_run, save_run, under
 from world_gymnast_ros.types import F64, U8
 
 TASK_WEIGHTS = {"reach": 0.9, "push": 1.4, "pick_place": 1.6}
 """Contact is learned last, so it is shown most."""
-TRAINING, STATE = "training", "state.safetensors"
-"""Sub-folder of a run that holds what only resuming needs, and the file."""
+TRAINING = "training"
+"""Sub-folder of a run that holds what only resuming needs."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class TrainConfig:
 
     `moved_tokens`, `other_tokens`: places trained per clip in a sparse step, those that move most and random others;
     `full_share`: share of steps on all places. `moving_weight`: extra loss weight of a moving pixel; `object_weight`:
-    of one where a thing that the hand moves is foreseen, or was.
-    `rollouts_from`: share of the budget after which own dreams join, 1 for never; they are redrawn every
+    of one where an object that the hand moves is predicted, or was.
+    `rollouts_from`: share of the budget after which own rollouts join, 1 for never; they are redrawn every
     `rollout_every` steps, `rollout_count` at a time. `keep_best`: the checkpoint is the best report's, judged by the
     error at 1 and 5 steps (early stopping for small data), not the last. `warmup_steps`: over which the learning rates
     rise. `save_every`: steps between saves, 0 for only with reports.
@@ -184,14 +184,12 @@ class Trainer:
         loss.backward()
         self.optimiser.set_scale(self.learning_rate_scale())
         self.optimiser.step(1.0)
-        keep = min(c.ema, (self.step_count + 1) / (self.step_count + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - keep)
+        follow(self.average, self.network, min(c.ema, (self.step_count + 1) / (self.step_count + 10)))
         self.step_count += 1
         return float(loss.detach())
 
     def refresh_rollouts(self) -> None:
-        """Dream some training episodes anew with the averaged weights."""
+        """Imagine some training episodes anew with the averaged weights."""
         indices = np.unique(self.source.draw(self.rng, self.config.rollout_count))
         indices = indices[np.argsort([self.source.episodes[i].steps for i in indices], kind="stable")]
         stretches = [s for i in indices for s in segments([self.source.episodes[i]], 10**6, 1)]
@@ -200,7 +198,7 @@ class Trainer:
         self.own, self.own_step = {int(i): f for i, f in zip(indices, rollouts, strict=True)}, self.step_count
 
     def report(self, steps: int = 10, stride: int = 6) -> dict[str, Any]:
-        """Measure dreams of the held-out episodes, print a line, write film strips and `held_out.json`."""
+        """Measure rollouts of the held-out episodes, print a line, write film strips and `held_out.json`."""
         if not self.held_out:
             return {}
         stretches = segments(self.held_out, steps, stride)
@@ -250,49 +248,28 @@ class Trainer:
     def save(self) -> None:
         """Write the averaged weights as a checkpoint, and everything that resuming needs."""
         save_model(self.checkpoint_network(), self.average.config.to_dict(), self.out)
-        tensors = {f"raw.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        tensors["torch_rng"] = self.generator.get_state()
-        for part, state in self.optimiser.state_dict().items():
-            tensors |= {f"optimiser.{part}.{i}.{k}": v for i, row in state["state"].items() for k, v in row.items()}
-        tensors |= {f"chosen.{k}": v for k, v in self.chosen.items()}
-        tensors |= {f"own.{i}": torch.from_numpy(f) for i, f in self.own.items()}
-        progress = {"step": self.step_count, "elapsed_s": self.elapsed_s, "own_step": self.own_step,
-                    "best_score": self.best_score if self.chosen else None, "rng": self.rng.bit_generator.state,
-                    "config": asdict(self.config)}
-        # One file, so that a kill between two can leave no state with the progress of another step.
-        save_tensors(tensors, self.out / TRAINING / STATE, {"format": "pt", "progress": json.dumps(progress)})
+        tensors = {"torch_rng": self.generator.get_state(), **{f"chosen.{k}": v for k, v in self.chosen.items()},
+                   **{f"own.{i}": torch.from_numpy(f) for i, f in self.own.items()}}
+        numbers = {"step": self.step_count, "elapsed_s": self.elapsed_s, "own_step": self.own_step,
+                   "best_score": self.best_score if self.chosen else None, "rng": self.rng.bit_generator.state,
+                   "config": asdict(self.config)}
+        save_run(self.out / TRAINING / STATE, *self._parts(), tensors, numbers)
 
     def resume(self) -> None:
         """Go on from `save`; BadCheckpoint where the folder holds no run of this network."""
-        path = self.out / TRAINING / STATE
-        try:
-            tensors = read_tensors(path)
-            with safe_open(path, "pt") as header:
-                progress = json.loads(header.metadata()["progress"])
-            self.network.load_state_dict(_under(tensors, "raw."))
-            self.average.load_state_dict(_under(tensors, "average."))
-            self.generator.set_state(tensors["torch_rng"])
-            states = self.optimiser.state_dict()
-            for part, state in states.items():
-                state["state"] = {}
-                for key, value in _under(tensors, f"optimiser.{part}.").items():
-                    index, name = key.split(".", 1)
-                    state["state"].setdefault(int(index), {})[name] = value
-            self.optimiser.load_state_dict(states)
-            self.own = {int(k): v.numpy() for k, v in _under(tensors, "own.").items()}
-            self.step_count, self.elapsed_s = int(progress["step"]), float(progress["elapsed_s"])
-            self.own_step = int(progress["own_step"])
-            self.chosen = _under(tensors, "chosen.")
-            self.best_score = float(progress["best_score"]) if self.chosen else math.inf
-            self.rng.bit_generator.state = progress["rng"]
-        except (BadCheckpoint, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BadCheckpoint(f"{path.parent} holds no run of this network to resume ({error}); "
-                                "leave out --resume") from error
+        if (saved := load_run(self.out / TRAINING / STATE, *self._parts())) is None:
+            raise BadCheckpoint(f"{self.out} holds no run to resume; leave out --resume")
+        tensors, numbers = saved
+        self.generator.set_state(tensors["torch_rng"])
+        self.own = {int(k): v.numpy() for k, v in under(tensors, "own.").items()}
+        self.chosen = under(tensors, "chosen.")
+        self.step_count, self.elapsed_s = int(numbers["step"]), float(numbers["elapsed_s"])
+        self.own_step = int(numbers["own_step"])
+        self.best_score = float(numbers["best_score"]) if self.chosen else math.inf
+        self.rng.bit_generator.state = numbers["rng"]
 
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    def _parts(self) -> tuple[dict[str, torch.nn.Module], dict[str, torch.optim.Optimizer]]:
+        return {"raw": self.network, "average": self.average}, dict(zip("ab", self.optimiser.parts, strict=False))
 
 
 def new_network(config: ActionDiTConfig, init: Path | None, seed: int) -> ActionDiT:

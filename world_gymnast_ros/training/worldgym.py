@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.models.checkpoint import read_tensors, save_model, save_tensors
+from world_gymnast_ros.models.checkpoint import save_model
 from world_gymnast_ros.models.policies.lora import LoraSlot, write_adapter
 from world_gymnast_ros.models.vision import fast_math
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_sampler import signal_shares
 from world_gymnast_ros.models.world_models.worldgym_settings import NOISE_LEVELS
+from world_gymnast_ros.training.optim import follow
+from world_gymnast_ros.training.run_state import load_run, save_run
 from world_gymnast_ros.types import F32
 
 LORA_TARGETS = r"blocks\..*(qkv_proj|out_proj|ffwd\.[02]|adaLN_modulation\.1)|action_embedder|timestep_mlp\.[02]|" \
@@ -128,10 +129,10 @@ class WorldGymTrainer:
         if config.lora_rank:
             self.slot = LoraSlot(world.network, LORA_TARGETS)
             self.slot.add(config.lora_rank, float(config.lora_rank), config.seed)
-            self.trained = self.slot.parameters()
+            self.trained = nn.ParameterList(self.slot.parameters())
         else:
-            self.trained = list(world.network.requires_grad_(True).parameters())
-        self.average = [p.detach().clone() for p in self.trained]
+            self.trained = nn.ParameterList(world.network.requires_grad_(True).parameters())
+        self.average = nn.ParameterList(p.detach().clone() for p in self.trained).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.trained, config.learning_rate, config.betas,
                                            weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -152,7 +153,7 @@ class WorldGymTrainer:
             group["lr"] = c.learning_rate * min(1.0, (self.steps_done + 1) / max(1, c.warmup_steps))
         self.optimiser.step()
         keep = min(c.average, (self.steps_done + 1) / (self.steps_done + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.trained], 1.0 - keep)
+        follow(self.average, self.trained, keep)
         self.steps_done += 1
         return float(loss.detach())
 
@@ -177,7 +178,7 @@ class WorldGymTrainer:
             if state is not None and (self.done or self.steps_done % c.save_every == 0):
                 self._write_state(state)
         with torch.no_grad():
-            torch._foreach_copy_(self.trained, self.average)
+            torch._foreach_copy_(list(self.trained), list(self.average))
         self.world.network.requires_grad_(False)
 
     def save(self, out: Path, autoencoder: Path, base: str, base_hash: str) -> Path:
@@ -193,31 +194,19 @@ class WorldGymTrainer:
         save_model(self.world.network, settings, out)
         return out
 
-    def _write_state(self, file: Path) -> None:
-        tensors = {"generator": self.generator.get_state()}
-        for i, (p, mean) in enumerate(zip(self.trained, self.average, strict=True)):
-            moments = self.optimiser.state[p]
-            tensors |= {f"{i}.trained": p, f"{i}.average": mean, f"{i}.first": moments["exp_avg"],
-                        f"{i}.second": moments["exp_avg_sq"]}
-        save_tensors(tensors, file, {"steps": str(self.steps_done), "seconds": repr(self.elapsed_s)})
+    def _parts(self) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
+        return {"trained": self.trained, "average": self.average}, {"adamw": self.optimiser}
 
-    @torch.no_grad()
+    def _write_state(self, file: Path) -> None:
+        save_run(file, *self._parts(), {"rng": self.generator.get_state()},
+                 {"steps": self.steps_done, "seconds": self.elapsed_s})
+
     def resume(self, file: Path) -> None:
-        """Go on from a state that `run` wrote; BadCheckpoint where it is of another run."""
-        tensors = read_tensors(file)
-        with safe_open(file, "pt") as header:
-            about = header.metadata()
-        if len(tensors) != 1 + 4 * len(self.trained) or any(
-                tensors[f"{i}.trained"].shape != p.shape for i, p in enumerate(self.trained)):
-            raise BadCheckpoint(f"{file} is the state of another run; name another folder")
-        self.steps_done, self.elapsed_s = int(about["steps"]), float(about["seconds"])
-        self.generator.set_state(tensors["generator"])
-        for i, (p, mean) in enumerate(zip(self.trained, self.average, strict=True)):
-            p.copy_(tensors[f"{i}.trained"])
-            mean.copy_(tensors[f"{i}.average"])
-            first, second = (tensors[f"{i}.{moment}"].to(p) for moment in ("first", "second"))
-            self.optimiser.state[p] = {"step": torch.tensor(float(self.steps_done)), "exp_avg": first,
-                                       "exp_avg_sq": second}
+        """Go on from a state that `run` wrote; BadCheckpoint where there is none or it is of another run."""
+        if (saved := load_run(file, *self._parts())) is None:
+            raise BadCheckpoint(f"{file} is not there: no run was stopped here")
+        self.steps_done, self.elapsed_s = int(saved[1]["steps"]), float(saved[1]["seconds"])
+        self.generator.set_state(saved[0]["rng"])
 
     def _clips(self) -> tuple[Tensor, Tensor]:
         """Draw latent frames (B, T, h, w, C) and actions (B, T, A), some clips without actions."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 
-from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.errors import BadConfig, one_line
 
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 """What chooses another OpenGL than EGL."""
@@ -12,8 +12,7 @@ VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 def gl_error(error: Exception) -> BadConfig:
     """Return the error of a renderer that could not be made, whatever MuJoCo or PyOpenGL raised."""
     asked = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name, "egl") != "egl"]
-    words = " ".join(str(error).split())[:160]
     names = " ".join(word.partition("=")[0] for word in asked)
     remedy = (f"the environment asks for {' '.join(asked)}: unset {names}" if asked else
               "is libEGL installed? (apt install libegl1)")
-    return BadConfig(f"the twin cannot draw pictures ({type(error).__name__}: {words}); {remedy}")
+    return BadConfig(f"the twin cannot draw pictures ({type(error).__name__}: {one_line(error)}); {remedy}")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from world_gymnast_ros.errors import BadConfig, UnknownScene
+from world_gymnast_ros.files import read_yaml
 from world_gymnast_ros.paths import share_dir
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -141,11 +141,7 @@ def load_scene(name_or_path: str) -> Scene:
         path = known[name_or_path]
     if not path.is_file():
         raise UnknownScene(f"scene file {path} does not exist; shipped scenes: {', '.join(known_scenes())}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    return scene_from_dict(data, str(path))
+    return scene_from_dict(read_yaml(path), str(path))
 
 
 def place_objects(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float]]:

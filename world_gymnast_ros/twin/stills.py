@@ -49,7 +49,7 @@ def random_arm(rng: np.random.Generator) -> np.ndarray:
 
 def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object] = lambda: None) -> None:
     """Write `count` stills to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all objects, m, the
-    measured Bridge state and the true camera (`outline.projection`)."""
+    measured Bridge state and the true camera (`arm_silhouette.projection`)."""
     rng = np.random.default_rng((seed, 77))
     rows: list[dict[str, np.ndarray]] = []
     while len(rows) < count:

@@ -109,21 +109,21 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
                    max_false_success: float = 1.0) -> None:
     """Refuse tasks that this world model with this judge was not shown to rank well. Raises NotTrusted.
 
-    Training on a dream that ranks badly, or that takes failures for successes, makes the policy worse while imagined
+    Training where imagination ranks badly, or takes failures for successes, makes the policy worse while imagined
     success rises. `max_false_success` bounds the upper end of that share's 95 % interval. `min_auc` 0 accepts any.
     """
-    for words in instructions if min_auc > 0 else ():
-        task = released_task(words, release)
+    for instruction in instructions if min_auc > 0 else ():
+        task = released_task(instruction, release)
         row = release.get(task)
         if row is None or not row.auc >= min_auc:
             found = "unknown" if row is None else f"{row.auc:.2f}"
-            raise NotTrusted(f"'{words}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is required; "
-                             f"measured with these models: {_measured(release)}. Say it in one of these forms, or "
-                             "record and mark episodes of it and measure them with `world-gymnast bench replay "
-                             "--episodes DIR --task NAME --write`")
+            raise NotTrusted(f"'{instruction}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
+                             f"required; measured with these models: {_measured(release)}. Say it in one of these "
+                             "forms, or record and mark episodes of it and measure them with `world-gymnast bench "
+                             "replay --episodes DIR --task NAME --write`")
         false = row.false_success_high
         if not false <= max_false_success:
-            raise NotTrusted(f"'{words}' ({task}): up to {false:.0%} of failures pass for successes in paired "
+            raise NotTrusted(f"'{instruction}' ({task}): up to {false:.0%} of failures pass for successes in paired "
                              f"replay, at most {max_false_success:.0%} is allowed; calibrate the judge "
                              "(`world-gymnast judge calibrate`), or raise max_false_success")
 

@@ -39,7 +39,7 @@ class LogitJudge(Judge, Protocol):
 
     @property
     def threshold(self) -> float:
-        """Above this score it claims a success."""
+        """Above this score it predicts success."""
 
     @property
     def tasks(self) -> Mapping[str, Sequence[str]]:
@@ -88,7 +88,7 @@ class Calibration:
     auc: float
     calibration_error: float
     false_success: Interval
-    missed: Interval
+    false_negative: Interval
     reliability: tuple[tuple[float, float, int], ...]
     roc: tuple[tuple[float, float], ...]
     episodes: int
@@ -98,7 +98,7 @@ class Calibration:
         successes; '' where it is fit. A judge that calls nothing a success has no false ones, and is of no use."""
         if not self.auc >= MIN_AUC:
             return f"AUC {self.auc:.3f} is below {MIN_AUC:g}: it does not tell successes from failures"
-        if self.missed.value >= 1.0:
+        if self.false_negative.value >= 1.0:
             return "it calls none of the true successes a success"
         if self.false_success.high > refuse_above:
             return (f"up to {self.false_success.high:.0%} of failures may pass for successes, limit "
@@ -109,20 +109,20 @@ class Calibration:
         """Return plain values."""
         return {"scale": self.scale, "offset": self.offset, "threshold": self.threshold, "auc": self.auc,
                 "calibration_error": self.calibration_error, "false_success": str(self.false_success),
-                "missed": str(self.missed), "reliability": self.reliability, "roc": self.roc,
+                "false_negative": str(self.false_negative), "reliability": self.reliability, "roc": self.roc,
                 "episodes": self.episodes}
 
 
 def veto_offset(judged: Verdicts, scale: float, threshold: float, share: float) -> float:
-    """Return the offset at which the judge claims all but `share` of the true successes.
+    """Return the offset at which the judge passes all but `share` of the true successes.
 
     Beside a geometric judge well, one that must be convinced by smeared pictures only costs true successes: it is
     left to stop what it is sure about. Raises EpisodeError with too few successes.
     """
     won = judged.logits[judged.success]
     if len(won) < MIN_EPISODES:
-        raise EpisodeError(f"a veto needs at least {MIN_EPISODES} true successes, got {len(won)}; dream more play of "
-                           "this family (`world-gymnast train dreams`)")
+        raise EpisodeError(f"a veto needs at least {MIN_EPISODES} true successes, got {len(won)}; imagine more play of "
+                           "this family (`world-gymnast train imagined`)")
     return offset_at(float(np.quantile(won, share)), scale, threshold)
 
 
@@ -145,10 +145,10 @@ def calibrate(judged: Verdicts, threshold: float, max_false_success: float, seed
     offset = min(offset, strict_offset(logits[~success], scale, threshold, max_false_success))
     score = 1.0 / (1.0 + np.exp(-np.clip(scale * judged.logits[~fitted] + offset, -30, 30)))
     truth = judged.success[~fitted]
-    claims = score > threshold
+    predicted = score > threshold
     bins = reliability(score, truth)
     falling = np.unique(score)[::-1]
     roc = ((0.0, 0.0), *((float((score[~truth] >= t).mean()), float((score[truth] >= t).mean())) for t in falling))
     return Calibration(scale, offset, threshold, auc(score, truth), calibration_error(bins),
-                       wilson(int((claims & ~truth).sum()), int((~truth).sum())),
-                       wilson(int((~claims & truth).sum()), int(truth.sum())), bins, roc, len(judged.logits))
+                       wilson(int((predicted & ~truth).sum()), int((~truth).sum())),
+                       wilson(int((~predicted & truth).sum()), int(truth.sum())), bins, roc, len(judged.logits))

@@ -1,7 +1,7 @@
-"""Dream recorded episodes: same first frames, same actions, imagined pictures, true labels. Data for the judge.
+"""Imagine recorded episodes again: same first frames, same actions, imagined pictures, true labels. Data for the judge.
 
-A judge that has only seen true frames believes a flattering dream. Trained on dreams labelled with what the same
-actions truly did, it learns which dreams lie. To be done again after every change of the world model.
+A judge that has only seen true frames believes a flattering rollout. Trained on rollouts labelled with what the same
+actions truly did, it learns which of them lie. To be done again after every change of the world model.
 """
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def imagine_file(world: WorldModel, source: Path, target: Path, episodes: int, s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dream from the command line."""
-    parser = argparse.ArgumentParser(prog="world-gymnast train dreams", description=(__doc__ or "").split("\n", 1)[0])
+    """Imagine from the command line."""
+    parser = argparse.ArgumentParser(prog="world-gymnast train imagined", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz)")
     parser.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
     parser.add_argument("--out", type=Path, required=True, help="directory to write, same file names")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = sorted(args.play.glob("*.npz"))
     if not files:
         raise EpisodeError(f"no *.npz in {args.play}; make play data with `world-gymnast twin play`")
-    for i, path in enumerate(tqdm(files, unit="file", desc="dreaming")):
+    for i, path in enumerate(tqdm(files, unit="file", desc="imagining")):
         imagine_file(world, path, args.out / path.name, args.episodes, args.seed + 1000 * i)
     return 0
 

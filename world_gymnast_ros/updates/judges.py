@@ -1,8 +1,8 @@
-"""Teach the judges the new scene: true episodes of known outcome, and their dreams by the updated world model.
+"""Teach the judges the new scene: true episodes of known outcome, and the same imagined by the updated world model.
 
-The dreams carry the labels of what the same actions truly did, so where the dream still lies the judge learns not to
-believe it. Earlier play and its dreams are mixed in. Weights are trained first, then the offset of the logit is set
-on episodes that these weights have not seen (the world model may have: it learns from them before). The judge that
+Imagined episodes carry the labels of what their actions truly did, so where one still lies the judge learns not to
+believe it. Earlier play and the same imagined are mixed in. Weights are trained first, then the offset of the logit is
+set on episodes that these weights have not seen (the world model may have: it learns from them before). The judge that
 measures learns a few numbers (`evaluation/scene_judge.py`).
 """
 from __future__ import annotations
@@ -50,8 +50,8 @@ JUDGE = Kind("judge version", "version.json", "model.safetensors", ("config.json
 
 @dataclass(frozen=True)
 class JudgeUpdate:
-    """Settings. `shares`: of windows from new true frames, new dreams, earlier true frames, earlier dreams.
-    `max_false_success`: share of the failures among calibration dreams that may be called successes."""
+    """Settings. `shares`: of windows from new true frames, new imagined ones, earlier true ones, earlier imagined ones.
+    `max_false_success`: share of the failures among imagined calibration episodes that may be called successes."""
 
     steps: int = 40
     windows: int = 10
@@ -73,25 +73,25 @@ def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training
     """Train on from the judge `start` and write `out`, a checkpoint; leaves a complete one as it is.
 
     `training`, `calibration`: folders of real episodes, of which only the marked outcome is used. `replay`: of earlier
-    play data, with `replay_labels`. Dreams are written below `out`, of `replay` by `old_world`, the world model with
-    the camera that those scenes were seen by. The threshold is set for a judge that decides alone.
+    play data, with `replay_labels`. What is imagined is written below `out`, of `replay` by `old_world`, the world
+    model with the camera that those scenes were seen by. The threshold is set for a judge that decides alone.
     """
     if (out / CONFIG).is_file():  # written last
         return out
     judge = Reflector.from_pretrained(start)
     samplers, size = [], judge.model.trunk.config.image_size
-    for name, folder, dreamer in (("new", training, world), ("earlier", replay, old_world)):
+    for name, folder, model in (("new", training, world), ("earlier", replay, old_world)):
         for i, path in enumerate(sorted(folder.glob("*.npz"))):
-            imagine_file(dreamer, path, out / "dreams" / name / path.name, 10**6, settings.seed + 1000 * i)
+            imagine_file(model, path, out / "imagined" / name / path.name, 10**6, settings.seed + 1000 * i)
         labels = labels_by_outcome if name == "new" else replay_labels
         samplers += [WindowSampler(table, table.episodes, labels)
-                     for table in (read_play(d, size_px=size) for d in (folder, out / "dreams" / name))]
+                     for table in (read_play(d, size_px=size) for d in (folder, out / "imagined" / name))]
     fit(judge, samplers, settings.shares, ReflectorTraining(
         steps=settings.steps, windows=settings.windows, muon_lr=settings.muon_lr, adamw_lr=settings.adamw_lr,
         seed=settings.seed))
     for i, path in enumerate(sorted(calibration.glob("*.npz"))):
-        imagine_file(world, path, out / "dreams" / "calibration" / path.name, 10**6, settings.seed + 7000 + i)
-    held = read_play(out / "dreams" / "calibration")
+        imagine_file(world, path, out / "imagined" / "calibration" / path.name, 10**6, settings.seed + 7000 + i)
+    held = read_play(out / "imagined" / "calibration")
     calibrate(judge, judge_episodes(judge, held, held.episodes), settings.max_false_success)
     judge.save(out)
     return out
@@ -103,26 +103,27 @@ def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episo
                      for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
 
 
-def cut_pair(looked: F64, measured: Mapping[Any, NDArray[np.bool_]], success: NDArray[np.bool_],
-             max_false_success: float) -> tuple[Any, float] | None:
+def pair_threshold(learned: F64, geometric_at: Mapping[Any, NDArray[np.bool_]], success: NDArray[np.bool_],
+                   max_false_success: float) -> tuple[Any, float] | None:
     """Return (strictness, cut) with which the pair is right most often, balanced; None without enough of both outcomes.
 
-    `looked` (E,): logits of the learned judge; `measured`: claims bool (E,) of the other at each strictness. A pair
-    claims where the logit is above the cut and the other claims. At most `max_false_success` of the failures may
-    be claimed; among equals the stricter, then the higher cut.
+    `learned` (E,): logits of the learned judge; `geometric_at`: predicted success bool (E,) of the geometric
+    one at each strictness. A pair predicts success where the logit is above the threshold and the other predicts it
+    too. At most `max_false_success` of the failures may be predicted successes; among equals the stricter, then the
+    higher threshold.
     """
     if min(success.sum(), (~success).sum()) < MIN_OUTCOMES:
         return None
-    values = np.unique(looked)
-    cuts = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
+    values = np.unique(learned)
+    thresholds = np.concatenate([[values[0] - 0.5], (values[:-1] + values[1:]) / 2, [values[-1] + 0.5]])
     best, found = -np.inf, None
-    for strictness in sorted(measured, reverse=True):
-        for cut in cuts[::-1]:
-            claims = measured[strictness] & (looked > cut)
-            false = float(claims[~success].mean())
-            right = float(claims[success].mean()) - false
+    for strictness in sorted(geometric_at, reverse=True):
+        for threshold in thresholds[::-1]:
+            predicted = geometric_at[strictness] & (learned > threshold)
+            false = float(predicted[~success].mean())
+            right = float(predicted[success].mean()) - false
             if false <= max_false_success and right > best + 1e-9:
-                best, found = right, (strictness, float(cut))
+                best, found = right, (strictness, float(threshold))
     return found
 
 
@@ -133,14 +134,14 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
 
     `looks`: checkpoints of the learned judge; under "settings" with the weights that it had, under any other name
     with weights that have seen `training`. Returns those with a threshold for the pair, the geometric judge, and
-    lines about what was learned. Dreams of all episodes set the margin, and the threshold where the weights have not
+    lines about what was learned. All episodes, imagined, set the margin, and the threshold where the weights have not
     seen them; those of `calibration` alone where they have.
     """
     episodes = [*training, *calibration]
     geometric, lines = load_scene_judge(second).learned(episodes)
     world = drawn_with(world, geometric.objects)  # the camera that was just learned
     rollouts = [r[0] for r in imagine_again(world, episodes, settings.seed + 9000)]
-    claims = geometric.claims_by_strictness(rollouts, episodes)
+    predicted = geometric.predicted_by_strictness(rollouts, episodes)
     success = np.array([e.success for e in episodes])
     held = np.arange(len(episodes)) >= len(training)
     pairs: dict[str, Path] = {}
@@ -148,18 +149,18 @@ def update_pair(second: Path, looks: dict[str, Path], world: WorldModel, trainin
         judge = Reflector.from_pretrained(start)
         rows = np.ones_like(held) if name == SETTINGS else held
         present = geometric.strictness(episodes)
-        some = claims if name == SETTINGS else {present: claims[present]}
-        found = cut_pair(logits_of(judge, rollouts, episodes)[rows], {s: c[rows] for s, c in some.items()},
-                         success[rows], settings.max_false_success)
+        some = predicted if name == SETTINGS else {present: predicted[present]}
+        found = pair_threshold(logits_of(judge, rollouts, episodes)[rows], {s: c[rows] for s, c in some.items()},
+                               success[rows], settings.max_false_success)
         if found is None:
             lines.append(f"pair with {name}: too few outcomes to cut it")
             continue
-        strictness, cut = found
+        strictness, threshold = found
         geometric.set_strictness(strictness, episodes)
-        cut_at(judge, cut)
+        set_threshold(judge, threshold)
         judge.save(out / name)
         pairs[name] = out / name
-        lines.append(f"pair with {name}: {strictness}, threshold of the learned judge {cut:.2f}")
+        lines.append(f"pair with {name}: {strictness}, threshold of the learned judge {threshold:.2f}")
     geometric.save(out / "geometric")
     return pairs, out / "geometric", lines
 
@@ -181,10 +182,10 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
 
     EpisodeError with too few episodes, of one outcome only, or of several instructions.
     """
-    words = sorted({e.instruction for e in episodes})
-    if len(words) > 1:
-        raise EpisodeError(f"the episodes are of {len(words)} instructions ({'; '.join(words[:3])}); name the folders "
-                           "of one: a height is learned for one object at a time")
+    instructions = sorted({e.instruction for e in episodes})
+    if len(instructions) > 1:
+        raise EpisodeError(f"the episodes are of {len(instructions)} instructions ({'; '.join(instructions[:3])}); "
+                           "name the folders of one: a height is learned for one object at a time")
     fitted, held = split(episodes, held_out_share, seed)
     if len(held) < MIN_HELD_OUT:
         raise EpisodeError(f"{len(held)} of {len(episodes)} episodes are held out, at least {MIN_HELD_OUT} are needed "
@@ -196,22 +197,22 @@ def learn_settings(judge: Path, second: Path, world: WorldModel, episodes: Seque
                            f"{len(fitted) - successes(fitted)} failures among {len(fitted)} episodes to learn from, "
                            f"at least {MIN_OUTCOMES} of each are needed; record and mark more")
 
-    def judged(look: Path, measure: Path, dreams: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
+    def judged(look: Path, measure: Path, imagined: tuple[list[U8], list[U8]]) -> tuple[Replays, Replays]:
         pair = Consensus((Reflector.from_pretrained(look), load_scene_judge(measure)))
-        return (replay_episodes(world, pair, held, seed, rollouts=dreams[0]),
-                replay_episodes(world, pair, episodes, seed, rollouts=dreams[1]))
-    dreams = ([r[0] for r in imagine_again(world, held, seed + 1)],
+        return (replay_episodes(world, pair, held, seed, rollouts=imagined[0]),
+                replay_episodes(world, pair, episodes, seed, rollouts=imagined[1]))
+    imagined = ([r[0] for r in imagine_again(world, held, seed + 1)],
               [r[0] for r in imagine_again(world, episodes, seed)])
-    before, after = judged(judge, second, dreams), judged(pairs[SETTINGS], geometric, dreams)
+    before, after = judged(judge, second, imagined), judged(pairs[SETTINGS], geometric, imagined)
     decision = decide_judge((before[0], after[0]), None, seed, (before[1], after[1]))
     figures = [f"{when}: agrees with {r[1].summary()['agreement']:.2f} of {len(episodes)} outcomes, "
-               f"{r[1].summary()['missed']:.2f} false negatives, {r[1].summary()['false_success']:.2f} "
+               f"{r[1].summary()['false_negative']:.2f} false negatives, {r[1].summary()['false_success']:.2f} "
                "false positives" for when, r in (("before", before), ("after", after))]
     return Learned(pairs[SETTINGS], geometric, decision.promote, (*lines, *figures, *decision.lines))
 
 
 def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) -> None:
-    """Move the threshold to where the most claims are right, balanced, and false successes at most that share.
+    """Move the threshold to where the most predictions are right, balanced, and false successes at most that share.
 
     The scale of the logit is kept: a few dozen episodes say where to cut, not how sure to be. Without both outcomes
     nothing is moved.
@@ -220,33 +221,33 @@ def calibrate(judge: Reflector, verdicts: Verdicts, max_false_success: float) ->
     if not len(won) or not len(failed):
         return
     both = np.unique(verdicts.logits)
-    cuts = np.append((both[:-1] + both[1:]) / 2, both[-1] + 0.5)
-    false = np.array([(failed > c).mean() for c in cuts])
-    right = np.array([(won > c).mean() for c in cuts]) - false
+    thresholds = np.append((both[:-1] + both[1:]) / 2, both[-1] + 0.5)
+    false = np.array([(failed > c).mean() for c in thresholds])
+    right = np.array([(won > c).mean() for c in thresholds]) - false
     allowed = np.flatnonzero(false <= max_false_success)
-    cut_at(judge, float(cuts[allowed[np.argmax(right[allowed])]]))
+    set_threshold(judge, float(thresholds[allowed[np.argmax(right[allowed])]]))
 
 
-def cut_at(judge: Reflector, cut: float) -> None:
-    """Let the judge claim a success where its uncalibrated logit is above `cut`."""
+def set_threshold(judge: Reflector, threshold: float) -> None:
+    """Let the judge predict success where its uncalibrated logit is above `threshold`."""
     config = judge.config
-    config.calibrate(config.logit_scale, offset_at(cut, config.logit_scale, config.done_threshold))
+    config.calibrate(config.logit_scale, offset_at(threshold, config.logit_scale, config.done_threshold))
 
 
 def false_positive_rate(replays: Replays) -> float:
     """Return the share of recorded failures that are called a success; 0 where there is no failure."""
     failed = ~replays.success
-    return float(replays.claimed[failed].mean()) if failed.any() else 0.0
+    return float(replays.predicted[failed].mean()) if failed.any() else 0.0
 
 
 def recall(replays: Replays) -> float:
     """Return the share of recorded successes that are detected; 0 where there is no success."""
-    return float(replays.claimed[replays.success].mean()) if replays.success.any() else 0.0
+    return float(replays.predicted[replays.success].mean()) if replays.success.any() else 0.0
 
 
 def agreement_change(pair: tuple[Replays, Replays], seed: int) -> Interval:
     """Return by how much more outcomes a judge agrees with, paired."""
-    before, after = ((r.claimed == r.success).astype(np.float64) for r in pair)
+    before, after = ((r.predicted == r.success).astype(np.float64) for r in pair)
     return paired_bootstrap(after - before, seed=seed)
 
 

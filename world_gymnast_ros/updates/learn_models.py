@@ -91,7 +91,7 @@ def learn_judges(here: Round) -> dict[str, Any]:
         earlier = (before[2], some[2]) if before[2] is not None and some[2] is not None else None
         decision = decide_judge((before[0], some[0]), earlier, run.config.seed, (before[1], some[1]),
                                 weights=name != SETTINGS)
-        agree = float((some[0].claimed == some[0].success).mean())
+        agree = float((some[0].predicted == some[0].success).mean())
         lines += [f"{name}: {line}" for line in decision.lines]
         if decision.promote and agree > right:
             chosen, right = name, agree

@@ -56,7 +56,7 @@ def all_real(here: Round) -> Path:
     return folder
 
 
-def clone_successes(here: Round) -> dict[str, Any]:
+def imitate_successes(here: Round) -> dict[str, Any]:
     """Clone the successes of all real episodes so far: a policy holds none out, for it is evaluated on others."""
     run, began = here.run, time.monotonic()
     settings = dataclasses.replace(run.config.imitation, seed=here.seed(5))
@@ -92,10 +92,10 @@ def evaluate(here: Round, out: Path, seed: int) -> dict[str, Any]:
         return {"true": true, "outcomes": success}
     parts.policy.load_adapter(adapter)
     starts = [dataclasses.replace(e.start(), instruction=run.instruction) for e in played]
-    claims = imagined_successes(here, parts, starts, 32, lambda i: derive_seed(seed, i))
+    predicted = imagined_successes(here, parts, starts, 32, lambda i: derive_seed(seed, i))
     replays = replay_episodes(parts.world_model, parts.judge, read_arrays(out), derive_seed(seed, 7))
     summary = replays.summary()
-    return {"true": true, "imagined": asdict(wilson(sum(claims), len(claims))),
+    return {"true": true, "imagined": asdict(wilson(sum(predicted), len(predicted))),
             "false_success": [summary["false_success"], summary["false_success_low"], summary["false_success_high"],
                               summary["failures"]],
             "replay": summary, "outcomes": success}

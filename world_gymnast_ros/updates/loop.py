@@ -6,7 +6,7 @@
               regularised by those successes -> the last third of the real episodes: what the promotion test promoted,
               else the BC policy, is tried on the arm, greedily, and follows or is dropped -> true evaluation
 
-Methods: `loop`, all of it; `unchanged`, adaptation alone, in the world model and judges that the run began with;
+Methods: `loop`, all of it; `adaptation_only`, adaptation alone, in the world model and judges that the run began with;
 `imitation` (Iter-SFT), cloning the successes among the real episodes, with no world model. All begin with the same
 policy and are evaluated on the same episodes; those that learn from real episodes take as many a round, with the same
 seeds.
@@ -22,9 +22,9 @@ from dataclasses import asdict
 from typing import Any
 
 from world_gymnast_ros.updates.learn_models import learn_camera, learn_judges, learn_world_model
-from world_gymnast_ros.updates.learn_policy import adapt_in_imagination, clone_successes, evaluate
+from world_gymnast_ros.updates.learn_policy import adapt_in_imagination, evaluate, imitate_successes
 from world_gymnast_ros.updates.on_arm import choose_begin, explore, validation
-from world_gymnast_ros.updates.run import Round, Run, State, once
+from world_gymnast_ros.updates.run import Round, Run, State, cached
 from world_gymnast_ros.updates.world_model import check_updatable
 
 
@@ -39,7 +39,7 @@ def run_method(run: Run, method: str) -> list[dict[str, Any]]:
         start = Round(run, "start", 0, here.state)
         return {"round": 0, "state": asdict(here.state),
                 "evaluation": evaluate(start, run.out / "round-0.npz", start.seed())}
-    rows = [once(run.out / "round-0.json", begin)]
+    rows = [cached(run.out / "round-0.json", begin)]
     for number in range(1, run.config.rounds + 1):
         rows.append(run_round(Round(run, method, number, State.from_json(rows[-1]["state"]))))
     return rows
@@ -49,14 +49,14 @@ def run_round(here: Round) -> dict[str, Any]:
     """Run one round; every stage is skipped where its file is there."""
     row: dict[str, Any] = {"round": here.number, "method": here.method}
     began = time.monotonic()
-    if here.method != "unchanged":  # which has no use for them
+    if here.method != "adaptation_only":  # which has no use for them
         real = row["real"] = here.stage("real", explore)
         wins, count = here.state.record
         here = here.at(record=(wins + real["successes"], count + real["episodes"]))
     if here.method == "loop":
         here = _learn_all(here, row)
     else:
-        row["learning"] = here.stage("learning", clone_successes if here.method == "imitation" else
+        row["learning"] = here.stage("learning", imitate_successes if here.method == "imitation" else
                                      adapt_in_imagination)
         here = here.at(adapter=row["learning"]["adapter"] or here.state.adapter, record=(0, 0), greedy=(0, 0))
     row["evaluation"] = e = here.stage("evaluation", lambda r: evaluate(r, r.folder / "evaluation.npz", r.seed(1)))
@@ -75,10 +75,10 @@ def _learn_all(here: Round, row: dict[str, Any]) -> Round:
     here = here.at(world_model=row["world_model"]["use"])
     row["judge"] = here.stage("judge", learn_judges)
     here = here.at(judge=row["judge"]["use"], geometric=row["judge"]["geometric"])
-    row["cloning"] = here.stage("cloning", clone_successes)
-    cloned = row["cloning"]["adapter"]
-    row["begin"] = here.stage("begin", lambda r: choose_begin(r, cloned))
+    row["cloning"] = here.stage("cloning", imitate_successes)
+    bc_policy = row["cloning"]["adapter"]
+    row["begin"] = here.stage("begin", lambda r: choose_begin(r, bc_policy))
     row["learning"] = here.at(adapter=row["begin"]["adapter"]).stage("learning", adapt_in_imagination)
     row["validation"] = found = here.stage("validation", lambda r: validation(
-        r, row["learning"]["adapter"], cloned, row["begin"]["preferred"]))
+        r, row["learning"]["adapter"], bc_policy, row["begin"]["preferred"]))
     return here.at(adapter=found["adapter"], record=tuple(found["record"]), greedy=tuple(found["greedy"]))

@@ -61,38 +61,38 @@ def play(here: Round, part: int, count: int, temperature: float) -> int:
     return successes(episodes)
 
 
-def choose_begin(here: Round, cloned: str) -> dict[str, Any]:
-    """Say whether adaptation begins at the present adapter or at a BC policy `cloned` ('' for none): there where the
+def choose_begin(here: Round, bc_policy: str) -> dict[str, Any]:
+    """Say whether adaptation begins at the present adapter or at a BC policy `bc_policy` ('' for none): there where the
     adapter fails more often than not; else where more rollouts of the BC policy succeed.
 
     Both are imagined from the same captured frames, under the same noise. A BC policy has never seen the world model,
     the present adapter may have learned in it, so one that flatters does not flatter the BC policy.
     """
     state = here.state
-    if not cloned or state.weak:
-        message = "the present adapter fails more often than not" if cloned else "no success to imitate"
-        return {"adapter": cloned or state.adapter, "preferred": False, "message": message}
+    if not bc_policy or state.weak:
+        message = "the present adapter fails more often than not" if bc_policy else "no success to imitate"
+        return {"adapter": bc_policy or state.adapter, "preferred": False, "message": message}
     parts, starts = here.parts(), here.run.captured(here.number)
     starts = starts * -(-ROLLOUTS // len(starts))
     wins = []
-    for adapter in (state.adapter, cloned):
+    for adapter in (state.adapter, bc_policy):
         parts.policy.load_adapter(here.at(adapter=adapter).adapter())
         wins.append(sum(imagined_successes(here, parts, starts, 16, lambda i: here.seed(6, i // 16))))
     preferred = wins[1] > wins[0]
     message = f"{wins[1]} of its {len(starts)} rollouts succeed, of the present adapter's {wins[0]}"
     here.say(f"BC policy: {message}; adaptation begins at the {'BC policy' if preferred else 'present adapter'}")
-    return {"adapter": cloned if preferred else state.adapter, "preferred": preferred, "message": message,
-            "rollouts": len(starts), "present": wins[0], "cloned": wins[1]}
+    return {"adapter": bc_policy if preferred else state.adapter, "preferred": preferred, "message": message,
+            "rollouts": len(starts), "present": wins[0], "bc_policy": wins[1]}
 
 
-def validation(here: Round, promoted: str, cloned: str, preferred: bool = False) -> dict[str, Any]:
+def validation(here: Round, promoted: str, bc_policy: str, preferred: bool = False) -> dict[str, Any]:
     """Try on the arm, greedily, what the promotion test promoted, or else the BC policy that nothing in imagination
     was better than; where there is neither, the present adapter.
 
     So the recordings hold how such a policy fails, which is not how an exploring one does. Returns which adapter
     follows and its records on the arm.
     """
-    state, count, candidate = here.state, here.run.config.episodes // 3, promoted or cloned
+    state, count, candidate = here.state, here.run.config.episodes // 3, promoted or bc_policy
     if candidate and here.run.config.limit_pairs:
         return _in_pairs(here, candidate, bool(promoted), preferred)
     wins = play(here.at(adapter=candidate or state.adapter), 1, count, 0.0)

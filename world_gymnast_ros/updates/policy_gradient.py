@@ -108,10 +108,10 @@ def flatten(batch: Sequence[tuple[RolloutGroup, Advantages]]) -> ChunkBatch:
                              advantages.values[i], 1.0 / (len(chunks) * sampled.tokens[i].size), group.instruction))
     if not rows:
         return ChunkBatch(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empty(0), [])
-    frames, tokens, old, values, weights, words = zip(*rows, strict=True)
+    frames, tokens, old, values, weights, instructions = zip(*rows, strict=True)
     return ChunkBatch(np.stack(frames), np.stack(tokens), np.stack(old), np.array(values, np.float32),
                       (np.array(weights) / trajectories).astype(np.float32), np.ones(len(rows), np.float32),
-                      list(words))
+                      list(instructions))
 
 
 def with_replay(batch: Sequence[Trained], replay: Sequence[Trained]) -> ChunkBatch:
@@ -261,8 +261,8 @@ class LoraLearner:
         return total, float(norm), off, clipped
 
     def _logprobs(self, data: ChunkBatch, rows: np.ndarray, temperature: float) -> Tensor:
-        words = [data.instructions[i] for i in rows]
-        logprobs: Tensor = self.policy.logprobs(data.frames[rows], words, data.tokens[rows], temperature)
+        instructions = [data.instructions[i] for i in rows]
+        logprobs: Tensor = self.policy.logprobs(data.frames[rows], instructions, data.tokens[rows], temperature)
         return logprobs.float()
 
     @torch.no_grad()

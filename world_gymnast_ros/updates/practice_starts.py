@@ -37,8 +37,8 @@ def along_episodes(episodes: Sequence[Episode], instructions: Sequence[str], jud
     One that succeeded ends at its success. Of a near miss the end is where the judge saw the furthest progress; where
     it sees none, its last frame.
     """
-    found = tuple(a for e in episodes for words in instructions if _shows(e, words)
-                  for a in along(e, words, _end(e, words, judge)))
+    found = tuple(a for e in episodes for instruction in instructions if _shows(e, instruction)
+                  for a in along(e, instruction, _end(e, instruction, judge)))
     if not found:
         shown = ", ".join(f"'{w}'" for w in dict.fromkeys(e.instruction for e in episodes))
         raise EpisodeError(f"no recording in {source} shows what is asked for "
@@ -46,8 +46,8 @@ def along_episodes(episodes: Sequence[Episode], instructions: Sequence[str], jud
     return found
 
 
-def _shows(episode: Episode, words: str) -> bool:
-    return episode.instruction in ("", UNNAMED) or normalise(episode.instruction) == normalise(words)
+def _shows(episode: Episode, instruction: str) -> bool:
+    return episode.instruction in ("", UNNAMED) or normalise(episode.instruction) == normalise(instruction)
 
 
 def along(episode: Episode, instruction: str, end: int) -> Iterator[AlongStart]:

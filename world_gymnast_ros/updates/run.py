@@ -33,10 +33,10 @@ from world_gymnast_ros.updates.replay_cache import ReplayCache
 from world_gymnast_ros.updates.world_model import Margins, UpdateConfig
 from world_gymnast_ros.updates.world_model_run import holds_play
 
-METHODS = ("loop", "unchanged", "imitation")
+METHODS = ("loop", "adaptation_only", "imitation")
 OFF = "off"
 """In the place of the geometric judge: the learned one decides alone."""
-LAYOUT = 13
+LAYOUT = 14
 """Of a run's folder and what a round does; a folder begun by another version is refused."""
 
 
@@ -129,7 +129,7 @@ def objects_of(geometric: str) -> ObjectDynamics:
     return build.load_objects(seen_by(geometric))
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the JSON object in `path`; where it is missing, make it and write it whole."""
     if not path.is_file():
         write_text(path, json.dumps(make(), indent=1, default=_plain) + "\n")
@@ -158,7 +158,7 @@ class Run:
             if given.is_absolute():
                 holds_play(given, f"--{name}")
         settings = {"layout": LAYOUT, "environment": environment.name, "config": asdict(config), "adapt": asdict(adapt)}
-        kept = once(self.out / "run.json", lambda: settings)
+        kept = cached(self.out / "run.json", lambda: settings)
         if kept != json.loads(json.dumps(settings, default=_plain)):
             raise BadConfig(f"{out} holds a run with other settings, or of another version (run.json); name another "
                             "folder, or give its own")
@@ -243,7 +243,7 @@ class Round:
 
     def stage(self, name: str, make: Callable[[Round], dict[str, Any]]) -> dict[str, Any]:
         """Return what a stage came to; it is done where its file is missing."""
-        return once(self.folder / f"{name}.json", lambda: make(self))
+        return cached(self.folder / f"{name}.json", lambda: make(self))
 
     def at(self, **changes: Any) -> Round:
         """Return the round with changes of its state."""

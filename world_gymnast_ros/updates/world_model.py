@@ -32,7 +32,8 @@ from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSett
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
-from world_gymnast_ros.training.world_model import STATE, TASK_WEIGHTS, TRAINING, TrainConfig, Trainer
+from world_gymnast_ros.training.run_state import STATE
+from world_gymnast_ros.training.world_model import TASK_WEIGHTS, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.training.worldgym import WorldGymTrainer, WorldGymTraining
 from world_gymnast_ros.types import F64, AdapterRef
 
@@ -45,8 +46,8 @@ MIN_HELD_OUT = 4
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """One update. `replay_share`: share of clips drawn from earlier data. `own_dreams`: episodes dreamed anew, twice a
-    run, whose dreams serve as previous frames in half of each batch. Rates are about a tenth of training's.
+    """One update. `replay_share`: share of clips drawn from earlier data. `own_rollouts`: episodes imagined anew,
+    twice a run; these frames serve as previous ones in half of each batch. Rates are about a tenth of training's.
     `lora_rank`, `lora_lr`: of a WorldGym model, of which only a LoRA is trained."""
 
     steps: int = 40
@@ -54,7 +55,7 @@ class UpdateConfig:
     replay_share: float = 0.5
     muon_lr: float = 2e-4
     adamw_lr: float = 1.3e-4
-    own_dreams: int = 32
+    own_rollouts: int = 32
     save_every: int = 20
     lora_rank: int = 32
     lora_lr: float = 1e-4
@@ -131,7 +132,7 @@ def _action_dit(run: Fine) -> Path:
     network.config = seen_by(network.config, run.objects)
     training = TrainConfig(steps=config.steps, batch=config.batch, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr,
                            warmup_steps=max(1, config.steps // 10), ema=0.97, rollouts_from=0.0,
-                           rollout_every=max(1, config.steps // 2), rollout_count=config.own_dreams,
+                           rollout_every=max(1, config.steps // 2), rollout_count=config.own_rollouts,
                            report_every_s=1e9, save_every=config.save_every, seed=config.seed)
     trainer = Trainer(network, run.clips, run.held_out, training, run.out, run.shares)
     if (run.out / TRAINING / STATE).is_file():
@@ -173,8 +174,8 @@ def check_updatable(world_model: str | Path) -> Callable[[Fine], Path]:
     if kind not in TRAINERS:
         raise BadConfig(f"world_model {world_model} holds {repr(kind) if kind else 'none that is known'}: of "
                         f"{' and '.join(TRAINERS)} it is known how they learn from episodes; name one of these, add a "
-                        "trainer to updates/world_model.py, or leave out the method loop (unchanged and imitation take "
-                        "any world model)")
+                        "trainer to updates/world_model.py, or leave out the method loop (adaptation_only and "
+                        "imitation take any world model)")
     return TRAINERS[kind]
 
 
@@ -228,7 +229,7 @@ def false_success_change(before: Replays, after: Replays) -> Interval | None:
     failed = ~before.success
     if not failed.any():
         return None
-    a, b = before.claimed[failed], after.claimed[failed]
+    a, b = before.predicted[failed], after.predicted[failed]
     return newcombe_paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 
 
@@ -264,7 +265,7 @@ def decide(new: tuple[Replays, Replays], old: tuple[Replays, Replays] | None, ma
             good &= rules.check("old scenes false positives", also.value, margins.false_success,
                                 also.value <= margins.false_success, f"old scenes: false positives change by "
                                 f"{_points(also)}; at most {100 * margins.false_success:+.0f} points")
-        before, after = (float((r.claimed == r.success).mean()) for r in old)
+        before, after = (float((r.predicted == r.success).mean()) for r in old)
         good &= rules.check("old scenes agreement", after, before - margins.agreement,
                             after >= before - margins.agreement,
                             f"old scenes: outcomes agree in {after:.1%} of episodes, were {before:.1%}; at most "

@@ -62,7 +62,7 @@ class Updated:
 def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, figures: Figures, run: Path, store: Path,
            name: str, created_ns: int, objects: ObjectDynamics | None = None, old_objects: ObjectDynamics | None = None
            ) -> Updated:
-    """Update the world model `parent` in the folder `run` (a stopped one goes on), write `dreams.png` there, and put
+    """Update the world model `parent` in the folder `run` (a stopped one goes on), write `replays.png` there, and put
     the version into `store` with its decision, promoted or not.
 
     What is better on the new scene and worse on old ones is tried again nearer to `parent` (SHARES); the version is the
@@ -83,7 +83,7 @@ def update(parent: Path, data: Data, config: UpdateConfig, margins: Margins, fig
         if decision.promote or not decision.better:
             break
     decision = replace(decision, rules=tuple(rules))
-    write_replays(run / "dreams.png", *new)
+    write_replays(run / "replays.png", *new)
     found = {"new": [r.summary() for r in new], "old": [r.summary() for r in old or ()]}
     ref = store_version(store, candidate, name, parent_name(parent), found, data.hashes, decision, config, created_ns)
     return Updated(ref, decision, found)

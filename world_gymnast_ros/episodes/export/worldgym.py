@@ -21,11 +21,12 @@ from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.files import read_npz
 from world_gymnast_ros.robot.actions import gripper_is_open
-from world_gymnast_ros.types import F32, U8
-from world_gymnast_ros.video import read_video, write_mp4
+from world_gymnast_ros.types import F32
+from world_gymnast_ros.video import write_mp4
 
 TRANSLATION_SCALE = 1.75 / 0.05
 ROTATION_SCALE = 1.4 / 0.25
+"""WorldGym's units per m and per rad."""
 TRANSLATION_LIMIT, ROTATION_LIMIT = 1.74, 1.39
 CLIP_FPS = 20
 """Whatever the true rate, as in the published clips: the data loader counts frames by it."""
@@ -40,15 +41,6 @@ def to_rows(deltas: F32) -> F32:
     rows[:, 3:6] = np.clip(deltas[:, 3:6] * ROTATION_SCALE, -ROTATION_LIMIT, ROTATION_LIMIT)
     rows[:, 6] = np.where(gripper_is_open(deltas[:, 6]), -1.0, 1.0)
     return rows
-
-
-def from_rows(rows: F32) -> F32:
-    """Turn WorldGym rows float32 (T, 10) into actions float32 (T, 7): m, rad, gripper 1 open."""
-    deltas = np.empty((len(rows), 7), np.float32)
-    deltas[:, :3] = rows[:, :3] / TRANSLATION_SCALE
-    deltas[:, 3:6] = rows[:, 3:6] / ROTATION_SCALE
-    deltas[:, 6] = (1.0 - rows[:, 6]) / 2.0
-    return deltas
 
 
 def export_worldgym(episodes: Iterable[Episode], folder: Path, size: tuple[int, int] = CLIP_SIZE) -> list[Path]:
@@ -104,17 +96,3 @@ def _recordings(folder: Path) -> dict[str, Path]:
             if "recording" in data:
                 found.setdefault(str(data["recording"]), path.with_suffix(".mp4"))
     return found
-
-
-def read_worldgym_clip(mp4: Path, npz: Path) -> tuple[U8, F32]:
-    """Return (frames uint8 (T, H, W, 3), deltas float32 (T, 7) in physical units); row t was taken at frame t.
-
-    Raises EpisodeError when a file is missing or broken, or they have different lengths.
-    """
-    frames = read_video(mp4)
-    rows = np.asarray(read_npz(npz, ("arr_0",), (), "it must be an npz with the key arr_0")["arr_0"], np.float32)
-    if rows.ndim != 2 or rows.shape[1] != ROW_WIDTH or len(rows) != len(frames):
-        raise EpisodeError(f"{npz} holds {rows.shape}, expected ({len(frames)}, {ROW_WIDTH}): a row per frame of {mp4}")
-    if not np.isfinite(rows).all():
-        raise EpisodeError(f"{npz} holds numbers that are not finite; export the clip again")
-    return frames, from_rows(rows)

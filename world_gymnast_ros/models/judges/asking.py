@@ -149,7 +149,7 @@ class AskedJudge(Generic[C]):
 
     @property
     def threshold(self) -> float:
-        """Above this score it claims a success."""
+        """Above this score it predicts success."""
         return SUCCESS_THRESHOLD
 
     @property

@@ -176,7 +176,7 @@ class Reflector:
 
     @property
     def threshold(self) -> float:
-        """Above this score it claims a success."""
+        """Above this score it predicts success."""
         return self.config.done_threshold
 
     @property
@@ -276,9 +276,9 @@ def two_in_a_row(values: F32) -> F32:
     return values if len(values) < 2 else np.minimum(values[:-1], values[1:])
 
 
-def offset_at(cut: float, scale: float, threshold: float) -> float:
-    """Return the offset with which logits above `cut` count as a success."""
-    return float(np.log(threshold / (1.0 - threshold)) - scale * cut)
+def offset_at(logit: float, scale: float, threshold: float) -> float:
+    """Return the offset with which logits above `logit` count as a success."""
+    return float(np.log(threshold / (1.0 - threshold)) - scale * logit)
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray, steps: int = 50) -> tuple[float, float]:

@@ -6,10 +6,10 @@ of WorldGym, because they decide whether a small one learns at all on a processo
 
 - it diffuses the *change* R_t = x_t - x_(t-1), not the frame: noisy input (1 - s) R + s * noise_scale * eps;
 - the previous frame enters clean, as overlapping windows, with a skip to the output;
-- the answer is a mixture per pixel: keep, take the plate's pixel, paint a colour, or add a change. The plate is the
-  start frame without the arm, and with the things that the hand moves where they are foreseen (`plate.py`). So what
-  the arm uncovers or moves is sharp, what it covers is erased whole, and still places stay still;
-- where the camera is roughly known, the computed outline of the arm enters per pixel (`outline`), before and
+- the answer is a mixture per pixel: keep, take the background's pixel, paint a colour, or add a change. The background
+  is the start frame without the arm, with the objects that the hand moves on their predicted path (`background.py`). So
+  what the arm uncovers or moves is sharp, what it covers is erased whole, and still places stay still;
+- where the camera is roughly known, the computed silhouette of the arm enters per pixel (`outline`), before and
   after the action, straightened by an affine that the network reads from the start frame (a camera is never where
   it should be). So capacity goes to what the arm touches, not to drawing the arm;
 - places are seen relative to points that the network projects from the arm's target state, which is all that a model
@@ -37,8 +37,8 @@ from world_gymnast_ros.robot.arm_silhouette import CAPSULE_DIM, CAPSULES, GROUPS
 
 NUMBERS = 15
 """Action (7), target state after it (7), flag: state known (1). See `models.dream.condition_vector`."""
-OUTLINE = 2 * CAPSULES * CAPSULE_DIM
-"""Numbers of the arm's outline before and after the action, behind the others where the camera is known."""
+SILHOUETTE = 2 * CAPSULES * CAPSULE_DIM
+"""Numbers of the arm's silhouette before and after the action, behind the others where the camera is known."""
 PLACE_AMPLITUDE = 0.7
 """Places must be as loud as content from the first step, or positions are not learned in thousands of steps."""
 BANNED = -1e4
@@ -49,11 +49,11 @@ NOISE_FEATURES = 64
 POINT_RADII = (0.2, 0.6)
 """Reach of a projected point, in halves of the picture."""
 SOURCES = 4
-"""Of a pixel: kept, plate, painted, changed."""
-OUTLINE_FEATURES = 2 * 2 * len(GROUPS)
+"""Of a pixel: kept, background, painted, changed."""
+SILHOUETTE_FEATURES = 2 * 2 * len(GROUPS)
 """Per pixel: before and after, inside and distance, of each group of capsules."""
 EDGE = 0.02
-"""Softness of an outline's edge, in halves of the picture: two thirds of a pixel of 64."""
+"""Softness of a silhouette's edge, in halves of the picture: two thirds of a pixel of 64."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class ActionDiTConfig:
     likewise, around zero for the motion and 0.5 for the gripper. `workspace_low_m`, `workspace_high_m`: box to which
     the dream clips its target, None for no box. `still_threshold`: changes below it (0..1 grey) are not drawn.
     `change_gain`: drawn changes are multiplied by it; below 1 for a model trained on little data, chosen on validation.
-    `camera`: nominal projection, 12 numbers of `outline.projection`; None where the camera's place is unknown.
-    `plate`: take the arm and what it moves out of the start frame (False: the start frame as it is).
+    `camera`: nominal projection, 12 numbers of `arm_silhouette.projection`; None where the camera's place is unknown.
+    `plate` (as checkpoints call it): the background, the start frame without the arm and what it moves, is shown in the
+    place of the start frame.
     """
 
     model_type: ClassVar[str] = "action_dit"
@@ -123,11 +124,6 @@ class ActionDiTConfig:
         """Patches in a picture."""
         return self.side**2
 
-    @property
-    def condition_dim(self) -> int:
-        """Numbers of a frame's condition."""
-        return NUMBERS + (OUTLINE if self.camera is not None else 0)
-
     def to_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds."""
         return {"model_type": self.model_type, **asdict(self)}
@@ -177,8 +173,8 @@ class ProjectedPoints(nn.Module):
         return self.embed(torch.cat(parts, -1).flatten(-2).to(features.dtype))
 
 
-class OutlineFeatures(nn.Module):
-    """The arm's computed outline as features of each pixel, and the affine that fits it to this camera."""
+class SilhouetteFeatures(nn.Module):
+    """The arm's computed silhouette as features of each pixel, and the affine that fits it to this camera."""
 
     def __init__(self, config: ActionDiTConfig) -> None:
         super().__init__()
@@ -187,8 +183,8 @@ class OutlineFeatures(nn.Module):
         channels = (3 + 2 * len(GROUPS), 24, 48, 64)
         self.look = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(channels))
         self.read_in, self.read_head = nn.Linear(channels[-1] * sides[-1] ** 2, 128), nn.Linear(128, 6)
-        self.embed = nn.Linear(OUTLINE_FEATURES * config.patch**2, config.window_dim)
-        self.pixel_head = nn.Linear(OUTLINE_FEATURES, SOURCES)
+        self.embed = nn.Linear(SILHOUETTE_FEATURES * config.patch**2, config.window_dim)
+        self.pixel_head = nn.Linear(SILHOUETTE_FEATURES, SOURCES)
         for zero in (self.read_head, self.pixel_head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
@@ -198,7 +194,7 @@ class OutlineFeatures(nn.Module):
         self.register_buffer("patches", patches, persistent=False)
 
     def fit(self, start: Tensor, capsules: Tensor) -> Tensor:
-        """Return the affine (B, 6) that moves the nominal outline onto the arm of the start frame.
+        """Return the affine (B, 6) that moves the nominal silhouette onto the arm of the start frame.
 
         `start` (B, H, W, 3), 0..1; `capsules` (B, 6, 6) of the arm in that frame.
         """
@@ -236,7 +232,7 @@ class OutlineFeatures(nn.Module):
         return self.measure(capsules[:, None], self.whole)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
 
     def forward(self, outline: Tensor, affine: Tensor, tokens: Tensor | None) -> Tensor:
-        """Return features (B, T, M, P, 12) under outlines (B, T, 72) moved by affines (B, 6)."""
+        """Return features (B, T, M, P, 12) under silhouettes (B, T, 72) moved by affines (B, 6)."""
         capsules = outline.float().unflatten(-1, (2, CAPSULES, CAPSULE_DIM))
         capsules = moved(capsules.flatten(1, 3), affine).view_as(capsules)
         points = self.patches if tokens is None else self.patches[tokens]
@@ -358,7 +354,8 @@ class ActionDiT(nn.Module):
         self.points = ProjectedPoints(config, features)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.modulation = nn.Linear(d, 2 * d)
-        self.outline = OutlineFeatures(config) if config.camera is not None else None
+        # What reads the arm's silhouette is called `outline` in the weights of every checkpoint, and stays so.
+        self.outline = SilhouetteFeatures(config) if config.camera is not None else None
         self.embed_outline = nn.Linear(config.window_dim, d) if config.camera is not None else None
         self.head_in = nn.Linear(d + (3 if config.camera is not None else 2) * config.window_dim, 256)
         self.head_out = nn.Linear(256, 2 * drawn + SOURCES * config.patch**2)
@@ -399,7 +396,7 @@ class ActionDiT(nn.Module):
 
     @torch.no_grad()
     def fit(self, start: Tensor, condition: Tensor) -> Tensor | None:
-        """Return the affine (B, 6) between nominal and true outline at `start` (B, H, W, 3); None: no camera is known.
+        """Return the affine (B, 6) between nominal and true silhouette at `start` (B, H, W, 3); None: no camera known.
 
         `condition` (B, C) of an action that begins at that frame. Without gradient: see `training/camera.py`.
         """
@@ -434,7 +431,7 @@ class ActionDiT(nn.Module):
                 cache: TemporalCache | None = None) -> Tensor:
         """Predict the clean change (B, T, M, 3 patch^2), grey 0..1, that leads to each frame.
 
-        `previous` windows (B, T, M, .) of the frame before; `first` windows (B, T or 1, M, .) of the plates;
+        `previous` windows (B, T, M, .) of the frame before; `first` windows (B, T or 1, M, .) of the backgrounds;
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
         places these are (None: all); `affine` (B, 6) as from `outline.fit` (None: the nominal camera). With a `cache`,
         T is 1 and the cache holds the frames before.

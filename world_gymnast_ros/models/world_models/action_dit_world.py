@@ -21,7 +21,7 @@ from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
-from world_gymnast_ros.models.world_models.action_dit import OUTLINE, ActionDiT, ActionDiTConfig, TemporalCache
+from world_gymnast_ros.models.world_models.action_dit import SILHOUETTE, ActionDiT, ActionDiTConfig, TemporalCache
 from world_gymnast_ros.models.world_models.background import Background
 from world_gymnast_ros.objects import ObjectDynamics, ObjectPaths
 from world_gymnast_ros.robot.actions import (
@@ -41,7 +41,7 @@ LIMITS = StepLimits()
 
 def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDArray[Any], after: NDArray[Any],
                      known: NDArray[Any] | bool, cameras: NDArray[Any] | None = None) -> F32:
-    """Return the condition float32 (..., condition_dim) of actions that lead from one target state to the next.
+    """Return the condition float32 (..., C) of actions that lead from one target state to the next.
 
     Normalised action (7), normalised state after it (7), state-known flag (1); where the model knows a camera, the
     arm's silhouette before and after (72). `deltas`, `before`, `after` (..., 7) in physical units, not changed; `known`
@@ -64,7 +64,7 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
             own = np.where(np.isnan(cameras), drawn_for, cameras)
             drawn_for = np.repeat(np.broadcast_to(own, (*action.shape[:-1], len(drawn_for))).reshape(-1, 12), 2, 0)
         seen = silhouette(both, np.repeat(flag.ravel() > 0.5, 2), drawn_for)
-        parts.append(seen.reshape(*action.shape[:-1], OUTLINE))
+        parts.append(seen.reshape(*action.shape[:-1], SILHOUETTE))
     return np.concatenate(parts, -1).astype(np.float32)
 
 
@@ -128,8 +128,8 @@ class FrameSampler:
         self.cache.keep(rows)
 
 
-class ActionDiTDream:
-    """A single-use batch of imagined continuations, each of its start frame. Implements `types.Dream`."""
+class ActionDiTRollouts:
+    """A single-use batch of imagined continuations, each of its start frame. Implements `types.RolloutBatch`."""
 
     def __init__(self, sampler: FrameSampler, config: ActionDiTConfig, states: F32, known: NDArray[np.bool_],
                  objects: ObjectPaths | None = None) -> None:
@@ -230,7 +230,7 @@ class ActionDiTWorld:
         """Write config.json and model.safetensors; return the SHA-256 of the weights."""
         return save_model(self.network, self.config.to_dict(), Path(directory))
 
-    def begin(self, starts: Sequence[Start], seed: int) -> ActionDiTDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> ActionDiTRollouts:
         """Begin one continuation of each start (its frame resized to `frame_size`); the same seed, the same frames.
 
         A start without a state goes on without one: the arm's silhouette is not computed for it.
@@ -251,7 +251,7 @@ class ActionDiTWorld:
             seen = (objects.places_m, cameras, objects.sizes_m)
         sampler = FrameSampler(self.network, first, self.sampling_steps, torch.Generator(self.device).manual_seed(seed),
                                seen)
-        return ActionDiTDream(sampler, self.config, states, known, objects)
+        return ActionDiTRollouts(sampler, self.config, states, known, objects)
 
 
 def seen_by(config: ActionDiTConfig, objects: ObjectDynamics | None) -> ActionDiTConfig:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ARM_MARGIN = 0.07
-"""How far beyond the arm's outline it is taken out, in halves of the picture: 2 pixels of 64."""
+"""How far beyond the arm's silhouette it is taken out, in halves of the picture: 2 pixels of 64."""
 OBJECT_SIZE_M = (0.022, 0.04)
 """Radius and height of an object whose size nobody gives."""
 SIZE_MARGIN_M = (0.004, 0.005)
@@ -62,7 +62,7 @@ class Background:
                  sizes_m: Tensor | None = None) -> None:
         """Begin at start frames `first` float32 (B, H, W, 3), 0..1.
 
-        `arm_distance` (B, H, W): how far each pixel is from the arm's outline, None where no arm is known. `places_m`
+        `arm_distance` (B, H, W): how far each pixel is from the arm's silhouette, None where none is known. `places_m`
         (B, N, 3) of objects at the start frame, base axes, with `cameras` (B, 12) and `sizes_m` (B, N, 2), radius and
         height (None or NaN: OBJECT_SIZE_M); None: no objects are known.
         """

@@ -39,8 +39,8 @@ LIMITS = StepLimits()
 DOMAIN = "bridge_orig_lerobot"
 
 
-class Cosmos3Dream:
-    """A single-use batch of imagined continuations, each of its start frame. Implements `types.Dream`."""
+class Cosmos3Rollouts:
+    """A single-use batch of imagined continuations, each of its start frame. Implements `types.RolloutBatch`."""
 
     def __init__(self, world: Cosmos3World, frames: list[U8], states: F32, instructions: list[str], seed: int) -> None:
         """`frames` of the world's size, `states` float32 (G, 7) there."""
@@ -131,13 +131,13 @@ class Cosmos3World:
         pipeline = load_pipeline(pipeline_folder(settings, folder), settings.flow_shift, placed, dtype)
         return cls(pipeline, statistics, settings, folder.resolve().name)
 
-    def begin(self, starts: Sequence[Start], seed: int) -> Cosmos3Dream:
+    def begin(self, starts: Sequence[Start], seed: int) -> Cosmos3Rollouts:
         """Begin one continuation of each start (its frame resized to `frame_size`); the same seed, the same frames.
         BadConfig for a start without a state: the actions are told in the axes of the hand."""
         if not len(starts):
             raise BadConfig("no start; a world model begins at one frame at least")
         frames = [resize_rgb(check_rgb(s.frame.rgb, "Frame.rgb"), self.frame_size) for s in starts]
-        return Cosmos3Dream(self, frames, self._states(starts), [s.instruction for s in starts], abs(int(seed)))
+        return Cosmos3Rollouts(self, frames, self._states(starts), [s.instruction for s in starts], abs(int(seed)))
 
     def _states(self, starts: Sequence[Start]) -> F32:
         states = [s.state for s in starts if s.state is not None]

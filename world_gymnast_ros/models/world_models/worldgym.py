@@ -25,8 +25,8 @@ from world_gymnast_ros.robot.actions import RobotLimits, check_limits
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 
-class WorldGymDream:
-    """A single-use batch of imagined continuations, each of its start frame. Implements `types.Dream`."""
+class WorldGymRollouts:
+    """A single-use batch of imagined continuations, each of its start frame. Implements `types.RolloutBatch`."""
 
     def __init__(self, sampler: LatentSampler, autoencoder: Autoencoder, generators: list[torch.Generator]) -> None:
         """`generators`: the source of noise of each copy, on the CPU."""
@@ -116,7 +116,7 @@ class WorldGym:
         network = load_network(file, settings.heads, settings.spatial_positions, placed, dtype)
         return cls(network, autoencoder, settings, file.stem if where.is_file() else where.name)
 
-    def begin(self, starts: Sequence[Start], seed: int) -> WorldGymDream:
+    def begin(self, starts: Sequence[Start], seed: int) -> WorldGymRollouts:
         """Begin one continuation of each start (its frame resized to `frame_size`); the same seed, the same frames.
 
         The model sees images and actions only: neither a start's state nor its instruction is used.
@@ -131,5 +131,5 @@ class WorldGym:
         sampler = LatentSampler(self.network, self.settings, latents[which])
         seeds = [np.random.SeedSequence([abs(int(seed)), i]).generate_state(1, np.uint64)[0] >> 1
                  for i in range(len(starts))]
-        return WorldGymDream(sampler, self.autoencoder, [torch.Generator().manual_seed(int(s)) for s in seeds])
+        return WorldGymRollouts(sampler, self.autoencoder, [torch.Generator().manual_seed(int(s)) for s in seeds])
 

@@ -42,17 +42,17 @@ def load_run(path: Path, modules: Mapping[str, nn.Module], optimisers: Mapping[s
         with safe_open(path, "pt") as header:
             numbers: dict[str, Any] = json.loads(header.metadata()["numbers"])
         for name, module in modules.items():
-            module.load_state_dict(_under(whole, f"module.{name}."))
+            module.load_state_dict(under(whole, f"module.{name}."))
         for name, optimiser in optimisers.items():
             state = optimiser.state_dict()
             state["state"] = {}
-            for key, value in _under(whole, f"optimiser.{name}.").items():
+            for key, value in under(whole, f"optimiser.{name}.").items():
                 index, entry = key.split(".", 1)
                 state["state"].setdefault(int(index), {})[entry] = value
             optimiser.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadCheckpoint(f"{path} does not fit this run ({error}); name another --out, or remove it") from error
-    return _under(whole, "tensor."), numbers
+    return under(whole, "tensor."), numbers
 
 
 class PlainRun:
@@ -78,5 +78,6 @@ class PlainRun:
             self.written = time.monotonic()
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, named without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
