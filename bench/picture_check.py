@@ -31,7 +31,7 @@ from world_gymnast_ros.robot.camera import (
 )
 from world_gymnast_ros.twin.scene import known_scenes, load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.stills import random_arm
+from world_gymnast_ros.twin.single_frames import random_arm
 from world_gymnast_ros.types import F32, U8
 
 CAMERA = projection(level_camera(BRIDGE_CAMERA_XYZ_M, BRIDGE_CAMERA_LOOK), 3 * BRIDGE_CAMERA_FOCAL, 4, 3)

@@ -36,7 +36,7 @@ from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.play import make_file
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
-from world_gymnast_ros.twin.stills import make_stills
+from world_gymnast_ros.twin.single_frames import make_single_frames
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner
 
 pytestmark = pytest.mark.ros
@@ -45,7 +45,7 @@ torch.set_num_threads(1)
 SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_groups=1", "promotion_groups=4",
                  "held_out_copies=1", "threads=1"]
 SMALLER: dict[str, list[str]] = {
-    "twin play": ["--count", "2"], "twin stills": ["--count", "3"], "twin measure": ["--episodes", "1"],
+    "twin play": ["--count", "2"], "twin frames": ["--count", "3"], "twin measure": ["--episodes", "1"],
     "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train imagined": ["--episodes", "1"],
     "evaluate": ["--limit-pairs", "1"], "serve": ["--port", "0"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
@@ -117,7 +117,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for family in families:
             make_file(root / "data" / folder / f"{family}.npz", family, kind, 10 if folder == "imagined" else 6, 1)
     for number in range(2):
-        make_stills(root / "data" / "stills" / f"{number}.npz", 4, number)
+        make_single_frames(root / "data" / "frames" / f"{number}.npz", 4, number)
     for folder in (root / "runs" / "demo-1" / "episodes", root / "runs" / "episodes"):
         for i in range(8):
             record(folder, f"e{i}", seed=i, outcome="success" if i % 2 else "failure",

@@ -4,7 +4,7 @@ examples:
   world-gymnast train policy --play data/demo --out runs/policy
   world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
   world-gymnast train reflector-head --trunk Qwen/Qwen3-VL-4B-Instruct --episodes runs/episodes --out judges/mine
-  world-gymnast train locator --stills data/stills --play data/wide_play --out runs/locator
+  world-gymnast train locator --frames data/frames --play data/wide_play --out runs/locator
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
   world-gymnast train imagined --play data/wide_play --world-model runs/wm --out data/imagined   then a judge on these:
   world-gymnast train reflector --play data/wide_play --imagined data/imagined --start runs/reflector --out runs/second

@@ -5,7 +5,7 @@ examples:
   world-gymnast twin show novel_evening --out evening.png     the picture its camera sees
   world-gymnast twin show my_scene.yaml --out mine.png        your own scene
   world-gymnast twin play wide_play --family reach --count 100 --seed 7 --out data/wide_play/reach-007.npz
-  world-gymnast twin stills --count 1000 --seed 30000 --out data/stills/000.npz
+  world-gymnast twin frames --count 1000 --seed 30000 --out data/frames/000.npz
   world-gymnast twin measure novel_evening --episodes 20      true success of the shipped policy, no ROS
 """
 from __future__ import annotations
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(play, "--count", 1, seeds.EPISODES_PER_FILE, default=100, help="episodes (default: %(default)s)")
     whole(play, "--seed", 1, seeds.MAX_PLAY_SEED, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
-    stills = sub.add_parser("stills", help="make single pictures of varied scenes with what is where, for the locator")
-    whole(stills, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
-    whole(stills, "--seed", 0, required=True, help="held-out files need seeds of their own")
-    stills.add_argument("--out", type=Path, required=True, help=".npz file")
+    frames = sub.add_parser("frames", help="make single pictures of varied scenes with what is where, for the locator")
+    whole(frames, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
+    whole(frames, "--seed", 0, required=True, help="held-out files need seeds of their own")
+    frames.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
     measure.add_argument("scene")
     options.policy(measure)
@@ -100,15 +100,15 @@ def _make(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.twin.play import make_file
-    from world_gymnast_ros.twin.stills import make_stills
+    from world_gymnast_ros.twin.single_frames import make_single_frames
 
     if args.out.suffix != ".npz":
         raise BadConfig(f"--out {args.out} must be a file that ends in .npz")
     writable_folder(args.out.parent)
     try:
         with tqdm(total=args.count, unit="episode" if args.what == "play" else "picture") as bar:
-            if args.what == "stills":
-                make_stills(args.out, args.count, args.seed, bar.update)
+            if args.what == "frames":
+                make_single_frames(args.out, args.count, args.seed, bar.update)
                 rates = {}
             else:
                 rates = make_file(args.out, args.family, args.kind, args.count, args.seed, bar.update)

@@ -1,4 +1,4 @@
-"""Train the locator on stills: cross-entropy over cells, with a softened target around the true one."""
+"""Train the locator on single frames: cross-entropy over cells, with a softened target around the true one."""
 from __future__ import annotations
 
 import argparse
@@ -33,7 +33,7 @@ WORKSPACE = ((0.12, -0.20, 0.022), (0.42, 0.25, 0.25))
 
 
 @dataclass(frozen=True)
-class Stills:
+class SingleFrames:
     """Pictures uint8 (N, H, W, 3); names (N, M) with places float32 (N, M, 2) in the picture; parts (N, P, 2)."""
 
     pictures: U8
@@ -49,20 +49,20 @@ def project(points: F32, cameras: F32) -> F32:
     return np.asarray(seen[..., :2] / np.maximum(seen[..., 2:], 0.05), np.float32)
 
 
-def read_stills(paths: Iterable[Path]) -> Stills:
-    """Read files of `twin.stills.make_stills`. EpisodeError names a bad one."""
+def read_single_frames(paths: Iterable[Path]) -> SingleFrames:
+    """Read files of `twin.single_frames.make_single_frames`. EpisodeError names a bad one."""
     parts: list[tuple[np.ndarray, ...]] = []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as d:
                 pictures, names, xyz, state, camera = (d[k] for k in ("picture", "names", "xyz", "state", "camera"))
         except (OSError, ValueError, KeyError) as error:
-            raise EpisodeError(f"{path} holds no stills ({error}); make some with `world-gymnast twin stills`"
+            raise EpisodeError(f"{path} holds no single frames ({error}); make some with `world-gymnast twin frames`"
                                ) from error
         parts.append((pictures, names, project(xyz, camera), project(part_points(state), camera)))
     if not parts:
-        raise EpisodeError("no stills to learn from; make some with `world-gymnast twin stills`")
-    return Stills(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        raise EpisodeError("no single frames to learn from; make some with `world-gymnast twin frames`")
+    return SingleFrames(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def target_cells(uv: Tensor, inside: Tensor, height: int, width: int) -> Tensor:
@@ -92,15 +92,15 @@ def augment(pictures: Tensor, rng: np.random.Generator) -> Tensor:
             ).clamp_(0, 1)
 
 
-def draw(stills: Stills, rng: np.random.Generator, count: int, config: LocatorConfig, rows: I64 | None = None
+def draw(frames: SingleFrames, rng: np.random.Generator, count: int, config: LocatorConfig, rows: I64 | None = None
          ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return pictures (B, 3, H, W), words (B, Q, 2), places of the asked (B, Q, 2), whether they are there (B, Q),
     and places of the parts (B, P, 2)."""
-    rows = rng.integers(len(stills.pictures), size=count) if rows is None else rows
+    rows = rng.integers(len(frames.pictures), size=count) if rows is None else rows
     words = np.zeros((len(rows), QUERIES, 2), np.int64)
     uv = np.full((len(rows), QUERIES, 2), 9.0, np.float32)
     for b, r in enumerate(rows):
-        there = {str(n): k for k, n in enumerate(stills.names[r]) if n}
+        there = {str(n): k for k, n in enumerate(frames.names[r]) if n}
         asked = list(rng.permutation(list(there)))[:QUERIES - 1]
         while len(asked) < QUERIES:  # near misses teach most: the same colour or shape as something there
             name = f"{rng.choice(config.colours)} {rng.choice(config.shapes)}"
@@ -110,11 +110,11 @@ def draw(stills: Stills, rng: np.random.Generator, count: int, config: LocatorCo
             colour, shape = name.split()
             words[b, q] = config.colours.index(colour), config.shapes.index(shape)
             if name in there:
-                uv[b, q] = stills.places[r, there[name]]
-    pictures = torch.from_numpy(stills.pictures[rows]).permute(0, 3, 1, 2).float().div_(255.0)
+                uv[b, q] = frames.places[r, there[name]]
+    pictures = torch.from_numpy(frames.pictures[rows]).permute(0, 3, 1, 2).float().div_(255.0)
     asked_at = torch.from_numpy(uv)
     there_at = asked_at.abs().amax(-1) < 1.0
-    return pictures, torch.from_numpy(words), asked_at, there_at, torch.from_numpy(stills.parts[rows])
+    return pictures, torch.from_numpy(words), asked_at, there_at, torch.from_numpy(frames.parts[rows])
 
 
 def loss_of(network: LocatorNetwork, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -127,16 +127,16 @@ def loss_of(network: LocatorNetwork, batch: tuple[Tensor, Tensor, Tensor, Tensor
             - (target_cells(parts, seen, h, w) * found.log_softmax(-1)).sum(-1).mean())
 
 
-def errors_px(network: LocatorNetwork, stills: Stills, seed: int, count: int = 512) -> dict[str, float]:
+def errors_px(network: LocatorNetwork, frames: SingleFrames, seed: int, count: int = 512) -> dict[str, float]:
     """Return median and 90 % error in picture pixels of objects and parts that are there, and the share of what is
     there and what is not that was told rightly."""
     rng = np.random.default_rng((seed, 5))
     c = network.config
-    rows = rng.permutation(len(stills.pictures))[:count]
+    rows = rng.permutation(len(frames.pictures))[:count]
     gaps, part_gaps, there_right, absent_right = [], [], [], []
     half = torch.tensor([c.width / 2, c.height / 2])
     for i in range(0, len(rows), 32):
-        pictures, words, uv, there, parts = draw(stills, rng, 0, c, rows[i:i + 32])
+        pictures, words, uv, there, parts = draw(frames, rng, 0, c, rows[i:i + 32])
         with torch.inference_mode():
             objects, found = network(pictures, words)
             at, confidence = places(objects, c.height // STRIDE, c.width // STRIDE)
@@ -152,7 +152,7 @@ def errors_px(network: LocatorNetwork, stills: Stills, seed: int, count: int = 5
             "absent_found_out": float(torch.cat(absent_right).float().mean())}
 
 
-def train_locator(network: LocatorNetwork, stills: Stills, steps: int, batch: int, seed: int) -> None:
+def train_locator(network: LocatorNetwork, frames: SingleFrames, steps: int, batch: int, seed: int) -> None:
     """Train in place for `steps`."""
     rng = np.random.default_rng((seed, 1))
     optimiser = MuonAdamW(network, 2e-3, 2e-3)
@@ -160,7 +160,7 @@ def train_locator(network: LocatorNetwork, stills: Stills, steps: int, batch: in
     bar = tqdm(range(steps), unit="step", desc="locator")
     for step in bar:
         optimiser.set_scale(warm_then_decay(step, steps))
-        pictures, *rest = draw(stills, rng, batch, network.config)
+        pictures, *rest = draw(frames, rng, batch, network.config)
         with fast_math(torch.device("cpu")):
             loss = loss_of(network, (augment(pictures, rng), *rest))  # type: ignore[arg-type]
         loss.backward()
@@ -191,7 +191,7 @@ def hand_follows(files: Iterable[Path]) -> tuple[float, list[float]]:
 
 
 def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
-    """Return how far off in m (N,) the objects of stills are measured to be, those that are found and in reach."""
+    """Return how far off in m (N,) objects are measured to be, those that are found and in reach."""
     judge = GeometricJudge(locator)
     errors = []
     with np.load(path, allow_pickle=False) as d:
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[fl
     """Train from the command line. `camera`: where the camera usually stands, T_base_camera as 16 numbers, row by row;
     `focal` (2,): its focal lengths in halves of the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--stills", type=Path, required=True, help="folder of stills (*.npz); the last is held out")
+    parser.add_argument("--frames", type=Path, required=True, help="folder of *.npz files; the last is held out")
     parser.add_argument("--play", type=Path, required=True, help="folder of play data: how the hand follows")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--steps", type=int, default=3500)
@@ -234,9 +234,9 @@ def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[fl
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     args = parser.parse_args(argv)
-    files = sorted(args.stills.glob("*.npz"))
+    files = sorted(args.frames.glob("*.npz"))
     if len(files) < 2:
-        raise EpisodeError(f"--stills {args.stills} holds {len(files)} files; two are needed at least, one held out")
+        raise EpisodeError(f"--frames {args.frames} holds {len(files)} files; two are needed at least, one held out")
     lag, sag = hand_follows(sorted(args.play.glob("*.npz")))
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -244,10 +244,10 @@ def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[fl
                            hand_lag=round(lag, 4), hand_sag_m=sag, workspace_low_m=list(WORKSPACE[0]),
                            workspace_high_m=list(WORKSPACE[1]))
     network = LocatorNetwork(config)
-    stills, began_s = read_stills(files[:-1]), time.monotonic()
-    train_locator(network, stills, args.steps, args.batch, args.seed)
+    frames, began_s = read_single_frames(files[:-1]), time.monotonic()
+    train_locator(network, frames, args.steps, args.batch, args.seed)
     locator = Locator(network, "")
-    seen = errors_px(network, read_stills(files[-1:]), args.seed)
+    seen = errors_px(network, read_single_frames(files[-1:]), args.seed)
     off = place_errors_m(locator, files[-1], 400)
     if len(off) < MIN_FOUND:
         raise EpisodeError(f"after {args.steps} steps only {len(off)} objects of the held-out pictures are found, at "
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[fl
     config.sigma_m = round(float(np.median(off)) / RAYLEIGH_MEDIAN, 5)
     locator.save(args.out)
     absent = seen.pop("absent_found_out")
-    card = CARD.format(name=config.name, files=len(files), pictures=len(stills.pictures), steps=args.steps,
+    card = CARD.format(name=config.name, files=len(files), pictures=len(frames.pictures), steps=args.steps,
                        batch=args.batch, seed=args.seed, minutes=(time.monotonic() - began_s) / 60,
                        parameters=sum(p.numel() for p in network.parameters()), width=config.width, absent=absent,
                        median_mm=1e3 * np.median(off), p90_mm=1e3 * np.quantile(off, 0.9), measured=len(off), lag=lag,

@@ -63,11 +63,11 @@ def _end(episode: Episode, instruction: str, judge: Judge) -> int:
     if episode.success:
         return max(1, episode.steps if episode.done_step is None else episode.done_step)
     starts = [a.start for a in along(episode, instruction, episode.steps + 1)]
-    progress = [j.progress or 0.0 for j in stills(judge, starts)]
+    progress = [j.progress or 0.0 for j in judge_frames(judge, starts)]
     return max(1, int(np.argmax(progress))) if max(progress) > 0 else episode.steps
 
 
-def stills(judge: Judge, starts: Sequence[Start]) -> list[Judgement]:
+def judge_frames(judge: Judge, starts: Sequence[Start]) -> list[Judgement]:
     """Return what a judge says of each start by itself, as of a rollout in which nothing moves: whether the task is
     done already, how near it is, or why it cannot tell. The starts have one instruction and one size."""
     frames = np.stack([np.stack([s.frame.rgb] * STILL_FRAMES) for s in starts])

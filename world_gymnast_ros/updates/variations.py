@@ -21,7 +21,7 @@ from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_FOCAL, BRIDGE_CAMERA_LOOK, BRIDGE_CAMERA_XYZ_M, level_camera
 from world_gymnast_ros.types import U8, Judge, Start
-from world_gymnast_ros.updates.practice_starts import stills
+from world_gymnast_ros.updates.practice_starts import judge_frames
 
 BRIGHT_LEVELS = 127
 DONE_ALREADY = "the task is done already"
@@ -65,7 +65,7 @@ def make_variations(starts: Sequence[Start], judge: Judge, cameras: Sequence[Arr
     kept: list[tuple[Start, str]] = []
     for kind in dict.fromkeys(map(_kind, made)):  # judges take pictures of one size and one instruction
         mine = [pair for pair in made if _kind(pair) == kind]
-        for pair, verdict in zip(mine, stills(judge, [replace(s, original=None) for s, _ in mine]), strict=True):
+        for pair, verdict in zip(mine, judge_frames(judge, [replace(s, original=None) for s, _ in mine]), strict=True):
             if verdict.score is None:
                 dropped[verdict.detail or "no verdict"] += 1
             elif is_success(verdict):

@@ -26,7 +26,7 @@ from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene
 from world_gymnast_ros.twin.sim import Twin
 
 MAX_OBJECTS = 8
-STILLS_PER_SCENE = 4
+FRAMES_PER_SCENE = 4
 """Objects and arm are placed anew this often in one scene; building the scene is the slow part."""
 
 
@@ -47,9 +47,9 @@ def random_arm(rng: np.random.Generator) -> np.ndarray:
                      rng.normal(0, 0.25), rng.uniform(0, 1)])
 
 
-def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object] = lambda: None) -> None:
-    """Write `count` stills to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all objects, m, the
-    measured Bridge state and the true camera (`arm_silhouette.projection`)."""
+def make_single_frames(path: Path, count: int, seed: int, progress: Callable[[], object] = lambda: None) -> None:
+    """Write `count` single frames to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all objects, m,
+    the measured Bridge state and the true camera (`arm_silhouette.projection`)."""
     rng = np.random.default_rng((seed, 77))
     rows: list[dict[str, np.ndarray]] = []
     while len(rows) < count:
@@ -57,7 +57,7 @@ def make_stills(path: Path, count: int, seed: int, progress: Callable[[], object
         twin = Twin(scene, seed)
         objects = (scene.objects + scene.distractors)[:MAX_OBJECTS]
         try:
-            for _ in range(min(STILLS_PER_SCENE, count - len(rows))):
+            for _ in range(min(FRAMES_PER_SCENE, count - len(rows))):
                 start = random_arm(rng) if rng.random() < 0.75 else None
                 try:
                     twin.reset(int(rng.integers(1 << 31)), scene.instructions[0], start)
