@@ -16,7 +16,7 @@ from world_gymnast_ros.errors import BadAction, BadBudget, BadCheckpoint, BadCon
 from world_gymnast_ros.evaluation.horizon_error import by_task, horizon_errors, imagine_segments, segments
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, save_model
-from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, SilhouetteFeatures
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, ActionDiTConfig, Places, SilhouetteFeatures
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, FrameSampler, condition_vector
 from world_gymnast_ros.robot.actions import StepLimits, bridge_state, clip_delta, integrate_states, pose_from_state
 from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
@@ -81,8 +81,9 @@ def test_cached_dream_equals_uncached_causal_network_beyond_the_window(steps: in
     original = ActionDiT.forward
     inputs: list[tuple[torch.Tensor, ...]] = []
 
-    def spy(self: ActionDiT, *args: torch.Tensor, affine: None = None, cache: object = None) -> torch.Tensor:
-        out = original(self, *args, affine=affine, cache=cache)  # type: ignore[arg-type]
+    def spy(self: ActionDiT, *args: torch.Tensor, tokens: None = None, affine: None = None, cache: object = None,
+            looked: None = None) -> torch.Tensor:
+        out = original(self, *args, tokens=tokens, affine=affine, cache=cache, looked=looked)  # type: ignore[arg-type]
         inputs.append((*args, out))
         return out
 
@@ -164,6 +165,42 @@ def test_bad_sizes_are_refused_by_name() -> None:
 def dream_frames(world: ActionDiTWorld, seed: int, state: np.ndarray | None = STATE, delta: float = 0.02) -> np.ndarray:
     start = Frame(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8), 0)
     return world.begin([Start(start, state, "go")] * 3, seed).play(np.full((3, 4, 7), delta, np.float32)).swapaxes(0, 1)
+
+
+def test_a_dream_computes_the_places_that_the_arm_can_touch_and_the_rest_stands_still() -> None:
+    """Also: what one copy sees does not hang on the others, and places that come later have no past."""
+    network = lively(dataclasses.replace(TINY, camera=CAMERA, plate=True, image_size=64, still_threshold=0.0))
+    assert network.outline is not None
+    torch.nn.init.zeros_(network.outline.read_head.weight)  # the camera is where it should be
+    torch.nn.init.zeros_(network.outline.read_head.bias)
+    config, world = network.config, ActionDiTWorld(network, dtype=torch.float32)
+    start = Start(Frame(np.random.default_rng(1).integers(90, 110, (64, 64, 3), dtype=np.uint8), 0), STATE, "go")
+    deltas = np.zeros((3, 8, 7), np.float32)
+    deltas[0, :, 1], deltas[1, :, 2], deltas[2, :, 0] = 0.03, 0.015, 0.015
+    seen: list[Places | None] = []
+    touched = network.touched
+    network.touched = lambda *args: seen.append(touched(*args)) or seen[-1]  # type: ignore[method-assign]
+    frames = world.begin([start] * 3, 5).play(deltas)
+    del network.touched
+    assert all(p is not None and p.tokens.shape[1] < config.tokens for p in seen)
+    moved_at = [(p.own.sum(1).tolist()) for p in seen if p is not None]
+    assert len(set(map(tuple, moved_at))) > 1, "other places as the arm moves"
+    for t, places in enumerate(seen):
+        assert places is not None
+        before = frames[:, t - 1] if t else np.repeat(start.frame.rgb[None], 3, 0)
+        changed = (frames[:, t] != before).reshape(3, config.side, config.patch, config.side, config.patch, 3)
+        own = torch.zeros(3, config.tokens, dtype=torch.bool).scatter_(1, places.tokens, places.own)
+        assert changed.any((2, 4, 5)).any() and not changed.any((2, 4, 5)).reshape(3, -1)[~own.numpy()].any()
+    dream = world.begin([start] * 3, 5)
+    first = dream.play(deltas[:, :4])
+    dream.keep(np.array([1]))
+    alone = dream.play(deltas[1:2, 4:])
+    assert np.array_equal(first, frames[:, :4]) and np.abs(alone[0].astype(int) - frames[1, 4:]).max() <= 1
+    unknown = Start(start.frame, None, "go")
+    seen.clear()
+    network.touched = lambda *args: seen.append(touched(*args)) or seen[-1]  # type: ignore[method-assign]
+    world.begin([unknown] * 2, 5).play(deltas[:2, :2])
+    assert seen == [None, None], "where the arm is not known, everything may change"
 
 
 def test_dreams_repeat_with_their_seed_and_differ_between_seeds_and_copies() -> None:

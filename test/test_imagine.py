@@ -50,6 +50,24 @@ def test_chunks_after_success_are_masked_and_the_dream_stops_early():
     assert executed_steps(group).tolist() == [4, 4]
 
 
+def test_replayed_rows_end_where_they_are_told_to():
+    world, deltas = FakeWorldModel(), np.full((3, 12, 7), 0.01, np.float32)
+    whole = replay(world, [START] * 3, deltas, 1)
+    drawn: list[int] = []
+    begin = world.begin
+
+    def counting(*args):
+        dream = begin(*args)
+        play = dream.play
+        dream.play = lambda d: drawn.append(d.shape[0] * d.shape[1]) or play(d)
+        return dream
+    world.begin = counting
+    ended = replay(world, [START] * 3, deltas, 1, steps=np.array([4, 12, 7]))
+    assert sum(drawn) == 4 + 12 + 7
+    for i, end in enumerate((4, 12, 7)):
+        assert np.array_equal(ended[i, :end + 1], whole[i, :end + 1]) and (ended[i, end:] == ended[i, end]).all()
+
+
 def test_a_finished_copy_stands_still_while_others_go_on():
     group = imagine(FakePolicy(), FakeWorldModel(), FakeJudge(), START, 24, 16, 1.0, 3)
     done = [i for i, j in enumerate(group.judgements) if is_success(j) and (j.done_at or 99) <= 8]

@@ -244,6 +244,21 @@ def test_a_consensus_asks_its_dear_judges_only_about_what_the_cheap_ones_call_a_
         Consensus((cheap, Saying("cheap", [0.0])))
 
 
+def test_judges_that_read_frames_are_not_asked_about_what_facts_rule_out() -> None:
+    frames = np.arange(4, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 2, 8, 8, 3), np.uint8)
+    facts, dear = Saying("facts", [0.9, 0.0005, None, 0.3]), Saying("dear", [0.7, 0.9, 0.9, 0.2])
+    facts.reads_frames = False
+    told = Consensus((dear, facts)).grade(frames, "x")
+    assert [v.score for v in told] == [0.7, 0.0005, None, 0.2] and (facts.asked, dear.asked) == (4, 2)
+    assert told[0].members == (("dear", 0.7), ("facts", 0.9)), "in their own order"
+    assert told[1].members == (("facts", 0.0005),) and told[1].done_at == 1
+    dear.asked = 0
+    assert [v.score for v in Consensus((facts, dear)).grade(frames, "x")] == [0.7, 0.0005, None, 0.2]
+    assert dear.asked == 4, "the last judge says how far it came"
+    dear.asked = 0
+    assert Consensus((dear, facts)).confirm(frames, "x")[0].score == 0.7 and dear.asked == 1
+
+
 def test_a_broken_checkpoint_is_refused(tmp_path) -> None:
     network = LocatorNetwork(LocatorConfig(colours=["red"], shapes=["block"], channels=[8, 8]))
     Locator(network, "").save(tmp_path)

@@ -319,7 +319,11 @@ class RecoversActions(Protocol):
 
 
 class Judge(Protocol):
-    """Scores rollouts against an instruction. An internal error must surface as `score=None`, never as 0."""
+    """Scores rollouts against an instruction. An internal error must surface as `score=None`, never as 0.
+
+    One that judges by the facts alone and looks at no frame says so with `reads_frames = False`: it costs little, so a
+    consensus asks it first.
+    """
 
     @property
     def name(self) -> str:
@@ -344,6 +348,14 @@ class Confirms(Protocol):
 
     def confirm(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge as `score` does where only a yes or no is wanted: later judges are not asked about failures."""
+
+
+@runtime_checkable
+class Grades(Protocol):
+    """What a judge made of several can also do."""
+
+    def grade(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge as `score` does where sure failures need not be told apart: dear judges are not asked about them."""
 
 
 class EndsEpisodes(Protocol):

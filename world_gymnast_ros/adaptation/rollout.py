@@ -21,6 +21,7 @@ from world_gymnast_ros.types import (
     SUCCESS_THRESHOLD,
     U8,
     Confirms,
+    Grades,
     Judge,
     Judgement,
     Policy,
@@ -50,15 +51,19 @@ def is_success(judgement: Judgement) -> bool:
 
 
 def judge_safely(judge: Judge, frames: U8, instruction: str, facts: RolloutFacts | None = None, *,
-                 yes_or_no: bool = False) -> list[Judgement]:
+                 yes_or_no: bool = False, rank_failures: bool = True) -> list[Judgement]:
     """Score rollouts uint8 (G, T+1, H, W, 3); whatever goes wrong in the judge becomes *no verdict*, never 0.
 
-    `yes_or_no`: only success is asked for, so a consensus may ask its dear judges about fewer rollouts.
+    `yes_or_no`: only success is asked for, so a consensus may ask its dear judges about fewer rollouts. Without
+    `rank_failures`, how sure the judges are of a sure failure does not matter, so it may leave those out.
     BadInstruction and BadFrame pass: what the judge cannot read at all is the caller's mistake, and would never end.
     """
-    copies = len(frames)
+    copies, ask = len(frames), judge.score
+    if yes_or_no and isinstance(judge, Confirms):
+        ask = judge.confirm
+    elif not rank_failures and isinstance(judge, Grades):
+        ask = judge.grade
     try:
-        ask = judge.confirm if yes_or_no and isinstance(judge, Confirms) else judge.score
         judgements = ask(frames, instruction, facts)
     except (BadInstruction, BadFrame):
         raise
@@ -135,7 +140,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
         frames[active, (n + 1) * K + 1:] = drawn[:, -1:]  # what a finished copy shows from here on
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
             facts = facts_of([each[i] for i in active], np.concatenate([c.deltas[active] for c in chunks], axis=1))
-            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], instruction, facts)
+            verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], instruction, facts, rank_failures=False)
             done = np.zeros(len(active), np.bool_)
             for k, (i, verdict) in enumerate(zip(active, verdicts, strict=True)):
                 judgements[i] = verdict
@@ -159,19 +164,35 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
 
 
 def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: int,
-           cancelled: Callable[[], bool] = never) -> U8:
+           cancelled: Callable[[], bool] = never, steps: NDArray[np.int64] | None = None) -> U8:
     """Replay actions float32 (G, T, 7), each row from its own start, under the noise of `seed`; return frames uint8
-    (G, T+1, H, W, 3). Raises Cancelled between pieces of REPLAY_STEPS actions."""
+    (G, T+1, H, W, 3). Raises Cancelled between pieces of REPLAY_STEPS actions.
+
+    `steps` int64 (G,): after so many actions a row is finished, leaves the batch and stands still (None: no row is).
+    """
     firsts, T = first_frames(starts, world_model), deltas.shape[1]
     frames = np.repeat(firsts[:, None], T + 1, 1)
+    ends = np.full(len(firsts), T) if steps is None else np.minimum(steps, T)
     rollouts = world_model.begin(starts, derive_seed(seed, 0))
     piece = -(-REPLAY_STEPS // world_model.stride) * world_model.stride
-    for t in range(0, T, piece):
+    active, t = np.arange(len(firsts)), 0
+    while t < T:
         if cancelled():
             raise Cancelled(f"cancelled while replaying step {t + 1} of {T}")
-        part = deltas[:, t:t + piece]
-        shape = (len(firsts), part.shape[1], *firsts.shape[1:])
-        frames[:, t + 1:t + 1 + part.shape[1]] = check_frames(rollouts.play(part), shape, world_model)
+        on = ends[active] > t
+        if not on.any():
+            break
+        if not on.all():
+            rollouts.keep(np.flatnonzero(on))
+            active = active[on]
+        until = int(ends[active].min()) - t  # up to where the next row is finished, in whole strides
+        part = deltas[active, t:t + min(piece, -(-until // world_model.stride) * world_model.stride)]
+        shape = (len(active), part.shape[1], *firsts.shape[1:])
+        drawn = check_frames(rollouts.play(part), shape, world_model)
+        frames[active, t + 1:t + 1 + part.shape[1]] = drawn
+        t += part.shape[1]
+    for rollout, end in zip(frames, ends, strict=True):
+        rollout[end + 1:] = rollout[end]
     return frames
 
 

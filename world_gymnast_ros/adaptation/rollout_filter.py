@@ -204,8 +204,7 @@ def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: li
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)
     deltas = group_deltas(group)[which, :longest]
-    frames = replay(world_model, starts, deltas, seed, cancelled)
+    frames = replay(world_model, starts, deltas, seed, cancelled, steps)  # finished ones stand still, as at first
     for i, end in enumerate(steps):
-        frames[i, int(end) + 1:] = frames[i, int(end)]  # a finished copy stands still, as in the first dream
         deltas[i, int(end):, :6] = 0.0
     return judge_safely(judge, frames, group.instruction, facts_of(starts, deltas), yes_or_no=True)

@@ -164,8 +164,8 @@ def _agreement(c: TrustCounts) -> str:
         return ""
     cells = {"all saw a success": c.all_judges, "some did, some did not": c.some_judges, "none did": c.no_judge}
     rows = "".join(f"<tr><th>{name}</th><td>{count:,}</td></tr>" for name, count in cells.items())
-    return (f"<p>Several judges looked at each of {seen:,} rollouts. Only where all of them see a success does one "
-            f"count.</p><table>{rows}</table>")
+    return (f"<p>Several judges looked at each of {seen:,} rollouts; of the others one was sure at once that they had "
+            f"failed. Only where all of them see a success does one count.</p><table>{rows}</table>")
 
 
 def _release(trusts: Sequence[Trust], release: Mapping[str, TaskRelease]) -> str:

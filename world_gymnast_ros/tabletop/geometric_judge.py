@@ -38,6 +38,8 @@ APPROACH_SIGMA_M = 0.02
 class GeometricJudge:
     """Measures rollouts with a `Locator`. Implements `types.Judge`; without facts, or an arm's state, no verdict."""
 
+    reads_frames = False
+
     def __init__(self, locator: Locator) -> None:
         self.locator, self.config = locator, locator.config
         self.name: str = self.config.name

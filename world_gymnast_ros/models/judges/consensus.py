@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, Counts, Judge, Judgement, RolloutFacts
+from world_gymnast_ros.types import I64, SUCCESS_THRESHOLD, U8, Counts, Judge, Judgement, RolloutFacts
+
+SURE_FAILURE = 1e-3
+"""A rollout that one judge scores no higher has failed, whatever the others say."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,62 @@ class Consensus:
         return [combine(names, opinions) for opinions in zip(*verdicts, strict=True)]
 
     def confirm(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
-        """Judge rollouts where only a yes or no is wanted: each judge, in order, about what all before it called a
-        success. Put the cheap judges first."""
-        out: list[Judgement] = [Judgement(None)] * len(frames)
-        rows = np.arange(len(frames))
-        opinions: list[list[Judgement]] = [[] for _ in rows]
-        for n, judge in enumerate(self.judges):
-            some = None if facts is None else facts.rows(rows)
-            for i, verdict in zip(rows, judge.score(frames[rows], instruction, some), strict=True):
-                opinions[i].append(verdict)
-                out[i] = combine([j.name for j in self.judges[:n + 1]], opinions[i])
-            rows = np.array([i for i in rows if (out[i].score or 0.0) > SUCCESS_THRESHOLD], np.int64)
-            if not len(rows):
-                break
-        return out
+        """Judge rollouts where only a yes or no is wanted: each judge about what all before it called a success, those
+        first that read no frames, then the others in their order. Put the cheap judges first."""
+        asked = _Asked(self.judges, frames, instruction, facts)
+        for n in sorted(range(len(self.judges)), key=lambda n: reads_frames(self.judges[n])):
+            asked.ask(n, asked.above(SUCCESS_THRESHOLD))
+        return asked.verdicts()
+
+    def grade(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
+        """Judge rollouts as `score` does, but for how sure a failure is below SURE_FAILURE: judges that read frames are
+        not asked about what a judge that reads none is sure is a failure.
+
+        The last judge is asked about all of them: where it gives progress, that is what counts.
+        """
+        asked = _Asked(self.judges, frames, instruction, facts)
+        reading = [n for n, judge in enumerate(self.judges) if reads_frames(judge)]
+        for n in range(len(self.judges)):
+            if n not in reading:
+                asked.ask(n, asked.every)
+        some = asked.above(SURE_FAILURE)
+        for n in reading:
+            asked.ask(n, asked.every if n == len(self.judges) - 1 else some)
+        return asked.verdicts()
+
+
+class _Asked:
+    """What each of several judges said about those of G rollouts that it was asked about."""
+
+    def __init__(self, judges: Sequence[Judge], frames: U8, instruction: str, facts: RolloutFacts | None) -> None:
+        self.judges, self.frames, self.instruction, self.facts = judges, frames, instruction, facts
+        self.every = np.arange(len(frames))
+        self.opinions: list[dict[int, Judgement]] = [{} for _ in frames]
+
+    def ask(self, n: int, rows: I64) -> None:
+        """Ask judge `n` about the rollouts `rows`, indices."""
+        if not len(rows):
+            return
+        whole = len(rows) == len(self.frames)
+        facts = self.facts if whole or self.facts is None else self.facts.rows(rows)
+        frames = self.frames if whole else self.frames[rows]
+        for i, verdict in zip(rows, self.judges[n].score(frames, self.instruction, facts), strict=True):
+            self.opinions[i][n] = verdict
+
+    def above(self, score: float) -> I64:
+        """Return the rollouts that everybody asked so far scored higher than that; no verdict is no such score."""
+        return np.array([i for i, given in enumerate(self.opinions)
+                         if all((o.score or 0.0) > score for o in given.values())], np.int64)
+
+    def verdicts(self) -> list[Judgement]:
+        """Return what those who were asked stand behind together, for each rollout."""
+        return [combine([self.judges[n].name for n in sorted(given)], [given[n] for n in sorted(given)])
+                for given in self.opinions]
+
+
+def reads_frames(judge: Judge) -> bool:
+    """Tell whether a judge reads frames, which is what costs; one that judges by the facts says so."""
+    return bool(getattr(judge, "reads_frames", True))
 
 
 def combine(names: Sequence[str], opinions: Sequence[Judgement]) -> Judgement:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.world_models.background import Background, grid_of
-from world_gymnast_ros.robot.arm_silhouette import CAPSULE_DIM, CAPSULES, GROUPS
+from world_gymnast_ros.robot.arm_silhouette import CAPSULE_DIM, CAPSULES, GROUPS, PARKED
 
 NUMBERS = 15
 """Action (7), target state after it (7), flag: state known (1). See `models.dream.condition_vector`."""
@@ -52,6 +52,10 @@ SOURCES = 4
 """Of a pixel: kept, background, painted, changed."""
 SILHOUETTE_FEATURES = 2 * 2 * len(GROUPS)
 """Per pixel: before and after, inside and distance, of each group of capsules."""
+TOUCHED = 0.05
+"""Places nearer to the arm than this may change, halves of the picture: its shadow, and what it touches."""
+STALE = 0.05
+"""Places may change whose pixels differ from the background by more than this, 0..1 grey."""
 EDGE = 0.02
 """Softness of a silhouette's edge, in halves of the picture: two thirds of a pixel of 64."""
 
@@ -192,6 +196,10 @@ class SilhouetteFeatures(nn.Module):
         patches = grid.unfold(0, p, p).unfold(1, p, p).permute(0, 1, 3, 4, 2).reshape(config.tokens, p * p, 2)
         self.register_buffer("whole", grid.reshape(1, -1, 2), persistent=False)
         self.register_buffer("patches", patches, persistent=False)
+        coarse = (torch.arange(3) * 2 + 1) * p // 6  # nine pixels of a patch, for a first look
+        few = patches.unflatten(1, (p, p))[:, coarse][:, :, coarse].flatten(1, 2)
+        self.register_buffer("few", few, persistent=False)
+        self.cell = math.sqrt(2.0) * p / 3 / size  # how far a pixel may lie from the nearest of these
 
     def fit(self, start: Tensor, capsules: Tensor) -> Tensor:
         """Return the affine (B, 6) that moves the nominal silhouette onto the arm of the start frame.
@@ -209,18 +217,17 @@ class SilhouetteFeatures(nn.Module):
         """Return inside and distance (B, T, M, P, 2 groups) at points (M, P, 2) or (B, M, P, 2); capsules (B, T, 6, 6).
         """
         points = points.unsqueeze(0) if points.ndim == 3 else points
-        points = points.unsqueeze(1)  # (B, 1, M, P, 2)
+        u, v = points.unsqueeze(1).unbind(-1)  # (B, 1, M, P) each: an axis of length 2 would cost several times as much
         far = []
         for group in GROUPS:
             nearest = None
             for capsule in capsules[:, :, group].unsqueeze(-2).unsqueeze(-2).unbind(2):  # each (B, T, 1, 1, 6)
-                a, ra, b, rb = capsule.split((2, 1, 2, 1), -1)
-                along = b - a
-                offset = points - a
-                share = (offset * along).sum(-1) / (along.square().sum(-1) + 1e-6)
-                share = share.clamp(0.0, 1.0).unsqueeze(-1)
-                distance = (offset - share * along).square().sum(-1).add(1e-8).sqrt()
-                distance = distance - (ra + share * (rb - ra)).squeeze(-1)
+                a_u, a_v, ra, b_u, b_v, rb = capsule.unbind(-1)
+                along_u, along_v, off_u, off_v = b_u - a_u, b_v - a_v, u - a_u, v - a_v
+                share = (off_u * along_u + off_v * along_v) / (along_u.square() + along_v.square() + 1e-6)
+                share = share.clamp(0.0, 1.0)
+                distance = (off_u - share * along_u).square() + (off_v - share * along_v).square()
+                distance = distance.add(1e-8).sqrt() - (ra + share * (rb - ra))
                 nearest = distance if nearest is None else torch.minimum(nearest, distance)
             far.append(nearest)
         distance = torch.stack(far, -1)
@@ -230,6 +237,11 @@ class SilhouetteFeatures(nn.Module):
         """Return how far each pixel is from the arm (B, H * W), halves of the picture, up to 0.4; capsules (B, 6, 6).
         """
         return self.measure(capsules[:, None], self.whole)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
+
+    def far(self, capsules: Tensor) -> Tensor:
+        """Return how far each patch is from the arm at least (B, tokens), as `distance`; capsules (B, 6, 6)."""
+        few = self.measure(capsules[:, None], self.few)[:, 0, :, :, len(GROUPS):]
+        return few.amin((-1, -2)) / 2.5 - self.cell
 
     def forward(self, outline: Tensor, affine: Tensor, tokens: Tensor | None) -> Tensor:
         """Return features (B, T, M, P, 12) under silhouettes (B, T, 72) moved by affines (B, 6)."""
@@ -247,38 +259,76 @@ def moved(capsules: Tensor, affine: Tensor) -> Tensor:
     return torch.cat([places, radii], -1).flatten(-2)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Places of the picture that are computed, for each of B clips: `tokens` int64 (B, M), of which only the `own`
+    bool (B, M) are meant; the others fill up the row, nothing attends to them, and what comes of them is dropped."""
+
+    tokens: Tensor
+    own: Tensor
+
+    @property
+    def hidden(self) -> Tensor:
+        """The attention bias (B, 1, 1, M) that keeps others out."""
+        return torch.zeros(self.own.shape, device=self.own.device).masked_fill_(~self.own, BANNED)[:, None, None]
+
+
 class TemporalCache:
     """Keys and values of the last `context_frames` frames of one dream, per temporal block, in a ring.
 
     Each frame's keys and values depend on that frame's features alone once they are computed, and every temporal
     layer looks back by the same window. So reuse equals a full recomputation under a banded causal mask for any
-    number of frames, also after the ring has turned (the receptive field reaches further back with depth).
+    number of frames, also after the ring has turned (the receptive field reaches further back with depth). Where a
+    frame is computed at some `places` alone, the others have no entry for it, and nothing attends to what is not there.
     """
 
     def __init__(self, context_frames: int) -> None:
         self.context_frames = context_frames
         self.frame = 0
+        self.places: Places | None = None
         self._rings: dict[int, tuple[Tensor, Tensor]] = {}
+        self._written: Tensor | None = None  # at which frame, int64 (B, places, context_frames); -1: never
+
+    def begin(self, places: Places | None, copies: int, tokens: int, device: torch.device) -> None:
+        """Begin a frame that is computed at `places` of `tokens` (None: at all)."""
+        if self._written is None:
+            self._written = torch.full((copies, tokens, self.context_frames), -1, device=device)
+        self.places = places
+        mine = self._written[:, :, self.frame % self.context_frames]
+        if places is None:
+            mine.fill_(self.frame)
+        else:
+            mine.scatter_(1, places.tokens, torch.where(places.own, self.frame, -1))
 
     def put(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the current frame's keys and values (B, M, heads, 1, head_dim); return those of the ring."""
+        assert self._written is not None
         if block not in self._rings:
-            shape = (*k.shape[:3], self.context_frames, k.shape[-1])
+            shape = (*self._written.shape[:2], k.shape[2], self.context_frames, k.shape[-1])
             self._rings[block] = (k.new_zeros(shape), v.new_zeros(shape))
         keys, values = self._rings[block]
         slot = self.frame % self.context_frames
-        keys[:, :, :, slot] = k[:, :, :, 0]
-        values[:, :, :, slot] = v[:, :, :, 0]
-        return keys, values
+        if self.places is None:
+            keys[:, :, :, slot] = k[:, :, :, 0]
+            values[:, :, :, slot] = v[:, :, :, 0]
+            return keys, values
+        rows, tokens = torch.arange(len(k), device=k.device)[:, None], self.places.tokens
+        keys[rows, tokens, :, slot] = k[:, :, :, 0]
+        values[rows, tokens, :, slot] = v[:, :, :, 0]
+        return keys[rows, tokens], values[rows, tokens]
 
     def ages(self) -> Tensor:
-        """Return how many frames ago each slot was written, int64 (1, context_frames); -1: never."""
-        age = (self.frame - torch.arange(self.context_frames)) % self.context_frames
-        return torch.where(age > self.frame, -1, age)[None]
+        """Return how many frames ago each entry was written, int64 (B, M, 1, context_frames); -1: never."""
+        assert self._written is not None
+        written = self._written
+        if self.places is not None:
+            written = written[torch.arange(len(written), device=written.device)[:, None], self.places.tokens]
+        return torch.where(written < 0, -1, self.frame - written).unsqueeze(2)
 
     def keep(self, copies: Tensor) -> None:
         """Go on with these copies alone, indices."""
         self._rings = {block: (k[copies], v[copies]) for block, (k, v) in self._rings.items()}
+        self._written = None if self._written is None else self._written[copies]
 
     def commit(self) -> None:
         """Go on to the next frame; until then a frame's entries may be overwritten (further denoising steps)."""
@@ -321,19 +371,20 @@ class Block(nn.Module):
             k, v = cache.put(self.index, k, v)
         return self.temporal_out(attend(q, k, v, bias).permute(0, 3, 1, 2, 4).reshape(B, T, M, d))
 
-    def in_frame(self, x: Tensor) -> Tensor:
-        """Attend among the tokens of each frame; x (B, T, M, dim)."""
+    def in_frame(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """Attend among the tokens of each frame; x (B, T, M, dim), `hidden` as of `Places`."""
         B, T, M, d = x.shape
         q, k, v = self.spatial_qkv(x).view(B * T, M, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.spatial_out(attend(q, k, v).transpose(1, 2).reshape(B, T, M, d))
+        return self.spatial_out(attend(q, k, v, hidden).transpose(1, 2).reshape(B, T, M, d))
 
-    def forward(self, x: Tensor, condition: Tensor, bias: Tensor, cache: TemporalCache | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, bias: Tensor, cache: TemporalCache | None,
+                hidden: Tensor | None = None) -> Tensor:
         """Map tokens (B, T, M, dim) under a condition embedding (B, T, dim)."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition).unsqueeze(2).chunk(6, -1)
         drop = self.dropout if self.training else 0.0
         if self.temporal:
             x = x + self.over_time(x, bias, cache)
-        y = self.in_frame(F.layer_norm(x, x.shape[-1:]) * (1 + scale1) + shift1)
+        y = self.in_frame(F.layer_norm(x, x.shape[-1:]) * (1 + scale1) + shift1, hidden)
         x = x + gate1 * (F.dropout(y, drop) if drop else y)
         y = F.layer_norm(x, x.shape[-1:]) * (1 + scale2) + shift2
         y = self.mlp_down(F.gelu(self.mlp_up(y)))
@@ -418,32 +469,60 @@ class ActionDiT(nn.Module):
         distance = self.outline.distance(arm if affine is None else moved(arm, affine))
         return Background(start, distance.view(start.shape[:3]), places_m, cameras, sizes_m)
 
+    @torch.no_grad()
+    def touched(self, frame: Tensor, condition: Tensor, affine: Tensor | None, background: Tensor) -> Places | None:
+        """Return the places that the next frame may differ in: those near the arm before or after the action, and those
+        that do not show the background. None: all of them may.
+
+        `frame`, `background` (B, H, W, 3), `condition` (B, C). Training computes no more in most steps: what changes.
+        """
+        if self.outline is None or not self.config.plate:
+            return None
+        capsules = condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM)).float()
+        unseen = (capsules[..., 0].abs() > PARKED / 2).all(-1).any(-1)
+        if affine is not None:
+            capsules = moved(capsules.flatten(1, 2), affine).view_as(capsules)
+        near = torch.stack([self.outline.far(capsules[:, i]) for i in (0, 1)]).amin(0) < TOUCHED
+        stale = (frame - background).abs().amax(-1).unflatten(-1, (self.config.side, -1)).unflatten(
+            1, (self.config.side, -1)).amax((2, 4)).flatten(1) > STALE
+        own = near | stale | unseen[:, None]
+        most = int(own.sum(1).max())
+        if most == self.config.tokens:
+            return None
+        order = own.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+        return Places(order.indices[:, :most], order.values[:, :most].bool())
+
     # ---- prediction --------------------------------------------------------------------------------------------
 
     def temporal_bias(self, ages: Tensor) -> Tensor:
-        """Return the attention bias (heads, queries, keys) for ages int64 (queries, keys) in frames."""
+        """Return the attention bias (..., heads, queries, keys) for ages int64 (..., queries, keys) in frames."""
         last = self.config.context_frames - 1
-        bias = self.age_bias[ages.clamp(0, last)].permute(2, 0, 1)
-        return bias.masked_fill((ages < 0) | (ages > last), BANNED)
+        bias = self.age_bias[ages.clamp(0, last)].movedim(-1, -3)
+        return bias.masked_fill(((ages < 0) | (ages > last)).unsqueeze(-3), BANNED)
+
+    def look(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network makes of windows (B, T, M, .) of the background before it knows of anything else."""
+        return F.gelu(self.embed_window(first)), self.embed_first(first)
 
     def forward(self, previous: Tensor, first: Tensor, noisy: Tensor, noise: Tensor, condition: Tensor,
                 tokens: Tensor | None = None, affine: Tensor | None = None,
-                cache: TemporalCache | None = None) -> Tensor:
+                cache: TemporalCache | None = None, looked: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Predict the clean change (B, T, M, 3 patch^2), grey 0..1, that leads to each frame.
 
         `previous` windows (B, T, M, .) of the frame before; `first` windows (B, T or 1, M, .) of the backgrounds;
         `noisy` patches (B, T, M, .); `noise` level s (B, T); `condition` (B, T, C); `tokens` int64 (B, M) says which
         places these are (None: all); `affine` (B, 6) as from `outline.fit` (None: the nominal camera). With a `cache`,
-        T is 1 and the cache holds the frames before.
+        T is 1 and the cache holds the frames before, and which of the tokens are meant. `looked`: what `look` made of
+        `first`, where it is at hand.
         """
         condition, arm = condition[..., :NUMBERS], condition[..., NUMBERS:]
         T, dtype = noise.shape[1], self.age_bias.dtype
         seen = F.gelu(self.embed_window(previous))
-        seen_first = F.gelu(self.embed_window(first))
+        seen_first, embedded_first = self.look(first) if looked is None else looked
         fine = octaves(condition[..., STATE]) * condition[..., -1:]  # zero where the state is unknown
         features = torch.cat([condition, fine], -1)
         places = self.places if tokens is None else self.places[tokens].unsqueeze(1)
-        x = self.embed_previous(seen) + self.embed_noisy(noisy) + (self.embed_first(first) + places)
+        x = self.embed_previous(seen) + self.embed_noisy(noisy) + (embedded_first + places)
         x = (x + self.points(features.to(dtype), tokens)).to(seen.dtype)
         drawn = [seen, seen_first.expand(-1, T, -1, -1)]
         bonus = None
@@ -459,10 +538,11 @@ class ActionDiT(nn.Module):
             line = torch.arange(T, device=x.device)
             ages = line[:, None] - line[None, :]
         else:
-            ages = cache.ages().to(x.device)
+            ages = cache.ages()
         bias = self.temporal_bias(ages).to(x.dtype)
+        hidden = None if cache is None or cache.places is None else cache.places.hidden.to(x.dtype)
         for block in self.blocks:
-            x = block(x, embedded, bias, cache)
+            x = block(x, embedded, bias, cache, hidden)
         scale, shift = self.modulation(embedded).unsqueeze(2).chunk(2, -1)
         x = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
         x = self.head_in(torch.cat([x, *drawn], -1))

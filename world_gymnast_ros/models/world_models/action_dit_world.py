@@ -40,14 +40,16 @@ LIMITS = StepLimits()
 
 
 def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDArray[Any], after: NDArray[Any],
-                     known: NDArray[Any] | bool, cameras: NDArray[Any] | None = None) -> F32:
+                     known: NDArray[Any] | bool, cameras: NDArray[Any] | None = None,
+                     drawn_before: F32 | None = None) -> F32:
     """Return the condition float32 (..., C) of actions that lead from one target state to the next.
 
     Normalised action (7), normalised state after it (7), state-known flag (1); where the model knows a camera, the
     arm's silhouette before and after (72). `deltas`, `before`, `after` (..., 7) in physical units, not changed; `known`
     broadcasts against the leading axes, and where it is False the state reads zero and the silhouette is parked. The
     gripper of a command is made 0 or 1 by the arm's threshold. `cameras` (..., 12), broadcast likewise: those that the
-    silhouette is drawn for where they are not the model's own (None, NaN), in clips of several set-ups.
+    silhouette is drawn for where they are not the model's own (None, NaN), in clips of several set-ups. `drawn_before`
+    (..., 36): the silhouette before, where it is at hand.
     """
     action = np.array(deltas, np.float32)
     action[..., 6] = gripper_is_open(action[..., 6])
@@ -58,13 +60,16 @@ def condition_vector(config: ActionDiTConfig, deltas: NDArray[Any], before: NDAr
     flag = np.broadcast_to(np.asarray(known, np.float32)[..., None], (*action.shape[:-1], 1))
     parts = [action, state * flag, flag]
     if config.camera is not None:
-        both = np.stack([np.asarray(before, np.float32), np.asarray(after, np.float32)], -2).reshape(-1, ACTION_DIM)
+        states = [np.asarray(x, np.float32) for x in ((after,) if drawn_before is not None else (before, after))]
+        both = np.stack(states, -2).reshape(-1, ACTION_DIM)
         drawn_for: NDArray[Any] = np.asarray(config.camera)
         if cameras is not None:
             own = np.where(np.isnan(cameras), drawn_for, cameras)
-            drawn_for = np.repeat(np.broadcast_to(own, (*action.shape[:-1], len(drawn_for))).reshape(-1, 12), 2, 0)
-        seen = silhouette(both, np.repeat(flag.ravel() > 0.5, 2), drawn_for)
-        parts.append(seen.reshape(*action.shape[:-1], SILHOUETTE))
+            drawn_for = np.repeat(np.broadcast_to(own, (*action.shape[:-1], len(drawn_for))).reshape(-1, 12),
+                                  len(states), 0)
+        seen = silhouette(both, np.repeat(flag.ravel() > 0.5, len(states)), drawn_for)
+        parts += [] if drawn_before is None else [drawn_before]
+        parts.append(seen.reshape(*action.shape[:-1], -1))
     return np.concatenate(parts, -1).astype(np.float32)
 
 
@@ -72,17 +77,19 @@ class FrameSampler:
     """Draw frames one after another for a batch of clips, each with its own start frame. Exact persistent cache."""
 
     def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator,
-                 objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None) -> None:
+                 objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None, sparse: bool = True) -> None:
         """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame.
 
         `objects` on the table there: places (G, N, 3) m, NaN where there is none, cameras (G, 12) that see them, and
-        sizes (G, N, 2) m.
+        sizes (G, N, 2) m. `sparse`: compute the places that the arm or what it moves can touch; False: all.
         """
+        self.sparse = sparse
         self.network, self.steps, self.generator = network, steps, generator
         self.dtype = network.age_bias.dtype
         self.frame = first
         self.affine: Tensor | None = None
         self.background: Background | None = None
+        self._looked: tuple[Tensor, Tensor] | None = None  # at all places of the clean background
         self._objects = None if objects is None else tuple(
             torch.from_numpy(np.asarray(x, np.float32)).to(first.device) for x in objects)
         self.cache = TemporalCache(network.config.context_frames)
@@ -95,7 +102,6 @@ class FrameSampler:
         `places_m` (G, N, 3): where the objects are then, as predicted; None: where they were.
         """
         net, c = self.network, self.network.config
-        previous = net.windows(self.frame[:, None]).to(self.dtype)
         # Noise of all copies that began, so that what one copy sees does not hang on which others are finished.
         shape = (self._begun, 1, c.tokens, 3 * c.patch**2)
         noisy = (c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device))[self._rows]
@@ -104,18 +110,47 @@ class FrameSampler:
             self.affine = net.fit(self.frame, condition[:, 0])
             self.background = net.background(self.frame, condition[:, 0], self.affine, *(self._objects or ()))
         now_m = None if places_m is None else torch.from_numpy(np.asarray(places_m, np.float32)).to(self.frame.device)
-        behind = net.windows(self.background.at(None if now_m is None else now_m[:, None])).to(self.dtype)
+        behind = self.background.at(None if now_m is None else now_m[:, None])
+        places = net.touched(self.frame, condition[:, 0], self.affine, behind[:, 0]) if self.sparse else None
+        self.cache.begin(places, len(self.frame), c.tokens, self.frame.device)
+        tokens = None if places is None else places.tokens
+        if tokens is not None:
+            noisy = noisy.gather(2, tokens[:, None, :, None].expand(-1, -1, -1, noisy.shape[-1]))
+        change = self._denoise(net.windows(self.frame[:, None], tokens), net.windows(behind, tokens), noisy, condition,
+                               tokens, self._look(behind, tokens))[:, 0]
+        self.cache.commit()  # the keys of the last denoising pass stay: no extra pass on the clean frame
+        change = c.change_gain * F.hardshrink(change, c.still_threshold)
+        if places is not None:
+            whole = change.new_zeros(len(change), c.tokens, change.shape[-1])
+            index = places.tokens[..., None].expand_as(change)
+            change = whole.scatter_(1, index, change * places.own[..., None])
+        self.frame = (self.frame + net.picture(change)).clamp_(0.0, 1.0)
+        return self.frame
+
+    def _look(self, behind: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Return what the network makes of the background at `tokens`, which is the same until an object moves; None
+        then."""
+        assert self.background is not None
+        clean = self.background.at(None)
+        if tokens is None or not torch.equal(behind, clean):
+            return None
+        if self._looked is None:
+            self._looked = self.network.look(self.network.windows(clean).to(self.dtype))
+        seen, embedded = (x.gather(2, tokens[:, None, :, None].expand(-1, -1, -1, x.shape[-1])) for x in self._looked)
+        return seen, embedded
+
+    def _denoise(self, previous: Tensor, behind: Tensor, noisy: Tensor, condition: Tensor, tokens: Tensor | None,
+                 looked: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the clean change (G, 1, M, 3 patch^2) float32 at the places `tokens`."""
+        previous, behind = previous.to(self.dtype), behind.to(self.dtype)
         for i in range(self.steps):
             s, s_next = 1.0 - i / self.steps, 1.0 - (i + 1) / self.steps
             level = torch.full((len(self.frame), 1), s, device=self.frame.device)
-            change = net(previous, behind, noisy.to(self.dtype), level, condition, affine=self.affine,
-                         cache=self.cache).float()
+            change = self.network(previous, behind, noisy.to(self.dtype), level, condition, tokens=tokens,
+                                  affine=self.affine, cache=self.cache, looked=looked).float()
             if s_next > 0.0:  # deterministic step: keep the noise that this prediction implies
                 noisy = (1.0 - s_next) * change + (s_next / s) * (noisy - (1.0 - s) * change)
-        self.cache.commit()  # the keys of the last denoising pass stay: no extra pass on the clean frame
-        change = c.change_gain * F.hardshrink(change, c.still_threshold)
-        self.frame = (self.frame + net.picture(change[:, 0])).clamp_(0.0, 1.0)
-        return self.frame
+        return change
 
     def keep(self, copies: NDArray[np.int64]) -> None:
         """Go on with these copies alone, indices into the present ones."""
@@ -125,6 +160,8 @@ class FrameSampler:
         self._objects = None if self._objects is None else tuple(x[rows] for x in self._objects)
         if self.background is not None:
             self.background.keep(rows)
+        if self._looked is not None:
+            self._looked = self._looked[0][rows], self._looked[1][rows]
         self.cache.keep(rows)
 
 
@@ -139,6 +176,7 @@ class ActionDiTRollouts:
         self._states = np.where(known[:, None], states, np.float32(0.0)).astype(np.float32)
         low, high = config.workspace_low_m, config.workspace_high_m
         self._workspace = None if low is None or high is None else Workspace(low, high)
+        self._drawn: F32 | None = None  # the silhouette as it is now (G, 36), where a camera is known
 
     @property
     def state(self) -> F32 | None:
@@ -163,13 +201,15 @@ class ActionDiTRollouts:
         after = np.where(self._known[:, None], integrate_states(before, clipped, LIMITS, self._workspace),
                          np.float32(0.0)).astype(np.float32)
         places_m = None if self._objects is None else self._objects.step(after)
-        condition = condition_vector(self._config, clipped, before, after, self._known)
+        condition = condition_vector(self._config, clipped, before, after, self._known, drawn_before=self._drawn)
         self._states = after
+        self._drawn = None if self._config.camera is None else condition[:, -SILHOUETTE // 2:]
         return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m))
 
     def keep(self, copies: I64) -> None:
         """Go on with these copies alone."""
         self._states, self._known = self._states[copies], self._known[copies]
+        self._drawn = None if self._drawn is None else self._drawn[copies]
         if self._objects is not None:
             self._objects.keep(copies)
         self._sampler.keep(copies)
