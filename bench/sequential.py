@@ -36,15 +36,15 @@ def main() -> None:
     """Simulate and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--evaluations", type=int, default=10_000, help="without a difference, over all rates")
-    parser.add_argument("--limit-pairs", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print(f"| base | adapter | evaluations | better | worse | unclear after {args.limit_pairs} | median pairs |\n"
+    print(f"| base | adapter | evaluations | better | worse | unclear after {args.pairs} | median pairs |\n"
           "|---|---|---|---|---|---|---|")
     wrong = total = 0
     for base, adapter in [(rate, rate) for rate in SAME] + list(DIFFERENT):
         count = args.evaluations // len(SAME) if base == adapter else args.evaluations // 10
-        counts, pairs = simulate(base, adapter, count, args.limit_pairs, args.seed)
+        counts, pairs = simulate(base, adapter, count, args.pairs, args.seed)
         shares = " | ".join(f"{n / count:.1%}" for n in counts.values())
         print(f"| {base:.0%} | {adapter:.0%} | {count} | {shares} | {pairs:.0f} |", flush=True)
         if base == adapter:

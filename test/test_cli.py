@@ -1,6 +1,7 @@
 """The command line shell: what it imports, how it fails, and where data is looked for."""
 import argparse
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from patience import START_S
 
+import world_gymnast_ros
 from world_gymnast_ros import cli, paths
 from world_gymnast_ros.errors import BadConfig
 
@@ -31,6 +33,7 @@ def run(args):
 @pytest.fixture
 def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three verbs: one that works, one that cannot be imported, one that is not installed."""
+    sys.modules.pop(f"{cli.__name__}.hone", None)
     monkeypatch.setattr(cli, "VERBS", ("hone", "broken_hone", "absent_hone"))
     monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
     (tmp_path / "hone.py").write_text(VERB.format(name="hone", how="well"))
@@ -132,5 +135,55 @@ def test_verbs_declare_what_they_share_in_one_way() -> None:
 
 
 def test_an_option_with_another_name_says_which(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["judge", "learn", "--episodes", "x", "--out", "y", "--second-judge", "z"]) == 2
+    assert cli.main(["judge", "learn", "--episodes", "test", "--out", "y", "--second-judge", "z"]) == 2
     assert "--second-judge is called --judge, given twice now" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"world-gymnast {world_gymnast_ros.__version__}\n"
+
+
+@pytest.mark.parametrize(("typed", "completed"), [
+    (["ada"], ["adapt"]), (["--ver"], ["--version"]), (["episodes", "exp"], ["export"]),
+    (["episodes", "export", "--format", "le"], ["lerobot"]), (["train", "world-model", "--camera-f"],
+                                                             ["--camera-fit-steps"]),
+    (["adapt", "--budget-s", "3", "--dty"], ["--dtype"]), (["adapt", "runs/"], []),
+    (["judge", "learn", "--second"], []),
+])
+def test_bash_completes_what_the_parsers_take(
+    tmp_path: Path, typed: list[str], completed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "world-gymnast"
+    script.write_text(capsys.readouterr().out)
+    asked = ('source "$0"; COMP_WORDS=(world-gymnast "$@"); COMP_CWORD=$#; _world_gymnast; '
+             'printf "%s\\n" "${COMPREPLY[@]}"')
+    done = subprocess.run(["bash", "-c", asked, str(script), *typed], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == completed and not done.stderr
+
+
+def test_zsh_gets_the_same_script_in_its_own_way(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["completion", "bash"])
+    bash = capsys.readouterr().out.splitlines()[1:]
+    cli.main(["completion", "zsh"])
+    assert capsys.readouterr().out.splitlines()[1:] == ["autoload -U +X bashcompinit && bashcompinit", *bash]
+
+
+def test_json_is_all_that_standard_output_gets(verbs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (verbs / "hone.py").write_text("""
+from world_gymnast_ros.cli import options
+HELP = "hone it"
+def add_arguments(parser):
+    options.json_result(parser)
+def run(args):
+    print("honing")
+    args.result = {"sharp": True}
+    return 1
+""")
+    importlib.invalidate_caches()
+    assert cli.main(["hone", "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"sharp": True} and said.err == "honing\n"
+    assert cli.main(["hone"]) == 1 and capsys.readouterr().out == "honing\n"

@@ -4,12 +4,17 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 pytest.importorskip("rclpy")
+import rclpy
+from rclpy.parameter import Parameter
 from ros_tools import Client, client, running
 
 from world_gymnast_ros.config import PolicyConfig
@@ -17,6 +22,7 @@ from world_gymnast_ros.nodes import base, convert, display_node, graph
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot import kinematics
 from world_gymnast_ros.robot.camera import level_camera
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera, write_camera
 from world_gymnast_ros.types import ArmCommand, Verdict
 
 pytestmark = pytest.mark.ros
@@ -113,6 +119,30 @@ def test_frames_lead_from_the_base_to_the_hand_and_to_the_camera(shown: Client) 
         link, step_T = found[link]
         T = step_T @ T
     np.testing.assert_allclose(T, kinematics.fk(JOINTS), atol=1e-6)
+
+
+def test_a_calibrated_camera_stands_where_it_was_found_not_where_it_was_thought_to_be(tmp_path: Path) -> None:
+    pose = level_camera((0.1, 0.3, 0.5), (1.0, -0.5, -1.0))
+    write_camera(tmp_path / "camera.json", StoredCamera([float(v) for v in pose.ravel()], 1.3, 4 / 3, 1.0, 640, 6))
+    names = [spec.name for spec in fields(PolicyConfig)]
+
+    def answer(calibration: Path) -> SimpleNamespace:
+        values = {**vars(PolicyConfig()), "camera_calibration": str(calibration)}
+        return SimpleNamespace(values=[Parameter(name, value=list(v) if isinstance(v := values[name], tuple) else v)
+                                       .get_parameter_value() for name in names])
+    rclpy.init()
+    try:
+        node = display_node.DisplayNode()
+        try:
+            node._on_answer(PolicyConfig, names, answer(tmp_path / "camera.json"))
+            assert node._camera is not None
+            np.testing.assert_allclose(node._camera, pose)
+            node._on_answer(PolicyConfig, names, answer(tmp_path / "none.json"))
+            assert node._camera is None and "none.json cannot be read" in node._camera_fault
+        finally:
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
 
 
 def test_workspace_table_and_last_clamp_are_drawn(shown: Client) -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from world_gymnast_ros import cli
 from world_gymnast_ros.episodes import EpisodeWriter, add_judgement, check, mark_outcome, read_episode, read_outcome
-from world_gymnast_ros.episodes.review import MAX_RATE_HZ, Review, ReviewServer
+from world_gymnast_ros.episodes.review import MAX_RATE_HZ, Review, ReviewServer, network_address
 from world_gymnast_ros.episodes.schemas import RAW_IMAGE, header_of, message_class, serialize
-from world_gymnast_ros.errors import EpisodeError
+from world_gymnast_ros.errors import BadConfig, EpisodeError
 from world_gymnast_ros.types import Judgement
 
 NOW_NS = START_NS + 10**12
@@ -125,6 +125,75 @@ def test_another_sites_page_cannot_mark(served: tuple[ReviewServer, Path]) -> No
     assert ask(server, "/episodes", Host="evil.example")[0] == 403
     assert ask(server, "/mark/a", mark, **{"Content-Type": "text/plain"})[0] == 415, "what a form can send"
     assert read_outcome(root / "a").outcome == "unknown"
+
+
+@pytest.fixture
+def open_to_network(tmp_path: Path, recorded: Path) -> Iterator[ReviewServer]:
+    shutil.copytree(recorded, tmp_path / "episodes")
+    with ReviewServer(Review(tmp_path / "episodes", lambda: NOW_NS), 0, "", "127.0.0.2") as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_on_the_network_nothing_is_served_without_the_token(open_to_network: ReviewServer) -> None:
+    server = open_to_network
+    assert server.url == f"http://127.0.0.2:{server.server_address[1]}/?token={server.token}" and len(server.token) > 20
+
+    def asked(path: str, body: object = None, **headers: str) -> tuple[int, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.2", server.server_address[1], timeout=20)
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json",
+                                                                           **headers})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer
+
+    mark = {"outcome": "success", "marked_by": "mallory"}
+    wrong = [{}, {"Cookie": "review="}, {"Cookie": "review=guess"}, {"Cookie": "review=\xe9"}, {"Cookie": ";;="},
+             {"Cookie": f"other={server.token}"}]
+    for headers in wrong:
+        for path in ("/", "/episodes", "/episode/a", "/picture/a/0.jpg", "/?token=guess", "/?token=", "/?token=%C3%A9"):
+            assert asked(path, **headers)[0] == 403, (path, headers)
+        assert asked("/mark/a", mark, **headers)[0] == 403
+        assert asked(f"/mark/a?token={server.token}", mark, **headers)[0] == 403, "no other page can write an address"
+    status, first = asked(f"/?token={server.token}")
+    assert status == 303 and first.headers["Location"] == "/" and "HttpOnly" in first.headers["Set-Cookie"]
+    cookie = first.headers["Set-Cookie"].split(";")[0]
+    assert asked("/", Cookie=cookie)[0] == asked("/episodes", Cookie=cookie)[0] == 200
+    assert asked("/episodes", Cookie=cookie, Host="evil.example")[0] == 403, "a foreign name that points here"
+    assert asked("/mark/a", mark, Cookie=cookie)[0] == 200
+
+
+def test_loopback_is_what_is_listened_to_unless_asked(served: tuple[ReviewServer, Path]) -> None:
+    server, _ = served
+    assert server.server_address[0] == "127.0.0.1" and server.token == "" and server.url.endswith("/")
+
+
+def test_a_network_address_is_found_and_one_of_another_machine_refused(recorded: Path) -> None:
+    try:
+        found = network_address()
+    except BadConfig as error:
+        assert "--lan ADDRESS" in str(error)
+    else:
+        assert len(found.split(".")) == 4
+    with pytest.raises(BadConfig, match=r"192\.0\.2\.77 cannot be opened.*--lan"):
+        ReviewServer(Review(recorded, lambda: NOW_NS), 0, "", "192.0.2.77")
+
+
+def test_one_of_several_cameras_is_chosen(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path, "two", {}, START_NS, 0)
+    for topic, value in (("/image_raw", 40), ("/wrist/image_raw", 200)):
+        image = message_class(RAW_IMAGE)(header=header_of(START_NS, ""), height=48, width=64, encoding="rgb8",
+                                         is_bigendian=0, step=192, data=np.full(48 * 64 * 3, value, np.uint8))
+        writer.write(topic, RAW_IMAGE, serialize(RAW_IMAGE, image), START_NS)
+    writer.close("done", START_NS + 1)
+    with pytest.raises(EpisodeError, match="--camera: /image_raw, /wrist/image_raw"):
+        Review(tmp_path, lambda: NOW_NS).episode("two")
+    seen = Image.open(io.BytesIO(Review(tmp_path, lambda: NOW_NS, "wrist/image_raw").picture("two", 0)))
+    assert abs(int(np.asarray(seen).mean()) - 200) < 5
 
 
 def test_raw_pictures_are_shown_too_and_an_empty_episode_says_so(tmp_path: Path) -> None:

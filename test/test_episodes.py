@@ -356,3 +356,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "out" / "000000000.mp4").is_file()
     assert run("export", root, tmp_path / "out", "--format", "worldgym", "--outcome", "failure")[0] == 2
     assert run("list", tmp_path / "nowhere")[0] == 2
+
+
+def test_a_listing_and_a_check_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, "one", outcome="success")
+    assert cli.main(["episodes", "list", str(tmp_path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["path"] == str(tmp_path / "one") and row["outcome"]["outcome"] == "success" and row["steps"] > 0
+    assert cli.main(["episodes", "check", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"one": []}

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.evaluation import power
 from world_gymnast_ros.evaluation.paired_trials import LOG_NAME, Trial, TrialLog, compare, order_of
 from world_gymnast_ros.evaluation.sequential_test import PairedTest
 
@@ -119,3 +121,26 @@ def test_another_evaluations_folder_is_refused(tmp_path: Path) -> None:
     TrialLog(tmp_path, ABOUT)
     with pytest.raises(EpisodeError, match="another evaluation"):
         TrialLog(tmp_path, {**ABOUT, "adapter": "other"})
+
+
+def test_the_chance_of_an_answer_is_that_of_the_test_itself() -> None:
+    better = [power.chance_shown(d, 40) for d in (0.0, 0.3, 0.6)]
+    counts = [simulate((1 - d) / 2, (1 + d) / 2, 300)[0]["better"] / 300 for d in (0.0, 0.3, 0.6)]
+    assert np.abs(np.subtract(better, counts)).max() < 0.08, (better, counts)  # three standard errors of 300
+
+
+def test_what_a_number_of_pairs_can_show_is_said() -> None:
+    shown = [power.difference_shown(power.OFTEN, pairs) for pairs in (10, 20, 50)]
+    assert shown == sorted(shown, reverse=True) and 0.3 < shown[-1] < 0.5
+    assert f"{100 * shown[1]:.0f} points is shown in 4 of 5" in power.what_pairs_show(20)
+    fewest = power.fewest_pairs()
+    assert "can show nothing" in power.what_pairs_show(fewest - 1) and np.isnan(power.difference_shown(0.8, fewest - 1))
+    assert "can show nothing" not in power.what_pairs_show(fewest)
+
+
+def test_a_robot_is_asked_how_many_pairs_it_can_afford(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "test", "reach the red block", "--robot"]) == 2
+    said = capsys.readouterr().err
+    assert "--pairs" in said and "10 show a difference of" in said and "Traceback" not in said
+    assert main(["evaluate", "test", "reach", "--robot", "--limit-pairs", "9"]) == 2
+    assert "--limit-pairs is called --pairs now" in capsys.readouterr().err

@@ -37,7 +37,7 @@ class Person:
     def __init__(self, c: Client, adapter: Path, out: Path, trial_s: float, *more: str) -> None:
         self.c, self.text, self.at = c, "", 0
         words = ["evaluate", str(adapter), "reach the red block", "--robot", "--trial-s", str(trial_s),
-                 "--limit-pairs", "1", "--out", str(out), *more]
+                 "--pairs", "1", "--out", str(out), *more]
         self.process = subprocess.Popen([sys.executable, "-u", "-m", "world_gymnast_ros.cli", *words], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.present.append(self)

@@ -47,7 +47,7 @@ SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_
 SMALLER: dict[str, list[str]] = {
     "twin play": ["--count", "2"], "twin frames": ["--count", "3"], "twin measure": ["--episodes", "1"],
     "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train imagined": ["--episodes", "1"],
-    "evaluate": ["--limit-pairs", "1"], "serve": ["--port", "0"],
+    "evaluate": ["--pairs", "1"], "serve": ["--port", "0"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
 """Words that make a command small; they come behind what the example says."""
 LONG: dict[str, str] = {

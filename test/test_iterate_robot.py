@@ -31,7 +31,7 @@ class Person:
     def __init__(self, c: Client, out: Path) -> None:
         self.c, self.text, self.at, self.seed, self.answers = c, "", 0, 100, 0
         words = ["iterate", WORDS, "--robot", "--rounds", "1", "--episodes", "12", "--evaluation", "2",
-                 "--captures", "1", "--limit-pairs", "1", "--trial-s", "4", "--update-steps", "2", "--judge-steps", "1",
+                 "--captures", "1", "--pairs", "1", "--trial-s", "4", "--update-steps", "2", "--judge-steps", "1",
                  "--imitation-steps", "1", "--threads", "1", "--out", str(out), "--set", *SETTINGS]
         self.process = subprocess.Popen([sys.executable, "-u", "-m", "world_gymnast_ros.cli", *words], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -70,7 +70,7 @@ from world_gymnast_ros import cli
 def run(args):
     print(os.getpriority(os.PRIO_PROCESS, 0), share(), flush=True)
     return 0
-cli._parser = lambda words: SimpleNamespace(parse_args=lambda words: SimpleNamespace(verb=words[0], run=run))
+cli.parser_of = lambda words: SimpleNamespace(parse_args=lambda words: SimpleNamespace(verb=words[0], run=run))
 before = os.getpriority(os.PRIO_PROCESS, 0)
 print(before, cli.main(["adapt"]))
 for sys.argv in (["world-gymnast", "serve"], ["world-gymnast", "adapt"]):

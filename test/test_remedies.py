@@ -70,7 +70,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 def verbs() -> dict[str, argparse.ArgumentParser]:
     found = {}
     for verb in cli.installed_verbs():
-        parser = cli._parser([verb])
+        parser = cli.parser_of([verb])
         (chosen,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         found[verb] = chosen.choices[verb]
     return found
@@ -110,14 +110,13 @@ def command_faults(verb: str, words: list[str], verbs: dict[str, argparse.Argume
     if subs and words and re.fullmatch(r"[a-z][a-z-]+", words[0]) and words[0] not in subs[0].choices:
         faults.append(f"world-gymnast {verb} has no {words[0]}")
     if verb == "train":
-        names |= options_of(train._world_model_parser()) | train_options()
+        names |= train_options()
     return faults + [f"world-gymnast {verb} has no {w}" for w in words if OPTION.fullmatch(w) and w not in names]
 
 
 def train_options() -> set[str]:
     """Return the options of the trainings that have parsers of their own."""
-    texts = [(PACKAGE / f"{module.replace('.', '/')}.py").read_text() for module in train.MODULES.values()]
-    return set(re.findall(r"\"(--[a-z-]+)\"", "".join(texts)))
+    return set().union(*map(options_of, train.parsers().values()))
 
 
 def test_the_check_sees_what_leads_nowhere(verbs: dict[str, argparse.ArgumentParser]) -> None:

@@ -28,11 +28,9 @@ EPISODES = [recorded(i % 2 == 0, i) for i in range(24)]
 
 def test_episodes_are_ranked_as_they_truly_went_and_counted_per_task() -> None:
     other = [recorded(i % 2 == 0, 100 + i, "go right", "slow dots", 9) for i in range(6)]
-    told: list[int] = []
-    replays = replay_episodes(FakeWorldModel(), FakeJudge(), [*EPISODES, *other], 3, copies=3, ceiling=True,
-                              progress=told.append)
+    replays = replay_episodes(FakeWorldModel(), FakeJudge(), [*EPISODES, *other], 3, copies=3, ceiling=True)
     rows = replays.by_task()
-    assert set(rows) == {"go right", "slow dots"} and told[-1] == 30
+    assert set(rows) == {"go right", "slow dots"}
     row = rows["go right"]
     assert row["auc"] > 0.95 and row["episodes"] == 24 and row["successes"] == sum(bool(e.success) for e in EPISODES)
     assert row["false_success"] == 0.0 < row["false_success_high"] < 0.35 and row["recall"] > 0.8

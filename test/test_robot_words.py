@@ -19,8 +19,10 @@ from ros_tools import PATIENCE_S, Client, client, running
 from test_adapt_node import bench, fake_parts
 
 from world_gymnast_ros.cli import ros_child
+from world_gymnast_ros.config import ArmConfig, read_parameters
 from world_gymnast_ros.control.hold_cause import HoldCause
 from world_gymnast_ros.control.homing import CAPTURE_STATE
+from world_gymnast_ros.control.table_height import table_height
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.nodes import base, convert, graph, robot_words, snapshot
 
@@ -71,6 +73,24 @@ def test_the_walk_to_the_capture_pose(arm: Client, capsys: pytest.CaptureFixture
     state = convert.arm_state(arm.heard["wx250s/joint_states"][-1])
     np.testing.assert_allclose(state.T_base_ee[:3, 3], CAPTURE_STATE[:3], atol=0.02)
     assert robot_words.main(["disarm", *WAIT]) == 0
+
+
+def test_the_table_is_measured_and_becomes_a_parameters_file(
+    arm: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "table.yaml"
+    arm.arm()
+    assert robot_words.main(["capture", "--go", "--wait-s", "5"]) == 2, "there is no adapt_node; the hand is low now"
+    capsys.readouterr()
+    assert robot_words.main(["table", "--out", str(out), *WAIT]) == 2 and not out.exists()
+    assert "disarm it first" in capsys.readouterr().err
+    assert robot_words.main(["disarm", *WAIT]) == 0
+    arm.until(lambda: robot_words.main(["table", "--out", str(out), *WAIT]) == 0, "an arm that rests")
+    said = capsys.readouterr().out
+    found = read_parameters(out)["table_z_m"]
+    expected, part = table_height([convert.arm_state(arm.heard["wx250s/joint_states"][-1])])
+    assert found == pytest.approx(expected, abs=1e-3) and part in said and f"params_file:={out}" in said
+    assert ArmConfig(table_z_m=found).safety().table_z_m == found
 
 
 def test_ctrl_c_on_the_way_home_holds_the_arm(arm: Client, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from world_gymnast_ros.robot.camera import (
     level_camera,
 )
 from world_gymnast_ros.robot.camera_extrinsics import read_camera
+from world_gymnast_ros.types import F64
 
 T = TypeVar("T")
 ROS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
@@ -113,6 +114,13 @@ class PolicyConfig:
         if abs(self.camera_look[0]) + abs(self.camera_look[1]) < 1e-3:
             raise BadConfig(f"camera_look is {self.camera_look}; a camera that looks straight up or down has no "
                             "upright picture: tilt it a little, or set camera_focal to 0 if it is not known")
+
+    def camera_pose(self) -> F64 | None:
+        """Return T_base_camera (4, 4), m, optical axes, or None if it is not known. BadConfig for a file that is none.
+        """
+        if self.camera_calibration:
+            return read_camera(Path(self.camera_calibration).expanduser()).pose()
+        return level_camera(self.camera_xyz_m, self.camera_look) if self.camera_focal else None
 
     def camera(self) -> tuple[float, ...] | None:
         """Return the camera as `arm_silhouette.projection` gives it, or None if it is not known."""

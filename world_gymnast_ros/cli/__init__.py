@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Sequence
 
-from world_gymnast_ros import priority
+from world_gymnast_ros import __version__, priority
 from world_gymnast_ros.errors import NotInstalled, WorldGymnastError
 
 VERBS = ("demo", "adapt", "evaluate", "iterate", "train", "bench", "episodes", "robot", "snapshot", "twin", "judge",
-         "serve", "doctor", "fog")
+         "serve", "doctor", "completion", "fog")
 
 HEAVY, NICENESS = ("adapt", "bench", "fog", "iterate", "judge", "train"), 10
 """Verbs that use the processor for minutes give way to an arm that is controlled from another terminal."""
@@ -32,12 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
 
     def work() -> int:
-        args = _parser(words).parse_args(words)
+        args = parser_of(words).parse_args(words)
         # Only as a command: a program that calls this keeps its priority.
         with priority.lowered(NICENESS if argv is None and args.verb in HEAVY else 0):
-            return int(args.run(args))
+            return answered(args.run, args)
 
     return exit_status(work)
+
+
+def answered(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Do the work of a verb and return its exit status.
+
+    With --json (`options.json_result`) what the verb left in `args.result` is all that standard output gets; whatever
+    else it prints goes to standard error.
+    """
+    if not hasattr(args, "result"):
+        return int(work(args))
+    with contextlib.redirect_stdout(sys.stderr):
+        code = int(work(args))
+    if args.result is not None:
+        print(json.dumps(args.result, indent=1, default=str))
+    return code
 
 
 def exit_status(work: Callable[[], int], stopped: str = "") -> int:
@@ -75,11 +92,13 @@ def installed_verbs() -> tuple[str, ...]:
     return tuple(verb for verb in VERBS if importlib.util.find_spec(f"{__name__}.{verb}"))
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the verb that `words` name; of all verbs where they name none."""
     parser = argparse.ArgumentParser(
         prog="world-gymnast", description=DESCRIPTION, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     known = installed_verbs()
     chosen = next((word for word in words if not word.startswith("-")), None)

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "less is forgotten: policy (what ships with it), or a folder of sessions")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
+    options.json_result(parser)
     options.session(parser)
 
 
@@ -137,6 +138,9 @@ def run(args: argparse.Namespace) -> int:
     for trust in result.trusts:
         print(f"trust: {trust.line}")
     print(f"report: {result.report_path}")
+    args.result = {"outcome": report.outcome, "promoted": report.promoted, "message": report.message,
+                   "advice": result.advice.line, "adapter": report.adapter.path if report.adapter else None,
+                   "report": result.report_path, "trust": [trust.line for trust in result.trusts]}
     return 0 if report.outcome.better else 1
 
 

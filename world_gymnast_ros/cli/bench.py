@@ -15,7 +15,7 @@ from typing import Any
 
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options
-from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.cli.checks import present, real, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, EpisodeError
 
 RELEASE_TITLE = "## Release gate"
@@ -29,8 +29,8 @@ METHODS = ("world_model", "sft", "simulator", "twin")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     replay = sub.add_parser("replay", help="AUC of imagined reward against true success, same first frame and actions")
-    replay.add_argument("--episodes", type=Path, nargs="+", required=True, metavar="DIR",
-                        help="folders of recordings with marked outcomes, of *.npz files, or LeRobot data sets")
+    present(replay, "--episodes", options.EPISODES, nargs="+", required=True, metavar="DIR",
+            help="folders of recordings with marked outcomes, of *.npz files, or LeRobot data sets")
     options.camera(replay)
     replay.add_argument("--task", default="", help="what to call the task of all these episodes (default: as they say, "
                         "else each instruction by itself)")
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.renamed(replay, "--pictures", "--images")
     replay.add_argument("--source", default="", help="what the episodes were taken with, in words, for the table: the "
                         "simulated twin, the lab's webcam ... (default: the name of the folder)")
+    options.json_result(replay)
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     _add_sessions(sub)
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
@@ -90,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sessions(args: argparse.Namespace) -> int:
+    if not args.rows:
+        config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates,
+                                          directory=str(args.out))
     from world_gymnast_ros.benchmark import sessions
 
     if args.rows:
@@ -106,7 +110,6 @@ def _sessions(args: argparse.Namespace) -> int:
     if unknown := [name for name in args.cases if name not in known]:
         raise BadConfig(f"--cases {unknown[0]!r} is unknown; known: {', '.join(known)}")
     torch.set_num_threads(args.threads)
-    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
     writable_folder(args.out)
     rows = sessions.bench(load_parts(config), [known[name] for name in args.cases or known], args.seed, args.episodes,
                           args.captures, config, args.out,
@@ -120,20 +123,21 @@ def _sessions(args: argparse.Namespace) -> int:
 def _adaptation(args: argparse.Namespace) -> int:
     if args.rows:
         return _table(args.rows)
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.tasks import parse_instruction
+
+    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates or None,
+                                      directory=str(args.out))
+    for scene in args.scenes:  # all of them before the first takes its minutes
+        parse_instruction(args.instruction or load_scene(scene).instructions[0])
     import torch
     from tqdm import tqdm
 
     from world_gymnast_ros.adaptation.log import Progress
     from world_gymnast_ros.benchmark import adaptation as adaptation_bench
-    from world_gymnast_ros.twin.scene import load_scene
-    from world_gymnast_ros.twin.tasks import parse_instruction
     from world_gymnast_ros.updates.adaptation import load_parts
 
     torch.set_num_threads(args.threads)
-    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates or None,
-                                      directory=str(args.out))
-    for scene in args.scenes:  # all of them before the first takes its minutes
-        parse_instruction(args.instruction or load_scene(scene).instructions[0])
     writable_folder(args.out)
     parts = load_parts(config)
     with tqdm(total=len(args.scenes) * len(args.methods) * len(args.seeds), unit="session") as bar:
@@ -173,7 +177,6 @@ def _table(paths: list[Path]) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     import torch
-    from tqdm import tqdm
 
     from world_gymnast_ros.data.read import read_episodes
     from world_gymnast_ros.evaluation.replay import episodes_needed, release_markdown, replay_episodes
@@ -194,16 +197,12 @@ def _replay(args: argparse.Namespace) -> int:
         print(f"left out: {line}")
     episodes = [e for task in dict.fromkeys(e.task for e in found.marked)
                 for e in [f for f in found.marked if f.task == task][:args.most]]
-    with tqdm(total=len(episodes), unit="episode", desc="replay") as bar:
-        def progress(done: int) -> None:
-            bar.n = done
-            bar.refresh()
-        replays = replay_episodes(world_model, judge, episodes, args.seed, copies=args.copies, ceiling=True,
-                                  progress=progress)
+    replays = replay_episodes(world_model, judge, episodes, args.seed, copies=args.copies, ceiling=True)
     rows = replays.by_task(args.task, args.source or f"episodes of {args.episodes[0].resolve().name}",
                            args.instructions)
     table = release_markdown(rows)
     print(table)
+    args.result = rows
     for task, row in rows.items():
         if words := episodes_needed(row):
             print(f"{task}: {words}")

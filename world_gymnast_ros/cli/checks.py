@@ -43,6 +43,16 @@ def real(parser: Parser, option: str, low: float, high: float, **more: Any) -> N
     parser.add_argument(option, type=read, metavar="X", **more)
 
 
+def present(parser: Parser, name: str, remedy: str, **more: Any) -> None:
+    """Add an option, or a positional argument, that takes the path of what exists; BadConfig names it and `remedy`."""
+    def read(word: str) -> Path:
+        path = Path(word)
+        if not path.exists():
+            raise BadConfig(f"{f'{name} ' if name.startswith('-') else ''}{word} does not exist; {remedy}")
+        return path
+    parser.add_argument(name, type=read, **more)
+
+
 def adapt_settings(path: Path | None, words: Sequence[str], changes: Mapping[str, Any]) -> AdaptNodeConfig:
     """Return adapt.yaml (None: the shipped one) with KEY=VALUE words, then `changes` that are not None, on top."""
     import yaml

@@ -7,6 +7,7 @@ examples:
   world-gymnast episodes mark runs/episodes/ID success --by alice
   world-gymnast episodes keys --by alice                      while the graph records: s success, f failure, ...
   world-gymnast episodes review runs/episodes --by alice      a page to play and mark them, on this machine alone
+  world-gymnast episodes review runs/episodes --lan           the same for a phone in this network, with a token
   world-gymnast episodes judge runs/episodes                  have the judge's opinion stored beside the outcome
   world-gymnast episodes export runs/episodes dataset --format lerobot
   world-gymnast episodes show runs/episodes/ID strip.png
@@ -18,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
@@ -31,9 +33,10 @@ from world_gymnast_ros.episodes.export.lerobot_v3 import export_lerobot
 from world_gymnast_ros.episodes.export.worldgym import export_worldgym
 from world_gymnast_ros.episodes.files import MCAP_NAME, PARTIAL_SUFFIX, episode_error
 from world_gymnast_ros.episodes.reader import Episode
-from world_gymnast_ros.episodes.review import Review, ReviewServer
+from world_gymnast_ros.episodes.review import LOOPBACK, Review, ReviewServer, network_address
 from world_gymnast_ros.episodes.strip import film_strip
 from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
+from world_gymnast_ros.progress import shown
 
 HELP = "recorded episodes: list, check, repair, review, mark, judge, export, show"
 EXPORTS: dict[str, Callable[[Iterator[Episode], Path], object]] = {
@@ -48,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        ("repair", "rebuild what a crash left")):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("path", type=Path, help="an episode, or a folder of episodes")
+        if name != "repair":
+            options.json_result(verb)
     mark = verbs.add_parser("mark", help="say what came of an episode")
     mark.add_argument("path", type=Path, help="an episode")
     mark.add_argument("outcome", choices=recorded.OUTCOMES)
@@ -58,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     review = verbs.add_parser("review", help="play and mark episodes in a browser")
     review.add_argument("path", type=Path, help="an episode, or a folder of episodes")
     review.add_argument("--by", default="", help="who marks; asked on the page otherwise")
-    whole(review, "--port", 0, 65535, default=0, help="of 127.0.0.1 (default: any free one)")
+    whole(review, "--port", 0, 65535, default=0, help="of the page (default: any free one)")
+    review.add_argument("--lan", nargs="?", const="", metavar="ADDRESS", help="open the page to the network, for a "
+                        "phone or tablet: whoever has the printed address, with its token, sees the pictures and can "
+                        "mark; nothing is encrypted (ADDRESS: of this machine, where it has several; default without "
+                        "--lan: this machine alone)")
     judge = verbs.add_parser("judge", help="store the judge's opinion beside the outcome, never instead of it")
     judge.add_argument("path", type=Path, help="an episode, or a folder of episodes")
     options.judge(judge)
@@ -71,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("path", type=Path, help="an episode")
     show.add_argument("out", type=Path, help="PNG file to write")
     show.add_argument("--frames", type=int, default=8)
-    for verb in (judge, export, show):
+    for verb in (review, judge, export, show):
         verb.add_argument("--camera", default="", metavar="TOPIC",
                           help="topic of the pictures, where several cameras were recorded")
 
@@ -91,24 +100,24 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    folders = _folders(args.path)
-    for info in map(recorded.describe, folders):
+    infos = [recorded.describe(folder) for folder in _folders(args.path)]
+    args.result = [asdict(info) for info in infos]
+    for info in infos:
         score = "" if info.outcome.partial_score is None else f" {info.outcome.partial_score:.2f}"
         by = f" ({info.outcome.marked_by})" if info.outcome.marked_by else ""
         state = "not finished" if info.partial else info.ended_by
         print(f"{info.path.name}  {info.steps:4d} steps  {info.duration_s:6.1f} s  {state:12s}  "
               f"{info.outcome.outcome}{score}{by}  {info.instruction}")
-    print(f"{len(folders)} episodes in {args.path}", file=sys.stderr)
+    print(f"{len(infos)} episodes in {args.path}", file=sys.stderr)
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    faulty = 0
+    args.result = {}
     for folder in _folders(args.path):
-        problems = recorded.check(folder)
-        faulty += bool(problems)
+        args.result[folder.name] = problems = recorded.check(folder)
         print(f"{folder.name}: {'; '.join(problems) if problems else 'good'}")
-    return 1 if faulty else 0
+    return 1 if any(args.result.values()) else 0
 
 
 def _repair(args: argparse.Namespace) -> int:
@@ -144,13 +153,19 @@ def _keys(args: argparse.Namespace) -> int:
 
 
 def _review(args: argparse.Namespace) -> int:
-    with ReviewServer(Review(args.path, time.time_ns), args.port, args.by) as server:
-        print(f"open {server.url} in a browser on this machine; Ctrl-C ends", flush=True)
+    address = LOOPBACK if args.lan is None else args.lan or network_address()
+    with ReviewServer(Review(args.path, time.time_ns, args.camera), args.port, args.by, address) as server:
+        if server.token:
+            print("the page is OPEN TO THE NETWORK: whoever has this address sees the pictures and can mark; nothing "
+                  "is encrypted", file=sys.stderr)
+        place = "on a device in this network" if server.token else "in a browser on this machine"
+        print(f"open {server.url} {place}; Ctrl-C ends", flush=True)
         server.serve_forever()
     return 0
 
 
 def _judge(args: argparse.Namespace) -> int:
+    folders = [folder for folder in _folders(args.path) if not folder.name.endswith(PARTIAL_SUFFIX)]
     from world_gymnast_ros.loading.load import JUDGE, load
     from world_gymnast_ros.types import Counts
     from world_gymnast_ros.updates.calibration import LogitJudge
@@ -158,7 +173,7 @@ def _judge(args: argparse.Namespace) -> int:
     judge = load(JUDGE, args.judge)
     size = judge.frame_size if isinstance(judge, LogitJudge) else None
     failed = 0
-    for folder in (f for f in _folders(args.path) if not f.name.endswith(PARTIAL_SUFFIX)):
+    for folder in folders:
         try:
             episode = recorded.read_episode(folder, size, args.camera or None)
             opinion = judge.score(episode.frames[None], episode.instruction)[0]
@@ -191,7 +206,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _readable(folders: list[Path], camera: str, left_out: list[str]) -> Iterator[Episode]:
     """Yield the episodes that can be read; name each other one at once, and add it to `left_out`."""
-    for folder in folders:
+    for folder in shown(folders, "exporting", "episode"):
         try:
             episode = recorded.read_episode(folder, image_topic=camera or None)
         except (WorldGymnastError, OSError) as error:

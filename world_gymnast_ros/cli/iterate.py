@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import options, ros_child
 from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 HELP = "rounds of real episodes, model updates, adaptation and evaluation, on the robot or the twin"
 PLAY_EPISODES = 64
 """Of each family, made on the twin to be mixed into updates, and a quarter as many to check them on."""
-ON_ROBOT = {"episodes": 24, "evaluation": 10, "captures": 4, "limit_pairs": 10}
-ON_TWIN = {"episodes": 24, "evaluation": 40, "captures": 16, "limit_pairs": 0}
+ON_ROBOT = {"episodes": 24, "evaluation": 10, "captures": 4, "pairs": 10}
+ON_TWIN = {"episodes": 24, "evaluation": 40, "captures": 16, "pairs": 0}
 """Defaults: each real episode on a robot costs a person a minute."""
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; `nodes/iterator.py` reads the same words."""
     parser.add_argument("instruction", nargs="?", default="", help="the task in words (default: the scene's first)")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--scene", default="", help="on the twin: shipped scene or YAML file")
+    options.scene(where, help="on the twin: shipped scene or YAML file")
     where.add_argument("--robot", action="store_true", help="beside a running graph (bringup.launch.py)")
 
     def by_place(name: str) -> str:
@@ -51,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
           f"few to promote a judge or a world model in the first {by_place('episodes')}")
     whole(parser, "--evaluation", 2, seeds.MAX_EVALUATION, help=f"true episodes after a round {by_place('evaluation')}")
     whole(parser, "--captures", 1, seeds.MAX_CAPTURES, help=f"frames an adaptation starts from {by_place('captures')}")
-    whole(parser, "--limit-pairs", 0, seeds.MAX_EPISODES // 2, help="validate on the arm in pairs of trials, at most "
-          f"so many; 0: a third of the episodes, unpaired {by_place('limit_pairs')}")
+    whole(parser, "--pairs", 0, seeds.MAX_EPISODES // 2, help="validate on the arm in pairs of trials, at most "
+          f"so many; 0: a third of the episodes, unpaired {by_place('pairs')}")
+    options.renamed(parser, "--limit-pairs", "--pairs")
     parser.add_argument("--methods", nargs="+", choices=("loop", "adaptation_only", "imitation"), default=["loop"],
                         help="loop; adaptation_only: world model and judge stay as they are; imitation: cloning "
                              "the successes (Iter-SFT) (default: loop)")
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
          "and for the policy to load what it is offered (default: %(default)s s)")
     whole(parser, "--horizon-steps", 1, 1000, help="actions of an imagined episode (default: as in adapt.yaml; with "
           "--scene the task's)")
+    options.camera(parser)
     options.seed(parser, most=seeds.MAX_SEED)
     options.threads(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/iterate/SCENE, or runs/iterate/robot)")
@@ -84,16 +87,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_twin(args: argparse.Namespace) -> int:
+    if args.camera:
+        raise BadConfig(f"--camera {args.camera} is for --robot; a scene of the twin has one camera: leave it out")
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.tasks import parse_instruction
+
+    scene = load_scene(args.scene)
+    instruction = args.instruction or scene.instructions[0]
+    parse_instruction(instruction)
+    adapt = session_settings(args)
+    # Not before the arguments are known to be right: loading torch takes seconds.
     from world_gymnast_ros.loading.load import frame_size
     from world_gymnast_ros.twin.environment import TwinEnvironment
     from world_gymnast_ros.twin.labels import frame_labels
     from world_gymnast_ros.twin.play import make_replay
-    from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.updates.run import EarlierData
 
-    scene = load_scene(args.scene)
-    instruction = args.instruction or scene.instructions[0]
-    environment = TwinEnvironment(scene, frame_size(session_settings(args).world_model))
+    environment = TwinEnvironment(scene, frame_size(adapt.world_model))
     try:
         environment.reset(0, instruction)  # a wrong instruction is refused before anything is written
         out = args.out or Path("runs/iterate") / Path(args.scene).stem
@@ -132,7 +142,7 @@ def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[s
         return defaults[name] if given is None else int(given)
     return IterateConfig(
         instruction, horizon_steps or adapt.horizon_steps, task, args.rounds, count("episodes"), count("evaluation"),
-        args.temperature, count("captures"), count("limit_pairs"), replay=play["replay"], old=play["old"],
+        args.temperature, count("captures"), count("pairs"), replay=play["replay"], old=play["old"],
         seed=args.seed, update=UpdateConfig(steps=args.update_steps), judge=JudgeUpdate(steps=args.judge_steps),
         imitation=Imitation(steps=args.imitation_steps)), adapt
 

@@ -31,8 +31,8 @@ import argparse
 import json
 from pathlib import Path
 
-from world_gymnast_ros.cli import options
-from world_gymnast_ros.cli.checks import real, writable_folder
+from world_gymnast_ros.cli import options, trainings
+from world_gymnast_ros.cli.checks import present, real, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 HELP = "measure and calibrate the judge on episodes of known outcome"
@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     calibrate = sub.add_parser("calibrate", help="fit the judge's probability, measure it on other episodes")
     source = calibrate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--episodes", nargs="+", type=Path, metavar="DIR", help="folders of marked recordings, one "
+    present(source, "--episodes", options.EPISODES, nargs="+", metavar="DIR", help="folders of marked recordings, one "
                         "recording's own folder, or folders of *.npz files")
     options.camera(calibrate)
-    source.add_argument("--play", type=Path, help="folder of play data (*.npz); imagined ones too (`train imagined`)")
+    present(source, "--play", trainings.PLAY, help="folder of play data (*.npz); imagined ones too (`train imagined`)")
     options.judge(calibrate)
     options.device(calibrate)
     calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
@@ -59,10 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
          help="refuse where the measured share may be higher, upper end of 95 %% (default: %(default)s)")
     options.seed(calibrate, "the halves")
     options.threads(calibrate)
+    options.json_result(calibrate)
     calibrate.add_argument("--out", type=Path, help="folder for the calibrated judge and the report")
 
     veto = sub.add_parser("veto", help="let the learned judge only stop what it is sure about, in one family")
-    veto.add_argument("--play", type=Path, required=True, help="folder of imagined play data (`train imagined`)")
+    present(veto, "--play", trainings.PLAY, required=True, help="folder of imagined play data (`train imagined`)")
     options.judge(veto)
     veto.add_argument("--task", required=True, help="what the kind of task is called in the data, such as push")
     real(veto, "--share", 0.01, 0.5, default=0.1, help="of the true successes that it may stop (default: %(default)s)")
@@ -70,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     veto.add_argument("--out", type=Path, required=True, help="folder for the judge")
 
     learn = sub.add_parser("learn", help="teach both judges a scene: camera, height, margin")
-    learn.add_argument("--episodes", nargs="+", type=Path, required=True,
-                       help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
+    present(learn, "--episodes", options.EPISODES, nargs="+", required=True,
+            help="folders that hold marked recordings, or play data (*.npz), of one scene and instruction")
     options.camera(learn)
     options.world_model(learn)
     options.judges(learn)
@@ -201,6 +202,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
              f"refused: {refused}; name another judge, or train this one on more of these scenes" if refused else
              "good enough to adapt with, for scenes and tasks like these"]
     print("\n".join(lines))
+    args.result = {**found.as_json(), "refused": refused or None}
     if args.out:
         (args.out / REPORT_NAME).write_text(_page(judge.name, lines, found), encoding="utf-8")
         (args.out / "calibration.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from world_gymnast_ros.cli.checks import MAX_SEED, Parser, adapt_settings, whole
 from world_gymnast_ros.errors import BadConfig
+from world_gymnast_ros.loading.names import JUDGE, POLICY, WORLD_MODEL, check_name
 
 if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
@@ -18,26 +19,40 @@ JUDGES = ("folder, shipped name, hub name of an image-text model, or address of 
 SHIPPED = "default: the small one that ships"
 
 
+EPISODES = "name folders of recordings, of *.npz files, of clips or of a LeRobot data set"
+"""The remedy where --episodes does not exist."""
+
+
+def _named(kind: str) -> Callable[[str], str]:
+    """Return a reader of names of models, which refuses what can stand for none."""
+    def read(word: str) -> str:
+        for name in word.split(",") if kind == JUDGE else [word]:
+            check_name(name.strip(), kind)
+        return word
+    return read
+
+
 def policy(parser: Parser) -> None:
     """Add --policy."""
-    parser.add_argument("--policy", default="", metavar="NAME", help="folder, shipped name, or hub name of a published "
-                        f"policy ({SHIPPED})")
+    parser.add_argument("--policy", type=_named(POLICY), default="", metavar="NAME",
+                        help=f"folder, shipped name, or hub name of a published policy ({SHIPPED})")
 
 
 def world_model(parser: Parser) -> None:
     """Add --world-model."""
-    parser.add_argument("--world-model", default="", metavar="NAME", help="folder, file, shipped name, or "
+    parser.add_argument("--world-model", type=_named(WORLD_MODEL), default="", metavar="NAME",
+                        help="folder, file, shipped name, or "
                         f"http://HOST:PORT of a server of one ({SHIPPED})")
 
 
 def judge(parser: Parser) -> None:
     """Add --judge, for one."""
-    parser.add_argument("--judge", default="", metavar="NAME", help=f"{JUDGES} ({SHIPPED})")
+    parser.add_argument("--judge", type=_named(JUDGE), default="", metavar="NAME", help=f"{JUDGES} ({SHIPPED})")
 
 
 def judges(parser: Parser) -> None:
     """Add --judge, for any number."""
-    parser.add_argument("--judge", action="append", default=[], metavar="NAME",
+    parser.add_argument("--judge", type=_named(JUDGE), action="append", default=[], metavar="NAME",
                         help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
 
 
@@ -63,6 +78,17 @@ def threads(parser: Parser, default: int = 2) -> None:
     whole(parser, "--threads", 1, 256, default=default, help="torch threads (default: %(default)s)")
 
 
+def scene(parser: Parser, **more: Any) -> None:
+    """Add --scene of the twin; a scene that is not known is refused."""
+    def read(word: str) -> str:
+        from world_gymnast_ros.twin.scene import load_scene
+
+        if word:
+            load_scene(word)
+        return word
+    parser.add_argument("--scene", type=read, default="", **more)
+
+
 def camera(parser: Parser) -> None:
     """Add `--camera`, for whoever takes --episodes."""
     parser.add_argument("--camera", default="", metavar="NAME", help="which camera of the episodes, where there are "
@@ -84,6 +110,15 @@ def session_settings(args: argparse.Namespace, path: Path | None = None, words: 
     return adapt_settings(path, [*words, *args.set], {
         "policy": args.policy or None, "world_model": args.world_model or None, "judges": ", ".join(args.judge) or None,
         **given, **changes})
+
+
+def json_result(parser: Parser) -> None:
+    """Add --json: the verb leaves its result in `args.result`, for programs, and `cli.answered` prints it."""
+    class Wanted(argparse.Action):
+        def __call__(self, _parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+            namespace.json, namespace.result = True, None
+    parser.add_argument("--json", action=Wanted, nargs=0, default=False, help="print the result as one JSON object on "
+                        "standard output, and all else on standard error")
 
 
 def renamed(parser: Parser, old: str, new: str) -> None:

@@ -15,7 +15,8 @@ import argparse
 import json
 from pathlib import Path
 
-from world_gymnast_ros.cli.checks import real, whole, writable_folder
+from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli.checks import present, real, whole, writable_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="world-gymnast train reflector-head", description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--trunk", required=True, metavar="NAME", help="image-text model: a folder, or a hub name")
-    out.add_argument("--episodes", type=Path, nargs="+", required=True, help="folders of marked recordings")
+    present(out, "--episodes", options.EPISODES, nargs="+", required=True, help="folders of marked recordings")
     out.add_argument("--out", type=Path, required=True, help="folder for the judge")
     out.add_argument("--name", default="", help="what reports call it (default: of the trunk)")
     whole(out, "--steps", 1, 100_000, default=300, help="of the head's training (default: %(default)s)")
@@ -33,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
          help="share of held-out failures that may be called successes (default: %(default)s)")
     whole(out, "--seed", 0, default=0, help="of split and training")
     whole(out, "--threads", 1, 256, default=2, help="torch threads (default: %(default)s)")
-    out.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda")
-    out.add_argument("--dtype", default="auto", help="of the frozen model: auto, float32, bfloat16, float16")
+    options.device(out)
+    options.dtype(out)
     return out
 
 

@@ -9,6 +9,7 @@ examples:
   world-gymnast robot capture                        keep a picture for the next adaptation
   world-gymnast robot capture --go                   the same, from a pose that the camera sees well; armed
   world-gymnast robot calibrate                      where is the camera? by what was captured
+  world-gymnast robot table                          how high is the table? the finger tips rest on it, torque off
   world-gymnast robot adapt --budget-s 300           adapt to what was captured; moves nothing
   world-gymnast robot arm                            from here on the arm plays the policy (not with dry_run:=true)
   world-gymnast robot hold                           it stops and holds its place
@@ -24,12 +25,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from world_gymnast_ros import seeds
 from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 
-HELP = "status, arm, disarm, hold, home, capture, calibrate, adapt and say, beside a running graph"
+HELP = "status, arm, disarm, hold, home, capture, calibrate, table, adapt and say, beside a running graph"
 FLAGS = ("json", "dry_run", "go")
 
 
@@ -52,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     capture.add_argument("--go", action="store_true", help="walk to where the camera sees the arm well first; the arm "
                          "must be armed or held")
     word("calibrate", "find where the camera is, from 6 or more captures with the arm at different places in view")
+    table = word("table", "measure the height of the table: the finger tips rest on it, lowered by hand; moves nothing")
+    table.add_argument("--robot-name", default="wx250s", help="namespace of the driver (default: %(default)s)")
+    table.add_argument("--out", type=Path, default=Path("runs/table.yaml"), help="parameters file to write, for "
+                       "params_file:= of the launch files (default: %(default)s)")
     say = word("say", "tell policy, adaptation and recorder the task")
     say.add_argument("instruction", help="the task in words")
     adapt = word("adapt", "adapt the policy to what was captured, inside the world model; Ctrl-C cancels")

@@ -37,8 +37,11 @@ def options(args: argparse.Namespace, left_out: Collection[str]) -> list[str]:
     """Return parsed options as words again, without empty ones and those `left_out`; --judge once for each."""
     words: list[str] = []
     for key, value in vars(args).items():
-        if key not in ("verb", "run", *left_out) and value not in (None, "", []):
+        if key not in ("verb", "run", "result", *left_out) and value is not False and value not in (None, "", []):
             option = f"--{key.replace('_', '-')}"
+            if value is True:
+                words.append(option)
+                continue
             values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
             words += [w for v in values for w in (option, v)] if key == "judge" else [option, *values]
     return words

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from world_gymnast_ros.cli import options
-from world_gymnast_ros.cli.checks import whole, writable_folder
+from world_gymnast_ros.cli import options, trainings
+from world_gymnast_ros.cli.checks import present, whole, writable_folder
 from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -36,19 +36,15 @@ HELP = "train policy, judge or world model"
 HELD_OUT_SHARE = 0.25
 """Of real episodes: they decide about a version and are not trained on."""
 
-
-TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
-         "reflector-head": "a judge on a frozen image-text model, from marked recordings",
-         "locator": "the geometric judge: where things and the arm are in the picture",
-         "world-model": "the world model, on play data or recorded clips",
-         "imagined": "recorded episodes imagined again, with their true labels: data for the judge"}
 MODULES = {"policy": "training.policy", "reflector": "training.reflector", "imagined": "updates.imagined",
            "locator": "tabletop.train_locator"}
+PARSERS = {"policy": trainings.policy, "reflector": trainings.reflector, "imagined": trainings.imagined,
+           "locator": trainings.locator}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = "; ".join(f"{name}: {text}" for name, text in TEXTS.items())
-    parser.add_argument("what", choices=TEXTS, help=what)
+    what = "; ".join(f"{name}: {text}" for name, text in trainings.TEXTS.items())
+    parser.add_argument("what", choices=trainings.TEXTS, help=what)
     # Each training has options of its own; `train policy --help` lists them.
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its options; --help lists them")
 
@@ -60,29 +56,38 @@ def run(args: argparse.Namespace) -> int:
         from world_gymnast_ros.cli import reflector_head
 
         return reflector_head.run(args.rest)
+    words = PARSERS[args.what]().parse_args(args.rest)
     import importlib
 
     module = importlib.import_module(f"world_gymnast_ros.{MODULES[args.what]}")
     if args.what == "reflector":  # play data says what lay where, and the twin knows what that means
         from world_gymnast_ros.twin.labels import frame_labels
 
-        return int(module.main(args.rest, frame_labels))
+        return int(module.main(**vars(words), source=frame_labels))
     if args.what == "locator":
         from world_gymnast_ros.twin.observer import nominal_camera
 
-        return int(module.main(args.rest, *nominal_camera()))
-    return int(module.main(args.rest))
+        return int(module.main(words, *nominal_camera()))
+    return int(module.main(**vars(words)))
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the options of every training."""
+    from world_gymnast_ros.cli import reflector_head
+
+    own = {"world-model": _world_model_parser, "reflector-head": reflector_head.parser, **PARSERS}
+    return {name: own[name]() for name in trainings.TEXTS}
 
 
 def _world_model_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="world-gymnast train world-model", description=TEXTS["world-model"])
+    parser = argparse.ArgumentParser(prog="world-gymnast train world-model", description=trainings.TEXTS["world-model"])
     data = parser.add_argument_group("data (one of --play, --clips and --episodes)")
-    data.add_argument("--play", type=Path, nargs="+", help="folders of play data (*.npz)")
-    data.add_argument("--held-out", type=Path, nargs="+", default=[], help="folders of play data to report on only")
-    data.add_argument("--clips", type=Path, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), or a LeRobot "
-                      "v3 data set; no state")
-    data.add_argument("--episodes", type=Path, nargs="+", help="folders of marked recordings and of play data: "
-                      "fine-tune on them, then check")
+    present(data, "--play", trainings.PLAY, nargs="+", help="folders of play data (*.npz)")
+    present(data, "--held-out", trainings.PLAY, nargs="+", default=[], help="folders of play data to report on only")
+    present(data, "--clips", options.EPISODES, help="folder of WorldGym-format clips (<id>.mp4, <id>.npz), or a "
+            "LeRobot v3 data set; no state")
+    present(data, "--episodes", options.EPISODES, nargs="+", help="folders of marked recordings and of play data: "
+            "fine-tune on them, then check")
     options.camera(data)
     data.add_argument("--replay", type=Path, help="with --episodes: folder of earlier data to mix in (default: "
                       "replay/ beside the checkpoint; without any the update is small, and says so)")
@@ -95,7 +100,8 @@ def _world_model_parser() -> argparse.ArgumentParser:
     run_.add_argument("--out", type=Path, required=True, help="run folder; itself a loadable checkpoint")
     run_.add_argument("--minutes", type=float, default=60.0, help="budget of wall time (default: %(default)s)")
     run_.add_argument("--steps", type=int, default=0, help="budget in steps instead")
-    run_.add_argument("--init", type=Path, help="checkpoint to start from (--episodes: default the shipped one)")
+    present(run_, "--init", "name a checkpoint folder, or leave it out",
+            help="checkpoint to start from (--episodes: default the shipped one)")
     options.judges(run_)
     run_.add_argument("--store", type=Path, default=Path("runs/world_models"), help="where --episodes puts versions "
                       "(default: %(default)s)")
@@ -118,6 +124,11 @@ def _world_model_parser() -> argparse.ArgumentParser:
 
 
 def _world_model(args: argparse.Namespace) -> int:
+    if sum(given is not None for given in (args.play, args.clips, args.episodes)) != 1:
+        raise BadConfig("give exactly one of --play (twin data), --clips (recorded clips) and --episodes (what really "
+                        "happened)")
+    if args.episodes is not None:
+        return _update(args)
     from dataclasses import replace
 
     import torch
@@ -127,11 +138,6 @@ def _world_model(args: argparse.Namespace) -> int:
     from world_gymnast_ros.training.camera import train_camera_fit
     from world_gymnast_ros.training.world_model import TrainConfig, Trainer, new_network
 
-    if sum(given is not None for given in (args.play, args.clips, args.episodes)) != 1:
-        raise BadConfig("give exactly one of --play (twin data), --clips (recorded clips) and --episodes (what really "
-                        "happened)")
-    if args.episodes is not None:
-        return _update(args)
     args.device = resolve_device(args.device)
     torch.set_num_threads(args.threads)
     network_settings: dict[str, Any] = {} if args.workspace is None else {

@@ -28,6 +28,7 @@ from world_gymnast_ros.episodes.reader import first_picture, read_episode
 from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
 from world_gymnast_ros.files import read_npz, sha256_file, whole
 from world_gymnast_ros.objects import ObjectTracks
+from world_gymnast_ros.progress import shown
 
 MIN_STEPS = 8
 """Shorter recordings hold no clip to train on."""
@@ -75,7 +76,8 @@ def read_episodes(folders: Iterable[Path], size_px: int | None = None, cache: Pa
         elif folder.is_file():
             _add_files(found, [folder])
         one = [folder] if (folder / MCAP_NAME).is_file() else []
-        for path in one or (sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else ()):
+        paths = one or (sorted(p.parent for p in folder.glob(f"*/{MCAP_NAME}")) if folder.is_dir() else [])
+        for path in shown(paths, "reading recordings", "episode"):
             def read(path: Path = path) -> list[Episode]:
                 episode = recording(path, size_px, cache, camera)
                 if episode.steps < min_steps:

@@ -1,4 +1,4 @@
-"""A page on this machine where a person plays recorded episodes and says what came of them.
+"""A page where a person plays recorded episodes and says what came of them.
 
     GET  /                     the page (review_page.py); nothing on it comes from elsewhere
     GET  /episodes             list of what is there, with outcomes and judges' opinions
@@ -6,21 +6,27 @@
     GET  /picture/ID/N.jpg     picture N
     POST /mark/ID              {"outcome": "success", "marked_by": "alice", "partial_score": null}
 
-Only this machine is listened to. Another site's page cannot mark through a browser here: Host must be this address, and
-JSON cannot be sent across sites unasked.
+Only this machine is listened to, unless an address of the network is named: then every request must carry a token that
+stands in the address to open (and in a cookie from there on). Another site's page cannot mark through a browser here:
+Host must be this address, JSON cannot be sent across sites unasked, and the cookie does not come with what they send.
 """
 from __future__ import annotations
 
 import contextlib
+import hmac
 import io
 import json
+import secrets
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -39,6 +45,7 @@ from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
 MAX_RATE_HZ = 10.0
 """So many pictures a second are shown: enough to see what happened, and quick to load."""
 MAX_BODY_BYTES = 4096
+LOOPBACK, COOKIE, TOKEN_BYTES = "127.0.0.1", "review", 16
 POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
@@ -55,9 +62,9 @@ class _Film:
 class Review:
     """What the server does, without HTTP. Every method may raise EpisodeError."""
 
-    def __init__(self, root: Path, now_ns: Callable[[], int]) -> None:
-        """`root`: an episode, or a folder of episodes."""
-        self._root, self._now_ns = root, now_ns
+    def __init__(self, root: Path, now_ns: Callable[[], int], camera: str = "") -> None:
+        """`root`: an episode, or a folder of episodes; `camera`: the topic of the pictures, where there are several."""
+        self._root, self._now_ns, self._camera = root, now_ns, camera
         self._alone = (root / MCAP_NAME).is_file()
         self._turn = threading.Lock()
         self._films: dict[str, _Film] = {}
@@ -136,7 +143,7 @@ class Review:
         """Index an episode; that which was looked at before is forgotten."""
         if folder.name not in self._films:
             self._films.clear()
-            topic, kind = camera(folder)
+            topic, kind = camera(folder, self._camera or None)
             seen = sorted((header_stamp_ns(cdr), received) for received, cdr in messages(folder, topic))
             kept = seen[:1]
             for captured, received in seen[1:]:
@@ -148,22 +155,40 @@ class Review:
         return self._films[folder.name]
 
 
+def network_address() -> str:
+    """Return this machine's address on its network, as the way out of it shows; nothing is sent. Raises BadConfig."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            out.connect(("192.0.2.1", 9))  # of the block for documentation: nobody's
+            return str(out.getsockname()[0])
+    except OSError as error:
+        raise BadConfig(f"this machine has no way into a network ({error.strerror or error}); join one, or name an "
+                        "address of this machine: --lan ADDRESS") from error
+
+
 class ReviewServer(ThreadingHTTPServer):
-    """Serves one `Review` on 127.0.0.1."""
+    """Serves one `Review` on an address of this machine; on another than 127.0.0.1 only to who has the `token`."""
 
     daemon_threads = True
 
-    def __init__(self, review: Review, port: int, marked_by: str) -> None:
-        self.review, self.marked_by = review, marked_by
+    def __init__(self, review: Review, port: int, marked_by: str, address: str = LOOPBACK) -> None:
+        self.review, self.marked_by, self.address = review, marked_by, address
+        self.token = "" if address == LOOPBACK else secrets.token_urlsafe(TOKEN_BYTES)
         try:
-            super().__init__(("127.0.0.1", port), _Handler)
+            super().__init__((address, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise BadConfig(f"port {port} cannot be opened ({error}); choose another with --port") from error
+            raise BadConfig(f"port {port} of {address} cannot be opened ({error}); choose another with --port, or "
+                            "another address of this machine with --lan") from error
 
     @property
     def url(self) -> str:
-        """The page's address."""
-        return f"http://127.0.0.1:{self.server_address[1]}/"
+        """The page's address, with the token where there is one."""
+        token = f"?token={self.token}" if self.token else ""
+        return f"http://{self.address}:{self.server_address[1]}/{token}"
+
+    def is_token(self, word: str) -> bool:
+        """Tell whether this is the token, in a time that does not depend on where it differs."""
+        return hmac.compare_digest(word.encode(), self.token.encode())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -174,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         review, parts = self.server.review, self.path.split("/")[1:]
-        if not self._from_here():
+        if not self._is_asked_rightly() or self._is_first_visit() or not self._is_known():
             return
         if self.path == "/":
             page = PAGE.replace("%MARKED_BY%", json.dumps(self.server.marked_by).replace("<", "\\u003c"))
@@ -191,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length, parts = self.headers.get("Content-Length", ""), self.path.split("/")[1:]
-        if not self._from_here():
+        if not self._is_asked_rightly() or not self._is_known():
             return
         if not (length.isascii() and length.isdigit() and len(length) < 6 and int(length) <= MAX_BODY_BYTES):
             self.close_connection = True
@@ -205,13 +230,37 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.path[:80]!r} here"})
 
-    def _from_here(self) -> bool:
+    def _is_asked_rightly(self) -> bool:
         """Refuse a request under a foreign name: a page elsewhere may let its own name point to this machine."""
-        port = self.server.server_address[1]
-        if self.headers.get("Host", "") in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        address, port = self.server.address, self.server.server_address[1]
+        names = [address, "localhost"] if address == LOOPBACK else [address]
+        return self.headers.get("Host", "") in [f"{name}:{port}" for name in names] or self._refuse()
+
+    def _is_first_visit(self) -> bool:
+        """Turn the token of the address into a cookie: so it stands neither on the page nor in the browser's history.
+        """
+        url = urlsplit(self.path)
+        given = parse_qs(url.query).get("token", [])
+        if not (self.server.token and url.path == "/" and len(given) == 1 and self.server.is_token(given[0])):
+            return False
+        self._send(HTTPStatus.SEE_OTHER, b"", "text/plain", more=(
+            ("Location", "/"), ("Set-Cookie", f"{COOKIE}={self.server.token}; HttpOnly; SameSite=Lax; Path=/")))
+        return True
+
+    def _is_known(self) -> bool:
+        """Refuse a request without the token, where one is asked for."""
+        if not self.server.token:
             return True
+        try:
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        return (cookie is not None and self.server.is_token(cookie.value)) or self._refuse()
+
+    def _refuse(self) -> bool:
         self.close_connection = True
-        self._send_json(HTTPStatus.FORBIDDEN, {"error": f"open {self.server.url}"})
+        where = "the address that the terminal shows, with its token" if self.server.token else self.server.url
+        self._send_json(HTTPStatus.FORBIDDEN, {"error": f"open {where}"})
         return False
 
     def _answer(self, work: Callable[[], Any]) -> None:
@@ -228,12 +277,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, status: HTTPStatus, value: Any) -> None:
         self._send(status, json.dumps(value).encode(), "application/json")
 
-    def _send(self, status: HTTPStatus, data: bytes, kind: str, cache: str = "no-store") -> None:
+    def _send(self, status: HTTPStatus, data: bytes, kind: str, cache: str = "no-store",
+              more: Sequence[tuple[str, str]] = ()) -> None:
         with contextlib.suppress(OSError):  # the browser went on to another picture
             self.send_response(status)
             for name, text in (("Content-Type", kind), ("Content-Length", str(len(data))), ("Cache-Control", cache),
                                ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
-                               ("Content-Security-Policy", POLICY)):
+                               ("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer"), *more):
                 self.send_header(name, text)
             self.end_headers()
             self.wfile.write(data)

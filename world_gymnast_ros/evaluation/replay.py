@@ -7,7 +7,7 @@ world model is offered for. Every figure is per episode, so that two versions of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error, structural_error
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.instructions import normalise
+from world_gymnast_ros.progress import bar
 from world_gymnast_ros.statistics import auc, paired_replay_auc, wilson
 from world_gymnast_ros.types import F64, U8, Judge, RolloutFacts, WorldModel
 
@@ -109,21 +110,21 @@ class Replays:
                 "horizon_steps": max(e.steps for e in self.episodes)}
 
 
-def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: int, copies: int = 1,
-                  progress: Callable[[int], object] = lambda done: None) -> list[U8]:
+def imagine_again(world_model: WorldModel, episodes: Sequence[Episode], seed: int, copies: int = 1) -> list[U8]:
     """Return `copies` rollouts uint8 (copies, T+1, H, W, 3) of each episode, from its first frame with its actions."""
     out: list[U8] = [np.empty(0, np.uint8)] * len(episodes)
-    done = 0
-    for steps in sorted({e.steps for e in episodes}):
-        same = [i for i, e in enumerate(episodes) if e.steps == steps]
-        for part in np.array_split(same, -(-len(same) * copies // BATCH)):
+    parts = [part for steps in sorted({e.steps for e in episodes})
+             for same in ([i for i, e in enumerate(episodes) if e.steps == steps],)
+             for part in np.array_split(same, -(-len(same) * copies // BATCH))]
+    with bar(len(episodes), "replay in the world model", "episode") as line:
+        for part in parts:
             mine = [episodes[i] for i in part]
             starts = [start for e in mine for start in [e.start()] * copies]
             frames = replay(world_model, starts, np.stack([e.deltas for e in mine]).repeat(copies, 0),
                             seed + int(part[0]) if len(part) else seed)
             for k, i in enumerate(part):
                 out[i] = frames[k * copies:(k + 1) * copies]
-            progress(done := done + len(part))
+            line.update(len(part))
     return out
 
 
@@ -147,8 +148,7 @@ def judge_recorded(judge: Judge, rollouts: Sequence[U8], episodes: Sequence[Epis
 
 
 def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Episode], seed: int, *, copies: int = 1,
-                    ceiling: bool = False, rollouts: list[U8] | None = None,
-                    progress: Callable[[int], object] = lambda done: None) -> Replays:
+                    ceiling: bool = False, rollouts: list[U8] | None = None) -> Replays:
     """Replay recorded episodes of known outcome and judge what was imagined.
 
     `copies`: rollouts per episode, whose scores are averaged. `ceiling`: judge the recorded frames too. `rollouts`:
@@ -162,7 +162,7 @@ def replay_episodes(world_model: WorldModel, judge: Judge, episodes: Sequence[Ep
     if not episodes:
         raise EpisodeError("no episode to replay; name folders of marked recordings or of *.npz files")
     imagined = [r[None] for r in rollouts] if rollouts is not None else imagine_again(world_model, episodes, seed,
-                                                                                     copies, progress)
+                                                                                     copies)
     scores, predicted = zip(*(judge_recorded(judge, [r[c] for r in imagined], episodes)
                            for c in range(len(imagined[0]))), strict=True)
     known = np.isfinite(scores)

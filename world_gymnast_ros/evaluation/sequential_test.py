@@ -50,16 +50,9 @@ class PairedTest:
     def add(self, base: bool, adapter: bool) -> None:
         """Take one pair of true outcomes into account."""
         x, n = float(adapter) - float(base), len(self.outcomes)
-        mean = self._sum / (n + 1)  # of the pairs before this one, shrunk to 0: a bet must not know its outcome
-        variance = (self._squares - 2 * mean * self._sum + n * mean * mean + 0.5) / (n + 1)
-        gap = mean - self._means
-        bet = gap / (variance + gap * gap)
-        up = np.clip(bet, 0.0, MAX_BET / (1.0 + self._means + 1e-9))
-        down = np.clip(-bet, 0.0, MAX_BET / (1.0 - self._means + 1e-9))
-        # Each side goes on betting a little where it has no opinion, so that both can grow.
-        floor = 0.1 / (n + 1) ** 0.5
-        self._log_up += np.log1p(np.maximum(up, floor) * (x - self._means))
-        self._log_down += np.log1p(-np.maximum(down, floor) * (x - self._means))
+        up, down = bets(self._sum, self._squares, n, self._means)
+        self._log_up += np.log1p(up * (x - self._means))
+        self._log_down += np.log1p(-down * (x - self._means))
         capital = np.logaddexp(self._log_up, self._log_down) - np.log(2.0)
         self._inside &= capital < -np.log1p(-self.confidence)
         self._sum, self._squares = self._sum + x, self._squares + x * x
@@ -83,3 +76,17 @@ class PairedTest:
         if bounds.high < 0.0:
             return "worse"
         return "unclear" if len(self.outcomes) >= self.limit_pairs else ""
+
+
+def bets(total: F64 | float, squares: F64 | float, n: int, means: F64 | float) -> tuple[F64, F64]:
+    """Return the stakes that the mean is above, and below, `means`, from the sums of `n` differences and their squares.
+    """
+    mean = total / (n + 1)  # of the pairs before this one, shrunk to 0: a bet must not know its outcome
+    variance = (squares - 2 * mean * total + n * mean * mean + 0.5) / (n + 1)
+    gap = mean - means
+    bet = gap / (variance + gap * gap)
+    up = np.clip(bet, 0.0, MAX_BET / (1.0 + means + 1e-9))
+    down = np.clip(-bet, 0.0, MAX_BET / (1.0 - means + 1e-9))
+    # Each side goes on betting a little where it has no opinion, so that both can grow.
+    floor = 0.1 / (n + 1) ** 0.5
+    return np.maximum(up, floor), np.maximum(down, floor)

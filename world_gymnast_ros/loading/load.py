@@ -14,6 +14,8 @@ import torch
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.evaluation.scene_judge import SceneJudge
+from world_gymnast_ros.loading import names as named
+from world_gymnast_ros.loading.names import missing, shipped
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.hub import is_hub_name
 from world_gymnast_ros.models.judges.consensus import Consensus
@@ -34,7 +36,6 @@ from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_settings
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
-from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.robot.actions import RobotLimits
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.remote_world import TIMEOUT_S, RemoteWorld
@@ -43,7 +44,7 @@ from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
 from world_gymnast_ros.types import Judge, TrainablePolicy, WorldModel
 
-POLICY, WORLD_MODEL, JUDGE = "policy", "world model", "judge"
+POLICY, WORLD_MODEL, JUDGE, find = named.POLICY, named.WORLD_MODEL, named.JUDGE, named.find
 SHIPPED = {POLICY: "tiny/policy", WORLD_MODEL: "tiny/world_model", JUDGE: "tiny/reflector"}
 """What an empty name means."""
 GEOMETRIC = "tiny/locator"
@@ -93,24 +94,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def find(name: str) -> Path | None:
-    """Return what a path or the name of a shipped checkpoint stands for; None where there is no such thing."""
-    return next((path for path in (Path(name), share_dir() / "checkpoints" / name) if path.exists()), None)
-
-
 def checkpoint_dir(where: str | Path | None, kind: str = POLICY) -> Path:
     """Return the folder or file of a checkpoint; '' or None means the shipped one of its kind."""
     name = str(where or SHIPPED[kind])
     if (path := find(name)) is not None:
         return path
-    other = ", the address of a server (http://HOST:PORT/v1#MODEL)" if kind == JUDGE else ""
-    raise BadCheckpoint(f"checkpoint folder {name} does not exist; give the path of a folder that holds a {kind}{other}"
-                        f", or a shipped one: {_shipped()}")
-
-
-def _shipped() -> str:
-    folder = share_dir() / "checkpoints"
-    return ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob(f"*/*/{CONFIG}")))
+    raise missing(name, kind)
 
 
 def holds(where: Path) -> str:
@@ -142,7 +131,7 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
             try:
                 return VLMJudge.from_pretrained(where, resolve_device(device), DTYPES[dtype])
             except BadCheckpoint as error:
-                raise BadCheckpoint(f"{error}; what ships is {_shipped()}") from error
+                raise BadCheckpoint(f"{error}; what ships is {shipped()}") from error
     path = checkpoint_dir(where, kind)
     found = "openvla" if kind == POLICY and is_published(path) else holds(path)
     loader = LOADERS.get((kind, found))

@@ -20,7 +20,6 @@ from world_gymnast_ros.errors import BadAction, BadConfig
 from world_gymnast_ros.nodes import base, command_line, convert, markers
 from world_gymnast_ros.nodes.driver import joint_states_topic
 from world_gymnast_ros.robot import description
-from world_gymnast_ros.robot.camera import level_camera
 from world_gymnast_ros.robot.kinematics import JOINT_NAMES
 from world_gymnast_ros.types import F64
 
@@ -42,6 +41,7 @@ class DisplayNode(base.ConfiguredNode):
         self.config = c = self.read_config(DisplayConfig)
         self._arm: ArmConfig | None = None  # as the running arm_node has it
         self._camera: F64 | None = None  # T_base_camera
+        self._camera_fault = ""
         self._joints: Any = None  # newest message
         self._heard: list[Any] = []  # subscriptions to what this arm is said to have
         self._target: F64 | None = None  # the last one that was sent (3,), m
@@ -103,7 +103,11 @@ class DisplayNode(base.ConfiguredNode):
             if found != self._arm:
                 self._learn_arm(found)
         elif self.config.camera_frame:
-            T = level_camera(found.camera_xyz_m, found.camera_look) if found.camera_focal else None
+            try:
+                T, self._camera_fault = found.camera_pose(), ""
+            except BadConfig as error:  # the file lies on the machine of policy_node
+                T, self._camera, self._camera_fault = None, None, str(error)
+                self._send_static()
             if T is not None and (self._camera is None or not np.array_equal(T, self._camera)):
                 self._camera = T
                 self._send_static()
@@ -199,7 +203,8 @@ class DisplayNode(base.ConfiguredNode):
         elif self._joints is None:
             why.append(f"no joint states on {joint_states_topic(self._arm)}: the arm is not shown")
         if self.config.camera_frame and self._camera is None:
-            why.append("the camera is not placed: policy_node does not answer, or its camera_focal is 0")
+            why.append(f"the camera is not placed: "
+                       f"{self._camera_fault or 'policy_node does not answer, or its camera_focal is 0'}")
         self._diagnostics.publish(convert.diagnostics_msg(
             base.named(self, "display_node"), "", "warn" if why else "ok", "; ".join(why) or "showing", {
                 "base_frame": self._base, "description": "the driver's" if self._theirs else "from the kinematics"},

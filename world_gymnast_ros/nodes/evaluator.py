@@ -14,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.evaluate import add_arguments, folder_of, tell
 from world_gymnast_ros.evaluation.paired_trials import Trial, TrialLog, compare
+from world_gymnast_ros.evaluation.power import what_pairs_show
 from world_gymnast_ros.evaluation.sequential_test import PairedTest
 from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.attended import Attended
@@ -24,9 +25,9 @@ from world_gymnast_ros.types import AdapterRef
 class Evaluator(Attended):
     """Runs the trials of a comparison."""
 
-    def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, limit_pairs: int, wait_s: float) -> None:
+    def __init__(self, adapter: AdapterRef, instruction: str, trial_s: float, pairs: int, wait_s: float) -> None:
         super().__init__(instruction, trial_s, wait_s)
-        self._offered, self._pairs, self._told_pair = adapter, limit_pairs, -1
+        self._offered, self._pairs, self._told_pair = adapter, pairs, -1
 
     def run_trial(self, trial: Trial) -> bool | None:
         """Run one trial and return what the person says came of it."""
@@ -47,18 +48,19 @@ def evaluate(args: argparse.Namespace) -> int:
                             "seed": args.seed})
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = Evaluator(adapter, args.instruction, args.trial_s, args.limit_pairs, args.wait_s)
+    node = Evaluator(adapter, args.instruction, args.trial_s, args.pairs, args.wait_s)
     try:
         node.wait_for_robot(recorder=False)
         told: Callable[[PairedTest, int], None] = lambda test, dropped: print(  # noqa: E731
             f"after {len(test.outcomes)} pairs: {test.decision or 'not clear yet'}", flush=True)
-        verdict = compare(node.run_trial, log, PairedTest(args.limit_pairs, args.confidence), args.seed, 0, told)
+        print(what_pairs_show(args.pairs, args.confidence), flush=True)
+        verdict = compare(node.run_trial, log, PairedTest(args.pairs, args.confidence), args.seed, 0, told)
         if rclpy.ok() and not node._interrupted:
             node.offer(adapter if verdict.decision == "better" else None)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
-    return tell(verdict.as_json(), folder)
+    return tell(verdict.as_json(), folder, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.iterate import ON_ROBOT, add_arguments, iterate, settings
+from world_gymnast_ros.evaluation.power import what_pairs_show
 from world_gymnast_ros.loading import load as build
 from world_gymnast_ros.nodes import verb
 from world_gymnast_ros.nodes.robot_environment import RobotEnvironment
@@ -34,11 +35,13 @@ def run(args: argparse.Namespace) -> int:
                                 (old, "no earlier data to check on: nobody will know what an update costs elsewhere")):
         if folder is None:
             print(consequence)
+    if config.limit_pairs:
+        print(f"validation of what is to be deployed: {what_pairs_show(config.limit_pairs, config.confidence)}")
     build.load_policy(adapt.policy).act(BLACK, args.instruction)  # words that it cannot read are refused here
     # No signal handler of rclpy: Ctrl-C raises KeyboardInterrupt here, and the arm is held before this ends.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     environment = RobotEnvironment(args.instruction, args.trial_s, args.wait_s, build.frame_size(adapt.world_model),
-                                   adapt.robot_name)
+                                   adapt.robot_name, args.camera)
     try:
         environment.wait()
         return iterate(args, config, adapt, environment, args.out or Path("runs/iterate/robot"))

@@ -25,13 +25,14 @@ LOOK_S = 10.0
 
 class RobotEnvironment:
     """One scene before the robot. `trial_s`, `wait_s` as for `Attended`; `frame_size` (h, w): of an episode's frames;
-    `robot_name`: of the driver."""
+    `robot_name`: of the driver; `camera`: the topic of the pictures that are learned from, where several are recorded.
+    """
 
-    def __init__(self, instruction: str, trial_s: float, wait_s: float, frame_size: tuple[int, int], robot_name: str
-                 ) -> None:
+    def __init__(self, instruction: str, trial_s: float, wait_s: float, frame_size: tuple[int, int], robot_name: str,
+                 camera: str = "") -> None:
         self.node = Attended(instruction, trial_s, wait_s)
         self.frame_size, self._joint_states = frame_size, f"{robot_name}/joint_states"
-        self._instruction = instruction
+        self._instruction, self._camera = instruction, camera
         self._seed: int | None = None
         self._count = 0
         self._recording: Any = None
@@ -67,9 +68,9 @@ class RobotEnvironment:
         if path is None:
             raise GraphFault("the episode was not recorded; start the recorder, and again")
         self._recording = path
-        found = read_episode(path, self.frame_size)
+        found = read_episode(path, self.frame_size, self._camera or None)
         return Episode(found.frames, found.actions, found.target_states, instruction, path.name,
-                       captured=first_picture(found), measured=found.states, ended_by=ended_by,
+                       captured=first_picture(found, self._camera or None), measured=found.states, ended_by=ended_by,
                        adapter=adapter.name if adapter else "base", seed=seed)
 
     def outcome(self) -> bool | None:
@@ -87,8 +88,12 @@ class RobotEnvironment:
         states: list[ArmState] = []
         since_ns = self.node.get_clock().now().nanoseconds
 
+        topic = self._camera or "image_raw"
+        is_compressed = topic.endswith("/compressed")
+        read = convert.frame_from_compressed if is_compressed else convert.frame_from_image
+
         def on_image(msg: Any) -> None:
-            frame = convert.frame_from_image(msg)
+            frame = read(msg)
             if frame.stamp_ns >= since_ns:
                 frames.append(frame)
         merge, faults = JointMerge(), [""]
@@ -101,10 +106,11 @@ class RobotEnvironment:
                 return
             if state is not None:
                 states.append(state)
-        ears = [self.node.create_subscription(convert.Image, "image_raw", on_image, base.NEWEST),
+        ears = [self.node.create_subscription(convert.CompressedImage if is_compressed else convert.Image, topic,
+                                              on_image, base.NEWEST),
                 self.node.create_subscription(convert.JointState, self._joint_states, on_joints, base.SHARED)]
         try:
-            self.node.spin_until(lambda: frames, LOOK_S, "a frame on image_raw")
+            self.node.spin_until(lambda: frames, LOOK_S, f"a frame on {topic}")
             self.node.spin_until(lambda: states or faults[0], LOOK_S, f"joint states on {self._joint_states}")
         finally:
             for ear in ears:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -20,10 +21,14 @@ from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.robot import add_arguments
 from world_gymnast_ros.control.hold_cause import HoldCause
-from world_gymnast_ros.errors import BadInstruction
+from world_gymnast_ros.control.table_height import REST_S, table_height
+from world_gymnast_ros.errors import BadAction, BadConfig, BadInstruction
+from world_gymnast_ros.files import write_text
 from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.caller import Caller, GraphFault
 from world_gymnast_ros.nodes.driver import UNNAMED
+from world_gymnast_ros.nodes.joint_merge import JointMerge
+from world_gymnast_ros.types import ArmState
 
 STATUS_S = 3.0
 """Every node says something at least once a second."""
@@ -98,6 +103,8 @@ class RobotWords(Caller):
             return self.moving("arm_node/arm", lambda: "")
         if args.word == "calibrate":
             return self.trigger("adapt_node/calibrate_camera", CALIBRATION_S)
+        if args.word == "table":
+            return self.table(f"{args.robot_name}/joint_states", args.out)
         if args.word == "capture":
             if args.go:
                 print(self.walk("arm_node/go_to_capture", HoldCause.GOING_TO_CAPTURE, HoldCause.AT_CAPTURE), flush=True)
@@ -119,6 +126,37 @@ class RobotWords(Caller):
                 raise GraphFault(f"the arm is {heard[-1].state_name}: {heard[-1].reason}")
             return str(heard[-1].reason)
         return self.moving(service, walk)
+
+    def table(self, topic: str, out: Path) -> str:
+        """Measure the table by the finger tips that rest on it, and write a parameters file. Moves nothing."""
+        if out.exists() and not out.is_file():
+            raise BadConfig(f"--out {out} is no file; name a parameters file to write")
+        heard: list[Any] = []
+        states: list[ArmState] = []
+        faults: list[str] = []
+        merge = JointMerge()
+
+        def on_joints(msg: Any) -> None:
+            try:
+                state = merge.add(msg, base.steady_ns())
+            except BadAction as error:
+                faults.append(str(error))
+                return
+            states.extend([state] if state is not None else [])
+        self.create_subscription(convert.ArmStatusMsg, "arm_status", heard.append, base.LATCHED)
+        self.create_subscription(convert.JointState, topic, on_joints, base.SHARED)
+        self.reach(lambda: states or faults, f"joint states on {self.resolve_topic_name(topic)}", "the driver")
+        self.spins_until(lambda: False, REST_S)
+        if heard and heard[-1].state != heard[-1].DISARMED:
+            raise GraphFault(f"the arm is {heard[-1].state_name}; disarm it first (world-gymnast robot disarm)")
+        if not states:
+            raise GraphFault(f"the arm's state is not known: {faults[-1]}")
+        height_m, part = table_height(states)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, f"# The table's top in base axes, by the {part} on it (world-gymnast robot table).\n"
+                        f"/**:\n  ros__parameters:\n    table_z_m: {height_m}\n")
+        return (f"the table's top is {1000 * height_m:+.1f} mm from the foot of the arm, by the {part}; launch with "
+                f"params_file:={out.resolve()}")
 
     # --- say, adapt -----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from world_gymnast_ros.cli import exit_status
+from world_gymnast_ros.cli import answered, exit_status
 from world_gymnast_ros.nodes import graph
 
 
@@ -22,5 +22,5 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], in
     def parsed() -> int:
         args = parser.parse_args(argv)
         os.environ.update(graph.ros_environment())
-        return work(args)
+        return answered(work, args)
     return exit_status(parsed, stopped)

@@ -222,18 +222,9 @@ where the camera is (`tabletop/locator.py`, `tabletop/geometric_judge.py`).
 """
 
 
-def main(argv: Sequence[str] | None, camera: Sequence[float], focal: Sequence[float]) -> int:
-    """Train from the command line. `camera`: where the camera usually stands, T_base_camera as 16 numbers, row by row;
-    `focal` (2,): its focal lengths in halves of the picture."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--frames", type=Path, required=True, help="folder of *.npz files; the last is held out")
-    parser.add_argument("--play", type=Path, required=True, help="folder of play data: how the hand follows")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace, camera: Sequence[float], focal: Sequence[float]) -> int:
+    """Train, write the judge and its card. `camera`: where the camera usually stands, T_base_camera as 16 numbers, row
+    by row; `focal` (2,): its focal lengths in halves of the picture."""
     files = sorted(args.frames.glob("*.npz"))
     if len(files) < 2:
         raise EpisodeError(f"--frames {args.frames} holds {len(files)} files; two are needed at least, one held out")

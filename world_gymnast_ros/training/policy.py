@@ -10,7 +10,6 @@ alone makes the trunk of the judge.
 """
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -266,26 +265,11 @@ def train_policy(play: str | Path, out: str | Path, settings: PolicyTraining, sc
     return figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz)")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--start", type=Path, help="checkpoint directory to go on from")
-    parser.add_argument("--scenes", nargs="+", default=list(TRAINING_SCENES), help="scenes to learn from, or 'all'")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    for name in ("trunk_steps", "bc_steps", "trunk_batch", "bc_batch", "seed"):
-        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(PolicyTraining, name))
-    for name in ("muon_lr", "adamw_lr", "bc_lr_scale", "sigma_bins", "aux_weight"):
-        parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(PolicyTraining, name))
-    args = vars(parser.parse_args(argv))
-    torch.set_num_threads(args.pop("threads"))
-    play, out, start, scenes = (args.pop(k) for k in ("play", "out", "start", "scenes"))
-    figures = train_policy(play, out, PolicyTraining(**args), None if scenes == ["all"] else scenes, start)
-    for name, value in figures.items():
+def main(play: Path, out: Path, start: Path | None, scenes: Sequence[str] | None, threads: int, **settings: Any) -> int:
+    """Train and print the figures. `scenes`: None for those of training, ["all"] for all; `settings`: PolicyTraining's.
+    """
+    torch.set_num_threads(threads)
+    chosen = None if scenes == ["all"] else scenes or list(TRAINING_SCENES)
+    for name, value in train_policy(play, out, PolicyTraining(**settings), chosen, start).items():
         print(f"{name}: {value}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,7 +7,6 @@ is undone by calibration (Platt) on held-out episodes at their natural rate.
 """
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.judges.reflector import Reflector, best_logit, fit_platt, offset_at
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.vision import fast_math
+from world_gymnast_ros.progress import bar
 from world_gymnast_ros.statistics import auc, wilson
 from world_gymnast_ros.training.model_card import write_card
 from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
@@ -252,12 +252,14 @@ def judge_episodes(judge: Reflector, table: PlayTable, episodes: Sequence[Episod
     """Judge whole episodes under their own instruction."""
     logits = np.zeros(len(episodes))
     lengths = np.array([e.steps for e in episodes])
-    for steps in np.unique(lengths):
-        same = np.flatnonzero(lengths == steps)
-        for part in np.array_split(same, -(-len(same) // 16)):
-            rows = np.array([episodes[i].first for i in part])[:, None] + np.arange(steps + 1)
+    parts = [part for steps in np.unique(lengths) for same in (np.flatnonzero(lengths == steps),)
+             for part in np.array_split(same, -(-len(same) // 16))]
+    with bar(len(episodes), "judging", "episode") as line:
+        for part in parts:
+            rows = np.array([episodes[i].first for i in part])[:, None] + np.arange(lengths[part[0]] + 1)
             raw = judge.raw(table.frames[rows], [episodes[i].instruction for i in part])[0]
             logits[part] = [best_logit(row) for row in raw]
+            line.update(len(part))
     success = np.array([table.success[e.first + e.steps] for e in episodes])
     return Verdicts(logits, success, np.array([e.family for e in episodes]))
 
@@ -364,27 +366,12 @@ def _is_judge(directory: str | Path) -> bool:
     return config.is_file() and '"world_gymnast_reflector"' in config.read_text()
 
 
-def main(argv: Sequence[str] | None = None, source: LabelSource = labels_by_outcome) -> int:
-    """Train from the command line. `source`: of the labels of frames."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz), true frames")
-    parser.add_argument("--start", type=Path, required=True, help="trunk (policy checkpoint) or judge to go on from")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--imagined", type=Path, help="imagined episodes, play format, labelled with true outcomes")
-    parser.add_argument("--test", type=Path, help="play data to report on only")
-    parser.add_argument("--families", nargs="+", help="families to learn (default: all in the data)")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads")
-    for name in ("steps", "windows", "seed"):
-        parser.add_argument("--" + name, type=int, default=getattr(ReflectorTraining, name))
-    for name in ("imagined_share", "muon_lr", "adamw_lr", "aux_weight", "progress_weight"):
-        parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(ReflectorTraining, name))
-    args = vars(parser.parse_args(argv))
-    torch.set_num_threads(args.pop("threads"))
-    paths = {k: args.pop(k) for k in ("play", "out", "start", "imagined", "families", "test")}
-    for name, value in train_reflector(settings=ReflectorTraining(**args), source=source, **paths).items():
+def main(play: Path, out: Path, start: Path, imagined: Path | None, families: Sequence[str] | None, test: Path | None,
+         threads: int, source: LabelSource = labels_by_outcome, **settings: Any) -> int:
+    """Train and print the figures. `source`: of the labels of frames; `settings`: ReflectorTraining's."""
+    torch.set_num_threads(threads)
+    figures = train_reflector(play=play, out=out, start=start, imagined=imagined, families=families, test=test,
+                              settings=ReflectorTraining(**settings), source=source)
+    for name, value in figures.items():
         print(f"{name}: {value}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -16,6 +16,7 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.instructions import task_of
 from world_gymnast_ros.models.judges.reflector import fit_platt, offset_at
+from world_gymnast_ros.progress import bar
 from world_gymnast_ros.statistics import Interval, auc, wilson
 from world_gymnast_ros.training.reflector import Verdicts, calibration_error, reliability, strict_offset
 from world_gymnast_ros.types import F32, U8, Judge
@@ -68,9 +69,12 @@ def judge_recorded(judge: LogitJudge, episodes: Sequence[Episode]) -> tuple[Verd
     seen = [judge.pick(e.frames[None])[0] for e in episodes]
     for i, episode in enumerate(episodes):
         groups.setdefault((episode.instruction, seen[i].shape), []).append(i)
-    for (instruction, _), rows in groups.items():
-        for part in np.array_split(rows, -(-len(rows) // GROUP)):
+    parts = [(instruction, part) for (instruction, _), rows in groups.items()
+             for part in np.array_split(rows, -(-len(rows) // GROUP))]
+    with bar(len(episodes), "judging", "episode") as line:
+        for instruction, part in parts:
             logits[part] = judge.success_logits(np.stack([seen[i] for i in part]), instruction)
+            line.update(len(part))
     kept = np.isfinite(logits)
     family = np.array([e.task or task_of(e.instruction, judge.tasks) for e in episodes], np.str_)
     return (Verdicts(logits[kept], np.array([bool(e.success) for e in episodes], np.bool_)[kept], family[kept]),

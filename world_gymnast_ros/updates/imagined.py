@@ -5,8 +5,6 @@ actions truly did, it learns which of them lie. To be done again after every cha
 """
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,25 +39,13 @@ def imagine_file(world: WorldModel, source: Path, target: Path, episodes: int, s
     return len(recorded)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Imagine from the command line."""
-    parser = argparse.ArgumentParser(prog="world-gymnast train imagined", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--play", type=Path, required=True, help="directory of play data (*.npz)")
-    parser.add_argument("--world-model", default="", help="checkpoint folder (default: the shipped tiny one)")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write, same file names")
-    parser.add_argument("--episodes", type=int, default=100, help="at most so many per file (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    world = load_world_model(args.world_model)
-    files = sorted(args.play.glob("*.npz"))
+def main(play: Path, world_model: str, out: Path, episodes: int, seed: int, threads: int) -> int:
+    """Imagine every file of a folder, at most so many `episodes` of each."""
+    torch.set_num_threads(threads)
+    files = sorted(play.glob("*.npz"))
     if not files:
-        raise EpisodeError(f"no *.npz in {args.play}; make play data with `world-gymnast twin play`")
+        raise EpisodeError(f"no *.npz in {play}; make play data with `world-gymnast twin play`")
+    world = load_world_model(world_model)
     for i, path in enumerate(tqdm(files, unit="file", desc="imagining")):
-        imagine_file(world, path, args.out / path.name, args.episodes, args.seed + 1000 * i)
+        imagine_file(world, path, out / path.name, episodes, seed + 1000 * i)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""Every script in bench/ runs, at its smallest size, and prints what it promises."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from episode_maker import record
+from patience import START_S
+
+from world_gymnast_ros import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK: dict[str, tuple[list[str], str]] = {
+    "fuzz_guard": (["--steps", "200"], "200"), "fuzz_guard --player": (["--player", "--steps", "100"], "100"),
+    "guard": (["--steps", "50"], "p99"), "ik": (["--poses", "50"], "50"),
+    "sequential": (["--evaluations", "40", "--pairs", "8"], "without a true difference"),
+}
+SLOW: dict[str, tuple[list[str], str]] = {
+    "episode_end": (["--episodes", "1", "--tasks", "reach the red block"], "oracle"),
+    "faults": (["--rounds", "1", "--only", "short_gap"], "rounds passed"),
+    "frames_per_second": (["--copies", "1", "--seconds", "0.1"], "frames/s"),
+    "paired_rows": (["docs/measured/adaptation.jsonl"] * 2, "|"),
+    "imagination": (["--shapes", "tiny", "--copies", "1", "--steps", "1", "--repeats", "1"], "peak memory"),
+    "imagination --passes": (["--shapes", "tiny", "--copies", "1", "--repeats", "1", "--passes"], "peak memory"),
+    "latency": (["--minutes", "0.05", "--rates", "5", "--loads", "none"], "| 5"),
+    "loop_table": (["--rows", "docs/measured/loops.jsonl"], "| loop"),
+    "picture_check": (["--episodes", "1", "--length", "1"], "| mirrored |"),
+    "recorder": (["--minutes", "0.1", "--episode-minutes", "0.1"], "check: good"),
+}
+"""Bench (and what tells two runs of one apart) -> options, and what its output must hold."""
+ELSEWHERE = {"recorder_kill": "test_recorder_kill.py"}
+
+
+def prints(name: str, words: list[str], holds: str) -> None:
+    bench = ROOT / "bench" / f"{name.split()[0]}.py"
+    done = subprocess.run([sys.executable, str(bench), *words], capture_output=True, text=True, cwd=ROOT,
+                          timeout=START_S)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert holds in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_bench_runs(name: str) -> None:
+    prints(name, *QUICK[name])
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+@pytest.mark.parametrize("name", SLOW)
+def test_a_bench_that_takes_long_runs(name: str) -> None:
+    pytest.importorskip("mujoco" if name in ("episode_end", "picture_check") else "rclpy")
+    prints(name, *SLOW[name])
+
+
+@pytest.mark.slow
+def test_the_bench_of_recorded_clips_runs(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    for number in range(3):
+        record(tmp_path / "episodes", f"e{number}", chunks=4, seed=number)
+    assert cli.main(["episodes", "export", str(tmp_path / "episodes"), str(tmp_path / "clips"), "--format",
+                     "worldgym"]) == 0
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16).save_pretrained(tmp_path / "vae")
+    prints("worldgym_clips", [str(tmp_path / "clips"), str(tmp_path / "vae"), str(tmp_path / "out"), "--steps", "2",
+                              "--batch", "1", "--dim", "32", "--depth", "1", "--window", "4"], "psnr_db")
+
+
+def test_no_bench_is_left_out() -> None:
+    tried = {name.split()[0] for name in (*QUICK, *SLOW, *ELSEWHERE, "worldgym_clips")}
+    assert tried == {path.stem for path in (ROOT / "bench").glob("*.py")}
+    assert all((ROOT / "test" / test).is_file() for test in ELSEWHERE.values())
