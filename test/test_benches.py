@@ -30,7 +30,7 @@ SLOW: dict[str, tuple[list[str], str]] = {
     "recorder": (["--minutes", "0.1", "--episode-minutes", "0.1"], "check: good"),
 }
 """Bench (and what tells two runs of one apart) -> options, and what its output must hold."""
-ELSEWHERE = {"recorder_kill": "test_recorder_kill.py"}
+ELSEWHERE = {"recorder_kill": "test_recorder_kill.py", "session": "test_session_bench.py"}
 
 
 def prints(name: str, words: list[str], holds: str) -> None:
