@@ -48,6 +48,7 @@ SMALLER: dict[str, list[str]] = {
     "twin play": ["--count", "2"], "twin frames": ["--count", "3"], "twin measure": ["--episodes", "1"],
     "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train imagined": ["--episodes", "1"],
     "evaluate": ["--pairs", "1"], "serve": ["--port", "0"],
+    "bench imagined": ["--rollouts", "2", "--steps", "4", "--threads", "1"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
 """Words that make a command small; they come behind what the example says."""
 LONG: dict[str, str] = {

@@ -150,7 +150,7 @@ def _picture_starts(args: argparse.Namespace) -> list[Start]:
     if not args.instruction:
         raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png --state "
                              "0.28 0.02 0.1 0 0 0 1")
-    return _starts(args.instruction, args.frame, args.state)
+    return starts_of(args.instruction, args.frame, args.state)
 
 
 def _task_starts(path: Path) -> list[Start]:
@@ -166,11 +166,12 @@ def _task_starts(path: Path) -> list[Start]:
                 isinstance(x, (int, float)) for x in state))):
             raise BadConfig(f"--tasks {path}, entry {number}: give a list of {{instruction: WORDS, frames: [FILE, "
                             "...], state: [x, y, z, roll, pitch, yaw, gripper]}; the state may be left out")
-        starts += _starts([task["instruction"]], [path.parent / f for f in task["frames"]], state)
+        starts += starts_of([task["instruction"]], [path.parent / f for f in task["frames"]], state)
     return starts
 
 
-def _starts(instructions: Sequence[str], pictures: Sequence[Path], values: Sequence[float] | None) -> list[Start]:
+def starts_of(instructions: Sequence[str], pictures: Sequence[Path], values: Sequence[float] | None) -> list[Start]:
+    """Return each picture with each instruction and the Bridge state of --state. Raises BadFrame or BadConfig."""
     state = _state(values)
     frames = []
     for path in pictures:

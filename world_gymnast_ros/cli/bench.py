@@ -5,6 +5,8 @@ examples:
   world-gymnast bench replay --episodes runs/episodes --task drawer --write  also store it beside the world model
   world-gymnast bench adaptation --seeds 0 1 2             ten novel scenes on the twin: true success before and after
   world-gymnast bench sessions                  several instructions, varied starts, replay, starts along the way
+  world-gymnast bench imagined "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1
+      how often a policy succeeds in imagination; --policy http://HOST:PORT asks any policy's server
   world-gymnast bench adaptation --methods world_model sft simulator twin --out DIR     beside what else one could do
 """
 from __future__ import annotations
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "simulated twin, the lab's webcam ... (default: the name of the folder)")
     options.json_result(replay)
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
+    _add_imagined(sub)
     _add_sessions(sub)
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
@@ -71,6 +74,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "what was measured into these folders or files (*.jsonl)")
 
 
+def _add_imagined(sub: Any) -> None:
+    imagined = sub.add_parser("imagined", help="how often a policy succeeds in imagination, from pictures of a scene")
+    imagined.add_argument("instruction", help="the task in words")
+    imagined.add_argument("--frame", nargs="+", type=Path, required=True, help="pictures of the scene (PNG, JPEG)")
+    imagined.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
+                          "x y z in m, roll pitch yaw in rad, gripper 0..1; some judges and world models need it")
+    options.policy(imagined)
+    imagined.add_argument("--adapter", type=Path, metavar="DIR", help="adapter of the policy (default: none)")
+    options.world_model(imagined)
+    options.judges(imagined)
+    options.device(imagined)
+    options.dtype(imagined)
+    whole(imagined, "--rollouts", 1, 256, default=8, help="from each picture, all at once (default: %(default)s)")
+    whole(imagined, "--steps", 1, 2000, default=16, help="actions of a rollout, rounded up to whole chunks (default: "
+          "%(default)s)")
+    real(imagined, "--temperature", 0.05, 10.0, default=0.05, help="of the policy, where it has one; low, because the "
+         "arm acts greedily (default: %(default)s)")
+    options.seed(imagined)
+    options.threads(imagined)
+
+
 def _add_sessions(sub: Any) -> None:
     sessions = sub.add_parser("sessions", help="one instruction against four, replay, starts along the way")
     sessions.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="dark table ... (default: all)")
@@ -87,7 +111,48 @@ def _add_sessions(sub: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions}[args.what](args)
+    return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions, "imagined": _imagined}[args.what](args)
+
+
+def _imagined(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.cli.adapt import starts_of
+
+    starts = starts_of([args.instruction], args.frame, args.state)  # a wrong picture is said before torch is loaded
+    import torch
+
+    from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
+    from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, filter_group
+    from world_gymnast_ros.adaptation.trust import released_task, trust_of
+    from world_gymnast_ros.config import robot_limits
+    from world_gymnast_ros.loading import load as build
+    from world_gymnast_ros.loading.release import release_table
+    from world_gymnast_ros.statistics import wilson
+    from world_gymnast_ros.store import load_adapter
+
+    torch.set_num_threads(args.threads)
+    limits = robot_limits("")
+    policy = build.load(build.POLICY, args.policy, args.device, args.dtype)
+    if args.adapter:
+        policy.load_adapter(load_adapter(args.adapter))
+    world_model = build.load_world_model(args.world_model, args.judge, args.device, args.dtype, limits)
+    judge = build.load_judges(args.judge, args.device, args.dtype, limits)
+    policy.act(starts[0].frame, args.instruction)  # what cannot act says so first, and a server how long its chunks are
+    group = imagine(policy, world_model, judge, starts, args.rollouts, args.steps, args.temperature, args.seed)
+    group, counts = filter_group(world_model, judge, starts, group, TrustConfig(), derive_seed(args.seed, 1))
+    judged = [is_success(j) for j in group.judgements if j.score is not None]
+    print(f"policy '{policy.name}', world model '{world_model.name}', judge '{judge.name}': {len(group.judgements)} "
+          f"rollouts, {counts.rejected} rejected, {counts.no_verdict} without verdict")
+    if judged:
+        rate = wilson(sum(judged), len(judged))
+        print(f"imagined success: {sum(judged)} of {len(judged)}, {rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]")
+    else:
+        print("imagined success: unknown, no rollout has a verdict")
+    release = release_table(args.world_model, args.judge)
+    task = released_task(args.instruction, release)
+    trust = trust_of(task, release.get(task), world_model.name, [s.frame.rgb for s in starts],
+                     2 * len(judged) > len(group.judgements))
+    print(f"trust: {trust.line}")
+    return 0
 
 
 def _sessions(args: argparse.Namespace) -> int:

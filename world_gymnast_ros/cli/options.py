@@ -35,7 +35,8 @@ def _named(kind: str) -> Callable[[str], str]:
 def policy(parser: Parser) -> None:
     """Add --policy."""
     parser.add_argument("--policy", type=_named(POLICY), default="", metavar="NAME",
-                        help=f"folder, shipped name, or hub name of a published policy ({SHIPPED})")
+                        help="folder, shipped name, hub name of a published policy, or http://HOST:PORT of a policy's "
+                        f"server, which cannot be trained ({SHIPPED})")
 
 
 def world_model(parser: Parser) -> None:

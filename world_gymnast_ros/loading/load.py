@@ -37,6 +37,7 @@ from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, re
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.robot.actions import RobotLimits
+from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.remote_world import TIMEOUT_S, RemoteWorld
 from world_gymnast_ros.tabletop.calibration import CalibratedJudge
@@ -50,6 +51,8 @@ SHIPPED = {POLICY: "tiny/policy", WORLD_MODEL: "tiny/world_model", JUDGE: "tiny/
 GEOMETRIC = "tiny/locator"
 DEFAULT_JUDGES = f"{SHIPPED[JUDGE]}, {GEOMETRIC}"
 AUTO = "auto"
+POLICY_TIMEOUT_S = 60.0
+"""For one chunk of a policy's server, in imagination: no arm waits."""
 DTYPES = {AUTO: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Loader = Callable[[Path, str, "torch.dtype | None"], Any]
@@ -124,6 +127,8 @@ def load(kind: str, where: str | Path | None = "", device: str = AUTO, dtype: st
     resolve_dtype(dtype)
     if kind == POLICY and where and find(str(where)) is None and is_published(where):  # a name on the hub
         return _published_policy(where, resolve_device(device), DTYPES[dtype])
+    if kind == POLICY and is_address(where):
+        return HttpPolicy(str(where), POLICY_TIMEOUT_S)
     if kind == JUDGE and where and find(str(where)) is None:
         if is_address(where):
             return RemoteJudge.from_pretrained(where)

@@ -21,7 +21,7 @@ from world_gymnast_ros.errors import (
 from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
 from world_gymnast_ros.serving.server import ADAPTER_HEADER, TRAINED_ON_HEADER
-from world_gymnast_ros.types import ACTION_DIM, F32, ActionChunk, AdapterRef, Frame
+from world_gymnast_ros.types import ACTION_DIM, F32, U8, ActionChunk, AdapterRef, Frame, SampledChunks
 
 MAX_ANSWER_BYTES = 2**20
 MAX_CHUNK = 64
@@ -30,7 +30,8 @@ _F32_MAX = 1e38  # a larger number is no action either way; infinity would lose 
 
 
 class HttpPolicy:
-    """Asks a policy server for chunks; what `policy_node` needs of a policy, and no more."""
+    """Asks a policy server for chunks. Implements `types.Policy`: it acts and is evaluated in imagination, and has no
+    log-probabilities to be trained by."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         """`url` as http://host:port, with or without /act. Nothing is sent yet. Raises BadConfig."""
@@ -68,6 +69,19 @@ class HttpPolicy:
             raise WrongConvention(f"{self.name}: {fault.words}")
         self.chunk_size = len(deltas)
         return ActionChunk(deltas, frame.stamp_ns, f"remote/{adapter}" if adapter else "remote")
+
+    def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
+        """Ask for the chunk of each of `frames` uint8 (G, H, W, 3), one after another. Raises as `act` does.
+
+        `POST /act` has no word for `temperature` and `seed`: chunks vary as the server varies them. The arm's state is
+        not sent, for none is known in imagination.
+        """
+        chunks = [self.act(Frame(rgb, 0), instruction) for rgb in frames]
+        lengths = sorted({len(chunk.deltas) for chunk in chunks})
+        if len(lengths) > 1:
+            raise RemotePolicyError(f"{self.name} answered chunks of {', '.join(map(str, lengths))} actions to one "
+                                    "instruction; rollouts of one group need chunks of one length")
+        return SampledChunks(np.stack([chunk.deltas for chunk in chunks]), adapter=chunks[-1].adapter)
 
     def load_adapter(self, ref: AdapterRef | None) -> None:
         """Refuse: the server chooses its adapter when it starts."""

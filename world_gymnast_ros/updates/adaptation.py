@@ -97,7 +97,7 @@ def learner_of(policy: Policy, config: AdaptNodeConfig) -> Callable[[AdapterRef 
 def load_parts(config: AdaptNodeConfig) -> Parts:
     """Load policy, world model and judges. Raises BadCheckpoint or BadConfig."""
     c = config
-    policy = load_policy(c.policy, c.device, c.dtype, c.four_bit)
+    policy = trainable(load_policy(c.policy, c.device, c.dtype, c.four_bit))
     limits = robot_limits(c.arm_params)
     world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
     check_recovers(world_model, c.trust)
