@@ -1,10 +1,11 @@
 """The one line that a session ends with: yes, no, or not shown, because ..."""
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.adaptation.arm_advice import Advice, Answer, Evidence, advise, evidence_of
-from world_gymnast_ros.adaptation.config import AdaptConfig
-from world_gymnast_ros.adaptation.log import AdaptReport, StopKind, check_session, read_session
+from world_gymnast_ros.adaptation.config import AdaptConfig, AdaptNodeConfig
+from world_gymnast_ros.adaptation.log import LOG_NAME, AdaptReport, Progress, StopKind, check_session, read_session
 from world_gymnast_ros.adaptation.record import SessionRecord, read_record, write_record
 from world_gymnast_ros.adaptation.rollout import Start
 from world_gymnast_ros.adaptation.session import adapt
 from world_gymnast_ros.adaptation.strips import true_strip
+from world_gymnast_ros.adaptation.time_plan import RECORDED, Rate, TimePlan, recorded_rate
 from world_gymnast_ros.adaptation.trust import Known, Trust
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.report.session_report import Truth, write_report
@@ -25,6 +27,7 @@ from world_gymnast_ros.statistics import ABRow, ab_row
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, start_frame
 from world_gymnast_ros.types import Judgement
+from world_gymnast_ros.updates.adaptation import time_notice
 
 CONFIG = AdaptConfig(budget_s=1e6, max_updates=5, copies=16, select_groups=3, promotion_groups=8, held_out_copies=4,
                      held_out_temperature=1.0, solved_rate=1.0, patience=9)
@@ -170,3 +173,61 @@ def test_what_is_no_record_of_a_session_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", values=np.array('{"report": {"outcome": "kept"}}'))
     with pytest.raises(EpisodeError, match=r"other\.npz holds no finished session"):
         read_record(tmp_path / "other.npz")
+
+
+def test_a_session_that_cannot_do_its_updates_says_so_after_the_first(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    log = tmp_path / "session.jsonl"
+    report = starved(progress=told.append, log_path=log)
+    notices = [p for p in told if p.notice]
+    assert [p.warns for p in notices] == [False, True] and "rollouts per minute in the first group" in notices[0].notice
+    words = notices[1].notice
+    fit = int(re.search(r"about (\d+) of 100 fit into 800 s", words)[1])  # type: ignore[index]
+    assert len(report.curve) / 2 <= fit <= 2 * len(report.curve), (words, len(report.curve))
+    assert words.startswith("the session cannot do its updates") and f"(max_updates={fit})" in words
+    first = next(i for i, p in enumerate(told) if p.update == 2)
+    assert told.index(notices[1]) < first, "before the second update"
+    fine: list[Progress] = []
+    session(progress=fine.append)
+    assert [p.warns for p in fine if p.notice] == [False, False] and "5 of 5 updates fit" in fine[-1].notice + "".join(
+        p.notice for p in fine)
+
+
+def test_a_budget_is_planned_as_the_session_runs_it() -> None:
+    config = replace(CONFIG, budget_s=1000.0, max_updates=10, evaluate_every=2, groups_per_update=2, copies=10,
+                     select_dreams=5, held_out_copies=2, gate_dreams=10)
+    plan = TimePlan(config, 1, Rate(2.0, 1.0))  # updates of 40 s, evaluations of 10 s, a gate of 40 s
+    assert (plan.update_s, plan.select_s, plan.gate_s) == (40.0, 10.0, 40.0)
+    assert plan.needed_s(10) == 400 + 60 + 40 and plan.fitting == 10 and not plan.short
+    assert replace(plan, config=replace(config, budget_s=500.0)).fitting == 10, "all of it"
+    tight = replace(plan, config=replace(config, budget_s=210.0))
+    assert tight.fitting == 3 and tight.short and tight.wanted == 5  # 10 + 3 x 40 + 10, then 40 for the gate
+    assert "give it about 500 s (budget_s), or ask for 3 updates (max_updates=3)" in tight.words
+    assert "max_updates=" not in replace(plan, config=replace(config, budget_s=20.0)).words, "none fits"
+    assert replace(tight, instructions=4).update_s == 80.0, "each instruction has a group"
+
+
+def test_an_earlier_session_tells_the_rate_of_the_next(tmp_path: Path) -> None:
+    assert recorded_rate(tmp_path, CONFIG) is None
+    folder = tmp_path / "sessions" / "20260101-000000-go-right"
+    session(log_path=folder / LOG_NAME)
+    found = recorded_rate(tmp_path, replace(CONFIG, budget_s=5.0))
+    assert found is not None and found[1] == folder.name and found[0].train_s > 0 and found[0].held_out_s > 0
+    assert recorded_rate(tmp_path, replace(CONFIG, horizon_steps=99)) is None, "another horizon takes another time"
+    notice = time_notice(tmp_path, AdaptNodeConfig(), 1)
+    assert not notice.warns and "no earlier session" in notice.notice
+    (tmp_path / "sessions" / "30260101-000000-go-right").mkdir()
+    (tmp_path / "sessions" / "30260101-000000-go-right" / LOG_NAME).write_text("{ torn")
+    assert recorded_rate(tmp_path, CONFIG) == found, "a damaged log tells nothing"
+
+
+def test_what_is_recorded_warns_before_the_next_session_starts(tmp_path: Path) -> None:
+    log = tmp_path / "sessions" / "20260101-000000-reach" / LOG_NAME
+    log.parent.mkdir(parents=True)
+    config = AdaptNodeConfig(budget_s=100.0)
+    log.write_text("".join(json.dumps(row) + "\n" for row in (
+        {"event": "session", "config": asdict(config)}, {"event": RECORDED, "train_s": 5.0, "held_out_s": 1.0})))
+    notice = time_notice(tmp_path, config, 1)
+    assert notice.warns and notice.notice.startswith("the session cannot do its updates: about 0 of 12 fit into 100 s")
+    assert log.parent.name in notice.notice
+    assert not time_notice(tmp_path, replace(config, budget_s=10000.0), 1).warns

@@ -42,7 +42,7 @@ def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys
 def test_a_missing_state_is_said_before_any_model_is_loaded(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from world_gymnast_ros.updates import adaptation
 
-    def load(_config: object) -> None:
+    def load(*_: object) -> None:
         raise AssertionError("models were loaded")
     monkeypatch.setattr(adaptation, "load_parts", load)
     assert main(["adapt", "reach the red block", "--frame", picture]) == 2

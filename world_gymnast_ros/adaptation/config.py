@@ -89,6 +89,7 @@ class AdaptNodeConfig(AdaptConfig):
     dtype: str = text("auto", "of the models: auto (each one's own choice), float32, bfloat16, float16",
                       ("auto", "float32", "bfloat16", "float16"))
     four_bit: bool = flag(False, "hold a published policy's language model in 4 bits (NF4, bitsandbytes): for 24 GB")
+    check_memory: bool = flag(True, "refuse a session whose memory plan is larger than what is free on the device")
     directory: str = text("runs", "folder for adapters/ and sessions/")
     episodes: str = text("", "folder of recorded real episodes; sessions are held to those that succeeded; empty: none")
     episodes_camera: str = text("", "which camera of `episodes`, where there are several; empty: the only one")

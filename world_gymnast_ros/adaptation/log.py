@@ -22,7 +22,8 @@ LOG_NAME = "session.jsonl"
 
 @dataclass(frozen=True)
 class Progress:
-    """Feedback while a session runs. `imagined_success` is the newest rate, in training or held-out."""
+    """Feedback while a session runs. `imagined_success` is the newest rate, in training or held-out. `notice`: what the
+    user should read now, or ''; where it `warns`, the session will not do what it was asked for."""
 
     stage: str
     update: int
@@ -31,6 +32,8 @@ class Progress:
     imagined_success: float
     seconds_left: float
     rejected: int
+    notice: str = ""
+    warns: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,10 @@ from world_gymnast_ros.adaptation.promotion import HeldOut, Promotion, decide_ea
 from world_gymnast_ros.adaptation.rollout import Cancelled, derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_group
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair, strip_varied
+from world_gymnast_ros.adaptation.time_plan import RECORDED, STARVED_SHARE, Rate, TimePlan
 from world_gymnast_ros.errors import BadInstruction, RemoteModelError
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
-STARVED_SHARE = 0.5
-"""A session that time cut off after fewer than this share of its updates was starved."""
 STRIPS_OF_VARIED = 4
 """So many varied starts are shown."""
 
@@ -99,9 +98,24 @@ class _Session:
         self.best = (0.0, 0.0)  # HeldOut.rank of the best checkpoint
         self.starved = ""  # how far the session fell short for want of time
 
-    def tell(self, stage: str, update: int, reward: float, success: float) -> None:
+    def tell(self, stage: str, update: int, reward: float, success: float, notice: str = "", warns: bool = False
+             ) -> None:
         self.progress(Progress(stage, update, self.config.max_updates, reward, success,
-                               max(0.0, self.config.budget_s - self.watch.elapsed_s), self.counts.rejected))
+                               max(0.0, self.config.budget_s - self.watch.elapsed_s), self.counts.rejected, notice,
+                               warns))
+
+    def time_plan(self, update_s: float, spent_s: float | None = None) -> TimePlan:
+        """Return what the session takes where an update takes `update_s`, and held-out dreams what they took."""
+        c, replay = self.config, int(bool(self.practice.replay))
+        rate = Rate(update_s / ((self.groups + replay) * c.copies), self.held_out_s / c.held_out_copies)
+        return TimePlan(c, self.instructions, rate, spent_s, len(self.curve), replay)
+
+    def tell_time(self, update_s: float) -> None:
+        """Say, after the first update, how many of them the budget allows."""
+        plan, row = self.time_plan(update_s, self.watch.elapsed_s), self.curve[-1]
+        self.log.write(RECORDED, **asdict(plan.rate), per_minute=plan.rate.per_minute, fitting=plan.fitting,
+                       short=plan.short)
+        self.tell("training", row.update, row.mean_reward, row.imagined_success, plan.words, plan.short)
 
     def count(self, counts: TrustCounts, steps: int) -> None:
         self.counts += counts
@@ -183,7 +197,7 @@ class _Session:
     def must_stop(self, last: TrustCounts) -> Stop | None:
         """Return why training must end now, or None. Keeps the time that the promotion test will need."""
         c = self.config
-        reserve_s = min(2.0 * c.promotion_groups * self.instructions * self.held_out_s, 0.5 * c.budget_s)
+        reserve_s = self.time_plan(self.update_s).reserve_s
         if self.watch.elapsed_s + self.update_s + reserve_s > c.budget_s:
             return Stop(StopKind.TIME,
                         f"time: {c.budget_s:.0f} s budget, {reserve_s:.0f} s kept for the promotion test")
@@ -207,16 +221,19 @@ class _Session:
         c, made = self.config, len(self.curve)
         if stop.kind is not StopKind.TIME or made >= STARVED_SHARE * c.max_updates:
             return ""
-        evaluations = 1 + -(-c.max_updates // c.evaluate_every)
-        needed_s = (c.max_updates * self.update_s
-                    + self.instructions * (evaluations * c.select_groups + 2 * c.promotion_groups) * self.held_out_s)
+        needed_s = self.time_plan(self.update_s).needed_s(c.max_updates)
         return (f"{made} of {c.max_updates} updates in its {c.budget_s:.0f} s; all of them would take about "
                 f"{needed_s:.0f} s here")
 
     def train_once(self, learner: Learner, update: int) -> TrustCounts:
         """Do one update: groups, advantages, gradient. Returns the trust counts of its groups."""
         began_s = self.watch.elapsed_s
-        groups = [self.group(update, g) for g in range(self.groups)]
+        groups = [self.group(update, 0)]
+        if update == 1:
+            per_minute = 60.0 * self.config.copies / max(self.watch.elapsed_s - began_s, 1e-9)
+            self.tell("training", 0, groups[0][1].mean_reward, 0.0,
+                      f"{per_minute:.0f} rollouts per minute in the first group, imagined and judged")
+        groups += [self.group(update, g) for g in range(1, self.groups)]
         replay = [self.group(update, self.groups)[:2]] if self.practice.replay else []
         batch = [(group, advantages) for group, advantages, _ in groups if not advantages.degenerate]
         stats: dict[str, float] = {}
@@ -235,8 +252,11 @@ class _Session:
         first, _ = self.chosen(update, 0)
         self.strips = keep_extremes(self.strips, groups[0][0], update, first.captured.rgb)
         self.log.write("update", update=update, mean_reward=reward, imagined_success=success, idle=not batch, **stats)
-        self.update_s = max(self.update_s, self.watch.elapsed_s - began_s)
+        took_s = self.watch.elapsed_s - began_s
+        self.update_s = max(self.update_s, took_s)
         self.tell("training", update, reward, success)
+        if update == 1:
+            self.tell_time(took_s)
         return counts
 
 

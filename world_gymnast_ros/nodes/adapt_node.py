@@ -74,7 +74,7 @@ class AdaptNode(base.ConfiguredNode):
         kept = self._lowered.enter_context(priority.lowered(c.niceness))
         if kept:
             self.get_logger().info(kept)
-        self.parts = parts or load_parts(c)
+        self.parts = parts or load_parts(c, self.get_logger().info)
         self._instruction = ""
         self._running: AdapterRef | None = None  # what the policy node was last offered
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
@@ -316,6 +316,8 @@ class AdaptNode(base.ConfiguredNode):
             return self._closing.is_set() or bool(handle.is_cancel_requested)
 
         def feedback(p: Progress) -> None:
+            if p.notice:
+                (self.get_logger().warning if p.warns else self.get_logger().info)(p.notice)
             handle.publish_feedback(convert.Adapt.Feedback(
                 stage=p.stage, update=p.update, max_updates=p.max_updates, mean_reward=float(p.mean_reward),
                 imagined_success=float(p.imagined_success), seconds_left=float(p.seconds_left), rejected=p.rejected))

@@ -16,6 +16,7 @@ from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.rollout_filter import check_recovers
 from world_gymnast_ros.adaptation.session import Learner, adapt
+from world_gymnast_ros.adaptation.time_plan import TimePlan, recorded_rate
 from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
@@ -26,7 +27,8 @@ from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
-from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig, LoraLearner, Regulariser, trainable
+from world_gymnast_ros.updates.memory_plan import lora_settings, memory_plan
+from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser, trainable
 from world_gymnast_ros.updates.practice_starts import along_starts, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
@@ -59,12 +61,7 @@ class SessionResult(SessionRecord):
 
 def lora_config(config: AdaptNodeConfig, policy: Policy) -> LoraConfig:
     """Return the learner's part of the settings; what they leave open is as a policy of this size wants it."""
-    usual = FULL_SIZE if getattr(policy, "full_size", False) else LoraConfig()
-    rank = config.lora_rank or usual.rank
-    return LoraConfig(rank, config.lora_alpha or 2.0 * rank, config.learning_rate or usual.learning_rate, config.epochs,
-                      config.minibatch_chunks, config.micro_chunks or usual.micro_chunks, config.clip_low,
-                      config.clip_high, usual.kl_coefficient if config.kl_coefficient < 0 else config.kl_coefficient,
-                      config.target_kl)
+    return lora_settings(config, bool(getattr(policy, "full_size", False)))
 
 
 def real_successes(policy: TrainablePolicy, config: AdaptNodeConfig) -> Regulariser | None:
@@ -94,9 +91,14 @@ def learner_of(policy: Policy, config: AdaptNodeConfig) -> Callable[[AdapterRef 
     return learner
 
 
-def load_parts(config: AdaptNodeConfig) -> Parts:
-    """Load policy, world model and judges. Raises BadCheckpoint or BadConfig."""
+def load_parts(config: AdaptNodeConfig, tell: Callable[[str], None] = lambda _: None) -> Parts:
+    """Tell the memory plan, then load policy, world model and judges. Raises BadCheckpoint, or BadConfig: before
+    anything is loaded, where the plan does not fit."""
     c = config
+    plan = memory_plan(c)
+    tell(plan.text)
+    if c.check_memory:
+        plan.check()
     policy = trainable(load_policy(c.policy, c.device, c.dtype, c.four_bit))
     limits = robot_limits(c.arm_params)
     world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
@@ -157,6 +159,16 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     return Practice(along, made.starts, replay, (*notes, made.summary, *sorted(set(made.edits))[:4]))
 
 
+def time_notice(directory: Path, config: AdaptNodeConfig, instructions: int) -> Progress:
+    """Return what to say of a session's time before it starts, by an earlier one of the same models and settings."""
+    told = Progress("planning", 0, config.max_updates, 0.0, 0.0, config.budget_s, 0)
+    known = recorded_rate(directory, config)
+    if known is None:
+        return replace(told, notice="no earlier session tells how fast these models are here; the first group will")
+    plan = TimePlan(config, instructions, known[0])
+    return replace(told, notice=f"{plan.words} (as session {known[1]} ran)", warns=plan.short)
+
+
 def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int, created_ns: int, *,
                 practice: Practice | None = None, parent: AdapterRef | None = None, dry_run: bool = False,
                 progress: Callable[[Progress], None] = lambda _: None,
@@ -175,6 +187,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created_ns / 1e9))
     folder = _unused(root / "sessions" / f"{stamp}-{slug(instructions[0])}")
     store = Store(root / "adapters")
+    progress(time_notice(root, config, len(instructions)))
 
     def save(trained: Learner, scores: dict[str, Any]) -> AdapterRef:
         return store.put(instructions[0], trained.save, parent=parent.name if parent else "base",

@@ -57,6 +57,8 @@ LINEAR_LAYERS = (r"vision_backbone\.\w+\.blocks\..*\.(qkv|proj|fc1|fc2)|projecto
                  r"|action_head\.model\.(fc[12]|mlp_resnet_blocks\.\d+\.ffn\.1)|scale_head\.fc")
 """Every linear layer but the language model's head: where OpenVLA's fine-tunes put LoRA ("all-linear")."""
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 10.0
+MAX_BATCH = 32
+"""Frames that go through the network at once."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +69,7 @@ class _PublishedPolicy(AdaptedPolicy):
     """Learning rate, rank and KL coefficient are those of a policy of billions of parameters."""
 
     def __init__(self, network: PrismaticVLA, recipe: Recipe, prompts: PromptReader, pixels: Preprocess,
-                 stats: ActionStats, name: str, base: str, max_batch: int = 32) -> None:
+                 stats: ActionStats, name: str, base: str, max_batch: int = MAX_BATCH) -> None:
         """`base`: the hash that adapters are tied to. `max_batch` frames go through the network at once."""
         super().__init__(network, name, base, LINEAR_LAYERS)
         self.network, self.recipe, self.prompts, self.pixels, self.stats = network, recipe, prompts, pixels, stats
@@ -222,7 +224,7 @@ class OFTL1Policy(_PublishedPolicy):
     """
 
     def __init__(self, network: PrismaticVLA, recipe: Recipe, prompts: PromptReader, pixels: Preprocess,
-                 stats: ActionStats, name: str, base: str, head: L1Head, max_batch: int = 32) -> None:
+                 stats: ActionStats, name: str, base: str, head: L1Head, max_batch: int = MAX_BATCH) -> None:
         super().__init__(network, recipe, prompts, pixels, stats, name, base, max_batch)
         network.action_head = head.to(self.device).eval().requires_grad_(False)
         if recipe.action_scale is not None:
