@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.world_models.autoencoder import load_autoencoder
+from world_gymnast_ros.models.world_models.autoencoder import TinyAutoencoder, load_autoencoder
 from world_gymnast_ros.video import read_video
 
 CPU = torch.device("cpu")
@@ -112,6 +113,20 @@ def test_real_frames_survive_a_real_autoencoder() -> None:
     again = ours.decode(ours.encode(real))
     db = -10 * torch.log10((again - real).square().mean((1, 2, 3)))
     assert (ours.channels, ours.downscale) == (32, 8) and db.min() > 30.0, db
+
+
+def test_tensors_of_a_taesd_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    encoder = TinyAutoencoder._encoder(SimpleNamespace(channels=4), 8, False).state_dict()
+    decoder = TinyAutoencoder._decoder(SimpleNamespace(channels=4), 8, False).state_dict()
+    save_file(decoder, tmp_path / "t_decoder.safetensors")
+    for wrong, says in (({**encoder, "0.bias": torch.zeros(5)}, r"0\.bias is \(5,\), not \(8,\)"),
+                        ({**encoder, "20.bias": torch.zeros(4)}, r"unexpected 20\.bias"),
+                        ({k: v for k, v in encoder.items() if k != "1.conv.2.weight"}, r"missing 1\.conv\.2\.weight")):
+        save_file(wrong, tmp_path / "t_encoder.safetensors")
+        with pytest.raises(BadCheckpoint, match=says):
+            load_autoencoder(tmp_path, CPU, torch.float32)
+    save_file(encoder, tmp_path / "t_encoder.safetensors")
+    assert load_autoencoder(tmp_path, CPU, torch.float32).channels == 4
 
 
 def test_a_cut_taesd_is_refused(tmp_path: Path) -> None:

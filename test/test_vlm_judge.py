@@ -249,14 +249,24 @@ def test_what_is_no_judge_is_refused(copy: Path, folders: dict[str, Path]) -> No
             VLMJudge.from_pretrained(copy)
 
 
-def test_the_weights_of_a_layer_that_is_missing_are_named(copy: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(copy: Path) -> None:
+    """A layer too many is as wrong as one too few: config.json then counts fewer layers than were trained."""
     from safetensors.torch import load_file, save_file
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     shard = copy / index["weight_map"]["lm_head.weight"]
     tensors = load_file(shard)
-    del tensors["lm_head.weight"]
-    save_file(tensors, shard, {"format": "pt"})
-    with pytest.raises(BadCheckpoint, match=r"1 missing tensors, lm_head\.weight"):
+    extra = "model.language_model.layers.2.mlp.up_proj.weight"
+    save_file({**tensors, extra: torch.zeros(48, 32)}, shard, {"format": "pt"})
+    index["weight_map"][extra] = shard.name
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadCheckpoint, match=rf"does not fit its config\.json: unexpected {extra}; "):
+        VLMJudge.from_pretrained(copy)
+    save_file({**{k: v for k, v in tensors.items() if k != "lm_head.weight"}, extra: torch.zeros(48, 32)}, shard,
+              {"format": "pt"})
+    with pytest.raises(BadCheckpoint, match=rf"missing lm_head\.weight, unexpected {extra}"):
+        VLMJudge.from_pretrained(copy)
+    save_file({**tensors, "lm_head.weight": torch.zeros(5, 32)}, shard, {"format": "pt"})
+    with pytest.raises(BadCheckpoint, match=r"mismatched lm_head\.weight"):
         VLMJudge.from_pretrained(copy)
 
 

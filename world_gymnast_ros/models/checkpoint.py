@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,14 +43,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{path} cannot be read as safetensors ({error}); {REMEDY}") from error
 
 
+def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return each tensor of a file that is missing, unexpected, or of another shape than the network's `own`."""
+    return [*(f"missing {name}" for name in own if name not in found),
+            *(f"unexpected {name}" for name in found if name not in own),
+            *(f"{name} is {tuple(found[name].shape)}, not {tuple(own[name].shape)}" for name in own
+              if name in found and found[name].shape != own[name].shape)]
+
+
+def named(wrong: Iterable[str], most: int = 20) -> str:
+    """Return names in one line, the first `most` of them and how many there are."""
+    names = list(wrong)
+    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
+
+
 def fill(model: nn.Module, directory: Path) -> str:
     """Load the weights into `model` and return their SHA-256. A missing, extra or misshapen tensor is an error."""
     path = directory / WEIGHTS
     tensors = read_tensors(path)
     own = model.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    wrong = misfits(own, tensors)
     if wrong:
-        raise BadCheckpoint(f"{path} does not fit its config.json at '{wrong[0]}' ({len(wrong)} tensors); {REMEDY}")
+        raise BadCheckpoint(f"{path} does not fit its config.json: {named(wrong)}; {REMEDY}")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise BadCheckpoint(f"{path} holds numbers that are not finite; {REMEDY}")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})

@@ -17,7 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from world_gymnast_ros.errors import BadCheckpoint, NotInstalled
 from world_gymnast_ros.models import hub
-from world_gymnast_ros.models.checkpoint import CONFIG
+from world_gymnast_ros.models.checkpoint import CONFIG, named
 
 EXAMPLE = "Qwen/Qwen3-VL-4B-Instruct"
 FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
@@ -109,9 +109,10 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
     except Exception as error:  # torch, safetensors and transformers each raise their own
         raise BadCheckpoint(f"{folder} cannot be loaded as an image-text model ({type(error).__name__}: "
                             f"{str(error).splitlines()[0][:300]})") from error
-    for kind in ("missing_keys", "mismatched_keys"):  # the loader itself would fill them at random
-        names = sorted(n if isinstance(n, str) else str(n[0]) for n in found[kind])
-        if names:
-            raise BadCheckpoint(f"{folder}: {len(names)} {kind.split('_')[0]} tensors, {', '.join(names[:10])}"
-                                f"{' ...' if len(names) > 10 else ''}; config.json and the weights are of two models")
+    # The loader would fill missing ones at random; unexpected ones may be layers that config.json does not count.
+    wrong = [f"{kind.split('_')[0]} {key if isinstance(key, str) else key[0]}"
+             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in sorted(found[kind], key=str)]
+    if wrong:
+        raise BadCheckpoint(f"{folder} does not fit its config.json: {named(wrong)}; config.json and the weights are "
+                            "of two models")
     return model.requires_grad_(False).eval()

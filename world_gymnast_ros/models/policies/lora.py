@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint
 from world_gymnast_ros.files import write_text
-from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors
+from world_gymnast_ros.models.checkpoint import misfits, named, read_tensors, save_tensors
 
 SLOT = "live"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -93,12 +93,11 @@ class LoraSlot:
         if before is None or (before.rank, before.alpha) != (weights.rank, weights.alpha):
             self.add(weights.rank, weights.alpha, seed=0)
         own = self.tensors()
-        wrong = sorted(set(own) ^ set(weights.tensors))
-        wrong += [k for k in own if k in weights.tensors and own[k].shape != weights.tensors[k].shape]
+        wrong = misfits(own, weights.tensors)
         if wrong:
             self.put(before)
-            raise AdapterMismatch(f"the adapter does not fit this policy at '{wrong[0]}' ({len(wrong)} tensors); "
-                                  "it was made for another network: adapt again from this base")
+            raise AdapterMismatch(f"the adapter does not fit this policy: {named(wrong)}; it was made for another "
+                                  "network: adapt again from this base")
         with torch.no_grad():
             for name, layer in self.layers():
                 for part in ("lora_A", "lora_B"):

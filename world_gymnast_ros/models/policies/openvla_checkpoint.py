@@ -26,7 +26,7 @@ from transformers import BitsAndBytesConfig
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.models import hub
-from world_gymnast_ros.models.checkpoint import CONFIG, read_config
+from world_gymnast_ros.models.checkpoint import CONFIG, misfits, named, read_config
 from world_gymnast_ros.models.policies.action_bins import ActionStats
 from world_gymnast_ros.models.policies.prismatic import MODEL_TYPE, PrismaticConfig, PrismaticVLA
 from world_gymnast_ros.types import ACTION_DIM
@@ -204,9 +204,9 @@ def load_part(module: nn.Module, path: Path) -> None:
         raise BadCheckpoint(f"{path} cannot be read as plain tensors ({str(error).splitlines()[0]}); it is not "
                             "unpickled, save it again as a state dict") from error
     own = module.state_dict()
-    wrong = sorted(set(own) ^ set(plain)) + [k for k in own if k in plain and own[k].shape != plain[k].shape]
+    wrong = misfits(own, plain)
     if wrong:
-        raise BadCheckpoint(f"{path} does not fit at {', '.join(wrong[:20])}; it belongs to another policy")
+        raise BadCheckpoint(f"{path} does not fit: {named(wrong)}; it belongs to another policy")
     if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
         raise BadCheckpoint(f"{path} holds numbers that are not finite")
     module.load_state_dict(plain)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import CONFIG, read_tensors
+from world_gymnast_ros.models.checkpoint import CONFIG, misfits, named, read_tensors
 
 PIXELS_AT_ONCE = 16 * 256 * 256
 """Images are encoded and decoded in batches of about so many pixels: the memory that it takes does not grow with G."""
@@ -68,7 +68,7 @@ def _from_diffusers(directory: Path) -> Any:
     wrong = [f"{what.split('_')[0]} {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
              for key in info[what]]
     if wrong:
-        raise BadCheckpoint(f"the weights in {directory} do not fit {name}: {', '.join(wrong)}; {REMEDY}")
+        raise BadCheckpoint(f"the weights in {directory} do not fit {name}: {named(wrong)}; {REMEDY}")
     return model.eval().requires_grad_(False)
 
 
@@ -203,12 +203,14 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises its own types for a truncated or foreign file
         raise BadCheckpoint(f"{path} cannot be read ({error}); {REMEDY}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise BadCheckpoint(f"{path} holds no table of tensors; {REMEDY}")
     return tensors
 
 
 def _filled(model: nn.Sequential, tensors: dict[str, Tensor], path: Path) -> nn.Sequential:
-    report = model.load_state_dict(tensors, strict=False)
-    wrong = [f"missing {k}" for k in report.missing_keys] + [f"unexpected {k}" for k in report.unexpected_keys]
+    wrong = misfits(model.state_dict(), tensors)
     if wrong:
-        raise BadCheckpoint(f"{path} is no TAESD: {', '.join(wrong)}; {REMEDY}")
+        raise BadCheckpoint(f"{path} is no TAESD: {named(wrong)}; {REMEDY}")
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)

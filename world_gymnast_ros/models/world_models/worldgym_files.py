@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_config, read_tensors
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, misfits, read_config, read_tensors
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape, WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 
@@ -78,10 +78,7 @@ def load_network(file: Path, heads: int, spatial_positions: str, device: torch.d
     with torch.device("meta"):
         network = WorldGymDiT(DiTShape.of(tensors, heads, spatial_positions))
     own = network.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in tensors]
-    wrong += [f"unexpected {name}" for name in tensors if name not in own]
-    wrong += [f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}" for name in own
-              if name in tensors and tensors[name].shape != own[name].shape]
+    wrong = misfits(own, tensors)
     if wrong:
         raise BadCheckpoint(f"{file} is not a WorldGym model of this layout: {'; '.join(wrong)}. {REMEDY}")
     for name in own:
