@@ -311,9 +311,10 @@ def test_an_address_that_cannot_be_is_refused_at_once(url: str) -> None:
 
 
 @pytest.mark.parametrize("ref", [None, AdapterRef("a", Path("a"), "0" * 64, "base", "toy")])
-def test_adapters_are_not_swapped_from_afar(ref: AdapterRef | None) -> None:
+def test_a_server_of_one_adapter_is_not_made_to_act_with_another(server: ModelServer, ref: AdapterRef | None) -> None:
     with pytest.raises(AdapterMismatch, match="cannot be changed from here"):
-        HttpPolicy("http://robot:8000", 1.0).load_adapter(ref)
+        HttpPolicy(server.url, 20.0).load_adapter(ref)
+    assert ask(server, request(adapter="0" * 64))[0] == 400, "nor is a request that names one acted on with another"
 
 
 @contextmanager
@@ -498,7 +499,8 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
             assert np.allclose(got, wanted, atol=1e-6) and chunks[0].adapter == "remote/base"
             assert steps[0].adapter == "remote/base" and steps[0].instruction == WORDS
 
-            c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.AdapterMsg(name="other", path="/x"))
+            c.say("adapter", convert.AdapterMsg, base.LATCHED, convert.AdapterMsg(name="other", path="/x",
+                                                                              sha256="0" * 64))
             c.until(lambda: any(v.key == "adapters_refused" and v.value == "1" for m in told for s in m.status
                                 for v in s.values), "the refusal")
             assert "cannot be changed from here" in (tmp_path / "policy_node.log").read_text()

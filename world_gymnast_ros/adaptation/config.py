@@ -128,6 +128,8 @@ class AdaptNodeConfig(AdaptConfig):
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
     robot_name: str = ros_name("wx250s", "namespace of the driver, for joint_states")
+    policy_port: int = number(0, 0, 65535, "serve the policy on this machine's port, so that policy_node acts through "
+                              "this one copy (policy_url: http://127.0.0.1:PORT) and switches adapters by hash; 0: no")
     threads: int = number(2, 1, 256, "torch threads; keep some cores for the control loop")
     niceness: int = number(10, 0, 19, "scheduling priority given up, so that control keeps its deadlines")
 

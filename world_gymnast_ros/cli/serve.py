@@ -3,6 +3,7 @@
 examples:
   world-gymnast serve                                      the shipped tiny policy at http://127.0.0.1:8000/act
   world-gymnast serve --adapter runs/adapt/adapters/NAME   with an adapter that `adapt` stored
+  world-gymnast serve --adapters runs/adapters             clients switch adapters by hash, as policy_node does
   world-gymnast serve --first-action --port 8001           one action (7,) per request, as OpenVLA's server answers
   curl http://127.0.0.1:8000/health                        what is served, and what the seven numbers mean
   world-gymnast serve --world-model tiny/world_model --port 8002       a world model instead; then, elsewhere,
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import real, whole
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.policy(what)
     options.world_model(what)
     parser.add_argument("--adapter", type=Path, help="adapter folder (default: the base policy)")
+    parser.add_argument("--adapters", type=Path, metavar="DIR", help="folder of stored adapters: clients may switch to "
+                        "any of them, named by hash (policy_node does so when one is offered)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine "
                         "alone; anything else is open to the network, WITHOUT authentication)")
     whole(parser, "--port", 0, 65535, default=8000, help="0: any free one (default: %(default)s)")
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.host.strip():
         raise BadConfig("--host is empty; give 127.0.0.1 for this machine alone, or an address of it")
-    policy_only = {"--adapter": args.adapter, "--first-action": args.first_action}
+    policy_only = {"--adapter": args.adapter, "--adapters": args.adapters, "--first-action": args.first_action}
     wrong = [name for name, value in policy_only.items() if value]
     if args.world_model and wrong:
         raise BadConfig(f"{wrong[0]} is a policy's; leave it out with --world-model {args.world_model}")
@@ -73,20 +76,28 @@ def _policy(args: argparse.Namespace) -> tuple[Service, str]:
     """Return the policy's service, warmed up, and what to say of it."""
     import numpy as np
 
+    from world_gymnast_ros.errors import BadConfig
     from world_gymnast_ros.serving.server import PolicyService
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.types import Frame
 
     adapter = load_adapter(args.adapter) if args.adapter else None
+    if args.adapters and not args.adapters.is_dir():
+        raise BadConfig(f"--adapters {args.adapters} does not exist; name the folder that holds them, such as "
+                        "runs/adapters")
 
     import torch
 
     from world_gymnast_ros.loading.load import load_policy
+    from world_gymnast_ros.models.policies.shared import SharedPolicy, in_store
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    policy = load_policy(args.policy, args.device, args.dtype)
-    policy.load_adapter(adapter)
+    policy: Any = load_policy(args.policy, args.device, args.dtype)
+    if args.adapters:
+        policy = SharedPolicy(policy, in_store(args.adapters), adapter)
+    else:
+        policy.load_adapter(adapter)
     service = PolicyService(policy, adapter.name if adapter else "base", args.first_action)
     policy.act(Frame(np.zeros((480, 640, 3), np.uint8), 0), "reach the red block")  # the first one is slow
     size = "one action" if args.first_action else f"{policy.chunk_size} actions"

@@ -3,9 +3,10 @@
 The service `~/capture` keeps the present picture for the next session. One picture teaches one picture: move the arm or
 nudge things, capture, and do so some times more; the session then starts from all of these.
 
-The node has its own copy of the policy, so the running one never notices a session. A session runs in a thread of the
-executor while topics, feedback and cancel go on in the others; the process gives up priority and takes few torch
-threads, so that control keeps its deadlines.
+The node has its own copy of the policy, so the running one never notices a session. With `policy_port` that copy acts
+for policy_node too (its `policy_url`): one base in memory, adapters switched by hash, forward passes in turn. A session
+runs in a thread of the executor while topics, feedback and cancel go on in the others; the process gives up priority
+and takes few torch threads, so that control keeps its deadlines.
 """
 from __future__ import annotations
 
@@ -40,11 +41,14 @@ from world_gymnast_ros.errors import (
     StaleFrame,
     Unreachable,
 )
+from world_gymnast_ros.models.policies.shared import SharedPolicy, in_store
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.calibrating import calibrate
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.camera_extrinsics import read_camera
+from world_gymnast_ros.serving.http_server import ModelServer
+from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
@@ -88,9 +92,19 @@ class AdaptNode(base.ConfiguredNode):
         self._joint_fault = ""
         self._busy = threading.Lock()
         self._closing = threading.Event()
+        self._served = self._serve() if c.policy_port else None
         self._connect()
         p = self.parts
         self.get_logger().info(f"policy '{p.policy.name}', world model '{p.world_model.name}', judge '{p.judge.name}'")
+
+    def _serve(self) -> ModelServer:
+        """Let policy_node act through this node's copy of the policy; nobody beyond this machine can."""
+        policy: Any = self.parts.policy
+        shared = SharedPolicy(policy, in_store(Path(self.config.directory) / "adapters"))
+        server = ModelServer(PolicyService(shared), port=self.config.policy_port)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.get_logger().info(f"policy_node may act through this copy of the policy: policy_url:={server.url}")
+        return server
 
     def _connect(self) -> None:
         self._offers = self.create_publisher(convert.AdapterMsg, "adapter", base.LATCHED)
@@ -352,6 +366,9 @@ class AdaptNode(base.ConfiguredNode):
 
     def close(self) -> None:
         self._closing.set()
+        if self._served is not None:
+            self._served.shutdown()
+            self._served.server_close()
         if not self._busy.acquire(timeout=CLOSE_S):  # a session ends within one update, which may take long
             self.is_unfinished = True
             return
@@ -373,6 +390,8 @@ Adapts the policy to the scene before the camera inside the world model, and off
     moves="No. The arm need not be armed for it.",
     examples=(
         ("", "the small models that ship with the package"),
+        ("--ros-args -p policy_port:=8000", "one copy of the policy for both nodes: policy_node with "
+         "policy_url:=http://127.0.0.1:8000"),
         ("--ros-args -p threads:=1 -p directory:=FOLDER",
          "one processor core for training; adapters and reports in FOLDER"),
     ),

@@ -91,7 +91,7 @@ class PolicyNode(base.ConfiguredNode):
         """Return the policy to ask: a server's, or one loaded here (which alone needs torch)."""
         c = self.config
         if c.policy_url:
-            self.get_logger().info("the policy runs elsewhere; adapters offered on the topic will be refused")
+            self.get_logger().info("the policy runs elsewhere; an adapter that is offered is named there by its hash")
             return HttpPolicy(c.policy_url, c.policy_timeout_s)
         from world_gymnast_ros.loading.load import load_policy
 

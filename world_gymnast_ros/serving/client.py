@@ -20,12 +20,14 @@ from world_gymnast_ros.errors import (
 )
 from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
-from world_gymnast_ros.serving.server import ADAPTER_HEADER, TRAINED_ON_HEADER
+from world_gymnast_ros.serving.server import ADAPTER_HEADER, BASE_HASH, HASH_HEADER, TRAINED_ON_HEADER
 from world_gymnast_ros.types import ACTION_DIM, F32, U8, ActionChunk, AdapterRef, Frame, SampledChunks
 
 MAX_ANSWER_BYTES = 2**20
 MAX_CHUNK = 64
 """As the arm's."""
+READING_S = 30.0
+"""A server may take so long to read an adapter; nothing is acted on meanwhile."""
 _F32_MAX = 1e38  # a larger number is no action either way; infinity would lose which
 
 
@@ -42,6 +44,8 @@ class HttpPolicy:
         self.timeout_s = timeout_s
         self.chunk_size = 0
         """Of the last answer; 0 before the first."""
+        self._acted = ""  # hash of the adapter that gave the last answer, as the server tells it
+        self._adapter: tuple[str, str] | None = None  # name and hash of the one to act with; None: the server's choice
         self.trained_on = ""
         """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
 
@@ -56,6 +60,9 @@ class HttpPolicy:
         request = {"image": encode_array(frame.rgb), "instruction": instruction}
         if state is not None:
             request["proprio"] = encode_array(np.asarray(state, np.float32))
+        asked = self._adapter
+        if asked is not None:
+            request["adapter"] = asked[1]
         body = json.dumps(request).encode()
         status, answer, adapter = self._post(body)
         if status != 200:
@@ -64,11 +71,15 @@ class HttpPolicy:
             deltas = _deltas(_unwrapped(read_json(answer, "the answer")))
         except BadPayload as error:
             raise RemotePolicyError(f"{self.name}: {error}") from error
+        if asked is not None and self._acted != (asked[1] or BASE_HASH):
+            raise RemotePolicyError(f"{self.name} acted with another adapter than '{asked[0]}', which was asked for: "
+                                    "it is another server now; offer the adapter again, or start it as before")
         fault = convention_fault(deltas, ConventionRules())
         if fault:
             raise WrongConvention(f"{self.name}: {fault.words}")
         self.chunk_size = len(deltas)
-        return ActionChunk(deltas, frame.stamp_ns, f"remote/{adapter}" if adapter else "remote")
+        told = asked[0] if asked is not None else f"remote/{adapter}" if adapter else "remote"
+        return ActionChunk(deltas, frame.stamp_ns, told)
 
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Ask for the chunk of each of `frames` uint8 (G, H, W, 3), one after another. Raises as `act` does.
@@ -84,20 +95,38 @@ class HttpPolicy:
         return SampledChunks(np.stack([chunk.deltas for chunk in chunks]), adapter=chunks[-1].adapter)
 
     def load_adapter(self, ref: AdapterRef | None) -> None:
-        """Refuse: the server chooses its adapter when it starts."""
-        raise AdapterMismatch(f"the policy runs at {self.name} and cannot be changed from here; start its server with "
-                              "another --adapter, or leave policy_url empty")
-
-    def _post(self, body: bytes) -> tuple[int, bytes, str]:
+        """Have the server act with this adapter (None: the base) from the next chunk on; it is named by its hash, and
+        the server must hold it. AdapterMismatch changes nothing: an unknown hash, or a server with one adapter."""
+        sha256 = "" if ref is None else ref.sha256
+        if ref is not None and not sha256:
+            raise AdapterMismatch(f"adapter '{ref.name}' was offered without a SHA-256; offer it again")
+        body = json.dumps({"sha256": sha256}).encode()
         try:
-            reply = exchange(self._parts, "POST", self._path, body, {"Content-Type": "application/json"},
-                             self.timeout_s, MAX_ANSWER_BYTES)
+            status, answer, _ = self._post(body, self._path.removesuffix("/act") + "/adapter",
+                                           max(self.timeout_s, READING_S))
+            if status in (404, 405, 501):
+                raise AdapterMismatch(f"the policy runs at {self.name} and its adapter cannot be changed from here; "
+                                      "start its server with another --adapter, or leave policy_url empty")
+            if status != 200:
+                raise AdapterMismatch(f"{self.name} refuses the adapter: {error_text(answer)}")
+            told = read_json(answer, "the answer")
+            if not isinstance(told, dict) or told.get("sha256") != sha256:
+                raise AdapterMismatch(f"{self.name} did not confirm the hash of the adapter; is it another server?")
+        except (RemotePolicyError, BadPayload) as error:
+            raise AdapterMismatch(str(error)) from error
+        self._adapter = ("base" if ref is None else ref.name, sha256)
+
+    def _post(self, body: bytes, path: str = "", timeout_s: float = 0.0) -> tuple[int, bytes, str]:
+        try:
+            reply = exchange(self._parts, "POST", path or self._path, body, {"Content-Type": "application/json"},
+                             timeout_s or self.timeout_s, MAX_ANSWER_BYTES)
         except NoAnswer as error:
             remedy = ("check the server and the network, or raise policy_timeout_s" if error.late else
                       "start the server there, or correct policy_url")
             raise RemotePolicyError(f"{self.name} {error}; {remedy}") from error
         if len(reply.body) > MAX_ANSWER_BYTES:
             raise RemotePolicyError(f"{self.name} answered with more than {MAX_ANSWER_BYTES} bytes; that is no chunk")
+        self._acted = reply.headers.get(HASH_HEADER.lower(), "")
         self.trained_on = _printable(reply.headers.get(TRAINED_ON_HEADER.lower(), ""))
         return reply.status, reply.body, _printable(reply.headers.get(ADAPTER_HEADER.lower(), ""))
 

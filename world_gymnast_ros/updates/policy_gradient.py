@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -177,6 +178,7 @@ class LoraLearner:
         self.parent, self.regulariser = parent, regulariser
         self.weights: list[torch.nn.Parameter] = []
         self.optimiser: torch.optim.Optimizer | None = None
+        self._turn: AbstractContextManager[Any] = getattr(policy, "turn", nullcontext())
         self.kl_coefficient = self.config.kl_coefficient
 
     @property
@@ -235,30 +237,38 @@ class LoraLearner:
         assert self.optimiser is not None
         c = self.config
         self.optimiser.zero_grad(set_to_none=True)
-        total, off, clipped = 0.0, 0.0, 0.0
+        figures = np.zeros(3)
         for micro in np.array_split(part, math.ceil(len(part) / c.micro_chunks)):
-            now = self._logprobs(data, micro, temperature)
-            old, advantages, weights, held = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
-                                              for a in (data.old, data.advantages, data.weights, data.held))
-            loss = policy_loss(now, old, advantages, weights, c.clip_low, c.clip_high,
-                               None if base is None else base[torch.from_numpy(micro)], self.kl_coefficient,
-                               held) * scale
-            loss.backward()
-            with torch.no_grad():
-                ratio = torch.exp(now - old)
-                total += float(loss)
-                off += float((ratio - 1).abs().mean()) * len(micro) / len(part)
-                outside = ((ratio > 1 + c.clip_high) | (ratio < 1 - c.clip_low)).float().mean()
-                clipped += float(outside) * len(micro) / len(part)
-        if self.regulariser is not None:
-            extra = self.regulariser.loss(rng)
-            extra.backward()
-            total += float(extra.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, c.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(f"gradient norm is {float(norm)}; lower the learning rate ({c.learning_rate})")
-        self.optimiser.step()
-        return total, float(norm), off, clipped
+            with self._turn:  # no other adapter may act between a forward pass and the end of its backward pass
+                loss, off, clipped = self._backward(data, micro, scale, temperature, base)
+            figures += (loss, off * len(micro) / len(part), clipped * len(micro) / len(part))
+        with self._turn:
+            if self.regulariser is not None:
+                extra = self.regulariser.loss(rng)
+                extra.backward()
+                figures[0] += float(extra.detach())
+            norm = float(torch.nn.utils.clip_grad_norm_(self.weights, c.max_grad_norm))
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"gradient norm is {norm}; lower the learning rate ({c.learning_rate})")
+            self.optimiser.step()
+        total, off, clipped = figures.tolist()
+        return total, norm, off, clipped
+
+    def _backward(self, data: ChunkBatch, micro: np.ndarray, scale: float, temperature: float, base: Tensor | None
+                  ) -> tuple[float, float, float]:
+        """Add the gradient of the chunks `micro`; return their loss, ratio and clip figures."""
+        c = self.config
+        now = self._logprobs(data, micro, temperature)
+        old, advantages, weights, held = (torch.from_numpy(np.ascontiguousarray(a[micro])).to(now.device)
+                                          for a in (data.old, data.advantages, data.weights, data.held))
+        loss = policy_loss(now, old, advantages, weights, c.clip_low, c.clip_high,
+                           None if base is None else base[torch.from_numpy(micro)], self.kl_coefficient,
+                           held) * scale
+        loss.backward()
+        with torch.no_grad():
+            ratio = torch.exp(now - old)
+            outside = ((ratio > 1 + c.clip_high) | (ratio < 1 - c.clip_low)).float().mean()
+            return float(loss), float((ratio - 1).abs().mean()), float(outside)
 
     def _logprobs(self, data: ChunkBatch, rows: np.ndarray, temperature: float) -> Tensor:
         instructions = [data.instructions[i] for i in rows]
@@ -274,12 +284,14 @@ class LoraLearner:
                               for micro in np.array_split(rows, math.ceil(len(rows) / self.config.micro_chunks))])
 
     def snapshot(self) -> dict[str, Tensor]:
-        return {str(i): p.detach().clone() for i, p in enumerate(self.weights)}
+        with self._turn:
+            return {str(i): p.detach().clone() for i, p in enumerate(self.weights)}
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Any]) -> None:
-        for i, parameter in enumerate(self.weights):
-            parameter.copy_(weights[str(i)])
+        with self._turn:
+            for i, parameter in enumerate(self.weights):
+                parameter.copy_(weights[str(i)])
 
     def save(self, directory: Path) -> None:
         self.policy.save_adapter(directory)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from world_gymnast_ros.files import write_text
 from world_gymnast_ros.models.checkpoint import misfits, named, read_tensors, save_tensors
 
 SLOT = "live"
+PARTS = ("lora_A", "lora_B")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TARGETS = r".*(vision_backbone\.blocks|projector|language_model\.model\.layers)\..*" \
           r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv|proj|fc1|fc2)|projector\.fc[12]"
@@ -80,9 +83,59 @@ class LoraSlot:
         """Return copies of the adapter's weights by peft's file names."""
         out: dict[str, Tensor] = {}
         for name, layer in self.layers():
-            for part in ("lora_A", "lora_B"):
-                out[f"base_model.model.{name}.{part}.weight"] = getattr(layer, part)[SLOT].weight.detach().clone()
+            for part in PARTS:
+                out[file_name(name, part)] = getattr(layer, part)[SLOT].weight.detach().clone()
         return out
+
+    @contextmanager
+    def swapped(self, weights: LoraWeights | None) -> Iterator[None]:
+        """Compute with other weights (None: with none) inside the block. The parameters stay the same objects, so that
+        an optimiser goes on with them; AdapterMismatch, and no change, if the weights do not fit."""
+        if weights is None or self.tuner is None:
+            with self._without() if weights is None else self._with(weights):
+                yield
+            return
+        kept = []
+        try:
+            for name, layer in self._fitting(weights):
+                kept.append((layer, layer.scaling[SLOT], [getattr(layer, part)[SLOT].weight.data for part in PARTS]))
+                layer.scaling[SLOT] = weights.alpha / weights.rank
+                for part in PARTS:
+                    parameter = getattr(layer, part)[SLOT].weight
+                    parameter.data = weights.tensors[file_name(name, part)].to(parameter)
+            yield
+        finally:
+            for layer, scaling, tensors in kept:
+                layer.scaling[SLOT] = scaling
+                for part, tensor in zip(PARTS, tensors, strict=True):
+                    getattr(layer, part)[SLOT].weight.data = tensor
+
+    @contextmanager
+    def _without(self) -> Iterator[None]:
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(True)
+
+    @contextmanager
+    def _with(self, weights: LoraWeights) -> Iterator[None]:
+        """Put an adapter into an empty slot, and take it out again."""
+        self.put(weights)
+        try:
+            yield
+        finally:
+            self.remove()
+
+    def _fitting(self, weights: LoraWeights) -> list[tuple[str, LoraLayer]]:
+        """Return the wrapped layers where weights, of any rank, fit them. Raises AdapterMismatch."""
+        own = {}
+        for name, layer in self.layers():
+            for part, shape in zip(PARTS, ((weights.rank, layer.in_features), (layer.out_features, weights.rank)),
+                                   strict=True):
+                own[file_name(name, part)] = torch.empty(shape, device="meta")
+        _check_fit(own, weights)
+        return self.layers()
 
     def put(self, weights: LoraWeights | None) -> None:
         """Replace the adapter by `weights` (None: none); AdapterMismatch, and no change, if they do not fit."""
@@ -92,19 +145,30 @@ class LoraSlot:
         before = LoraWeights(self.rank, self.alpha, self.tensors()) if self.tuner is not None else None
         if before is None or (before.rank, before.alpha) != (weights.rank, weights.alpha):
             self.add(weights.rank, weights.alpha, seed=0)
-        own = self.tensors()
-        wrong = misfits(own, weights.tensors)
-        if wrong:
+        try:
+            _check_fit(self.tensors(), weights)
+        except AdapterMismatch:
             self.put(before)
-            raise AdapterMismatch(f"the adapter does not fit this policy: {named(wrong)}; it was made for another "
-                                  "network: adapt again from this base")
+            raise
         with torch.no_grad():
             for name, layer in self.layers():
-                for part in ("lora_A", "lora_B"):
-                    getattr(layer, part)[SLOT].weight.copy_(weights.tensors[f"base_model.model.{name}.{part}.weight"])
+                for part in PARTS:
+                    getattr(layer, part)[SLOT].weight.copy_(weights.tensors[file_name(name, part)])
         for p in self.parameters():
             p.requires_grad_(False)
         self.enable(True)
+
+
+def file_name(layer: str, part: str) -> str:
+    """Return the name that peft's files give a part of an adapter."""
+    return f"base_model.model.{layer}.{part}.weight"
+
+
+def _check_fit(own: Mapping[str, Tensor], weights: LoraWeights) -> None:
+    wrong = misfits(own, weights.tensors)
+    if wrong:
+        raise AdapterMismatch(f"the adapter does not fit this policy: {named(wrong)}; it was made for another network: "
+                              "adapt again from this base")
 
 
 def write_adapter(directory: Path, slot: LoraSlot, base_policy: str, base_hash: str) -> Path:

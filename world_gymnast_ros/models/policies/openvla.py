@@ -14,6 +14,7 @@ from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.policies.action_bins import ActionStats, decode_bins
 from world_gymnast_ros.models.policies.adapted import AdaptedPolicy
 from world_gymnast_ros.models.policies.lora import TARGETS
+from world_gymnast_ros.models.policies.turns import in_turn
 from world_gymnast_ros.models.policies.vla_network import (
     OpenVLAConfig,
     OpenVLAForActionPrediction,
@@ -77,17 +78,20 @@ class OpenVLA(AdaptedPolicy):
             out: Tensor = self.model(pictures, ids)[0]
         return out
 
+    @in_turn
     def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
         """Return the most likely chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
         with torch.inference_mode():
             bins = self.logits(frames, instructions).argmax(-1).cpu().numpy()
         return self.stats.unnormalise(decode_bins(bins))
 
+    @in_turn
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Choose one chunk greedily."""
         deltas = self.greedy(frame.rgb[None], instruction)[0]
         return ActionChunk(deltas=deltas, frame_stamp_ns=frame.stamp_ns, adapter=self.adapter)
 
+    @in_turn
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Sample one chunk for each of `frames` uint8 (G, H, W, 3); the same seed gives the same chunks."""
         _check_temperature(temperature)

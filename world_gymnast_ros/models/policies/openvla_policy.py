@@ -48,6 +48,7 @@ from world_gymnast_ros.models.policies.openvla_decoding import (
 from world_gymnast_ros.models.policies.openvla_preprocess import Preprocess
 from world_gymnast_ros.models.policies.openvla_prompt import PromptReader
 from world_gymnast_ros.models.policies.prismatic import PrismaticVLA
+from world_gymnast_ros.models.policies.turns import in_turn
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, ActionChunk, Frame, SampledChunks
 
 STORED_FRAME_PX = 256
@@ -167,6 +168,7 @@ class OpenVLAPolicy(_PublishedPolicy):
         bins = ids_to_bins(self.network, ids)
         return bins[:, None], self._logits(patches, prompts, bins)
 
+    @in_turn
     def greedy(self, frames: U8, instruction: str) -> I64:
         """Return the most likely bins int64 (B, K, 7) for frames uint8 (B, H, W, 3)."""
         with torch.inference_mode():
@@ -174,11 +176,13 @@ class OpenVLAPolicy(_PublishedPolicy):
                      for rows in self._parts(len(frames))]
         return np.asarray(torch.cat(parts).cpu().numpy(), np.int64)
 
+    @in_turn
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Choose one chunk greedily."""
         deltas = self.stats.unnormalise(decode_bins(self.greedy(frame.rgb[None], instruction)[0]))
         return ActionChunk(deltas=deltas, frame_stamp_ns=frame.stamp_ns, adapter=self.adapter)
 
+    @in_turn
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Sample one chunk for each of `frames` uint8 (G, H, W, 3); the same seed gives the same chunks.
 
@@ -240,6 +244,7 @@ class OFTL1Policy(_PublishedPolicy):
         scale = self.network.scale_head(features) if self.recipe.action_scale is not None else None
         return self.network.action_head(features), scale
 
+    @in_turn
     def act(self, frame: Frame, instruction: str) -> ActionChunk:
         """Return the head's chunk, the mean of the distribution."""
         with torch.inference_mode():
@@ -247,6 +252,7 @@ class OFTL1Policy(_PublishedPolicy):
         deltas = self.stats.unnormalise(mean[0].float().cpu().numpy())
         return ActionChunk(deltas=deltas, frame_stamp_ns=frame.stamp_ns, adapter=self.adapter)
 
+    @in_turn
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Return one chunk for each of `frames` uint8 (G, H, W, 3); `tokens` are the normalised actions, float32.
 
