@@ -13,6 +13,7 @@ import torch
 from published_openvla import SINK, camera_frame, write_folder
 from test_published_learning import SCHEMES
 from test_worldgym import TINY, WEIGHTS
+from tiny_cosmos3 import write_repository, write_world
 from tiny_vlm import QWEN, write_tiny_vlm
 from torch.profiler import ProfilerActivity, profile
 
@@ -128,6 +129,14 @@ def test_worldgym(tmp_path: Path, guidance: float) -> None:
     actions = np.zeros((3, TINY.window + 2, 7), np.float32)
     dream.play(actions)
     assert 3 * size.cache == dream.sampler.cache.bytes
+
+
+def test_cosmos_3(tmp_path: Path) -> None:
+    folder = write_world(tmp_path / "world", write_repository(tmp_path / "repository"))
+    size, pipeline = world_size(str(folder), "", "cpu", torch.float32, 5), load(WORLD_MODEL, folder, "cpu")._pipeline
+    assert size.weights == taken(pipeline.transformer) + taken(pipeline.vae)
+    plan = memory_plan(AdaptNodeConfig(world_model=str(folder), device="cpu", dtype="float32"))
+    assert "unknown  what Cosmos 3 needs while it draws" in plan.text, "it is not estimated, and that is said"
 
 
 def test_the_small_world_model() -> None:

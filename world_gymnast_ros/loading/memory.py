@@ -42,6 +42,8 @@ from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
 from world_gymnast_ros.models.world_models.action_dit import OUTLINE_FEATURES, ActionDiTConfig
 from world_gymnast_ros.models.world_models.autoencoder import PIXELS_AT_ONCE
+from world_gymnast_ros.models.world_models.cosmos3_files import model_files
+from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
 from world_gymnast_ros.models.world_models.worldgym_dit import DiTShape
 from world_gymnast_ros.models.world_models.worldgym_files import (
     is_worldgym,
@@ -96,13 +98,14 @@ class PolicySize:
 @dataclass(frozen=True)
 class WorldSize:
     """Memory of a world model: `weights` exact; of each copy `cache` exact and `drawing` estimated; `decoding`
-    estimated, whatever the number of copies; `frame` bytes of a frame."""
+    estimated, whatever the number of copies; `frame` bytes of a frame; `untold`: what is not estimated, or ''."""
 
     weights: int = 0
     cache: int = 0
     drawing: int = 0
     decoding: int = 0
     frame: int = 0
+    untold: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ def world_size(name: str, judges: str, device: str, dtype: torch.dtype | None, f
                              else torch.float32)]
     if is_worldgym(path):
         return _worldgym(path, number, frames)
+    if holds(path) == Cosmos3Settings.model_type:
+        return _cosmos3(path, number)
     config = ActionDiTConfig.from_dict(config_of(path))
     weights = weight_bytes(headers(path / WEIGHTS), number)
     if config.plate:
@@ -195,6 +200,14 @@ def world_size(name: str, judges: str, device: str, dtype: torch.dtype | None, f
     features = OUTLINE_FEATURES * 6 if config.camera is not None else 12
     windows = config.tokens * config.window**2 * 3 * number * 4
     return WorldSize(weights, cache, stack.passing(1) + pixels * features * 4 + windows, 0, pixels * 3)
+
+
+def _cosmos3(path: Path, number: int) -> WorldSize:
+    settings = Cosmos3Settings.read(path)
+    files = [file for file in model_files(path) if file.suffix == ".safetensors"]
+    height, width = settings.frame_size
+    return WorldSize(sum(weight_bytes(headers(file), number) for file in files), frame=height * width * 3,
+                     untold="what Cosmos 3 needs while it draws")
 
 
 def _worldgym(path: Path, number: int, frames: int) -> WorldSize:

@@ -108,6 +108,7 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
         c.world_model, c.judges, device, dtype, c.horizon_steps + 1), WorldSize())
     judges = {name: told(f"judge {name}", lambda name=name: judge_size(name, device, dtype), JudgeSize())
               for name in judge_names(c.judges)}
+    unknown += [world.untold] if world.untold else []
     lora = lora_settings(c, policy.full_size)
     rows = max(c.copies, min(c.max_batch, c.held_out_copies * max(c.select_dreams, c.gate_dreams)))
     parts = [Part("weights of the policy", policy.weights, True),
