@@ -133,8 +133,8 @@ def test_worldgym(tmp_path: Path, guidance: float) -> None:
 
 def test_cosmos_3(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "world", write_repository(tmp_path / "repository"))
-    size, pipeline = world_size(str(folder), "", "cpu", torch.float32, 5), load(WORLD_MODEL, folder, "cpu")._pipeline
-    assert size.weights == taken(pipeline.transformer) + taken(pipeline.vae)
+    size, world = world_size(str(folder), "", "cpu", torch.float32, 5), load(WORLD_MODEL, folder, "cpu", "float32")
+    assert size.weights == taken(world._pipeline.transformer) + taken(world._pipeline.vae)
     plan = memory_plan(AdaptNodeConfig(world_model=str(folder), device="cpu", dtype="float32"))
     assert "unknown  what Cosmos 3 needs while it draws" in plan.text, "it is not estimated, and that is said"
 
@@ -202,7 +202,7 @@ def test_adapt_refuses_before_it_loads(monkeypatch: pytest.MonkeyPatch, capsys: 
     told = main(["adapt", REACH, "--frame", str(tmp_path / "a.png"), "--judge", "tiny/reflector", "--device", "cpu",
                  "--out", str(tmp_path / "runs")])
     out = capsys.readouterr()
-    assert told == 2 and "memory plan on cpu" in out.out and "1.0 MiB are free" in out.err
+    assert told == 2 and "memory plan on cpu" in out.err and "1.0 MiB are free" in out.err
     assert not (tmp_path / "runs" / "sessions").exists()
 
 

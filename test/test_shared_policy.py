@@ -203,8 +203,8 @@ def test_policy_node_acts_through_adapt_node_s_copy(tmp_path: Path) -> None:
         policy=str(toys.policy), world_model=str(toys.world_model), judges=str(toys.judge), policy_port=port,
         directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4, select_dreams=1, gate_dreams=4,
         held_out_copies=2, threads=1, capture_timeout_s=60.0)
-    acts = graph.POLICY.with_overrides(policy_url=f"http://127.0.0.1:{port}", policy_timeout_s=60.0, instruction=words,
-                                       dry_run_without_arm=True, max_frame_age_s=60.0, picture_check="off")
+    acts = graph.POLICY.with_overrides(policy_url=f"http://127.0.0.1:{port}", policy_timeout_s=5.0, instruction=words,
+                                       dry_run_without_arm=True, max_frame_age_s=5.0, retry_s=5.0, picture_check="off")
     with ros_client() as c, running([adapt, acts], tmp_path / "log") as nodes:
         chunks = c.hear("action_chunk", convert.ActionChunkMsg)
         pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)

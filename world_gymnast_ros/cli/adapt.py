@@ -23,6 +23,7 @@ exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                         "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
                         "decide alone, such as --judge tiny/reflector")
     torch.set_num_threads(config.threads)
-    parts = load_parts(config, print)
+    parts = load_parts(config, lambda plan: print(plan, file=sys.stderr))
     check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
     parent = load_adapter(args.parent) if args.parent else None
     parts.policy.load_adapter(parent)
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f}, imagined success {p.imagined_success:.0%}, "
                                 f"rejected {p.rejected}, {p.seconds_left:.0f} s left")
             if p.notice:
-                bar.write(f"{'WARNING: ' * p.warns}{p.notice}")
+                bar.write(f"{'WARNING: ' * p.warns}{p.notice}", file=sys.stderr)
         try:
             result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
                                  parent=parent, progress=progress)

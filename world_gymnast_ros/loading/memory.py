@@ -17,7 +17,6 @@ from world_gymnast_ros.loading.load import (
     find,
     geometric_judge,
     holds,
-    is_published,
 )
 from world_gymnast_ros.loading.sizes import (
     FOUR_BIT_BYTES,
@@ -120,7 +119,7 @@ class JudgeSize:
 def policy_size(name: str, device: str, dtype: torch.dtype | None, four_bit: bool) -> PolicySize:
     """Return the memory of the policy that a name stands for. BadCheckpoint where its files do not say."""
     path = find(name or SHIPPED[POLICY])
-    if is_published(path if path is not None else name):
+    if openvla_checkpoint.is_published(path if path is not None else name):
         number = KINDS[dtype or (torch.bfloat16 if device.startswith("cuda") or four_bit else torch.float32)]
         return _published(openvla_checkpoint.find_folder(path or name), number, four_bit)
     folder = checkpoint_dir(name, POLICY)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
                               lambda: policy_size(c.policy, device, dtype, c.four_bit), PolicySize())
     world: WorldSize = told(f"world model {c.world_model or SHIPPED[WORLD_MODEL]}", lambda: world_size(
         c.world_model, c.judges, device, dtype, c.horizon_steps + 1), WorldSize())
-    judges = {name: told(f"judge {name}", lambda name=name: judge_size(name, device, dtype), JudgeSize())
+    judges = {name: told(f"judge {name}", partial(judge_size, name, device, dtype), JudgeSize())
               for name in judge_names(c.judges)}
     unknown += [world.untold] if world.untold else []
     lora = lora_settings(c, policy.full_size)
