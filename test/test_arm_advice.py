@@ -195,13 +195,13 @@ def test_a_session_that_cannot_do_its_updates_says_so_after_the_first(tmp_path: 
 
 def test_a_budget_is_planned_as_the_session_runs_it() -> None:
     config = replace(CONFIG, budget_s=1000.0, max_updates=10, evaluate_every=2, groups_per_update=2, copies=10,
-                     select_dreams=5, held_out_copies=2, gate_dreams=10)
-    plan = TimePlan(config, 1, Rate(2.0, 1.0))  # updates of 40 s, evaluations of 10 s, a gate of 40 s
-    assert (plan.update_s, plan.select_s, plan.gate_s) == (40.0, 10.0, 40.0)
+                     select_groups=5, held_out_copies=2, promotion_groups=10)
+    plan = TimePlan(config, 1, Rate(2.0, 1.0))  # updates of 40 s, evaluations of 10 s, a promotion test of 40 s
+    assert (plan.update_s, plan.select_s, plan.promotion_s) == (40.0, 10.0, 40.0)
     assert plan.needed_s(10) == 400 + 60 + 40 and plan.fitting == 10 and not plan.short
     assert replace(plan, config=replace(config, budget_s=500.0)).fitting == 10, "all of it"
     tight = replace(plan, config=replace(config, budget_s=210.0))
-    assert tight.fitting == 3 and tight.short and tight.wanted == 5  # 10 + 3 x 40 + 10, then 40 for the gate
+    assert tight.fitting == 3 and tight.short and tight.wanted == 5  # 10 + 3 x 40 + 10, then 40 for the promotion test
     assert "give it about 500 s (budget_s), or ask for 3 updates (max_updates=3)" in tight.words
     assert "max_updates=" not in replace(plan, config=replace(config, budget_s=20.0)).words, "none fits"
     assert replace(tight, instructions=4).update_s == 80.0, "each instruction has a group"

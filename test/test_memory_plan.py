@@ -125,10 +125,10 @@ def test_worldgym(tmp_path: Path, guidance: float) -> None:
     size = world_size(str(folder), "", "cpu", torch.float32, 5)
     world = load(WORLD_MODEL, folder, "cpu", "float32")
     assert size.weights == taken(world.network) + taken(world.autoencoder.model) and size.frame == 64 * 64 * 3
-    dream = begun(world, 3)
+    imagined = begun(world, 3)
     actions = np.zeros((3, TINY.window + 2, 7), np.float32)
-    dream.play(actions)
-    assert 3 * size.cache == dream.sampler.cache.bytes
+    imagined.play(actions)
+    assert 3 * size.cache == imagined.sampler.cache.bytes
 
 
 def test_cosmos_3(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_the_small_world_model() -> None:
     size, world = world_size("", "", "cpu", torch.float32, 5), load(WORLD_MODEL, "", "cpu", "float32")
     locator = judge_size("tiny/locator", "cpu", None)
     assert size.weights == taken(world.network) + locator.weights, "it draws objects that a locator finds"
-    dream = begun(world, 4)
-    dream.play(np.zeros((4, 1, 7), np.float32))
-    rings = dream._sampler.cache._rings.values()
+    imagined = begun(world, 4)
+    imagined.play(np.zeros((4, 1, 7), np.float32))
+    rings = imagined._sampler.cache._rings.values()
     assert 4 * size.cache == sum(t.numel() * t.element_size() for ring in rings for t in ring)
-    drawing = peak(lambda: dream.play(np.zeros((4, 1, 7), np.float32)))
+    drawing = peak(lambda: imagined.play(np.zeros((4, 1, 7), np.float32)))
     assert near(4 * size.drawing, drawing), (4 * size.drawing, drawing)
 
 

@@ -201,7 +201,7 @@ def test_policy_node_acts_through_adapt_node_s_copy(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     adapt = graph.ADAPT.with_overrides(
         policy=str(toys.policy), world_model=str(toys.world_model), judges=str(toys.judge), policy_port=port,
-        directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4, select_dreams=1, gate_dreams=4,
+        directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4, select_groups=1, promotion_groups=4,
         held_out_copies=2, threads=1, capture_timeout_s=60.0)
     acts = graph.POLICY.with_overrides(policy_url=f"http://127.0.0.1:{port}", policy_timeout_s=5.0, instruction=words,
                                        dry_run_without_arm=True, max_frame_age_s=5.0, retry_s=5.0, picture_check="off")

@@ -16,8 +16,8 @@ from world_gymnast_ros.adaptation.log import LOG_NAME
 
 STARVED_SHARE = 0.5
 """A session that time cut off after fewer than this share of its updates was starved."""
-GATE_SHARE = 0.5
-"""At most this share of the budget is kept for the gate."""
+PROMOTION_SHARE = 0.5
+"""At most this share of the budget is kept for the promotion test."""
 RECORDED = "measured_rate"
 """Event of a session's log that holds a `Rate`."""
 ALIKE = ("policy", "world_model", "judges", "device", "dtype", "four_bit", "threads", "horizon_steps",
@@ -62,22 +62,23 @@ class TimePlan:
     @property
     def select_s(self) -> float:
         """Seconds of one held-out evaluation."""
-        return self.config.select_dreams * self.instructions * self.config.held_out_copies * self.rate.held_out_s
+        return self.config.select_groups * self.instructions * self.config.held_out_copies * self.rate.held_out_s
 
     @property
-    def gate_s(self) -> float:
-        """Seconds of the gate: base and best."""
-        return 2.0 * self.config.gate_dreams * self.instructions * self.config.held_out_copies * self.rate.held_out_s
+    def promotion_s(self) -> float:
+        """Seconds of the promotion test: base and best."""
+        rollouts = 2 * self.config.promotion_groups * self.instructions * self.config.held_out_copies
+        return rollouts * self.rate.held_out_s
 
     @property
     def reserve_s(self) -> float:
-        """Seconds of the budget that are kept for the gate."""
-        return min(self.gate_s, GATE_SHARE * self.config.budget_s)
+        """Seconds of the budget that are kept for the promotion test."""
+        return min(self.promotion_s, PROMOTION_SHARE * self.config.budget_s)
 
     def needed_s(self, updates: int) -> float:
-        """Return the seconds of a session with so many updates, gate included."""
+        """Return the seconds of a session with so many updates, promotion test included."""
         evaluations = 1 + math.ceil(updates / self.config.evaluate_every)
-        return updates * self.update_s + evaluations * self.select_s + self.gate_s
+        return updates * self.update_s + evaluations * self.select_s + self.promotion_s
 
     @property
     def fitting(self) -> int:

@@ -39,7 +39,7 @@ from world_gymnast_ros.models.policies.oft_l1_head import HEAD_FILES
 from world_gymnast_ros.models.policies.prismatic import PrismaticConfig, unused_tensors
 from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
-from world_gymnast_ros.models.world_models.action_dit import OUTLINE_FEATURES, ActionDiTConfig
+from world_gymnast_ros.models.world_models.action_dit import SILHOUETTE_FEATURES, ActionDiTConfig
 from world_gymnast_ros.models.world_models.autoencoder import PIXELS_AT_ONCE
 from world_gymnast_ros.models.world_models.cosmos3_files import model_files
 from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
@@ -196,7 +196,7 @@ def world_size(name: str, judges: str, device: str, dtype: torch.dtype | None, f
     stack = Stack(config.depth, config.tokens, config.dim, config.mlp_ratio * config.dim, number, heads=config.heads)
     cache = len(config.temporal_blocks) * 2 * config.tokens * config.context_frames * config.dim * number
     pixels = config.image_size**2
-    features = OUTLINE_FEATURES * 6 if config.camera is not None else 12
+    features = SILHOUETTE_FEATURES * 6 if config.camera is not None else 12
     windows = config.tokens * config.window**2 * 3 * number * 4
     return WorldSize(weights, cache, stack.passing(1) + pixels * features * 4 + windows, 0, pixels * 3)
 

@@ -111,7 +111,7 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
               for name in judge_names(c.judges)}
     unknown += [world.untold] if world.untold else []
     lora = lora_settings(c, policy.full_size)
-    rows = max(c.copies, min(c.max_batch, c.held_out_copies * max(c.select_dreams, c.gate_dreams)))
+    rows = max(c.copies, min(c.max_batch, c.held_out_copies * max(c.select_groups, c.promotion_groups)))
     parts = [Part("weights of the policy", policy.weights, True),
              Part("weights of the world model", world.weights, True),
              *(Part(f"weights of the judge {name}", size.weights, True) for name, size in judges.items()),
