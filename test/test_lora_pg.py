@@ -65,7 +65,7 @@ def test_loss_is_the_written_out_one():
         advantages = rng.normal(0, 1, copies).astype(np.float32) * np.array(used, np.float32)
         tokens = rng.integers(0, 256, (copies, chunks, 7))
         groups.append((tiny_group(old, tokens, valid, words=f"task {copies}"),
-                       Advantages(advantages, np.array(used, bool), False, 0.0, 1.0)))
+                       Advantages(advantages, np.array(used, bool), False, 0.0)))
         for i in range(copies):
             count = valid[i].sum() * 7
             for n in range(chunks):

@@ -43,7 +43,7 @@ def group_of(policy, copies: int = 4) -> RolloutGroup:
 def prefer_first(copies: int = 4) -> Advantages:
     values = np.full(copies, -1.0 / (copies - 1), np.float32)
     values[0] = 1.0
-    return Advantages(values, np.ones(copies, bool), False, 0.0, 1.0)
+    return Advantages(values, np.ones(copies, bool), False, 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
