@@ -96,15 +96,18 @@ def load_parts(config: AdaptNodeConfig, tell: Callable[[str], None] = lambda _: 
     anything is loaded, where the plan does not fit."""
     c = config
     plan = memory_plan(c)
-    tell(plan.text)
+    if not plan.unread:  # else the loader says first what is wrong
+        tell(plan.text)
     if c.check_memory:
         plan.check()
     policy = trainable(load_policy(c.policy, c.device, c.dtype, c.four_bit))
     limits = robot_limits(c.arm_params)
     world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
     check_recovers(world_model, c.trust)
-    return Parts(policy, world_model, load_judges(c.judges, c.device, c.dtype, limits),
-                 release_table(c.world_model, c.judges), learner_of(policy, c))
+    judge = load_judges(c.judges, c.device, c.dtype, limits)
+    if plan.unread:
+        tell(plan.text)
+    return Parts(policy, world_model, judge, release_table(c.world_model, c.judges), learner_of(policy, c))
 
 
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,

@@ -41,14 +41,15 @@ class Part:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a session takes on `device`, and `free` bytes there (None: not known). `unknown`: what could not be told,
-    and why; `remedies`: settings that lower it, the most effective first."""
+    """What a session takes on `device`, and `free` bytes there (None: not known). `unknown`: what is not estimated;
+    `unread`: what could not be read, and why; `remedies`: settings that lower it, the most effective first."""
 
     parts: tuple[Part, ...]
     device: str
     free: int | None
     remedies: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def needed(self) -> int:
@@ -71,7 +72,7 @@ class MemoryPlan:
         for part in self.parts:
             when = f", while {part.group}" if part.group else ""
             lines.append(f"  {'' if part.exact else '~'}{_size(part.bytes)}  {part.name}{when}")
-        lines += [f"    unknown  {why}" for why in self.unknown]
+        lines += [f"    unknown  {why}" for why in (*self.unknown, *self.unread)]
         free = "unknown" if self.free is None else _size(self.free)
         lines.append(f"  ~{_size(self.needed)}  in all at the fullest moment, {RESERVE:.0%} reserve included; free: "
                      f"{free}")
@@ -94,13 +95,13 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
     """
     c = config
     device, dtype = resolve_device(c.device), resolve_dtype(c.dtype)
-    unknown: list[str] = []
+    unread: list[str] = []
 
     def told(what: str, tell: Callable[[], Any], otherwise: Any) -> Any:
         try:
             return tell()
         except (WorldGymnastError, OSError, KeyError, TypeError, ValueError) as error:
-            unknown.append(f"{what} ({' '.join(str(error).split())[:160]})")
+            unread.append(f"{what} ({' '.join(str(error).split())[:160]})")
             return otherwise
 
     policy: PolicySize = told(f"policy {c.policy or SHIPPED[POLICY]}",
@@ -109,7 +110,6 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
         c.world_model, c.judges, device, dtype, c.horizon_steps + 1), WorldSize())
     judges = {name: told(f"judge {name}", partial(judge_size, name, device, dtype), JudgeSize())
               for name in judge_names(c.judges)}
-    unknown += [world.untold] if world.untold else []
     lora = lora_settings(c, policy.full_size)
     rows = max(c.copies, min(c.max_batch, c.held_out_copies * max(c.select_groups, c.promotion_groups)))
     parts = [Part("weights of the policy", policy.weights, True),
@@ -126,7 +126,8 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
         parts.append(Part("frames of a group, four times", 4 * rows * (c.horizon_steps + 1) * world.frame, True,
                           "imagining"))
     return MemoryPlan(tuple(p for p in parts if p.bytes), device, free_bytes(device) if free is None else free,
-                      tuple(_remedies(c, policy, world, judges, lora, dtype)), tuple(unknown))
+                      tuple(_remedies(c, policy, world, judges, lora, dtype)),
+                      (world.untold,) if world.untold else (), tuple(unread))
 
 
 def lora_settings(config: AdaptNodeConfig, full_size: bool) -> LoraConfig:
