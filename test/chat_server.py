@@ -1,7 +1,9 @@
-"""An OpenAI-compatible server on a thread, whose answers a test scripts: any status, any bytes, any delay."""
+"""An OpenAI-compatible server on a thread: chat, and forms as image edits have. A test scripts its answers: any status,
+any bytes, any delay."""
 from __future__ import annotations
 
 import contextlib
+import email
 import json
 import threading
 import time
@@ -54,6 +56,15 @@ def completion(*texts: str, tokens: list[list[dict[str, float]]] | None = None, 
     return Said(json.dumps(value).encode())
 
 
+def form(kind: str, body: bytes) -> dict[str, Any]:
+    """Return the fields of a form as text, its files as bytes."""
+    parts = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body).walk()
+    found = {part.get_param("name", header="content-disposition"): part for part in parts if not part.is_multipart()}
+    return {str(name): part.get_payload(decode=True) if part.get_filename() else
+            part.get_payload(decode=True).decode()  # type: ignore[union-attr]
+            for name, part in found.items()}
+
+
 @contextmanager
 def chat_server(script: Script, models: tuple[str, ...] = (MODEL,)) -> Iterator[Heard]:
     """Serve on a free port of this machine until the block ends."""
@@ -64,7 +75,8 @@ def chat_server(script: Script, models: tuple[str, ...] = (MODEL,)) -> Iterator[
             self._send(Said(json.dumps({"object": "list", "data": [{"id": m} for m in models]}).encode()))
 
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            kind, body = self.headers["Content-Type"], self.rfile.read(int(self.headers["Content-Length"]))
+            request = form(kind, body) if kind.startswith("multipart/") else json.loads(body)
             with lock:
                 before = len(heard.requests)
                 heard.requests.append(request)

@@ -71,8 +71,9 @@ def test_tasks_come_from_a_file_each_with_its_own_pictures(tmp_path: Path, pictu
 
     file = Path(picture).parent / "tasks.yaml"
     file.write_text("- {instruction: open it, frames: [scene.png, scene.png], state: [0.3, 0, 0.1, 0, 0, 0, 1]}\n"
-                    "- {instruction: shut it, frames: [scene.png]}\n")
-    starts = _task_starts(file)
+                    "- {instruction: shut it, frames: [scene.png], partial_credit: It is half shut.}\n")
+    starts, credit = _task_starts(file)
+    assert credit == {"shut it": "It is half shut."}
     assert [s.instruction for s in starts] == ["open it", "open it", "shut it"]
     assert starts[0].state is not None and starts[2].state is None
 

@@ -62,7 +62,8 @@ class RemotePolicyError(WorldGymnastError):
 
 
 class RemoteModelError(WorldGymnastError):
-    """A model server gave no usable answer: it is dead, slow, refuses, or answers something else than was asked."""
+    """A model that was asked, mostly on a server, gave no usable answer: it is dead, slow, refuses, or answers
+    something else."""
 
 
 class WrongConvention(WorldGymnastError):

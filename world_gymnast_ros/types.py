@@ -16,7 +16,7 @@ Conventions (`docs/concepts.md`):
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -340,6 +340,47 @@ class Counts(Protocol):
     @property
     def spent(self) -> str:
         """What was asked and used so far, in words; '' where nothing is counted."""
+
+
+@runtime_checkable
+class TakesPartialCredit(Protocol):
+    """What a judge that is asked in words can also do."""
+
+    def take_partial_credit(self, sentences: Mapping[str, str]) -> tuple[str, ...]:
+        """Ask about these instructions with the sentence of each that says what counts as half done; return the names
+        of the judges that do."""
+
+
+class ImageTextModel(Protocol):
+    """Looks at pictures and answers in words."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called, and where it runs."""
+
+    def answer(self, text: str, pictures: Sequence[U8], seed: int) -> str:
+        """Return what it says to a text behind pictures uint8 (H, W, 3). RemoteModelError where there is no answer."""
+
+
+class ImageEditor(Protocol):
+    """Paints where a mask allows it."""
+
+    @property
+    def name(self) -> str:
+        """What the editor is called, and where it runs."""
+
+    def paint(self, rgb: U8, mask: NDArray[np.bool_], prompt: str, seed: int) -> U8:
+        """Return what it makes of a picture uint8 (S, S, 3) where `mask` bool (S, S) is set. RemoteModelError where it
+        gives none; who asks looks at the size and at what was painted beside the mask."""
+
+
+@runtime_checkable
+class TellsPossible(Protocol):
+    """What a judge that is asked in words can also do."""
+
+    def possible(self, images: U8, instruction: str) -> list[Judgement]:
+        """Return of each image uint8 (G, H, W, 3), by itself, how likely it is that the instruction can be carried out
+        in the scene that it shows; no verdict is not a no."""
 
 
 @runtime_checkable

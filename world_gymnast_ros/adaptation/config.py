@@ -101,6 +101,14 @@ class AdaptNodeConfig(AdaptConfig):
                          "the judges look at each")
     cut_outs: str = text("", "folder of objects for them, PNG with transparency; empty: those that ship")
     keep_free: str = text("", "picture whose bright parts they keep free of objects; empty: bare table is used")
+    editor: str = text("", "paints bare table into further starts: folder or hub name of an inpainting pipeline of "
+                       "diffusers, http://HOST:PORT/v1#MODEL of a server that edits images; empty: none")
+    edits: int = number(4, 0, 32, "starts that it makes; the judges look at each")
+    edit_prompts: str = text("a wooden table with a mug and a spoon on it; a table with a checked tablecloth; "
+                             "a dark table with fruit on it; a white table with a sheet of paper and a pen on it",
+                             "what it is asked for by turns, with semicolons")
+    editor_px: int = number(512, 64, 2048, "width and height of the square that it paints on")
+    editor_timeout_s: float = number(120.0, 0.1, 3600.0, "longest wait for one edit")
     cloning_coefficient: float = number(0.3, 0.0, 100.0, "weight of cloning those beside the imagined reward")
     horizon_from_task: bool = flag(True, "horizon_steps of a known task family is that family's own")
     lora_rank: int = number(0, 0, 1024, "rank of the LoRA adapter; 0: by the policy, 16 for the small one, 32 for a "

@@ -35,14 +35,27 @@ class AlongStart:
 
 
 @dataclass(frozen=True)
+class EditedStart:
+    """A start that an image editor made of a captured one, and the words that it was asked with."""
+
+    start: Start
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Practice:
-    """Starts that training uses beside the captured ones: `along` the way, `varied` ones, and of earlier scenes
-    (`replay`). `notes`: what was made, and what was left out and why, for the report."""
+    """Starts that training uses beside the captured ones: `along` the way, `varied` and `edited` ones, and of earlier
+    scenes (`replay`). `notes`: what was made, and what was left out and why, for the report."""
 
     along: tuple[AlongStart, ...] = ()
     varied: tuple[Start, ...] = ()
     replay: tuple[Start, ...] = ()
     notes: tuple[str, ...] = ()
+    edited: tuple[EditedStart, ...] = ()
+
+    def beside(self, instruction: str) -> list[Start]:
+        """Return the varied and the edited starts of an instruction."""
+        return [s for s in (*self.varied, *(e.start for e in self.edited)) if s.instruction == instruction]
 
 
 def by_turns(starts: Sequence[Start]) -> tuple[Start, ...]:

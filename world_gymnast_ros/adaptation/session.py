@@ -39,7 +39,7 @@ from world_gymnast_ros.errors import BadInstruction, RemoteModelError
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
 STRIPS_OF_VARIED = 4
-"""So many varied starts are shown."""
+"""So many varied starts are shown; edited ones all are."""
 
 
 Trained = tuple[RolloutGroup, Advantages]
@@ -126,7 +126,7 @@ class _Session:
         """Return where group `g` of an update begins, and what that is: "captured", "along" or "varied".
 
         Instructions take turns. At every other turn of one, its captured starts give way to one along the way while its
-        curriculum goes on, else to a varied one where there are any.
+        curriculum goes on, else to a varied or edited one where there are any.
         """
         turn = (update - 1) * self.groups + g
         mine = self.starts[turn % self.instructions::self.instructions]
@@ -134,7 +134,7 @@ class _Session:
         curriculum = self.curricula.get(instruction)
         if curriculum is not None and curriculum.finished:
             curriculum = None
-        varied = [v for v in self.practice.varied if v.instruction == instruction]
+        varied = self.practice.beside(instruction)
         if curriculum is None and not varied:
             return mine[turn % len(mine)], "captured"
         if turn % 2 == 0:
@@ -301,7 +301,8 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
     session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
                  promotion.after.value if promotion else 0.0)
-    began = tuple(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED])
+    began = (*(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED]),
+             *(strip_varied(e.start, f"edited start, {e.prompt}") for e in session.practice.edited))
     return AdaptReport(outcome, message, ref, promotion, tuple(session.curve), (*session.strips, *began),
                        session.counts, dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames,
                        tuple(starts), names, stop, session.starved, session.practice.notes)

@@ -39,9 +39,9 @@ def true_strip(title: str, success: bool, frames: Sequence[U8]) -> Strip:
                  StripKind.TRUE)
 
 
-def strip_varied(start: Start) -> Strip:
-    """Return a varied start beside the frame that it was made of."""
-    return Strip(f"varied start: {start.instruction}", start.frame.rgb[None].copy(), None, "looked at by the judges",
+def strip_varied(start: Start, what: str = "varied start") -> Strip:
+    """Return a varied start beside the frame that it was made of; `what` it is called."""
+    return Strip(f"{what}: {start.instruction}", start.frame.rgb[None].copy(), None, "looked at by the judges",
                  StripKind.VARIED, start.captured.rgb)
 
 

@@ -8,6 +8,10 @@ examples:
   world-gymnast adapt "push the red block left" --scene novel_blue_cloth --starts runs/episodes
       begin also where recordings came by
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
+  world-gymnast adapt --frame a.png --state 0.28 0.02 0.1 0 0 0 1 --propose 6 --proposer http://HOST:8000/v1#MODEL
+      a model looks at the picture and proposes what to train; you tick
+  world-gymnast adapt --scene novel_evening --editor stable-diffusion-v1-5/stable-diffusion-inpainting --edits 8
+      further starts with other things on the table, painted by a model of yours
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
 
 Models of your own are named in the same way: --policy openvla/openvla-7b --world-model /models/worldgym
@@ -27,16 +31,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from world_gymnast_ros import seeds
-from world_gymnast_ros.cli import options
+from world_gymnast_ros.cli import options, proposing
 from world_gymnast_ros.cli.checks import whole, writable_folder
 from world_gymnast_ros.errors import BadConfig, BadFrame, BadInstruction
 from world_gymnast_ros.files import read_yaml
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import F32, Counts, Frame, Start
+
+if TYPE_CHECKING:
+    from world_gymnast_ros.adaptation.config import AdaptNodeConfig
+    from world_gymnast_ros.updates.adaptation import SessionResult
 
 HELP = "adapt to a picture of a scene, inside the dream"
 REACH_M = 0.8
@@ -61,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "regularise the session (default: as in the settings)")
     options.camera(parser)
     parser.add_argument("--tasks", type=Path, help="YAML file in place of words, --frame and --state: a list of "
-                        "{instruction, frames, state}; see docs/howto/own_instruction.md")
+                        "{instruction, frames, state, partial_credit}; see docs/howto/own_instruction.md")
+    proposing.add_arguments(parser)
     parser.add_argument("--starts", type=Path, metavar="DIR", help="folder of recordings in this scene (near misses, a "
                         "hand-guided approach): training begins at their frames too, near their end first")
     whole(parser, "--vary", 0, 1000, help="make so many varied starts: other light, a camera turned a little, objects "
@@ -69,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cut-outs", metavar="DIR", help="objects for them, PNG with transparency (default: those "
                         "that ship)")
     parser.add_argument("--keep-free", metavar="FILE", help="picture whose bright parts they keep free of objects")
+    parser.add_argument("--editor", metavar="NAME", help="have an image editor paint bare table in further starts, the "
+                        "arm untouched: folder or hub name of an inpainting pipeline of diffusers, or address of an "
+                        "OpenAI-compatible server (http://HOST:PORT/v1#MODEL); the judges look at each")
+    whole(parser, "--edits", 1, 32, help="so many (default: as in the settings)")
     parser.add_argument("--replay", metavar="WHAT", help="frames of earlier scenes that training returns to, so that "
                         "less is forgotten: policy (what ships with it), or a folder of sessions")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
@@ -83,19 +97,13 @@ def run(args: argparse.Namespace) -> int:
         args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
         None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None,
         starts=str(args.starts) if args.starts else None, replay=args.replay,
-        varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free)
-    if args.scene and (args.frame or args.state):
-        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
-                        "--state, or --scene")
-    if config.episodes and not Path(config.episodes).is_dir():
-        raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
-    if any(not words.strip() for words in args.instruction):
-        raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
-    if args.tasks and (args.scene or args.frame or args.state or args.instruction):
-        raise BadConfig(f"--tasks {args.tasks} names words, pictures and states itself; leave out the others, or "
-                        "--tasks")
-    starts = (_twin_start(args) if args.scene else _task_starts(args.tasks) if args.tasks
-              else _picture_starts(args))
+        varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free, editor=args.editor, edits=args.edits)
+    _check(args, config)
+    credit: dict[str, str] = {}  # sentences about partial credit, by instruction
+    if args.tasks:
+        starts, credit = _task_starts(args.tasks)
+    else:
+        starts = _twin_start(args) if args.scene else _picture_starts(args)
 
     # Not before the arguments are known to be right: loading torch takes seconds.
     import torch
@@ -105,14 +113,20 @@ def run(args: argparse.Namespace) -> int:
     from world_gymnast_ros.loading.load import geometric_judge
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
+    from world_gymnast_ros.updates.proposals import give_partial_credit
 
     if any(s.state is None for s in starts) and geometric_judge(config.judges):
         raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
                         "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
                         "decide alone, such as --judge tiny/reflector")
     torch.set_num_threads(config.threads)
+    asked = proposing.ask(args, config, starts)
     parts = load_parts(config, lambda plan: print(plan, file=sys.stderr))
-    check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
+    if asked is None:
+        check_released(parts.release, [s.instruction for s in starts], config.min_release_auc, config.max_false_success)
+    choice = proposing.choose(args, asked, parts, starts, config)
+    starts, credit = choice.starts, credit | choice.partial_credit
+    notes = [*choice.notes, *filter(None, [give_partial_credit(parts, credit)])]
     parent = load_adapter(args.parent) if args.parent else None
     parts.policy.load_adapter(parent)
     writable_folder(Path(config.directory))
@@ -125,52 +139,81 @@ def run(args: argparse.Namespace) -> int:
                 bar.write(f"{'WARNING: ' * p.warns}{p.notice}", file=sys.stderr)
         try:
             result = run_session(parts, starts, config, args.seed, time.time_ns(), dry_run=args.dry_run,
-                                 parent=parent, progress=progress)
+                                 parent=parent, progress=progress, notes=notes)
         except OSError as error:
             raise BadConfig(f"the session under {config.directory} could not be written ({error.strerror or error}), "
                             "no adapter was stored; free space there, or name another folder with --out") from error
+    args.result = _tell(result, bool(config.episodes), parts.judge.spent if isinstance(parts.judge, Counts) else "")
+    return 0 if result.report.outcome.better else 1
+
+
+def _check(args: argparse.Namespace, config: AdaptNodeConfig) -> None:
+    """Refuse arguments that do not go together. Raises BadConfig or BadInstruction."""
+    if args.edits and not config.editor:
+        raise BadConfig(f"--edits {args.edits} needs an image editor: name one with --editor")
+    if args.scene and (args.frame or args.state):
+        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
+                        "--state, or --scene")
+    if config.episodes and not Path(config.episodes).is_dir():
+        raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
+    if any(not words.strip() for words in args.instruction):
+        raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
+    if args.tasks and (args.scene or args.frame or args.state or args.instruction):
+        raise BadConfig(f"--tasks {args.tasks} names words, pictures and states itself; leave out the others, or "
+                        "--tasks")
+    proposing.check(args)
+
+
+def _tell(result: SessionResult, regularised: bool, spent: str) -> dict[str, Any]:
+    """Print what a session came to, and return it for a program. `regularised`: by recordings; `spent`: what judges
+    that count have used."""
     report = result.report
     print(result.advice.line)
     print(f"{report.outcome}: {report.message}")
-    if config.episodes:
+    if regularised:
         print(f"learner: {report.names['learner']}")
     if report.adapter is not None:
         print(f"adapter: {report.adapter.path}")
-    if isinstance(parts.judge, Counts) and parts.judge.spent:
-        print(f"judges: {parts.judge.spent}")
+    if spent:
+        print(f"judges: {spent}")
     for trust in result.trusts:
         print(f"trust: {trust.line}")
     print(f"report: {result.report_path}")
-    args.result = {"outcome": report.outcome, "promoted": report.promoted, "message": report.message,
-                   "advice": result.advice.line, "adapter": report.adapter.path if report.adapter else None,
-                   "report": result.report_path, "trust": [trust.line for trust in result.trusts]}
-    return 0 if report.outcome.better else 1
+    return {"outcome": report.outcome, "promoted": report.promoted, "message": report.message,
+            "advice": result.advice.line, "adapter": report.adapter.path if report.adapter else None,
+            "report": result.report_path, "trust": [trust.line for trust in result.trusts]}
 
 
 def _picture_starts(args: argparse.Namespace) -> list[Start]:
     if not args.frame:
         raise BadFrame("no picture: give --frame with a picture of the scene, or --scene with a twin scene")
-    if not args.instruction:
+    if not args.instruction and not args.propose:
         raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png --state "
                              "0.28 0.02 0.1 0 0 0 1")
-    return starts_of(args.instruction, args.frame, args.state)
+    return starts_of(args.instruction or [proposing.PLACEHOLDER], args.frame, args.state)
 
 
-def _task_starts(path: Path) -> list[Start]:
-    """Return the starts that a YAML file of tasks names; its pictures are relative to it. Raises BadConfig."""
+def _task_starts(path: Path) -> tuple[list[Start], dict[str, str]]:
+    """Return the starts that a YAML file of tasks names, its pictures relative to it, and the partial-credit sentences
+    of instructions that have one. Raises BadConfig."""
     tasks = read_yaml(path, f"--tasks {path}")
-    starts = []
+    starts: list[Start] = []
+    credit: dict[str, str] = {}
     for number, task in enumerate(tasks if isinstance(tasks, list) else [None], 1):
-        good = (isinstance(task, dict) and set(task) <= {"instruction", "frames", "state"}
+        good = (isinstance(task, dict) and set(task) <= {"instruction", "frames", "state", "partial_credit"}
                 and isinstance(task.get("instruction"), str) and isinstance(task.get("frames"), list)
+                and isinstance(task.get("partial_credit", ""), str)
                 and task["frames"] and all(isinstance(f, str) for f in task["frames"]))
         state = task.get("state") if isinstance(task, dict) else None
         if not good or not (state is None or (isinstance(state, list) and len(state) == 7 and all(
                 isinstance(x, (int, float)) for x in state))):
             raise BadConfig(f"--tasks {path}, entry {number}: give a list of {{instruction: WORDS, frames: [FILE, "
-                            "...], state: [x, y, z, roll, pitch, yaw, gripper]}; the state may be left out")
+                            "...], state: [x, y, z, roll, pitch, yaw, gripper], partial_credit: SENTENCE}; the last "
+                            "two may be left out")
+        if task.get("partial_credit", "").strip():
+            credit[task["instruction"]] = task["partial_credit"]
         starts += starts_of([task["instruction"]], [path.parent / f for f in task["frames"]], state)
-    return starts
+    return starts, credit
 
 
 def starts_of(instructions: Sequence[str], pictures: Sequence[Path], values: Sequence[float] | None) -> list[Start]:

@@ -18,6 +18,8 @@ from world_gymnast_ros.loading import names as named
 from world_gymnast_ros.loading.names import missing, shipped
 from world_gymnast_ros.models.checkpoint import CONFIG, read_config
 from world_gymnast_ros.models.hub import is_hub_name
+from world_gymnast_ros.models.image_text import LocalImageText, RemoteImageText
+from world_gymnast_ros.models.inpainting import InpaintingEditor
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, ReflectorConfig
 from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge
@@ -39,11 +41,12 @@ from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.robot.actions import RobotLimits
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.exchange import is_address
+from world_gymnast_ros.serving.image_edits import ImageEditsClient
 from world_gymnast_ros.serving.remote_world import TIMEOUT_S, RemoteWorld
 from world_gymnast_ros.tabletop.calibration import CalibratedJudge
 from world_gymnast_ros.tabletop.locator import Locator, LocatorConfig
 from world_gymnast_ros.tabletop.scene_reader import SceneReader
-from world_gymnast_ros.types import Judge, TrainablePolicy, WorldModel
+from world_gymnast_ros.types import ImageEditor, ImageTextModel, Judge, TrainablePolicy, WorldModel
 
 POLICY, WORLD_MODEL, JUDGE, find = named.POLICY, named.WORLD_MODEL, named.JUDGE, named.find
 SHIPPED = {POLICY: "tiny/policy", WORLD_MODEL: "tiny/world_model", JUDGE: "tiny/reflector"}
@@ -195,6 +198,22 @@ def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str 
     if limits is not None:
         judges = tuple(j.limited(limits) if isinstance(j, CalibratedJudge) else j for j in judges)
     return judges[0] if len(judges) == 1 else Consensus(judges)
+
+
+def load_image_text(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageTextModel:
+    """Load a model that looks at pictures and answers in words: a folder or hub name of an image-text model, or the
+    address of an OpenAI-compatible server; `timeout_s` holds for one answer. BadCheckpoint or BadConfig."""
+    if is_address(where):
+        return RemoteImageText(where, timeout_s)
+    return LocalImageText.from_pretrained(where, resolve_device(device), resolve_dtype(dtype), timeout_s)
+
+
+def load_editor(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageEditor:
+    """Load what paints into captured frames: a folder or hub name of a diffusers inpainting pipeline, or the address of
+    a server with the images endpoint of OpenAI; `timeout_s` holds for one picture. BadCheckpoint or BadConfig."""
+    if is_address(where):
+        return ImageEditsClient(where, timeout_s=timeout_s, concurrency=1)
+    return InpaintingEditor.from_pretrained(where, resolve_device(device), resolve_dtype(dtype), timeout_s)
 
 
 def load_scene_judge(where: str | Path, device: str = AUTO) -> SceneJudge:

@@ -115,6 +115,8 @@ class Cost:
 class OpenAIClient:
     """Asks one model of one server. Threads may share it."""
 
+    max_answer_bytes = MAX_ANSWER_BYTES
+
     def __init__(self, url: str, model: str = "", *, timeout_s: float = 60.0, retries: int = 3, concurrency: int = 4,
                  environment: Mapping[str, str] = os.environ) -> None:
         """`url` as http://HOST:PORT/v1, with #MODEL behind it where `model` is not given; empty: the only model that
@@ -229,9 +231,10 @@ class OpenAIClient:
             with self._lock:
                 self._left_out |= {refused}
 
-    def _try(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
+    def _try(self, method: str, path: str, body: bytes | None, deadline: float, kind: str = "application/json"
+             ) -> Reply:
         """Return a reply that is no passing refusal. Raises RemoteModelError once tries or time are used up."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {"Content-Type": kind, "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         why = f"{self.url} was not asked: its timeout_s of {self.timeout_s:g} s was used up before"
@@ -242,12 +245,14 @@ class OpenAIClient:
             self._count(requests=1, retries=int(turn > 0))
             asked_s = 0.0
             try:
-                reply = exchange(self._parts, method, self._path + path, body, headers, left_s, MAX_ANSWER_BYTES)
+                reply = exchange(self._parts, method, self._path + path, body, headers, left_s,
+                                 self.max_answer_bytes)
                 if reply.status not in PASSING:
                     return reply
                 why, asked_s = str(self._refusal(reply)), _retry_after_s(reply)
             except NoAnswer as error:
-                why = f"{self.url} {error}; check the server and the network, or raise its timeout_s"
+                said = f"gave no answer within {self.timeout_s:g} s" if error.late else str(error)
+                why = f"{self.url} {said}; check the server and the network, or raise its timeout_s"
                 if error.late:
                     break
             pause_s = max(asked_s, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**turn) * random.uniform(0.5, 1.0))
@@ -265,8 +270,9 @@ class OpenAIClient:
     def _json(self, reply: Reply) -> Any:
         if reply.status != 200:
             raise self._refusal(reply)
-        if len(reply.body) > MAX_ANSWER_BYTES:
-            raise RemoteModelError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes; that is no answer")
+        if len(reply.body) > self.max_answer_bytes:
+            raise RemoteModelError(f"{self.url} answered with more than {self.max_answer_bytes} bytes; that is no "
+                                   "answer")
         try:
             return read_json(reply.body, "the answer")
         except BadPayload as error:

@@ -30,7 +30,7 @@ from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
 from world_gymnast_ros.updates.memory_plan import lora_settings, memory_plan
 from world_gymnast_ros.updates.policy_gradient import LoraConfig, LoraLearner, Regulariser, trainable
 from world_gymnast_ros.updates.practice_starts import along_starts, replay_starts
-from world_gymnast_ros.updates.variations import varied_starts
+from world_gymnast_ros.updates.variations import edited_starts, varied_starts
 
 REPORT_NAME = "report.html"
 DECODED_PX = 256
@@ -147,7 +147,8 @@ def session_config(config: AdaptNodeConfig, instructions: Sequence[str], release
     return replace(config, horizon_steps=steps) if config.horizon_from_task and steps else config
 
 
-def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int) -> Practice:
+def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, seed: int,
+                 cancelled: Callable[[], bool] = lambda: False) -> Practice:
     """Return where training begins beside the captured frames, as the config names it. EpisodeError, BadConfig or
     BadFrame names what is missing."""
     instructions = list(dict.fromkeys(s.instruction for s in starts))
@@ -156,10 +157,14 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     replay = replay_starts(config.replay, config.policy) if config.replay else ()
     notes = [f"{len(along)} frames of {config.starts} to begin at along the way"] if along else []
     notes += [f"{len(replay)} frames of earlier scenes ({config.replay})"] if replay else []
-    if not config.varied:
-        return Practice(along=along, replay=replay, notes=tuple(notes))
-    made = varied_starts(parts.judge, starts, config, seed)
-    return Practice(along, made.starts, replay, (*notes, made.summary, *sorted(set(made.edits))[:4]))
+    varied: tuple[Start, ...] = ()
+    if config.varied:
+        made = varied_starts(parts.judge, starts, config, seed)
+        varied, notes = made.starts, [*notes, made.summary, *sorted(set(made.edits))[:4]]
+    if not (config.editor and config.edits):
+        return Practice(along, varied, replay, tuple(notes))
+    edited, said = edited_starts(parts.judge, starts, config, seed, cancelled)
+    return Practice(along, varied, replay, (*notes, said), edited)
 
 
 def time_notice(directory: Path, config: AdaptNodeConfig, instructions: int) -> Progress:
@@ -176,10 +181,11 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                 practice: Practice | None = None, parent: AdapterRef | None = None, dry_run: bool = False,
                 progress: Callable[[Progress], None] = lambda _: None,
                 cancelled: Callable[[], bool] = lambda: False,
-                now_s: Callable[[], float] = time.monotonic) -> SessionResult:
+                now_s: Callable[[], float] = time.monotonic, notes: Sequence[str] = ()) -> SessionResult:
     """Adapt from `parent` (None: the base) to the starts; store what is promoted; write log and report.
 
-    `practice`: where training begins beside the starts (None: what the config names, see `practice_for`).
+    `practice`: where training begins beside the starts (None: what the config names, see `practice_for`). `notes`: what
+    log and report shall say of where instructions and starts came from.
     The policy of `parts` is as `parent` left it afterwards. Raises NotTrusted, BadBudget, BadInstruction and whatever
     a part raises; then the log says where it stopped.
     """
@@ -201,11 +207,12 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
     pictures = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
     doubts = [doubt for task in tasks if (doubt := picture_doubt(parts.release.get(task), pictures))]
     parts.policy.load_adapter(parent)
+    practice = practice_for(parts, starts, config, seed, cancelled) if practice is None else practice
     log_path = folder / LOG_NAME
     report = adapt(parts.policy, parts.world_model, parts.judge, parts.learner(parent), starts, config, seed, now_s,
                    progress, cancelled, log_path=log_path, save=None if dry_run else save,
                    withheld=doubts[0] if doubts and config.min_release_auc > 0 else "",
-                   practice=practice_for(parts, starts, config, seed) if practice is None else practice)
+                   practice=replace(practice, notes=(*notes, *practice.notes)))
     trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
                    for task in tasks)
     if isinstance(parts.judge, Counts) and parts.judge.spent:

@@ -9,6 +9,7 @@ The two questions have the form of transformers' decision pipeline (`noul` and `
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -35,6 +36,9 @@ DONE = "The instruction is fulfilled."
 CONTEXT = ("The {frames} images are frames of one attempt of a robot arm, in the order of time. They may come from a "
            "video model and be blurred. The robot was told: {instruction}")
 QUESTION = "At the last image, has the robot done what it was told?"
+SCENE = "The image shows what the camera of a robot arm sees. The robot is told: {instruction}"
+POSSIBLE = ("Are all objects that this is about visible in the image, as real and whole things, so that the robot "
+            "could still do it?")
 MAX_LOGIT = 30.0
 
 
@@ -141,6 +145,7 @@ class AskedJudge(Generic[C]):
     """What every judge that is asked has in common: its settings, and what follows from them."""
 
     config: C
+    name: str
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -164,6 +169,24 @@ class AskedJudge(Generic[C]):
     def save(self, directory: str | Path) -> None:
         """Write a judge's folder: the settings, and where the model is; neither the model nor a key is copied."""
         self.config.save(Path(directory))
+
+    def take_partial_credit(self, sentences: Mapping[str, str]) -> tuple[str, ...]:
+        """Ask about these instructions with the sentence of each that says what counts as half done; one that the
+        judge's own settings name for an instruction stays. Returns the judge's name."""
+        own = self.config.partial_credit
+        known = {normalise(form) for form in own}
+        more = {words: partly for words, partly in sentences.items() if normalise(words) not in known}
+        self.config = dataclasses.replace(self.config, partial_credit={**own, **more})
+        return (self.name,)
+
+    def possible(self, images: U8, instruction: str) -> list[Judgement]:
+        """Return of each image uint8 (G, H, W, 3), by itself, the probability that the instruction can be carried out
+        in the scene that it shows; the calibration for success is not applied."""
+        other: Any = copy.copy(self)
+        other.config = dataclasses.replace(self.config, context=SCENE, question=POSSIBLE, partial_credit={},
+                                           logit_scale=1.0, logit_offset=0.0)
+        found: list[Judgement] = other.score(images[:, None], instruction)
+        return found
 
     def calibrate(self, scale: float, offset: float) -> None:
         """Set logit scale and offset."""

@@ -1,13 +1,22 @@
 """Several judges must agree on a success."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.types import I64, SUCCESS_THRESHOLD, U8, Counts, Judge, Judgement, RolloutFacts
+from world_gymnast_ros.types import (
+    I64,
+    SUCCESS_THRESHOLD,
+    U8,
+    Counts,
+    Judge,
+    Judgement,
+    RolloutFacts,
+    TakesPartialCredit,
+)
 
 SURE_FAILURE = 1e-3
 """A rollout that one judge scores no higher has failed, whatever the others say."""
@@ -38,6 +47,12 @@ class Consensus:
     def spent(self) -> str:
         """What those of its judges that count have used, in words."""
         return "; ".join(j.spent for j in self.judges if isinstance(j, Counts) and j.spent)
+
+    def take_partial_credit(self, sentences: Mapping[str, str]) -> tuple[str, ...]:
+        """Have those of its judges that are asked in words ask with the sentence of each instruction that says what
+        counts as half done; return their names."""
+        return tuple(name for judge in self.judges if isinstance(judge, TakesPartialCredit)
+                     for name in judge.take_partial_credit(sentences))
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3); every judge is asked about every rollout."""

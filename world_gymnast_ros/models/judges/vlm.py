@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,8 +43,9 @@ class VLMJudge(AskedJudge[VLMConfig]):
         self.name = config.name or Path(config.model).name
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        wanted: tuple[tuple[str, ...], ...] = (YES_NO, LEVELS) if config.partial_credit else (YES_NO,)
-        self._ids = {labels: label_ids(processor.tokenizer, labels) for labels in wanted}
+        self._ids: dict[tuple[str, ...], list[int]] = {YES_NO: label_ids(processor.tokenizer, YES_NO)}
+        if config.partial_credit:
+            self._ids[LEVELS] = label_ids(processor.tokenizer, LEVELS)
         self._control = sorted({str(t) for t in processor.tokenizer.all_special_tokens}
                                | {str(t) for t in processor.tokenizer.get_added_vocab()}, key=len, reverse=True)
         template = processor.chat_template
@@ -67,6 +68,11 @@ class VLMJudge(AskedJudge[VLMConfig]):
         folder = find_model(named_model(config, path))
         number_type = dtype or (torch.bfloat16 if str(device).startswith("cuda") else torch.float32)
         return cls(load_model(folder, str(device), number_type), load_processor(folder), config)
+
+    def take_partial_credit(self, sentences: Mapping[str, str]) -> tuple[str, ...]:
+        """See `AskedJudge`. BadCheckpoint where the levels are no single tokens of the model; then nothing changes."""
+        self._ids[LEVELS] = label_ids(self.processor.tokenizer, LEVELS)
+        return super().take_partial_credit(sentences)
 
     def success_logits(self, frames: U8, instruction: str) -> F32:
         """Return uncalibrated logits float32 (G,) of success; NaN where there is no verdict."""
