@@ -12,7 +12,7 @@ NAME = "world_gymnast_ros"
 
 setup(
     name="world-gymnast-ros",
-    version="0.2.0",
+    version="0.1.0",
     python_requires=">=3.11,<3.13",
     distclass=InterfaceDistribution,
     packages=find_packages(include=[NAME, f"{NAME}.*"], exclude=[f"{NAME}.{kind}" for kind in KINDS]),

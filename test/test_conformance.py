@@ -21,6 +21,7 @@ from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.remote import RemoteJudge
 from world_gymnast_ros.models.judges.vlm import VLMJudge
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
+from world_gymnast_ros.models.policies.regression import RegressionConfig, RegressionNetwork, RegressionPolicy
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 from world_gymnast_ros.serving.server import PolicyService
@@ -82,6 +83,13 @@ def test_published_policies(scheme: str, published: Path) -> None:
 def test_the_shipped_policy_and_the_fake() -> None:
     assert policy_faults(load_policy(), FRAMES, REACH) == []
     assert policy_faults(fake_policy(), np.stack([start_frame(9.0).rgb, start_frame(20.0).rgb]), "go left") == []
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["learned scale", "constant scale"])
+def test_a_small_regression_policy(learned: bool) -> None:
+    torch.manual_seed(0)
+    policy = RegressionPolicy(RegressionNetwork(RegressionConfig(learned_scale=learned)), base_hash="random")
+    assert policy_faults(policy, FRAMES, REACH) == []
 
 
 def test_a_policy_on_a_server() -> None:

@@ -55,6 +55,7 @@ LONG: dict[str, str] = {
     "demo": "nodes.demo.run_demo", "bench adaptation": "benchmark.adaptation.bench",
     "bench sessions": "benchmark.sessions.bench", "adapt --propose": "loading.load.load_image_text",
     "adapt --editor": "updates.variations.load_editor",
+    "bench five": "benchmark.five_demonstrations.bench", "train regression": "updates.fine_tuning.fine_tune",
     "iterate": "updates.loop.run_method", "train policy": "training.policy.pretrain_trunk",
     "train reflector": "training.reflector.fit", "train locator": "tabletop.train_locator.train_locator",
     "train world-model": "training.camera.train_camera_fit", "judge learn": "updates.judges.learn_settings",

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.models.policies.laplace_head import (
     MAX_SCALE,
     MIN_SCALE,
@@ -42,6 +43,16 @@ def test_samples_carry_gradients_to_mean_and_scale() -> None:
 
 
 def test_the_head_begins_at_the_stated_scale_and_keeps_to_its_limits() -> None:
+    with pytest.raises(BadConfig, match=r"least one of 0\.5"):
+        LaplaceScale(16, 7, 0.05, least=0.5)
+    head = LaplaceScale(16, 7, 0.05, least=0.02)
+    features = torch.full((1, 16), -1.0)
+    with torch.no_grad():
+        head.fc.weight.fill_(0.5)
+    low = head(features)
+    assert math.log(0.02) < float(low.detach().max()) < math.log(0.021)
+    low.sum().backward()
+    assert float(head.fc.bias.grad.min()) > 1e-6, "a scale at its limit can still grow"
     head = LaplaceScale(16, 7, 0.05)
     torch.testing.assert_close(head(torch.randn(2, 5, 16)), torch.full((2, 5, 7), math.log(0.05)))
     with torch.no_grad():

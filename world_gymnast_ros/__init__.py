@@ -6,4 +6,4 @@ source tree and the generated interfaces (msg, srv, action) of an installed copy
 from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
-__version__ = "0.2.0"
+__version__ = "0.1.0"

@@ -7,6 +7,7 @@ examples:
   world-gymnast bench sessions                  several instructions, varied starts, replay, starts along the way
   world-gymnast bench imagined "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1
       how often a policy succeeds in imagination; --policy http://HOST:PORT asks any policy's server
+  world-gymnast bench five                      five demonstrations, then the dream; who ends episodes; the scale head
   world-gymnast bench adaptation --methods world_model sft simulator twin --out DIR     beside what else one could do
 """
 from __future__ import annotations
@@ -26,6 +27,10 @@ NOVEL_SCENES = ("novel_evening", "novel_blue_cloth", "novel_white_table", "novel
                 "novel_green_cloth", "novel_knocked", "novel_night", "novel_clutter", "novel_dark_red")
 METHODS = ("world_model", "sft", "simulator", "twin")
 """As `benchmark.adaptation.METHODS`, whose import costs seconds."""
+FAMILIES, SCALES = ("reach", "push", "pick and place"), ("scale head", "constant scale")
+"""As `benchmark.five_demonstrations.CASES` and its scales."""
+PAPER = ("advantage=leave_one_out", "copies=8", "groups_per_update=4", "judge_every_chunks=1")
+"""Of `bench five`, as World-Env has it: groups of eight, each against the mean of its others, ended once done."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--write", action="store_true", help="store the table as release.json beside the world model")
     _add_imagined(sub)
     _add_sessions(sub)
+    _add_five(sub)
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
@@ -110,8 +116,30 @@ def _add_sessions(sub: Any) -> None:
                           "measured into this folder or file (*.jsonl)")
 
 
+def _add_five(sub: Any) -> None:
+    five = sub.add_parser("five", help="five demonstrations, then the dream; who ends episodes; the scale head")
+    five.add_argument("--cases", nargs="+", default=list(FAMILIES), choices=FAMILIES, help="families (default: all)")
+    five.add_argument("--scales", nargs="+", default=list(SCALES), choices=SCALES, help="with the scale head, or "
+                      "without (default: both)")
+    whole(five, "--episodes", 2, 1000, default=40, help="true episodes of each policy (default: %(default)s)")
+    whole(five, "--captures", 1, seeds.MAX_CAPTURES, default=8, help="placements of the objects that a session begins "
+          "at (default: %(default)s)")
+    real(five, "--budget-s", 1.0, 86400.0, default=900.0, help="per session (default: %(default)s)")
+    whole(five, "--updates", 1, default=10, help="per session (default: %(default)s)")
+    whole(five, "--sft-steps", 1, 100_000, default=150, help="of fine-tuning (default: %(default)s)")
+    five.add_argument("--ends", default="tiny/reflector", metavar="NAME", help="the judge that ends episodes (default: "
+                      "%(default)s)")
+    options.seed(five, most=seeds.MAX_SEED)
+    options.threads(five)
+    options.session(five)
+    five.add_argument("--out", type=Path, default=Path("runs/bench-five"))
+    five.add_argument("--rows", type=Path, metavar="PATH", help="measure nothing: print the table of what was measured "
+                      "into this folder or file (*.jsonl)")
+
+
 def run(args: argparse.Namespace) -> int:
-    return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions, "imagined": _imagined}[args.what](args)
+    return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions, "imagined": _imagined,
+            "five": _five}[args.what](args)
 
 
 def _imagined(args: argparse.Namespace) -> int:
@@ -152,6 +180,41 @@ def _imagined(args: argparse.Namespace) -> int:
     trust = trust_of(task, release.get(task), world_model.name, [s.frame.rgb for s in starts],
                      2 * len(judged) > len(group.judgements))
     print(f"trust: {trust.line}")
+    return 0
+
+
+def _five(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.benchmark import five_demonstrations as five
+
+    if args.rows:
+        if not (rows := five.read_rows(args.rows)):
+            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench five --out` wrote")
+        print(five.markdown(rows))
+        return 0
+    import torch
+    from tqdm import tqdm
+
+    from world_gymnast_ros.adaptation.log import Progress
+    from world_gymnast_ros.loading.load import load_judges
+    from world_gymnast_ros.updates.fine_tuning import FineTuning
+
+    torch.set_num_threads(args.threads)
+    config = options.session_settings(args, words=PAPER,
+                                      budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
+    judge = load_judges(args.ends, args.device)
+    writable_folder(args.out)
+    with tqdm(total=2 * len(args.cases) * len(args.scales), unit="policy") as bar:
+        def progress(label: str, p: Progress | None) -> None:
+            bar.n = len([r for r in five.read_rows(args.out) if r.case in args.cases and r.scale in args.scales
+                         and r.seed == args.seed and r.captures in (0, args.captures)])
+            bar.set_postfix_str(label if p is None else f"{label}, {p.stage} {p.update}, imagined "
+                                f"{p.imagined_success:.2f}")
+        rows = five.bench(args.cases, args.scales, args.seed, args.episodes, args.captures,
+                          FineTuning(steps=args.sft_steps), config, judge, args.out, progress)
+        bar.update(bar.total - bar.n)
+    table = five.markdown(rows)
+    (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 examples:
   world-gymnast train policy --play data/demo --out runs/policy
+  world-gymnast train regression --episodes runs/episodes --out policies/mine    five demonstrations, continuous actions
   world-gymnast train reflector --play data/wide_play --start runs/policy --out runs/reflector
   world-gymnast train reflector-head --trunk Qwen/Qwen3-VL-4B-Instruct --episodes runs/episodes --out judges/mine
   world-gymnast train locator --frames data/frames --play data/wide_play --out runs/locator
@@ -56,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
         from world_gymnast_ros.cli import reflector_head
 
         return reflector_head.run(args.rest)
+    if args.what == "regression":
+        from world_gymnast_ros.cli import regression
+
+        return regression.run(args.rest)
     words = PARSERS[args.what]().parse_args(args.rest)
     import importlib
 
@@ -73,9 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Return the options of every training."""
-    from world_gymnast_ros.cli import reflector_head
+    from world_gymnast_ros.cli import reflector_head, regression
 
-    own = {"world-model": _world_model_parser, "reflector-head": reflector_head.parser, **PARSERS}
+    own = {"world-model": _world_model_parser, "reflector-head": reflector_head.parser, "regression": regression.parser,
+           **PARSERS}
     return {name: own[name]() for name in trainings.TEXTS}
 
 

@@ -12,7 +12,8 @@ from world_gymnast_ros.cli import options
 from world_gymnast_ros.cli.checks import present, whole
 
 PLAY = "make play data with `world-gymnast twin play`"
-TEXTS = {"policy": "the VLA: trunk, then behaviour cloning", "reflector": "the judge",
+TEXTS = {"policy": "the VLA: trunk, then behaviour cloning",
+         "regression": "a policy of continuous actions, fine-tuned on a few demonstrations", "reflector": "the judge",
          "reflector-head": "a judge on a frozen image-text model, from marked recordings",
          "locator": "the geometric judge: where things and the arm are in the picture",
          "world-model": "the world model, on play data or recorded clips",

@@ -28,6 +28,7 @@ from world_gymnast_ros.models.judges.vlm_processor import is_image_text_model
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.policies.openvla_checkpoint import is_published
 from world_gymnast_ros.models.policies.openvla_policy import load_openvla
+from world_gymnast_ros.models.policies.regression import RegressionConfig, RegressionPolicy
 from world_gymnast_ros.models.policies.vla_network import OpenVLAConfig
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld
@@ -69,6 +70,7 @@ def _published_policy(where: str | Path, device: str, dtype: torch.dtype | None,
 
 LOADERS: dict[tuple[str, str], Loader] = {
     (POLICY, OpenVLAConfig.model_type): lambda where, device, dtype: OpenVLA.from_pretrained(where, device),
+    (POLICY, RegressionConfig.model_type): lambda where, device, dtype: RegressionPolicy.from_pretrained(where, device),
     (POLICY, "openvla"): _published_policy,
     (WORLD_MODEL, ActionDiTConfig.model_type): ActionDiTWorld.from_pretrained,
     (WORLD_MODEL, WorldGymSettings.model_type): WorldGym.from_pretrained,

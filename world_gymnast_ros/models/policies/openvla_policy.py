@@ -267,9 +267,9 @@ class OFTL1Policy(_PublishedPolicy):
                 if scale is None:
                     values.append(mean.detach())
                     continue
-                hot = scale + float(np.log(temperature))
-                values.append(laplace_head.draw(mean, hot, noise[rows].to(mean)).detach())
-                scores.append(laplace_head.log_density(values[-1], mean, hot).detach())
+                drawn, score = laplace_head.sample(mean, scale, temperature, noise[rows].to(mean))
+                values.append(drawn.detach())
+                scores.append(score.detach())
         actions: F32 = torch.cat(values).float().cpu().numpy()
         return SampledChunks(deltas=self.stats.unnormalise(actions), tokens=actions if scores else None,
                              logprobs=torch.cat(scores).float().cpu().numpy() if scores else None,
@@ -284,7 +284,7 @@ class OFTL1Policy(_PublishedPolicy):
             mean, scale = self.distribution(frames, instructions)
         assert scale is not None
         actions = torch.from_numpy(np.ascontiguousarray(tokens)).to(mean)
-        return laplace_head.log_density(actions, mean, scale + float(np.log(temperature)))
+        return laplace_head.scored(actions, mean, scale, temperature)
 
     def cloning_loss(self, frames: U8, instructions: Sequence[str] | str, deltas: F32) -> Tensor:
         """Return the mean absolute error of the head against normalised `deltas` (B, K, 7), OFT's own training loss."""

@@ -128,15 +128,13 @@ def _aux_head(dim: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 3 * len(PLACES)))
 
 
-class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
-    """Pictures and an instruction to the logits of K * 7 action bins."""
+class ChunkTrunk(Trunk):
+    """A trunk with a placeholder for each of K * 7 numbers of a chunk, whose features a head turns into actions."""
 
-    config_class = OpenVLAConfig
-    base_model_prefix = "openvla"
-    main_input_name = "frames"
+    action_queries: nn.Parameter
 
-    def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__(config)
+    def build(self, config: OpenVLAConfig) -> None:
+        """Make the parts, with fresh weights."""
         llama = config.llama()
         self.vision_backbone = WindowTower(config.image_size, config.window, config.stride, config.vision_dim,
                                            config.vision_layers, config.vision_heads)
@@ -146,8 +144,8 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         self.aux_head = _aux_head(llama.hidden_size)
         nn.init.normal_(self.language_model.model.embed_tokens.weight, std=0.3)
 
-    def forward(self, frames: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bin logits float32 (B, K, 7, 256), bin 0 first, and places (B, 9), in one pass.
+    def slots(self, frames: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (B, K * 7, d) of the placeholders and places (B, 9), in one pass.
 
         `frames` uint8 (B, image_size, image_size, 3); `ids` int64 (B, L) from the reader, PAD at the right.
         """
@@ -161,11 +159,26 @@ class OpenVLAForActionPrediction(PreTrainedModel, Trunk):
         hidden = self._layers(hidden, slice(self.config.aux_layer), mask, positions)
         places = self.aux_head(hidden[:, tokens.shape[1]].float()).float()
         hidden = self._layers(hidden, slice(self.config.aux_layer, None), mask, positions)
-        out = model.norm(hidden[:, -queries.shape[1]:])
+        return model.norm(hidden[:, -queries.shape[1]:]), places
+
+
+class OpenVLAForActionPrediction(PreTrainedModel, ChunkTrunk):
+    """Pictures and an instruction to the logits of K * 7 action bins."""
+
+    config_class = OpenVLAConfig
+    base_model_prefix = "openvla"
+    main_input_name = "frames"
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__(config)
+        self.build(config)
+
+    def forward(self, frames: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bin logits float32 (B, K, 7, 256), bin 0 first, and places (B, 9); arguments as of `slots`."""
+        out, places = self.slots(frames, ids)
         tail = self.language_model.lm_head.weight[-BINS:].flip(0)
         logits = F.linear(out, tail).float().view(frames.shape[0], self.config.chunk_size, ACTION_DIM, BINS)
         return logits, places
-
 
     def keep_trunk_only(self) -> None:
         """Drop what only acting needs (a judge has the trunk alone)."""
