@@ -139,7 +139,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = Store(root / "adapters").put("some", learner.save, parent="base", base_policy=policy.name, scores={},
                                           created_ns=1)
     learner.end()
-    for folder in ("runs/demo-1", "runs/adapt"):
+    for folder in ("runs", "runs/demo-1", "runs/adapt"):
         shutil.copytree(root / "adapters", root / folder / "adapters")
     (root / "NAME").write_text(stored.name)
     tiny = share_dir() / "checkpoints" / "tiny"
@@ -169,7 +169,7 @@ def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def words_of(example: str, root: Path) -> list[str]:
     """Return an example's words as a shell would hand them over, with the placeholders NAME and ID filled in."""
     out: list[str] = []
-    for word in shlex.split(example.replace("/NAME", f"/{(root / 'NAME').read_text()}"))[1:]:
+    for word in shlex.split(example.partition(" > ")[0].replace("/NAME", f"/{(root / 'NAME').read_text()}"))[1:]:
         out += sorted(map(str, Path().glob(word))) if "*" in word else [word]
     return out
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -56,12 +57,12 @@ def test_beyond_its_range_a_seed_is_refused(draw) -> None:  # type: ignore[no-un
         draw()
 
 
-def test_the_command_line_and_the_table_have_the_same_limits() -> None:
-    from world_gymnast_ros.cli import _parser
+def test_the_command_line_and_the_table_have_the_same_limits(tmp_path: Path) -> None:
+    from world_gymnast_ros.cli import parser_of
 
-    for words in (["evaluate", "a", "--scene", "x", "--seed", str(seeds.MAX_SEED + 1)],
-                  ["iterate", "--scene", "x", "--seed", str(seeds.MAX_SEED + 1)],
+    for words in (["evaluate", str(tmp_path), "--scene", "novel_evening", "--seed", str(seeds.MAX_SEED + 1)],
+                  ["iterate", "--scene", "lab_camera", "--seed", str(seeds.MAX_SEED + 1)],
                   ["twin", "play", "demo", "--family", "reach", "--seed", "0", "--out", "a.npz"],
                   ["twin", "play", "demo", "--family", "reach", "--seed", "80000", "--out", "a.npz"]):
         with pytest.raises(BadConfig, match="--seed"):
-            _parser(words).parse_args(words)
+            parser_of(words).parse_args(words)

@@ -30,9 +30,8 @@ START_S = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.policy(parser)
-    options.world_model(parser)
-    options.judges(parser)
+    for add in (options.policy, options.world_model, options.judges):
+        add(parser, checked=False)  # a model that is not there is a finding
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder whose disk is looked at (default: "
                         "%(default)s)")
     parser.add_argument("--topic", default="image_raw", help="the camera's pictures (default: %(default)s)")

@@ -23,25 +23,25 @@ EPISODES = "name folders of recordings, of *.npz files, of clips or of a LeRobot
 """The remedy where --episodes does not exist."""
 
 
-def _named(kind: str) -> Callable[[str], str]:
-    """Return a reader of names of models, which refuses what can stand for none."""
+def _named(kind: str, checked: bool = True) -> Callable[[str], str]:
+    """Return a reader of names of models. `checked`: it refuses what can stand for none."""
     def read(word: str) -> str:
-        for name in word.split(",") if kind == JUDGE else [word]:
+        for name in (word.split(",") if kind == JUDGE else [word]) if checked else []:
             check_name(name.strip(), kind)
         return word
     return read
 
 
-def policy(parser: Parser) -> None:
-    """Add --policy."""
-    parser.add_argument("--policy", type=_named(POLICY), default="", metavar="NAME",
+def policy(parser: Parser, checked: bool = True) -> None:
+    """Add --policy. `checked`, here and below: a name that can stand for none is refused before any import."""
+    parser.add_argument("--policy", type=_named(POLICY, checked), default="", metavar="NAME",
                         help="folder, shipped name, hub name of a published policy, or http://HOST:PORT of a policy's "
                         f"server, which cannot be trained ({SHIPPED})")
 
 
-def world_model(parser: Parser) -> None:
+def world_model(parser: Parser, checked: bool = True) -> None:
     """Add --world-model."""
-    parser.add_argument("--world-model", type=_named(WORLD_MODEL), default="", metavar="NAME",
+    parser.add_argument("--world-model", type=_named(WORLD_MODEL, checked), default="", metavar="NAME",
                         help="folder, file, shipped name, or "
                         f"http://HOST:PORT of a server of one ({SHIPPED})")
 
@@ -51,9 +51,9 @@ def judge(parser: Parser) -> None:
     parser.add_argument("--judge", type=_named(JUDGE), default="", metavar="NAME", help=f"{JUDGES} ({SHIPPED})")
 
 
-def judges(parser: Parser) -> None:
+def judges(parser: Parser, checked: bool = True) -> None:
     """Add --judge, for any number."""
-    parser.add_argument("--judge", type=_named(JUDGE), action="append", default=[], metavar="NAME",
+    parser.add_argument("--judge", type=_named(JUDGE, checked), action="append", default=[], metavar="NAME",
                         help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
 
 
