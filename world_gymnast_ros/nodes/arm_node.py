@@ -391,8 +391,8 @@ class ArmNode(base.ConfiguredNode):
         self._told = (p.mode, p.reason)
         command_age_s = p.command_age_s(now_ns) if self._played else -1.0
         reason = p.starved_words(now_ns) if p.starved(now_ns) else p.reason
-        self._status.publish(convert.status_msg(p.mode, reason, p.verdict_counts, self._frame_age_s, command_age_s,
-                                                self.now_ns()))
+        self._status.publish(convert.status_msg(p.mode, reason, p.cause, p.verdict_counts, self._frame_age_s,
+                                                command_age_s, self.now_ns()))
         arm, age_s = self.driver.state(now_ns)
         elapsed_s = (now_ns - self._rated_ns) * 1e-9
         if elapsed_s >= RATE_PERIOD_S:

@@ -109,6 +109,7 @@ NS_PER_S = 1_000_000_000
 DRIVER_JOINTS = (*kinematics.JOINT_NAMES, "gripper", "left_finger", "right_finger")
 VERDICTS = {Verdict.OK: StepMsg.OK, Verdict.CLAMPED: StepMsg.CLAMPED, Verdict.HOLD: StepMsg.HOLD,
             Verdict.STOP: StepMsg.STOP}
+HOLD_CAUSES = {cause: getattr(ArmStatusMsg, f"CAUSE_{cause.name}") for cause in HoldCause}
 CV_BRIDGE_CONVERTS = (*PACKED_YUV, *BAYER)
 """Encodings that cv_bridge knows and that cost numpy milliseconds."""
 
@@ -337,21 +338,19 @@ def step_msg(command: ArmCommand, action: DueAction, measured: ArmState | None, 
     return msg
 
 
-def status_msg(mode: ArmMode, reason: str, counts: dict[Verdict, int], frame_age_s: float, command_age_s: float,
-               now_ns: int) -> Any:
+def status_msg(mode: ArmMode, reason: str, cause: HoldCause, counts: dict[Verdict, int], frame_age_s: float,
+               command_age_s: float, now_ns: int) -> Any:
     """Return an ArmStatus; ages are -1 before the first command."""
-    msg = ArmStatusMsg(state=int(mode), state_name=mode.name, reason=reason, frame_age_s=frame_age_s,
-                       command_age_s=command_age_s, verdict_counts=[counts[v] for v in VERDICTS])
+    msg = ArmStatusMsg(state=int(mode), state_name=mode.name, reason=reason, hold_cause=HOLD_CAUSES[cause],
+                       frame_age_s=frame_age_s, command_age_s=command_age_s,
+                       verdict_counts=[counts[v] for v in VERDICTS])
     msg.header.stamp = to_time(now_ns)
     return msg
 
 
 def hold_cause(msg: Any) -> HoldCause:
-    """Return why an ArmStatus says that the arm is held: `arm_node` gives the cause's own text as the reason, or one
-    with details, which is OTHER. NONE where it is not held."""
-    if msg.state != ArmStatusMsg.HOLDING:
-        return HoldCause.NONE
-    return next((cause for cause in HoldCause if cause.value == msg.reason), HoldCause.OTHER)
+    """Return why an ArmStatus says that the arm is held for good; OTHER for a cause of a later version."""
+    return next((cause for cause, number in HOLD_CAUSES.items() if number == msg.hold_cause), HoldCause.OTHER)
 
 
 # --- adapters, diagnostics --------------------------------------------------------------------------------------------
