@@ -1,4 +1,4 @@
-"""`robot calibrate` from end to end over DDS: the twin's arm before a camera that was moved, captured, found, stored."""
+"""`robot calibrate` end to end over DDS: the twin's arm before a camera that was moved, captured, found, stored."""
 from __future__ import annotations
 
 import subprocess
@@ -16,7 +16,7 @@ from test_adapt_node import Bench, bench, fake_parts
 from test_camera_calibration import NOMINAL, PLACES_M, PRIOR, SCENE, off_px
 
 from world_gymnast_ros.cli import ros_child
-from world_gymnast_ros.config import PolicyConfig
+from world_gymnast_ros.config import PolicyConfig, read_parameters
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.nodes import base, convert, graph
 from world_gymnast_ros.robot.actions import pose_from_state
@@ -50,7 +50,7 @@ def word(b: Bench, name: str) -> tuple[int, str]:
 
 def test_a_moved_camera_is_found_over_dds_and_read_by_whom_it_is_for(tmp_path: Path) -> None:
     twin = graph.TWIN.with_overrides(scene=SCENE, image_rate_hz=4.0)
-    runs = tmp_path / "runs"
+    runs = (tmp_path / "runs").resolve()
     with bench(runs, fake_parts()) as b, running([twin], tmp_path / "log") as nodes:
         b.shooting = False
         bring = hands(b, nodes.check)
@@ -67,9 +67,10 @@ def test_a_moved_camera_is_found_over_dds_and_read_by_whom_it_is_for(tmp_path: P
         assert all("of the hand is in the picture" in message for message in refused), refused
         status, said = word(b, "calibrate")
         path, poses = runs / "camera_pose.json", list(b.node._poses)
-        assert status == 0 and "camera found by 6 pictures" in said and f"camera_calibration: {path.resolve()}" in said
+        assert status == 0 and "camera found by 6 pictures" in said and f"params_file:={runs / 'set_up.yaml'}" in said
         assert b.node._camera == read_camera(path).projection() != NOMINAL.projection(), "the next capture is by it"
     stored = read_camera(path)
     assert off_px(PRIOR.T_base_camera, poses) > 30.0 and off_px(stored.pose(), poses) < 8.0 and stored.width_px == 640
-    assert PolicyConfig(camera_calibration=str(path)).camera() == stored.projection()
+    held = read_parameters(runs / "set_up.yaml")
+    assert list(held) == ["camera_calibration"] and PolicyConfig(**held).camera() == stored.projection()
     assert decode_rgb(path.with_suffix(".png"), "overlay").shape == (480, 1280, 3)

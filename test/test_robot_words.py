@@ -78,7 +78,7 @@ def test_the_walk_to_the_capture_pose(arm: Client, capsys: pytest.CaptureFixture
 def test_the_table_is_measured_and_becomes_a_parameters_file(
     arm: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "new" / "table.yaml"
+    out = tmp_path / "new" / "set_up.yaml"
     arm.arm()
     assert robot_words.main(["capture", "--go", "--wait-s", "5"]) == 2, "there is no adapt_node; the hand is low now"
     capsys.readouterr()

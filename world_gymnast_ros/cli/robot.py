@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     word("calibrate", "find where the camera is, from 6 or more captures with the arm at different places in view")
     table = word("table", "measure the height of the table: the finger tips rest on it, lowered by hand; moves nothing")
     table.add_argument("--robot-name", default="wx250s", help="namespace of the driver (default: %(default)s)")
-    table.add_argument("--out", type=Path, default=Path("runs/table.yaml"), help="parameters file to write, for "
-                       "params_file:= of the launch files (default: %(default)s)")
+    table.add_argument("--out", type=Path, default=Path("runs/set_up.yaml"), help="parameters file to write it to, "
+                       "beside what it holds, for params_file:= of the launch files (default: %(default)s)")
     say = word("say", "tell policy, adaptation and recorder the task")
     say.add_argument("instruction", help="the task in words")
     adapt = word("adapt", "adapt the policy to what was captured, inside the world model; Ctrl-C cancels")

@@ -263,7 +263,7 @@ class AdaptNode(base.ConfiguredNode):
             found, path = calibrate(list(self._poses), self.config)
             self._camera = read_camera(path).projection()
             response.success, response.message = True, found
-        except (BadConfig, BadFrame, Unreachable) as error:
+        except (BadConfig, BadFrame, Unreachable, OSError) as error:
             response.message = f"the camera is as it was: {error}"
         finally:
             self._busy.release()

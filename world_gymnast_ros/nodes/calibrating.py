@@ -10,7 +10,8 @@ from PIL import Image
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.control.camera_calibration import CalibrationPicture, calibrate_camera, distinct, overlay
 from world_gymnast_ros.errors import BadFrame
-from world_gymnast_ros.files import whole
+from world_gymnast_ros.files import whole, write_text
+from world_gymnast_ros.nodes import set_up_file
 from world_gymnast_ros.robot.camera import (
     BRIDGE_CAMERA_FOCAL,
     BRIDGE_CAMERA_LOOK,
@@ -22,7 +23,8 @@ from world_gymnast_ros.robot.camera_extrinsics import NAME, StoredCamera, read_c
 
 
 def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig) -> tuple[str, Path]:
-    """Calibrate the camera, write it and a picture under `directory`; return a line about it, and the file.
+    """Calibrate the camera, write it, a picture and the parameter that names it under `directory`; return a line about
+    it, and the file.
 
     Raises BadConfig where poses are missing, BadFrame where no camera explains the pictures; nothing is written then.
     """
@@ -35,15 +37,18 @@ def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig) -
     prior = CameraPrior(before.pose(), 2 * before.focal / before.aspect, 2 * before.focal)
     found = calibrate_camera(used, prior)
     path = (Path(config.directory) / NAME).resolve()
+    set_up = path.with_name(set_up_file.NAME)
+    parameters = set_up_file.with_parameter(set_up, "camera_calibration", str(path))  # or refused, before all else
     write_camera(path, StoredCamera([float(v) for v in found.T_base_camera.ravel()], before.focal, before.aspect,
                                     round(found.rms_px, 2), width, len(used)))
     drawn = path.with_suffix(".png")
     with whole(drawn) as partial:
         Image.fromarray(overlay(used, found.T_base_camera, prior)).save(partial, format="PNG")
+    write_text(set_up, parameters)
     moved_mm = 1000 * float(np.linalg.norm((found.T_base_camera - before.pose())[:3, 3]))
     return (f"camera found by {len(used)} pictures, {moved_mm:.0f} mm from where it was thought to be; the hand is "
-            f"{found.rms_px:.1f} px from where it is seen. Look at {drawn}: the red lines must lie on the hand. Then "
-            f"set camera_calibration: {path} for policy_node and adapt_node"), path
+            f"{found.rms_px:.1f} px from where it is seen. Look at {drawn}: the red lines must lie on the hand. "
+            f"From then on launch with params_file:={set_up}, which names {path.name}"), path
 
 
 def nominal_camera() -> StoredCamera:

@@ -28,6 +28,7 @@ from world_gymnast_ros.nodes import base, convert, verb
 from world_gymnast_ros.nodes.caller import Caller, GraphFault
 from world_gymnast_ros.nodes.driver import UNNAMED
 from world_gymnast_ros.nodes.joint_merge import JointMerge
+from world_gymnast_ros.nodes.set_up_file import with_parameter
 from world_gymnast_ros.types import ArmState
 
 STATUS_S = 3.0
@@ -128,7 +129,7 @@ class RobotWords(Caller):
         return self.moving(service, walk)
 
     def table(self, topic: str, out: Path) -> str:
-        """Measure the table by the finger tips that rest on it, and write a parameters file. Moves nothing."""
+        """Measure the table by the finger tips that rest on it, and write it to a parameters file. Moves nothing."""
         if out.exists() and not out.is_file():
             raise BadConfig(f"--out {out} is no file; name a parameters file to write")
         heard: list[Any] = []
@@ -152,9 +153,9 @@ class RobotWords(Caller):
         if not states:
             raise GraphFault(f"the arm's state is not known: {faults[-1]}")
         height_m, part = table_height(states)
+        text = with_parameter(out, "table_z_m", height_m)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, f"# The table's top in base axes, by the {part} on it (world-gymnast robot table).\n"
-                        f"/**:\n  ros__parameters:\n    table_z_m: {height_m}\n")
+        write_text(out, text)
         return (f"the table's top is {1000 * height_m:+.1f} mm from the foot of the arm, by the {part}; launch with "
                 f"params_file:={out.resolve()}")
 
@@ -179,7 +180,7 @@ class RobotWords(Caller):
             raise GraphFault(f"not every node confirmed within {self.wait_s:g} s that it heard '{instruction}'; say it "
                              "again")
         missing = [name for name in LISTENERS if name not in heard_by]
-        without = f"; not running: {', '.join(missing)}" if missing else ""
+        without = f"; not found: {', '.join(missing)}; where it runs, say it again" if missing else ""
         return f"'{instruction}' heard by {', '.join(heard_by)}{without}"
 
     def adapt(self, goal: Any) -> int:
