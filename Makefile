@@ -10,8 +10,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 BUILD_RULES := setup.py pyproject.toml $(wildcard cmake/*)
 INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 DRIVER := interfaces/interbotix_xs_msgs
-# 0: one after another. TEST_PROCESSES=2 is faster; tests over ROS then wait for a busy machine.
-TEST_PROCESSES ?= 0
+# Files of tests at a time, each in a ROS domain of its own; 0: one after another, in this process.
+TEST_PROCESSES ?= 2
 
 .PHONY: help env demo test test-fast lint types clean
 
