@@ -512,4 +512,7 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
             heard = len(chunks)
             c.spin(0.5)
             assert len(chunks) == heard
+            for walk in ("go_home", "go_to_capture"):
+                refused = c.trigger(walk)
+                assert not refused.success and "dry run: nothing is sent to the arm, so it" in refused.message
             assert c.trigger("disarm").success

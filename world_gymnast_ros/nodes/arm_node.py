@@ -328,6 +328,8 @@ class ArmNode(base.ConfiguredNode):
             return "the dead-man button is not held"
         if self.player.mode not in (ArmMode.ARMED, ArmMode.HOLDING):
             return f"arm is {self.player.mode.name}; arm it first"
+        if self.config.dry_run:
+            return "dry run: nothing is sent to the arm, so it walks nowhere; move it by hand, its torque off"
         self.player.hold(f"about to go {'to the capture pose' if to_capture else 'home'}")
         self._tick()
         refusal = await self._make_ready()
