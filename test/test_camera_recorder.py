@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -231,6 +232,7 @@ def test_an_operator_marks_by_service_joystick_and_key(tmp_path: Path) -> None:
 def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:
     """An episode without camera or arm is recorded, and who starts it is told at once; so are the diagnostics."""
     spec = graph.RECORDER.with_overrides(directory=str(tmp_path / "episodes"), min_free_mb=1.0)
+    spec = replace(spec, remaps={"__node": "recorder_node"})  # as launch does
     with client() as c, running([spec], tmp_path / "log"):
         told = c.hear("/diagnostics", convert.DiagnosticArray)
 
@@ -239,6 +241,7 @@ def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:
             return status.level, status.message, {v.key: v.value for v in status.values}
 
         c.until(lambda: told, "diagnostics")
+        assert sorted(name for name in c.get_node_names() if "recorder" in name) == ["recorder_ears", "recorder_node"]
         level, message, values = status()
         assert level == DiagnosticStatus.WARN and message.startswith("ready; nothing heard on image_raw (ever)")
         assert values["wx250s/joint_states"] == "nothing of use yet"

@@ -165,8 +165,9 @@ class AdaptNode(base.ConfiguredNode):
         self._joints.clear()
         self._merge, self._joint_fault = JointMerge(), ""
         self._wanted_after_ns = self.now_ns()
-        ears = Node(f"{self.get_name()}_capture", context=self.context, namespace=self.get_namespace(),
-                    enable_rosout=False, start_parameter_services=False)
+        name = f"{self.get_name()}_capture"
+        ears = Node(name, context=self.context, namespace=self.get_namespace(), enable_rosout=False,
+                    start_parameter_services=False, cli_args=base.keeps_its_name(name))
         ears.create_subscription(convert.JointState, f"{c.robot_name}/joint_states", self._on_joints, base.SHARED)
         ears.create_subscription(kind, topic, self._on_image, base.NEWEST)
         executor = SingleThreadedExecutor(context=self.context)

@@ -181,6 +181,11 @@ def named(node: Node, kind: str) -> str:
     return f"{node.get_namespace()}/{kind}".lstrip("/")
 
 
+def keeps_its_name(name: str) -> list[str]:
+    """Return the `cli_args` of a second node in a process: launch renames every node of one with `__node:=NAME`."""
+    return ["--ros-args", "-r", f"__node:={name}"]
+
+
 class NodeDone(Exception):
     """Raised by a callback to end the node with this exit code."""
 

@@ -55,7 +55,7 @@ class RecorderNode(base.ConfiguredNode):
         # Not in any executor: its queues are emptied by a timer. A round of the executor takes as long as writing ten
         # joint states, and brings one message of each topic: on a busy machine a fast one would never catch up.
         self._ears = Node("recorder_ears", context=self.context, namespace=self.get_namespace(), enable_rosout=False,
-                          start_parameter_services=False)
+                          start_parameter_services=False, cli_args=base.keeps_its_name("recorder_ears"))
         self._readers: list[tuple[str, Any, Any, bool, Callable[[Any], None]]] = []
         self._used_ns: dict[str, int] = {}  # when a message that is of use came, steady; not any message
         self._pictures = PictureCount()
