@@ -26,7 +26,7 @@ demo: env  ## the whole story on the simulated twin, without robot or GPU
 test: env  ## tests, without those marked slow or gpu
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not gpu"
 
-test-fast: env  ## tests without ROS and simulator of half a second at most: under a minute on two cores
+test-fast: env  ## tests without ROS and simulator of half a second at most
 	$(BIN)/python -m pytest --fast -m "not slow and not gpu" -q -rfE
 
 lint: env  ## ruff

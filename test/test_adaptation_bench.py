@@ -11,8 +11,9 @@ import pytest
 
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.benchmark import adaptation as bench
-from world_gymnast_ros.benchmark.adaptation import Row, append_row, correlation, markdown, read_rows
+from world_gymnast_ros.benchmark.adaptation import Row, correlation, markdown, read_rows
 from world_gymnast_ros.benchmark.comparators import BY_EYE, BY_TAPE_M, BY_TAPE_RAD, SimulatedWorld, hand_built, run
+from world_gymnast_ros.benchmark.rows import ROWS, append_row
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadConfig, EpisodeError
@@ -31,7 +32,7 @@ def test_rows_survive_a_stop_and_a_broken_file_is_said(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == []
     append_row(tmp_path, ROW)
     append_row(tmp_path, dataclasses.replace(ROW, seed=1))
-    file = tmp_path / bench.ROWS
+    file = tmp_path / ROWS
     whole = file.read_text()
     file.write_text(whole + '{"scene": "nov')  # killed while it wrote
     assert [r.seed for r in read_rows(tmp_path)] == [0, 1] and read_rows(tmp_path)[0] == ROW
@@ -93,7 +94,7 @@ def test_the_promotion_test_is_held_to_the_policy_that_a_session_left_scene_by_s
 
 def test_what_was_measured_elsewhere_is_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     append_row(tmp_path / "one", ROW)
-    (tmp_path / "kept.jsonl").write_text((tmp_path / "one" / bench.ROWS).read_text())
+    (tmp_path / "kept.jsonl").write_text((tmp_path / "one" / ROWS).read_text())
     assert main(["bench", "adaptation", "--rows", str(tmp_path / "one")]) == 0
     told = capsys.readouterr().out
     assert main(["bench", "adaptation", "--rows", str(tmp_path / "kept.jsonl")]) == 0

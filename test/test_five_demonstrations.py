@@ -12,7 +12,6 @@ from world_gymnast_ros.benchmark.five_demonstrations import (
     CONSTANT,
     LEARNED,
     RL,
-    ROWS,
     SFT,
     Row,
     Watch,
@@ -23,6 +22,7 @@ from world_gymnast_ros.benchmark.five_demonstrations import (
     markdown,
     read_rows,
 )
+from world_gymnast_ros.benchmark.rows import ROWS
 from world_gymnast_ros.cli import bench, main
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.loading.load import load_judges, load_policy

@@ -10,7 +10,8 @@ from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.benchmark import sessions
 from world_gymnast_ros.benchmark.adaptation import read_rows as read_sessions
-from world_gymnast_ros.benchmark.sessions import CASES, DISTRACTORS, ROWS, Row, markdown, read_rows
+from world_gymnast_ros.benchmark.rows import ROWS
+from world_gymnast_ros.benchmark.sessions import CASES, DISTRACTORS, Row, markdown, read_rows
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.paths import share_path

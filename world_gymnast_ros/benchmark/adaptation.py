@@ -10,11 +10,10 @@ time, see comparators.py. Forgetting, in a training scene, is measured with the 
 """
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from world_gymnast_ros.adaptation.rollout import (
     replay,
 )
 from world_gymnast_ros.benchmark import comparators
+from world_gymnast_ros.benchmark import rows as rows_of
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.environment import Environment, outcomes
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
 from world_gymnast_ros.statistics import ab_row, wilson
@@ -43,7 +42,6 @@ from world_gymnast_ros.twin.tasks import parse_instruction
 from world_gymnast_ros.types import F32, AdapterRef, Start
 from world_gymnast_ros.updates.adaptation import Parts, run_session
 
-ROWS = "rows.jsonl"
 METHODS = ("world_model", *comparators.METHODS)
 MATCHED_BATCH = 40
 SAMPLED_AT = 0.05
@@ -93,27 +91,9 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what was measured into a folder so far, or into a file of rows; a torn last line is left out."""
-    file = path / ROWS if path.suffix != ".jsonl" else path
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows += [Row(**json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
-            if number < len(lines) - 1:
-                raise EpisodeError(f"{file} line {number} is no row ({error}); move the file away. In a file of an "
-                                   "earlier version write 'method' for 'arm' and 'world_model' for 'dream'") from error
-    return rows
-
-
-def append_row(folder: Path, row: Row) -> None:
-    """Append one row."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ROWS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(row)) + "\n")
+    """Read what was measured into a folder so far, or into a file of rows."""
+    return rows_of.read_rows(path, Row, ". In a file of an earlier version write 'method' for 'arm' and 'world_model' "
+                             "for 'dream'")
 
 
 def imagined_from(parts: Parts, starts: Sequence[Start], seed: int) -> list[bool | None]:
@@ -219,7 +199,7 @@ def bench(parts: Parts, scenes: Sequence[str], instruction: str, methods: Sequen
                 known = next((r for r in rows if (r.scene, r.instruction) == (scene, words)
                               and len(r.before) == episodes), None)
                 other = next((r.elsewhere_before for r in rows if len(r.elsewhere_before) == episodes // 2), None)
-                append_row(folder, measure(parts, scene, words, method, seed, episodes, captures, config,
+                rows_of.append_row(folder, measure(parts, scene, words, method, seed, episodes, captures, config,
                                            known.before if known else None, other,
                                            seed == seeds[0],
                                            lambda p, label=label: progress(label, p)))  # type: ignore[misc]

@@ -11,19 +11,19 @@ Rows are appended to `rows.jsonl` as they are measured, and what is there is not
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.done_watch import DoneWatch
 from world_gymnast_ros.adaptation.log import Progress
+from world_gymnast_ros.benchmark import rows as rows_of
 from world_gymnast_ros.data.episode_files import write_rows
 from world_gymnast_ros.data.read import read_arrays
-from world_gymnast_ros.errors import BadConfig, EpisodeError
+from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import outcomes
 from world_gymnast_ros.models.policies.openvla import OpenVLA
 from world_gymnast_ros.models.policies.regression import RegressionPolicy
@@ -36,7 +36,6 @@ from world_gymnast_ros.types import SUCCESS_THRESHOLD, U8, AdapterRef, Judge, Po
 from world_gymnast_ros.updates.adaptation import Parts, load_parts, run_session
 from world_gymnast_ros.updates.fine_tuning import FineTuning, fine_tune, with_regression_heads
 
-ROWS = "rows.jsonl"
 DEMONSTRATIONS = 5
 CASES = {"reach": ("novel_knocked", "reach the red cylinder"),
          "push": ("novel_dark_wood", "push the purple block forward"),
@@ -206,17 +205,8 @@ def reinforced(parts: Parts, case: str, seed: int, captures: int, config: AdaptN
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what was measured into a folder, or into a file of rows; a torn last line is left out."""
-    file = path / ROWS if path.suffix != ".jsonl" else path
-    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows += [Row(**json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
-            if number < len(lines):  # only the last line can be torn
-                raise EpisodeError(f"{file} line {number} is no row ({error}); move the file away") from error
-    return rows
+    """Read what was measured into a folder so far, or into a file of rows."""
+    return rows_of.read_rows(path, Row)
 
 
 def bench(cases: Sequence[str], scales: Sequence[str], seed: int, episodes: int, captures: int, settings: FineTuning,
@@ -229,8 +219,7 @@ def bench(cases: Sequence[str], scales: Sequence[str], seed: int, episodes: int,
         holds, judged = play(case, parts.policy, adapter, episodes, judge)
         row = Row(case, scale, name, seed, holds, judged, outcome, message, round(time.monotonic() - began, 1), updates,
                   begun_at, at_placements(case, parts.policy, adapter, captures))
-        with (folder / ROWS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(row)) + "\n")
+        rows_of.append_row(folder, row)
 
     folder.mkdir(parents=True, exist_ok=True)
     start: Policy | None = None

@@ -6,18 +6,17 @@ is there is not measured again.
 """
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
 from world_gymnast_ros.adaptation.practice import AlongStart, Practice
+from world_gymnast_ros.benchmark import rows as rows_of
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
 from world_gymnast_ros.evaluation.environment import outcomes
 from world_gymnast_ros.statistics import ab_row, newcombe_paired, wilson
@@ -30,7 +29,6 @@ from world_gymnast_ros.updates.adaptation import Parts, learner_of, run_session
 from world_gymnast_ros.updates.practice_starts import WITH_POLICY, along_episodes, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
-ROWS = "rows.jsonl"
 MISSES = 8
 """Real episodes of the base whose frames a session with `near misses` begins at."""
 TARGET_KL, VARIED = 0.02, 24
@@ -89,17 +87,8 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what was measured into a folder, or into a file of rows; a torn last line is left out."""
-    file = path / ROWS if path.suffix != ".jsonl" else path
-    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows += [Row(**json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
-            if number < len(lines):  # only the last line can be torn
-                raise EpisodeError(f"{file} line {number} is no row ({error}); move the file away") from error
-    return rows
+    """Read what was measured into a folder so far, or into a file of rows."""
+    return rows_of.read_rows(path, Row)
 
 
 def tests_of(case: Case) -> dict[str, tuple[Scene, str]]:
@@ -208,9 +197,7 @@ def bench(parts: Parts, cases: Sequence[Case], seed: int, episodes: int, capture
                           and all(len(v) == episodes for v in r.before.values())), {})
             row = measure(parts, case, session, seed, episodes, captures, config, known,
                           lambda p, label=label: progress(label, p))  # type: ignore[misc]
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ROWS).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(row)) + "\n")
+            rows_of.append_row(folder, row)
     return read_rows(folder)
 
 
