@@ -92,7 +92,7 @@ def propose(model: ImageTextModel, pictures: Sequence[U8], count: int, seed: int
     """Ask a model for `count` instructions for a scene, of which uint8 (H, W, 3) `pictures` were captured.
 
     Where too few can be used it is asked again, `ROUNDS` times in all; what fails (RemoteModelError) ends the asking
-    and is told in `failure`. `forms`, `known`: see `question`.
+    and is stated in `failure`. `forms`, `known`: see `question`.
     """
     usable: list[Proposal] = []
     dropped: list[Dropped] = []

@@ -131,7 +131,7 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
 
     `start` is what the group was imagined from. Claimed successes are replayed, same actions, in a new dream with
     noise `seed`; a success that does not come again is dropped (dual-noise verification, as in RAW-Dream). A re-roll
-    without verdict also drops it. What is left is held to the actions that the world model reads out of it, where
+    without verdict also drops it. What is left is compared with the actions that the world model reads out of it, where
     `action_error_m` says so; BadConfig where it cannot.
     """
     check_recovers(world_model, config)

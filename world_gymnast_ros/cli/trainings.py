@@ -15,7 +15,7 @@ PLAY = "make play data with `world-gymnast twin play`"
 TEXTS = {"policy": "the VLA: trunk, then behaviour cloning",
          "regression": "a policy of continuous actions, fine-tuned on a few demonstrations", "reflector": "the judge",
          "reflector-head": "a judge on a frozen image-text model, from marked recordings",
-         "locator": "the geometric judge: where things and the arm are in the picture",
+         "locator": "the geometric judge: where objects and the arm are in the image",
          "world-model": "the world model, on play data or recorded clips",
          "imagined": "recorded episodes imagined again, with their true labels: data for the judge"}
 

@@ -1,4 +1,4 @@
-"""What models take in memory, told by their config.json and the headers of their weights. No weights are read.
+"""What models take in memory, read from their config.json and the headers of their weights. No weights are loaded.
 
 Weights are counted exactly. What a model needs while it works is estimated from its sizes: see `Stack`.
 """

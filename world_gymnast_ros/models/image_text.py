@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from world_gymnast_ros.errors import RemoteModelError
+from world_gymnast_ros.errors import RemoteModelError, one_line
 from world_gymnast_ros.models.judges.vlm_processor import find_model, load_model, load_processor
 from world_gymnast_ros.serving.openai_client import OpenAIClient, Question, user_message
 from world_gymnast_ros.types import U8
@@ -49,7 +49,7 @@ class LocalImageText:
                                           temperature=TEMPERATURE)
             said: str = self.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         except Exception as error:  # memory, device, numerics, a prompt that is too long: none ends the session
-            why = " ".join(str(error).split())[:200]
+            why = one_line(error, 200)
             raise RemoteModelError(f"{self.name}: {type(error).__name__}: {why}") from error
         return said
 

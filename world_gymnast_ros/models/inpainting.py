@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from world_gymnast_ros.errors import BadCheckpoint, NotInstalled, RemoteModelError
+from world_gymnast_ros.errors import BadCheckpoint, NotInstalled, RemoteModelError, one_line
 from world_gymnast_ros.models import hub
 from world_gymnast_ros.types import U8
 
@@ -49,7 +49,7 @@ class InpaintingEditor:
             raise NotInstalled(f"the pipeline of {folder} needs a package that is not installed ({error})") from error
         except Exception as error:  # diffusers, transformers and safetensors each raise their own
             raise BadCheckpoint(f"{folder} cannot be loaded as an inpainting pipeline ({type(error).__name__}: "
-                                f"{' '.join(str(error).split())[:300]}); give one such as {EXAMPLE}") from error
+                                f"{one_line(error, 300)}); give one such as {EXAMPLE}") from error
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline.to(device), folder.name, timeout_s, steps)
 
@@ -71,7 +71,7 @@ class InpaintingEditor:
             refused = any(getattr(out, "nsfw_content_detected", None) or ())
             picture = np.array(out.images[0].convert("RGB"))
         except Exception as error:  # memory, device, numerics, a size that it cannot draw: none ends the session
-            raise RemoteModelError(f"{self.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise RemoteModelError(f"{self.name}: {type(error).__name__}: {one_line(error, 200)}"
                                    ) from error
         if refused:
             raise RemoteModelError(f"{self.name}: its safety checker refused the picture")

@@ -17,6 +17,7 @@ from world_gymnast_ros.errors import (
     BadPayload,
     RemotePolicyError,
     WrongConvention,
+    one_line,
 )
 from world_gymnast_ros.serving.exchange import NoAnswer, error_text, exchange, split_url
 from world_gymnast_ros.serving.json_numpy import decode_array, encode_array, read_json
@@ -152,7 +153,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _short(words: Any) -> str:
-    return repr(" ".join(str(words).split())[:200])
+    return repr(one_line(words, 200))
 
 
 def _deltas(value: Any) -> F32:

@@ -172,7 +172,7 @@ def time_notice(directory: Path, config: AdaptNodeConfig, instructions: int) -> 
     told = Progress("planning", 0, config.max_updates, 0.0, 0.0, config.budget_s, 0)
     known = recorded_rate(directory, config)
     if known is None:
-        return replace(told, notice="no earlier session tells how fast these models are here; the first group will")
+        return replace(told, notice="no earlier session recorded how fast these models are here; the first group will")
     plan = TimePlan(config, instructions, known[0])
     return replace(told, notice=f"{plan.words} (as session {known[1]} ran)", warns=plan.short)
 

@@ -1,4 +1,4 @@
-"""The memory of a session, told before anything loads, and a refusal where it does not fit.
+"""The memory of a session, reported before anything loads, and a refusal where it does not fit.
 
 Weights, adapter and cache are counted from config.json and the headers of the weights; activations are estimated. What
 lives at the same time: all weights, the adapter with its optimiser, and the larger of imagining and learning.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.errors import BadConfig, WorldGymnastError
+from world_gymnast_ros.errors import BadConfig, WorldGymnastError, one_line
 from world_gymnast_ros.loading.load import POLICY, SHIPPED, WORLD_MODEL, judge_names, resolve_device, resolve_dtype
 from world_gymnast_ros.loading.memory import JudgeSize, PolicySize, WorldSize, judge_size, policy_size, world_size
 from world_gymnast_ros.updates.policy_gradient import FULL_SIZE, LoraConfig
@@ -97,18 +97,18 @@ def memory_plan(config: AdaptNodeConfig, free: int | None = None) -> MemoryPlan:
     device, dtype = resolve_device(c.device), resolve_dtype(c.dtype)
     unread: list[str] = []
 
-    def told(what: str, tell: Callable[[], Any], otherwise: Any) -> Any:
+    def size_of(what: str, read: Callable[[], Any], otherwise: Any) -> Any:
         try:
-            return tell()
+            return read()
         except (WorldGymnastError, OSError, KeyError, TypeError, ValueError) as error:
-            unread.append(f"{what} ({' '.join(str(error).split())[:160]})")
+            unread.append(f"{what} ({one_line(error)})")
             return otherwise
 
-    policy: PolicySize = told(f"policy {c.policy or SHIPPED[POLICY]}",
-                              lambda: policy_size(c.policy, device, dtype, c.four_bit), PolicySize())
-    world: WorldSize = told(f"world model {c.world_model or SHIPPED[WORLD_MODEL]}", lambda: world_size(
+    policy: PolicySize = size_of(f"policy {c.policy or SHIPPED[POLICY]}",
+                                 lambda: policy_size(c.policy, device, dtype, c.four_bit), PolicySize())
+    world: WorldSize = size_of(f"world model {c.world_model or SHIPPED[WORLD_MODEL]}", lambda: world_size(
         c.world_model, c.judges, device, dtype, c.horizon_steps + 1), WorldSize())
-    judges = {name: told(f"judge {name}", partial(judge_size, name, device, dtype), JudgeSize())
+    judges = {name: size_of(f"judge {name}", partial(judge_size, name, device, dtype), JudgeSize())
               for name in judge_names(c.judges)}
     lora = lora_settings(c, policy.full_size)
     rows = max(c.copies, min(c.max_batch, c.held_out_copies * max(c.select_groups, c.promotion_groups)))
