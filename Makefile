@@ -26,8 +26,8 @@ demo: env  ## the whole story on the simulated twin, without robot or GPU
 test: env  ## tests, without those marked slow or gpu
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not gpu"
 
-test-fast: env  ## tests without ROS and simulator of half a second at most
-	$(BIN)/python -m pytest --fast -m "not slow and not gpu" -q -rfE
+test-fast: env  ## tests without ROS, simulator, torch and other processes, under a minute
+	$(BIN)/python -m pytest --fast -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not gpu" -q -rfE
 
 lint: env  ## ruff
 	$(BIN)/ruff check .

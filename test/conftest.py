@@ -1,15 +1,12 @@
 """Set up the environment of every test process, before rclpy, torch or MuJoCo is imported."""
 import os
-import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import SLOWNESS
 
 from world_gymnast_ros.nodes.graph import claim_domain
 
@@ -38,54 +35,27 @@ def own_domain() -> None:
 
 # --- make test-fast ---------------------------------------------------------------------------------------------------
 
-LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator"}
+LEFT_OUT = {"rclpy": "needs ROS", "mujoco": "needs the simulator", "torch": "needs torch"}
 """What `--fast` does without, by the package whose import tells that a test needs it."""
-NODES = "world_gymnast_ros.nodes"
-QUICK_S = 0.5
-"""A test that takes longer, on a quiet machine, is given up by `--fast`."""
 
 
 def _skip_what_is_left_out(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook of the interpreter: skip the test, or the whole module, that comes to import or start this."""
     if event == "import" and arguments[0] in LEFT_OUT:
         pytest.skip(LEFT_OUT[arguments[0]], allow_module_level=True)
-    if event == "subprocess.Popen" and any(NODES in str(word) for word in arguments[1]):
-        pytest.skip("starts a node")
-
-
-def _give_up(*_: object) -> None:
-    pytest.skip(f"takes longer than {QUICK_S:g} s")
+    if event == "subprocess.Popen" and str(arguments[0]) == sys.executable:  # what it imports is not seen here
+        pytest.skip("starts another Python")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="skip tests, as they come to it, that import rclpy or mujoco, "
-                     f"start a node, or take longer than {QUICK_S:g} s on a quiet machine")
+    parser.addoption("--fast", action="store_true",
+                     help="skip tests, as they come to it, that import rclpy, mujoco or torch, or start another Python")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fast"):
         loaded = sorted(set(LEFT_OUT) & set(sys.modules))
         assert not loaded, f"{loaded} loaded before any test"
+    if config.getoption("--fast") and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
+        # Only where tests run: xdist's first process starts the others.
         sys.addaudithook(_skip_what_is_left_out)
-        signal.signal(signal.SIGALRM, _give_up)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    return (yield from _within_quick(item))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    return (yield from _within_quick(item))
-
-
-def _within_quick(item: pytest.Item) -> Iterator[None]:
-    """Run a test, or what sets it up, under the alarm of `--fast`."""
-    if not item.config.getoption("--fast"):
-        return (yield)
-    signal.setitimer(signal.ITIMER_REAL, QUICK_S * SLOWNESS)
-    try:
-        return (yield)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
