@@ -1,6 +1,7 @@
 """FoG: train policies inside a world model by first-order gradients through a light surrogate, and compare with PPO.
 
-Push-T of the public package gym-pusht, in this order; each stage goes on where it was stopped.
+Push-T of the public package gym-pusht, in this order; each stage goes on where it was stopped. The same stages with
+`ego` in place of `pusht`: a block is pushed to a mark, seen by the wrist camera of the twin.
 
 examples:
   world-gymnast fog pusht data --out runs/pusht                     play data, about 2 minutes
@@ -13,7 +14,7 @@ examples:
   world-gymnast fog pusht test --out runs/pusht                     all policies in the true environment
   world-gymnast fog pusht report --out runs/pusht                   curves.png, table.md, report.json
 
-Needs the optional extra: pip install 'world-gymnast-ros[fog]'
+Push-T needs the optional extra: pip install 'world-gymnast-ros[fog]'
 """
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
     from world_gymnast_ros.first_order.stages import Scale
+    from world_gymnast_ros.first_order.task import Task
 
 HELP = "train by first-order gradients through a surrogate of the world model"
 STAGES = ("data", "world-model", "diagnose", "tune", "train", "test", "report")
@@ -35,10 +37,10 @@ METHODS = ("fog", "ppo", "surrogate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=("pusht",))
+    parser.add_argument("task", choices=("pusht", "ego"), help="pusht: the public Push-T; ego: a block is "
+                        "pushed to a mark, seen by the wrist camera of the twin")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--out", type=Path, default=Path("runs/pusht"), help="folder of the comparison "
-                        "(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the comparison (default: runs/TASK)")
     parser.add_argument("--method", choices=METHODS, default="fog",
                         help="tune (fog, ppo), train (default: %(default)s)")
     whole(parser, "--seed", 0, 900, default=0, help="of the trained network or policy (default: %(default)s)")
@@ -55,10 +57,22 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
+    args.out = args.out or Path("runs") / args.task
     writable_folder(args.out)
     stage = {"data": _data, "world-model": _world_model, "diagnose": _diagnose, "tune": _tune, "train": _train,
              "test": _test, "report": _report}[args.stage]
     return stage(args)
+
+
+def _task(args: argparse.Namespace) -> Task:
+    """Return the true environment."""
+    if args.task == "ego":
+        from world_gymnast_ros.twin.ego import EgoPush
+
+        return EgoPush()
+    from world_gymnast_ros.first_order.pusht import PushT
+
+    return PushT()
 
 
 def _scale(**changes: int | None) -> Scale:
@@ -72,7 +86,7 @@ def _scale(**changes: int | None) -> Scale:
 def _data(args: argparse.Namespace) -> int:
     from world_gymnast_ros.first_order import stages
 
-    play = stages.data(args.out, _scale(episodes=args.episodes))
+    play = stages.data(_task(args), args.out, _scale(episodes=args.episodes))
     print(f"{play.images.shape[0]} episodes, {play.steps} steps, images of {play.images.shape[2]} px in "
           f"{args.out / 'play'}")
     return 0
@@ -115,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
     settings = _settings(args.settings) if args.settings is not None else stages.tuned(args.out, args.method)
     config = RunConfig(args.method, steps=_scale(policy_steps=args.steps).policy_steps, seed=args.seed)
     folder = args.out / "policies" / f"{args.method}-{args.seed}"
-    curve = stages.train(args.out, config, settings, folder)
+    curve = stages.train(_task(args), args.out, config, settings, folder)
     best = max(curve, key=lambda row: row["imagined"])
     print(f"{args.method}, seed {args.seed}, {settings or 'defaults'}: best imagined return {best['imagined']:.3f} "
           f"after {best['steps']} steps; wrote {folder}")
@@ -143,7 +157,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
 def _test(args: argparse.Namespace) -> int:
     from world_gymnast_ros.first_order import stages
 
-    for name, row in stages.test(args.out, _scale(test_episodes=args.episodes)).items():
+    for name, row in stages.test(_task(args), args.out, _scale(test_episodes=args.episodes)).items():
         print(f"{name}: true coverage at the end {row['final_coverage']:.3f} (standard error "
               f"{row['final_coverage_se']:.3f}), best {row['best_coverage']:.3f}, {row['successes']} of "
               f"{row['episodes']} successes")

@@ -70,17 +70,38 @@ def shrink(image: U8) -> U8:
 @dataclass(frozen=True)
 class View:
     """What is known after a reset or a step: image uint8 (SIDE_PX, SIDE_PX, 3); agent (2,) and block pose (3,) in px
-    and rad; reward; coverage of the mark 0..1, and None after a reset."""
+    and rad; reward; coverage of the mark 0..1, which the environment does not say after a reset (0)."""
 
     image: U8
     agent_px: F64
     block_pose: F64
     reward: float
-    coverage: float | None
+    coverage: float
+
+    @property
+    def hand(self) -> F64:
+        """Where the agent is, px."""
+        return self.agent_px
+
+    @property
+    def block(self) -> F64:
+        """Where the T is, px."""
+        return self.block_pose[:2]
+
+    @property
+    def labels(self) -> F64:
+        """What the reward is made of."""
+        return labels_of(self.block_pose, self.agent_px)
 
 
 class PushT:
-    """The environment. `NotInstalled` names what to install where gym-pusht is missing."""
+    """The environment; implements `task.Task`. `NotInstalled` names what to install where gym-pusht is missing."""
+
+    name, side_px, labels, episode_steps = "pusht", SIDE_PX, LABELS, EPISODE_STEPS
+    success_coverage = 0.95
+    """Of the mark, by gym-pusht's own definition."""
+    reach, low, high = REACH_PX, np.full(2, 20.0), np.full(2, 490.0)
+    goal = np.full(2, FIELD_PX / 2)
 
     def __init__(self) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -96,7 +117,7 @@ class PushT:
     def reset(self, seed: int) -> View:
         """Start an episode; the environment draws agent and block from `seed`."""
         _, info = self.env.reset(seed=seed)
-        return self._view(info, None)
+        return self._view(info, 0.0)
 
     def step(self, action: F64) -> View:
         """Hold the target `agent + REACH_PX * action` for 0.2 s. BadAction where an action is not finite."""
@@ -107,7 +128,7 @@ class PushT:
             _, _, _, _, info = self.env.step(target)
         return self._view(info, float(info["coverage"]))
 
-    def _view(self, info: dict[str, Any], coverage: float | None) -> View:
+    def _view(self, info: dict[str, Any], coverage: float) -> View:
         self.env.obs_type = "pixels"  # drawn once per action, not once per step of the environment
         image = shrink(self.env.get_obs())
         self.env.obs_type = "state"

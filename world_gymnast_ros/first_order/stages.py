@@ -1,4 +1,4 @@
-"""The stages of the Push-T comparison, each of which reads and writes one folder and goes on where it stopped.
+"""The stages of a comparison on one task, each of which reads and writes one folder and goes on where it stopped.
 
     OUT/play  OUT/world_model  OUT/encoder  OUT/surrogate  OUT/tuning/<method>.json  OUT/policies/<method>-<seed>
 """
@@ -34,6 +34,7 @@ from world_gymnast_ros.first_order.policy_training import (
     train_surrogate,
 )
 from world_gymnast_ros.first_order.surrogate import Sequences
+from world_gymnast_ros.first_order.task import Task
 from world_gymnast_ros.first_order.train_diffusion import DiffusionTraining, train_diffusion
 from world_gymnast_ros.first_order.true_test import CURVE_SEED, PLAY_SEED, TEST_SEED, play_truly, random_policy
 from world_gymnast_ros.first_order.tuning import TRIALS, trial_name
@@ -56,9 +57,9 @@ class Scale:
     test_episodes: int = 30
 
 
-def data(out: Path, scale: Scale) -> Play:
+def data(task: Task, out: Path, scale: Scale) -> Play:
     """Record play data, or what is missing of it."""
-    play_data.collect(out / "play", PLAY_SEED, scale.episodes, scale.episode_steps)
+    play_data.collect(task, out / "play", PLAY_SEED, scale.episodes, scale.episode_steps)
     return play_data.read(out / "play")
 
 
@@ -68,7 +69,8 @@ def world_model(out: Path, scale: Scale, seed: int, diffusion: DiffusionConfig |
     play = play_data.read(out / "play")
     made: dict[str, dict[str, float]] = {}
     if not (out / "encoder" / "errors.json").is_file():
-        train_encoder(play, encoder or EncoderConfig(), scale.encoder_steps, seed, out / "encoder")
+        train_encoder(play, encoder or EncoderConfig(labels=int(play.labels.shape[-1])), scale.encoder_steps, seed,
+                      out / "encoder")
     if not (out / "world_model" / "errors.json").is_file():
         training = DiffusionTraining(steps=scale.world_model_steps, seed=seed)
         train_diffusion(play, diffusion or DiffusionConfig(), training, out / "world_model")
@@ -131,8 +133,11 @@ def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5
     return result
 
 
-def train(out: Path, run: RunConfig, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Train one policy in the world model, or go on from what `folder` holds; return its curve."""
+def train(task: Task | None, out: Path, run: RunConfig, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Train one policy in the world model, or go on from what `folder` holds; return its curve.
+
+    `task`: the true environment of its curve; None where `run` has no true episodes.
+    """
     model, play = load_global(out), play_data.read(out / "play")
     replay = None
     if run.method != "ppo":
@@ -140,7 +145,8 @@ def train(out: Path, run: RunConfig, settings: dict[str, Any], folder: Path) -> 
     learner = make_learner(model, play, out / "surrogate", replay, run.method, settings, run.seed)
 
     def test_truly(actor: Actor) -> dict[str, float]:
-        result = play_truly(actor.greedy, model.encoder, run.true_episodes, CURVE_SEED)
+        assert task is not None
+        result = play_truly(task, actor.greedy, model.encoder, run.true_episodes, CURVE_SEED)
         return {"coverage": result.final_coverage, "best_coverage": result.best_coverage, "reward": result.reward}
 
     curve = train_policy(model, play, learner, run, settings, folder, test_truly if run.true_episodes else None)
@@ -157,7 +163,7 @@ def tune(out: Path, method: str, scale: Scale) -> dict[str, Any]:
     steps = max(1, int(TUNING_SHARE * scale.policy_steps))
     for settings in TRIALS[method]:
         run = RunConfig(method, steps=steps, seed=1000, evaluate_every=max(1, steps // 2), true_episodes=0)
-        curve = train(out, run, settings, out / "tuning" / method / trial_name(settings))
+        curve = train(None, out, run, settings, out / "tuning" / method / trial_name(settings))
         rows.append({"settings": settings, "steps": curve[-1]["steps"], "imagined": max(r["imagined"] for r in curve)})
     best = max(rows, key=lambda row: row["imagined"])
     result = {"method": method, "best": best["settings"], "trials": rows}
@@ -177,7 +183,7 @@ def tuned(out: Path, method: str) -> dict[str, Any]:
     return best
 
 
-def test(out: Path, scale: Scale) -> dict[str, Any]:
+def test(task: Task, out: Path, scale: Scale) -> dict[str, Any]:
     """Play every trained policy (the best by imagined return) and a random one in the true environment.
 
     Writes test.json in each run's folder and random.json in `out`; what is there with as many episodes is kept.
@@ -187,7 +193,7 @@ def test(out: Path, scale: Scale) -> dict[str, Any]:
     random_path = out / "random.json"
     if not random_path.is_file():
         run = RunConfig("ppo")
-        result = play_truly(random_policy(0), model.encoder, scale.test_episodes, TEST_SEED).to_dict()
+        result = play_truly(task, random_policy(0), model.encoder, scale.test_episodes, TEST_SEED).to_dict()
         result["imagined"] = imagined_return(model, play, random_policy(0), run)
         write_text(random_path, json.dumps(result, indent=2) + "\n")
     results["random"] = json.loads(random_path.read_text())
@@ -196,7 +202,7 @@ def test(out: Path, scale: Scale) -> dict[str, Any]:
         old = json.loads(path.read_text()) if path.is_file() else {}
         if old.get("episodes") != scale.test_episodes:
             actor = load_policy(folder / "best")
-            old = play_truly(actor.greedy, model.encoder, scale.test_episodes, TEST_SEED).to_dict()
+            old = play_truly(task, actor.greedy, model.encoder, scale.test_episodes, TEST_SEED).to_dict()
             write_text(path, json.dumps(old, indent=2) + "\n")
         results[folder.name] = old
     return results
@@ -206,5 +212,5 @@ def run_folders(out: Path) -> list[Path]:
     """Return the folders of finished runs. BadCheckpoint where there is none."""
     found = sorted(path.parent for path in (out / "policies").glob("*/last"))
     if not found:
-        raise BadCheckpoint(f"{out / 'policies'} holds no finished run; train one with `world-gymnast fog pusht train`")
+        raise BadCheckpoint(f"{out / 'policies'} holds no finished run; train one with `world-gymnast fog TASK train`")
     return found

@@ -1,4 +1,4 @@
-"""Play a policy that was trained in the world model in the true Push-T, which it has never met."""
+"""Play a policy that was trained in the world model in the true environment, which it has never met."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,10 +10,8 @@ from torch import Tensor
 
 from world_gymnast_ros.errors import BadBudget
 from world_gymnast_ros.first_order.encoder import FrameEncoder
-from world_gymnast_ros.first_order.pusht import EPISODE_STEPS, PushT
+from world_gymnast_ros.first_order.task import Task
 
-SUCCESS_COVERAGE = 0.95
-"""Of the mark, by gym-pusht's own definition."""
 TEST_SEED, CURVE_SEED = 9_000_000, 8_000_000
 """First seeds of the final test and of the curve during training; play data starts elsewhere (`PLAY_SEED`)."""
 PLAY_SEED = 1_000_000
@@ -36,30 +34,31 @@ class TrueResult:
         return asdict(self)
 
 
-def play_truly(act: Callable[[Tensor], Tensor], encoder: FrameEncoder, episodes: int, first_seed: int,
-               steps: int = EPISODE_STEPS) -> TrueResult:
-    """Play one episode per seed, greedily, from images alone. `act` maps latents (1, Z) to actions (1, 2).
+def play_truly(task: Task, act: Callable[[Tensor], Tensor], encoder: FrameEncoder, episodes: int, first_seed: int,
+               steps: int | None = None) -> TrueResult:
+    """Play one episode of `steps` actions (None: the task's number) per seed, greedily, from images alone.
 
-    All policies meet the same starts. An episode goes on after success, so that a policy which undoes it is seen.
+    `act` maps latents (1, Z) to actions (1, 2). All policies meet the same starts. An episode goes on after success,
+    so that a policy which undoes it is seen.
     """
     if episodes < 1:
         raise BadBudget(f"episodes {episodes} must be at least 1")
-    env, rows = PushT(), []
+    rows = []
     for seed in range(first_seed, first_seed + episodes):
-        view = env.reset(seed)
+        view = task.reset(seed)
         coverages, rewards = [], []
-        for _ in range(steps):
+        for _ in range(steps or task.episode_steps):
             with torch.no_grad():
                 z, _ = encoder.encode(torch.from_numpy(view.image)[None])
                 action = act(z)[0].numpy().astype(np.float64)
-            view = env.step(action)
-            coverages.append(view.coverage or 0.0)
+            view = task.step(action)
+            coverages.append(view.coverage)
             rewards.append(view.reward)
         rows.append((coverages[0], coverages[-1], max(coverages), float(np.mean(rewards))))
     first, final, best, reward = np.asarray(rows).T
     se = float(final.std(ddof=1) / np.sqrt(episodes)) if episodes > 1 else 0.0
     return TrueResult(episodes, float(first.mean()), float(final.mean()), se, float(best.mean()),
-                      float(reward.mean()), int((best > SUCCESS_COVERAGE).sum()))
+                      float(reward.mean()), int((best > task.success_coverage).sum()))
 
 
 def random_policy(seed: int) -> Callable[[Tensor], Tensor]:

@@ -114,6 +114,8 @@ def _arm_xml() -> str:
                     f'class="servo"/>{_GEOMS[body]}')
         closing += "</body>"
     fingers = '<site name="ee" pos="0.093575 0 0" size="0.002" rgba="0 0 0 0"/>'
+    # At the wrist, in front of the hand's shell, looking where the fingers point; the hand points to the lower edge.
+    fingers += '<camera name="wrist" pos="0.0 0 0.06" xyaxes="0 -1 0 0 0 1" fovy="100"/>'
     for side, sign in (("left", 1), ("right", -1)):
         fingers += (
             f'<body name="{side}_finger" pos="0.066 0 0"><inertial mass="0.016246" pos="0.01382 0 0" '

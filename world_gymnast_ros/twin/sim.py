@@ -100,6 +100,12 @@ class Twin:
         self.data.time = 0.0
         self._start_xyz = {n: self._object_xyz(i) for i, n in enumerate(self.object_names)}
 
+    def place(self, name: str, xy_m: F64) -> None:
+        """Move a block that rests on the table to (2,) m, base frame, as it is turned."""
+        address = self.model.joint(f"object{self.object_names.index(name)}").qposadr[0]
+        self.data.qpos[address:address + 2] = xy_m
+        mujoco.mj_forward(self.model, self.data)
+
     def _check(self, instruction: str) -> Task:
         task = parse_instruction(instruction)
         for name in (task.target, task.goal):
@@ -203,13 +209,13 @@ class Twin:
 
     # --- camera -----------------------------------------------------------------------------------------------
 
-    def render(self, width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT) -> U8:
-        """Return the Bridge camera's picture, RGB uint8 (height, width, 3)."""
+    def render(self, width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT, camera: str = "bridge") -> U8:
+        """Return a picture, RGB uint8 (height, width, 3), of the Bridge camera or of the one at the `wrist`."""
         key = (width, height)
         if key not in self._renderers:
             self._renderers[key] = self._renderer(width, height)
         renderer = self._renderers[key]
-        renderer.update_scene(self.data, camera="bridge")
+        renderer.update_scene(self.data, camera=camera)
         return np.asarray(renderer.render(), np.uint8)
 
     def _renderer(self, width: int, height: int) -> mujoco.Renderer:
