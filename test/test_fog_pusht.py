@@ -97,15 +97,15 @@ def test_an_action_moves_the_agent_there_and_bad_ones_are_refused() -> None:
 
 @needs_pusht
 def test_play_is_the_same_for_the_same_seed_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    play.collect(module.PushT(), tmp_path, 7, 2, 4)
+    play.collect(module.PushT, tmp_path, 7, 2, 4)
     [path] = tmp_path.glob("*.safetensors")
     bytes_before = path.read_bytes()
-    play.collect(module.PushT(), tmp_path, 7, 2, 4)
+    play.collect(module.PushT, tmp_path, 7, 2, 4)
     assert path.read_bytes() == bytes_before
     path.unlink()
-    play.collect(module.PushT(), tmp_path, 7, 2, 4)
+    play.collect(module.PushT, tmp_path, 7, 2, 4)
     assert path.read_bytes() == bytes_before
-    play.collect(module.PushT(), tmp_path, 100, 1, 5)
+    play.collect(module.PushT, tmp_path, 100, 1, 5)
     with pytest.raises(BadCheckpoint, match=r"\[4, 5\]"):
         play.read(tmp_path)
 
@@ -135,7 +135,7 @@ def test_a_t_on_its_mark_is_a_success_and_a_random_policy_has_none(monkeypatch: 
 @pytest.mark.parametrize("name", [pytest.param("pusht", marks=needs_pusht), "ego"])
 def test_the_whole_comparison_at_the_size_of_a_minute(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                       ) -> None:
-    task: Task = EgoPush() if name == "ego" else module.PushT()
+    task: type[Task] = EgoPush if name == "ego" else module.PushT
     stages.data(task, tmp_path, SMALL)
     errors = stages.world_model(tmp_path, SMALL, 0, DiffusionConfig(width=8),
                                 EncoderConfig(width=8, maps=6, looks=2, features=16, latent=8, labels=task.labels))

@@ -64,7 +64,8 @@ LONG: dict[str, str] = {
     "train reflector-head": "models.judges.frozen_trunk.FrozenTrunk.from_pretrained",
     "train world-model --episodes": "updates.world_model_run.update",
     "train world-model --resume": "training.world_model.Trainer.resume",
-    "fog pusht data": "first_order.play.record", "fog pusht world-model": "first_order.play.read",
+    "fog pusht data": "first_order.play.record", "fog ego data": "first_order.play.record",
+    "fog pusht world-model": "first_order.play.read",
     "fog pusht diagnose": "first_order.stages.load_global", "fog pusht tune": "first_order.stages.load_global",
     "fog pusht train": "first_order.stages.load_global", "fog pusht test": "first_order.stages.load_global",
     "fog pusht report": "first_order.comparison.compare"}

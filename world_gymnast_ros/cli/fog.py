@@ -13,6 +13,7 @@ examples:
   world-gymnast fog pusht train --method surrogate --seed 0 --out runs/pusht
   world-gymnast fog pusht test --out runs/pusht                     all policies in the true environment
   world-gymnast fog pusht report --out runs/pusht                   curves.png, table.md, report.json
+  world-gymnast fog ego data --episodes 300 --out runs/ego          the other task, with the same stages
 
 Push-T needs the optional extra: pip install 'world-gymnast-ros[fog]'
 """
@@ -29,7 +30,7 @@ from world_gymnast_ros.errors import BadConfig
 
 if TYPE_CHECKING:
     from world_gymnast_ros.first_order.stages import Scale
-    from world_gymnast_ros.first_order.task import Task
+    from world_gymnast_ros.first_order.task import MakeTask
 
 HELP = "train by first-order gradients through a surrogate of the world model"
 STAGES = ("data", "world-model", "diagnose", "tune", "train", "test", "report")
@@ -64,15 +65,15 @@ def run(args: argparse.Namespace) -> int:
     return stage(args)
 
 
-def _task(args: argparse.Namespace) -> Task:
-    """Return the true environment."""
+def _task(args: argparse.Namespace) -> MakeTask:
+    """Return what makes the true environment."""
     if args.task == "ego":
         from world_gymnast_ros.twin.ego import EgoPush
 
-        return EgoPush()
+        return EgoPush
     from world_gymnast_ros.first_order.pusht import PushT
 
-    return PushT()
+    return PushT
 
 
 def _scale(**changes: int | None) -> Scale:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_gymnast_ros.errors import BadCheckpoint
-from world_gymnast_ros.first_order.task import Task, View
+from world_gymnast_ros.first_order.task import MakeTask, Task, View
 from world_gymnast_ros.models.checkpoint import read_tensors, save_tensors
 from world_gymnast_ros.types import F64
 
@@ -87,8 +87,9 @@ class Play:
         return max(1, min(HELD_OUT_EPISODES, int(self.images.shape[0]) // 5))
 
 
-def record(task: Task, first_seed: int, episodes: int, steps: int) -> dict[str, Tensor]:
+def record(make: MakeTask, first_seed: int, episodes: int, steps: int) -> dict[str, Tensor]:
     """Play `episodes` episodes from consecutive seeds; return the tensors of a `Play` by name."""
+    task = make()
     side = task.side_px
     images = np.zeros((episodes, steps + 1, side, side, 3), np.uint8)
     actions, rewards = np.zeros((episodes, steps, 2), np.float32), np.zeros((episodes, steps + 1), np.float32)
@@ -105,7 +106,7 @@ def record(task: Task, first_seed: int, episodes: int, steps: int) -> dict[str, 
             "rewards": torch.from_numpy(rewards), "labels": torch.from_numpy(labels)}
 
 
-def collect(task: Task, folder: Path, first_seed: int, episodes: int, steps: int = STEPS) -> None:
+def collect(make: MakeTask, folder: Path, first_seed: int, episodes: int, steps: int = STEPS) -> None:
     """Write play data as files of EPISODES_PER_FILE episodes; files that are there are kept, so a stopped run goes on.
 
     A file is named by its first seed and its number of steps: a run with other seeds adds other files.
@@ -114,7 +115,7 @@ def collect(task: Task, folder: Path, first_seed: int, episodes: int, steps: int
         count = min(EPISODES_PER_FILE, episodes - start)
         path = folder / f"play-{first_seed + start:07d}-{count}x{steps}.safetensors"
         if not path.is_file():
-            save_tensors(record(task, first_seed + start, count, steps), path)
+            save_tensors(record(make, first_seed + start, count, steps), path)
 
 
 def read(folder: Path) -> Play:

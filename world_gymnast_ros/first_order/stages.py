@@ -34,7 +34,7 @@ from world_gymnast_ros.first_order.policy_training import (
     train_surrogate,
 )
 from world_gymnast_ros.first_order.surrogate import Sequences
-from world_gymnast_ros.first_order.task import Task
+from world_gymnast_ros.first_order.task import MakeTask
 from world_gymnast_ros.first_order.train_diffusion import DiffusionTraining, train_diffusion
 from world_gymnast_ros.first_order.true_test import CURVE_SEED, PLAY_SEED, TEST_SEED, play_truly, random_policy
 from world_gymnast_ros.first_order.tuning import TRIALS, trial_name
@@ -57,9 +57,9 @@ class Scale:
     test_episodes: int = 30
 
 
-def data(task: Task, out: Path, scale: Scale) -> Play:
+def data(make: MakeTask, out: Path, scale: Scale) -> Play:
     """Record play data, or what is missing of it."""
-    play_data.collect(task, out / "play", PLAY_SEED, scale.episodes, scale.episode_steps)
+    play_data.collect(make, out / "play", PLAY_SEED, scale.episodes, scale.episode_steps)
     return play_data.read(out / "play")
 
 
@@ -133,10 +133,11 @@ def diagnose(out: Path, surrogate_folder: Path, starts: int = 96, steps: int = 5
     return result
 
 
-def train(task: Task | None, out: Path, run: RunConfig, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def train(make: MakeTask | None, out: Path, run: RunConfig, settings: dict[str, Any], folder: Path
+          ) -> list[dict[str, Any]]:
     """Train one policy in the world model, or go on from what `folder` holds; return its curve.
 
-    `task`: the true environment of its curve; None where `run` has no true episodes.
+    `make`: the true environment of its curve; None: none.
     """
     model, play = load_global(out), play_data.read(out / "play")
     replay = None
@@ -144,12 +145,15 @@ def train(task: Task | None, out: Path, run: RunConfig, settings: dict[str, Any]
         replay = play_replay(model, encoded_once(out, model, play), play.held_out)
     learner = make_learner(model, play, out / "surrogate", replay, run.method, settings, run.seed)
 
+    task = make() if make is not None else None
+
     def test_truly(actor: Actor) -> dict[str, float]:
         assert task is not None
         result = play_truly(task, actor.greedy, model.encoder, run.true_episodes, CURVE_SEED)
         return {"coverage": result.final_coverage, "best_coverage": result.best_coverage, "reward": result.reward}
 
-    curve = train_policy(model, play, learner, run, settings, folder, test_truly if run.true_episodes else None)
+    tested = test_truly if run.true_episodes and task is not None else None
+    curve = train_policy(model, play, learner, run, settings, folder, tested)
     if isinstance(learner, FogLearner):
         save_surrogate(learner.surrogate, folder / "surrogate")
     return curve
@@ -183,12 +187,13 @@ def tuned(out: Path, method: str) -> dict[str, Any]:
     return best
 
 
-def test(task: Task, out: Path, scale: Scale) -> dict[str, Any]:
+def test(make: MakeTask, out: Path, scale: Scale) -> dict[str, Any]:
     """Play every trained policy (the best by imagined return) and a random one in the true environment.
 
     Writes test.json in each run's folder and random.json in `out`; what is there with as many episodes is kept.
     """
     model, play = load_global(out), play_data.read(out / "play")
+    task = make()
     results: dict[str, Any] = {}
     random_path = out / "random.json"
     if not random_path.is_file():

@@ -1,6 +1,7 @@
 """What the comparison needs of a task: a true environment that gives small images, and what a player must know."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from world_gymnast_ros.types import F64, U8
@@ -49,3 +50,7 @@ class Task(Protocol):
     def reset(self, seed: int) -> View: ...
 
     def step(self, action: F64) -> View: ...
+
+
+MakeTask = Callable[[], Task]
+"""Makes the true environment, where one is needed at all: its package may be missing."""
