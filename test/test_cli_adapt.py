@@ -1,5 +1,7 @@
 """`world-gymnast adapt`: refusals in one line, and a whole session with toy models from a picture file."""
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,31 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []
+
+
+def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Path, picture: str,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    from world_gymnast_ros.errors import RemotePolicyError
+    from world_gymnast_ros.serving.client import HttpPolicy
+    from world_gymnast_ros.types import Frame
+    from world_gymnast_ros.updates import adaptation
+
+    toys, frame = save_toys(tmp_path / "toys"), Frame(np.zeros((48, 64, 3), np.uint8), 0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    client, acted = HttpPolicy(f"http://127.0.0.1:{port}", 30.0), []
+
+    def session(parts: Any, *_: object, **__: object) -> None:
+        acted.append([policy.act(frame, "reach the red block").deltas for policy in (client, parts.policy)])
+        raise OSError("the disk is full")  # a session that ends badly frees the port, too
+    monkeypatch.setattr(adaptation, "run_session", session)
+    assert main(["adapt", "reach the red block", "--frame", picture, "--policy-port", str(port), "--out",
+                 str(tmp_path / "runs"), "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
+                 f"judges={toys.judge}", "min_release_auc=0", "threads=1"]) == 2
+    assert len(acted) == 1 and (acted[0][0] == acted[0][1]).all()
+    with pytest.raises(RemotePolicyError):
+        client.act(frame, "reach the red block")
 
 
 def test_tasks_come_from_a_file_each_with_its_own_pictures(tmp_path: Path, picture: str) -> None:

@@ -30,6 +30,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", metavar="WHAT", help="frames of earlier scenes that training returns to, so that "
                         "less is forgotten: policy (what ships with it), or a folder of sessions")
     parser.add_argument("--out", type=Path, help="folder for adapters/ and sessions/ (default: as in the settings)")
+    whole(parser, "--policy-port", 1, 65535, help="serve the policy meanwhile, on this machine alone, so that "
+          "policy_node acts through this one copy (policy_url: http://127.0.0.1:PORT). It ends with the command, and "
+          "the arm then holds: adapt_node keeps serving (default: as in the settings)")
     parser.add_argument("--dry-run", action="store_true", help="do everything but store an adapter")
     options.json_result(parser)
     options.session(parser)
@@ -97,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
         None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None,
         starts=str(args.starts) if args.starts else None, replay=args.replay,
-        varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free, editor=args.editor, edits=args.edits)
+        varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free, editor=args.editor, edits=args.edits,
+        policy_port=args.policy_port)
     _check(args, config)
     credit: dict[str, str] = {}  # sentences about partial credit, by instruction
     if args.tasks:
@@ -111,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.adaptation.log import Progress
     from world_gymnast_ros.loading.load import geometric_judge
+    from world_gymnast_ros.models.policies.shared import serve_copy, stop_serving
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
     from world_gymnast_ros.updates.proposals import give_partial_credit
@@ -130,7 +136,13 @@ def run(args: argparse.Namespace) -> int:
     parent = load_adapter(args.parent) if args.parent else None
     parts.policy.load_adapter(parent)
     writable_folder(Path(config.directory))
-    with tqdm(total=config.max_updates, unit="update", desc="adapting") as bar:
+    with ExitStack() as served, tqdm(total=config.max_updates, unit="update", desc="adapting") as bar:
+        if config.policy_port:
+            shared: Any = parts.policy
+            server = serve_copy(shared, Path(config.directory) / "adapters", config.policy_port)
+            served.callback(stop_serving, server)
+            print(f"policy_node may act through this copy until the session ends: policy_url:={server.url}",
+                  file=sys.stderr)
         def progress(p: Progress) -> None:
             bar.n = p.update
             bar.set_postfix_str(f"{p.stage}: reward {p.mean_reward:.2f}, imagined success {p.imagined_success:.0%}, "

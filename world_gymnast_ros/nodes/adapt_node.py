@@ -41,14 +41,13 @@ from world_gymnast_ros.errors import (
     StaleFrame,
     Unreachable,
 )
-from world_gymnast_ros.models.policies.shared import SharedPolicy, in_store
+from world_gymnast_ros.models.policies.shared import serve_copy, stop_serving
 from world_gymnast_ros.nodes import base, command_line, convert
 from world_gymnast_ros.nodes.calibrating import calibrate
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.robot.camera_extrinsics import read_camera
 from world_gymnast_ros.serving.http_server import ModelServer
-from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
@@ -100,9 +99,7 @@ class AdaptNode(base.ConfiguredNode):
     def _serve(self) -> ModelServer:
         """Let policy_node act through this node's copy of the policy; nobody beyond this machine can."""
         policy: Any = self.parts.policy
-        shared = SharedPolicy(policy, in_store(Path(self.config.directory) / "adapters"))
-        server = ModelServer(PolicyService(shared), port=self.config.policy_port)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server = serve_copy(policy, Path(self.config.directory) / "adapters", self.config.policy_port)
         self.get_logger().info(f"policy_node may act through this copy of the policy: policy_url:={server.url}")
         return server
 
@@ -368,8 +365,7 @@ class AdaptNode(base.ConfiguredNode):
     def close(self) -> None:
         self._closing.set()
         if self._served is not None:
-            self._served.shutdown()
-            self._served.server_close()
+            stop_serving(self._served)
         if not self._busy.acquire(timeout=CLOSE_S):  # a session ends within one update, which may take long
             self.is_unfinished = True
             return

@@ -1,6 +1,7 @@
 """Act with any stored adapter on the one copy of a policy, which a session of this process may be training."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +11,8 @@ from world_gymnast_ros.errors import AdapterMismatch
 from world_gymnast_ros.models.policies.adapted import BASE
 from world_gymnast_ros.models.policies.lora import LoraWeights
 from world_gymnast_ros.models.policies.turns import Turn
+from world_gymnast_ros.serving.http_server import ModelServer
+from world_gymnast_ros.serving.server import PolicyService
 from world_gymnast_ros.store import Store
 from world_gymnast_ros.types import ActionChunk, AdapterRef, Frame
 
@@ -90,3 +93,17 @@ def in_store(root: Path) -> Find:
         raise AdapterMismatch(f"no adapter with SHA-256 {sha256[:12]!r} is stored under {root}; store it there (adapt, "
                               "adapt_node), or serve the folder that holds it")
     return find
+
+
+def serve_copy(policy: Shareable, adapters: Path, port: int) -> ModelServer:
+    """Let others on this machine act through this copy of the policy, adapters by hash from the folder `adapters`;
+    nobody beyond the machine can. Answers in a thread until `stop_serving`. BadConfig where the port is taken."""
+    server = ModelServer(PolicyService(SharedPolicy(policy, in_store(adapters))), port=port)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def stop_serving(server: ModelServer) -> None:
+    """Stop the thread of `serve_copy` and free its port."""
+    server.shutdown()
+    server.server_close()
