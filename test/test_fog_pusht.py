@@ -132,7 +132,8 @@ def test_a_t_on_its_mark_is_a_success_and_a_random_policy_has_none(monkeypatch: 
     assert still.successes == 2 and still.final_coverage > 0.99 and still.reward > 0.98
 
 
-@pytest.mark.parametrize("name", [pytest.param("pusht", marks=needs_pusht), "ego"])
+@pytest.mark.parametrize("name", [pytest.param("pusht", marks=needs_pusht),
+                                  pytest.param("ego", marks=pytest.mark.slow)])
 def test_the_whole_comparison_at_the_size_of_a_minute(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                       ) -> None:
     task: type[Task] = EgoPush if name == "ego" else module.PushT
