@@ -249,6 +249,15 @@ class Policy(Protocol):
         """Swap to this adapter (None: the base). Raises AdapterMismatch and changes nothing if it does not fit."""
 
 
+@runtime_checkable
+class ActsOnState(Protocol):
+    """What a policy can also do that looks at the arm's state beside the picture."""
+
+    def sample_at(self, frames: U8, states: F32, instruction: str, temperature: float, seed: int) -> SampledChunks:
+        """Sample one chunk for each of `frames` uint8 (G, H, W, 3), with the arm at `states`: Bridge states float32
+        (G, 7), a row of NaN where none is known."""
+
+
 class TrainablePolicy(Policy, Protocol):
     """A policy whose LoRA adapter a policy gradient can train. Tensors are torch's; sampler and trainer share one code
     path, so that the first probability ratio is 1."""
@@ -284,6 +293,15 @@ class RolloutBatch(Protocol):
 
     def keep(self, copies: I64) -> None:
         """Go on with these copies alone, indices int64 into the present ones; what they see does not change by it."""
+
+
+@runtime_checkable
+class TellsState(Protocol):
+    """What a batch of imagined continuations can also do."""
+
+    @property
+    def state(self) -> F32 | None:
+        """Target states (G, 7) by now, read where the start's was known; None where none was."""
 
 
 class WorldModel(Protocol):

@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 
 from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
 from world_gymnast_ros.images import resize_rgb
-from world_gymnast_ros.robot.actions import StepLimits, clip_delta
+from world_gymnast_ros.robot.actions import StepLimits, clip_delta, gripper_is_open, integrate_states
 from world_gymnast_ros.types import (
     ACTION_DIM,
     F32,
     SUCCESS_THRESHOLD,
     U8,
+    ActsOnState,
     Confirms,
     Grades,
     Judge,
     Judgement,
     Policy,
+    RolloutBatch,
     RolloutFacts,
     RolloutGroup,
     SampledChunks,
     Start,
+    TellsState,
     WorldModel,
 )
 
@@ -87,6 +90,36 @@ def first_frames(starts: Sequence[Start], world_model: WorldModel) -> U8:
                      resize_rgb(s.frame.rgb, (height, width)) for s in starts])
 
 
+def states_of(starts: Sequence[Start]) -> F32:
+    """Return the Bridge states float32 (G, 7) at the starts, a row of NaN where none is known."""
+    unknown = np.full(ACTION_DIM, np.nan, np.float32)
+    return np.stack([unknown if s.state is None else s.state for s in starts]).astype(np.float32)
+
+
+def states_after(rollouts: RolloutBatch, before: F32, deltas: F32, limits: StepLimits) -> F32:
+    """Return where the arm is sent by actions (G, K, 7) from Bridge states (G, 7): as the world model tells it, else
+    the sum of the actions. What was unknown (NaN) stays so."""
+    told = rollouts.state if isinstance(rollouts, TellsState) else None
+    after = before.copy()
+    known = np.isfinite(before).all(-1)
+    if told is not None:
+        after[known] = told[known]
+    elif known.any():
+        steps = deltas[known].astype(np.float32)
+        steps[..., 6] = gripper_is_open(steps[..., 6])
+        for t in range(steps.shape[1]):
+            after[known] = integrate_states(after[known], steps[:, t], limits)
+    return after
+
+
+def sample_at(policy: Policy, frames: U8, states: F32, instruction: str, temperature: float, seed: int
+              ) -> SampledChunks:
+    """Sample one chunk for each frame; a policy that looks at the arm's state is told it (G, 7), NaN: unknown."""
+    if isinstance(policy, ActsOnState):
+        return policy.sample_at(frames, states, instruction, temperature, seed)
+    return policy.sample(frames, instruction, temperature, seed)
+
+
 def check_frames(frames: U8, shape: tuple[int, ...], world_model: WorldModel) -> U8:
     """Refuse frames of a world model that are not uint8 and of the shape (G, K, H, W, 3) that was asked for."""
     if frames.dtype != np.uint8 or frames.shape != shape:
@@ -124,6 +157,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
     limits = StepLimits(*world_model.max_step)
     rollouts = world_model.begin(each, derive_seed(seed, 0))
+    states = states_of(each)
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
     last_chunk = np.full(G, N - 1)
@@ -131,11 +165,13 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     for n in range(N):
         if cancelled():
             raise Cancelled(f"cancelled while imagining chunk {n + 1} of {N}")
-        chunk = policy.sample(frames[active, n * K], instruction, temperature, derive_seed(seed, 1, n))
+        chunk = sample_at(policy, frames[active, n * K], states[active], instruction, temperature,
+                          derive_seed(seed, 1, n))
         _check_chunk(chunk, len(active), K)
         chunk = replace(chunk, deltas=clip_delta(chunk.deltas, limits))  # as the guard does on the arm
         chunks.append(_scattered(chunk, active, G))
         drawn = check_frames(rollouts.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
+        states[active] = states_after(rollouts, states[active], chunk.deltas, limits)
         frames[active, n * K + 1:(n + 1) * K + 1] = drawn
         frames[active, (n + 1) * K + 1:] = drawn[:, -1:]  # what a finished copy shows from here on
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):

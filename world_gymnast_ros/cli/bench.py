@@ -148,7 +148,7 @@ def _imagined(args: argparse.Namespace) -> int:
     starts = starts_of([args.instruction], args.frame, args.state)  # a wrong picture is said before torch is loaded
     import torch
 
-    from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success
+    from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, sample_at, states_of
     from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, filter_group
     from world_gymnast_ros.adaptation.trust import released_task, trust_of
     from world_gymnast_ros.config import robot_limits
@@ -164,7 +164,8 @@ def _imagined(args: argparse.Namespace) -> int:
         policy.load_adapter(load_adapter(args.adapter))
     world_model = build.load_world_model(args.world_model, args.judge, args.device, args.dtype, limits)
     judge = build.load_judges(args.judge, args.device, args.dtype, limits)
-    policy.act(starts[0].frame, args.instruction)  # what cannot act says so first, and a server how long its chunks are
+    first = starts[:1]  # what cannot act says so first, and a server how long its chunks are
+    sample_at(policy, first[0].frame.rgb[None], states_of(first), args.instruction, args.temperature, args.seed)
     group = imagine(policy, world_model, judge, starts, args.rollouts, args.steps, args.temperature, args.seed)
     group, counts = filter_group(world_model, judge, starts, group, TrustConfig(), derive_seed(args.seed, 1))
     judged = [is_success(j) for j in group.judgements if j.score is not None]

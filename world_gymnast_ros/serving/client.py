@@ -67,7 +67,9 @@ class HttpPolicy:
         body = json.dumps(request).encode()
         status, answer, adapter = self._post(body)
         if status != 200:
-            raise RemotePolicyError(f"{self.name} answered {status}: {error_text(answer)}")
+            without = ("; it was asked without the arm's state, which is not known here: where the policy needs it, "
+                       "give --state, or start the driver that publishes it") if state is None and status == 400 else ""
+            raise RemotePolicyError(f"{self.name} answered {status}: {error_text(answer)}{without}")
         try:
             deltas = _deltas(_unwrapped(read_json(answer, "the answer")))
         except BadPayload as error:
@@ -83,12 +85,18 @@ class HttpPolicy:
         return ActionChunk(deltas, frame.stamp_ns, told)
 
     def sample(self, frames: U8, instruction: str, temperature: float, seed: int) -> SampledChunks:
+        """Ask for the chunk of each of `frames` uint8 (G, H, W, 3) as `sample_at` does, without the arm's state."""
+        return self.sample_at(frames, np.full((len(frames), ACTION_DIM), np.nan, np.float32), instruction, temperature,
+                              seed)
+
+    def sample_at(self, frames: U8, states: F32, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Ask for the chunk of each of `frames` uint8 (G, H, W, 3), one after another. Raises as `act` does.
 
-        `POST /act` has no word for `temperature` and `seed`: chunks vary as the server varies them. The arm's state is
-        not sent, for none is known in imagination.
+        `states`: Bridge states (G, 7), sent as `proprio` where they are known (not NaN). `POST /act` has no word for
+        `temperature` and `seed`: chunks vary as the server varies them.
         """
-        chunks = [self.act(Frame(rgb, 0), instruction) for rgb in frames]
+        chunks = [self.act(Frame(rgb, 0), instruction, state if np.isfinite(state).all() else None)
+                  for rgb, state in zip(frames, states, strict=True)]
         lengths = sorted({len(chunk.deltas) for chunk in chunks})
         if len(lengths) > 1:
             raise RemotePolicyError(f"{self.name} answered chunks of {', '.join(map(str, lengths))} actions to one "
