@@ -9,7 +9,7 @@ import pytest
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
-from world_gymnast_ros.loading.release import release_table
+from world_gymnast_ros.loading.release import release_table, write_release
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.updates.adaptation import check_released
 
@@ -55,7 +55,8 @@ def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Pa
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     release = json.loads((world / "release.json").read_text())
-    del release["sha256"]["judges"][0]["model.safetensors"]
+    for table in release["sets"]:
+        del table["sha256"]["judges"][0]["model.safetensors"]
     (world / "release.json").write_text(json.dumps(release))
     assert release_table(world) == {}
     (world / "release.json").write_text("{}")
@@ -63,5 +64,17 @@ def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Pa
         release_table(world)
 
 
-def test_without_the_second_judge_the_table_counts_for_nothing() -> None:
-    assert release_table("", "tiny/reflector") == {} != release_table()
+def test_other_judges_have_a_table_of_their_own(tmp_path: Path) -> None:
+    assert release_table("", "tiny/locator") == {}
+    both, learned = release_table(), release_table("", "tiny/reflector")
+    assert learned and learned["push"] != both["push"]
+    world = tmp_path / "world"
+    shutil.copytree(SHIPPED / "world_model", world)
+    row = {"auc": 0.7, "low": 0.6, "high": 0.8, "episodes": 9, "false_success_high": 0.5}
+    write_release(world, "tiny/reflector", {"drawer": row}, 0)
+    assert set(release_table(world, "tiny/reflector")) == {*learned, "drawer"}
+    assert release_table(world) == both
+    moving = world / "moving_background" / "model.safetensors"
+    moving.write_bytes(moving.read_bytes() + b" ")  # what draws without the geometric judge is another one
+    assert release_table(world, "tiny/reflector") == {}
+    assert release_table(world) == both

@@ -7,6 +7,7 @@ examples:
   world-gymnast train reflector-head --trunk Qwen/Qwen3-VL-4B-Instruct --episodes runs/episodes --out judges/mine
   world-gymnast train locator --frames data/frames --play data/wide_play --out runs/locator
   world-gymnast train world-model --play data/wide_play data/train_play --held-out data/held_out --out runs/wm
+  world-gymnast train moving-background --episodes data/contact --out runs/wm/moving_background   its contact, learned
   world-gymnast train imagined --play data/wide_play --world-model runs/wm --out data/imagined   then a judge on these:
   world-gymnast train reflector --play data/wide_play --imagined data/imagined --start runs/reflector --out runs/second
   world-gymnast train world-model --play data/wide_play --out runs/wm --resume --minutes 90   go on from a stopped run
@@ -38,9 +39,9 @@ HELD_OUT_SHARE = 0.25
 """Of real episodes: they decide about a version and are not trained on."""
 
 MODULES = {"policy": "training.policy", "reflector": "training.reflector", "imagined": "updates.imagined",
-           "locator": "tabletop.train_locator"}
+           "locator": "tabletop.train_locator", "moving-background": "training.moving_background"}
 PARSERS = {"policy": trainings.policy, "reflector": trainings.reflector, "imagined": trainings.imagined,
-           "locator": trainings.locator}
+           "locator": trainings.locator, "moving-background": trainings.moving_background}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

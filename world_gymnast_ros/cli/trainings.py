@@ -17,6 +17,7 @@ TEXTS = {"policy": "the VLA: trunk, then behaviour cloning",
          "reflector-head": "a judge on a frozen image-text model, from marked recordings",
          "locator": "the geometric judge: where objects and the arm are in the image",
          "world-model": "the world model, on play data or recorded clips",
+         "moving-background": "the world model's contact: what the hand pushes, carries and drops",
          "imagined": "recorded episodes imagined again, with their true labels: data for the judge"}
 
 
@@ -78,5 +79,17 @@ def imagined() -> argparse.ArgumentParser:
     present(parser, "--play", PLAY, required=True, help="folder of play data (*.npz)")
     options.world_model(parser)
     whole(parser, "--episodes", 1, default=100, help="at most so many per file (default: %(default)s)")
+    options.seed(parser)
+    return parser
+
+
+def moving_background() -> argparse.ArgumentParser:
+    """Return the options of `train moving-background`."""
+    parser = _parser("moving-background", "folder to write; it belongs in the world model's, as moving_background/")
+    present(parser, "--episodes", f"{PLAY}, kind contact_play", nargs="+", required=True, metavar="DIR",
+            help="folders of contact_play, or of recordings with target states")
+    present(parser, "--held-out", PLAY, nargs="+", default=[], metavar="DIR", help="likewise, to report on only")
+    options.world_model(parser)
+    whole(parser, "--steps", 1, default=1500, help="default: %(default)s; a stopped run goes on")
     options.seed(parser)
     return parser

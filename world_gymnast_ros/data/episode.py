@@ -39,6 +39,8 @@ class Episode:
     """The camera (12,) that a world model draws the arm for, as its set-up has it (`seen_with`); None: the model's."""
     measured: F32 | None = None
     """Where the arm was at each frame, Bridge states float32 (T+1, 7), where it was measured."""
+    without_arm: U8 | None = None
+    """The scene without the arm at each frame, uint8 (T+1, H, W, 3), where a simulator rendered it."""
     adapter: str = ""
     seed: int = 0
     ended_by: str = ""

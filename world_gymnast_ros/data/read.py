@@ -33,7 +33,7 @@ from world_gymnast_ros.progress import shown
 MIN_STEPS = 8
 """Shorter recordings hold no clip to train on."""
 _ARRAYS = ("frames", "deltas", "states", "length", "family", "instruction", "success")
-_OPTIONAL = ("camera", "captured", "measured", "adapter", "seed")
+_OPTIONAL = ("camera", "captured", "measured", "without_arm", "adapter", "seed")
 
 Tracks = Callable[[Mapping[str, np.ndarray]], Sequence[ObjectTracks | None]]
 """Makes the object tracks of the episodes in one file of arrays."""
@@ -136,8 +136,9 @@ def read_arrays(path: Path, tracks: Tracks | None = None) -> list[Episode]:
             rows["frames"][i, :n + 1], rows["deltas"][i, :n], rows["states"][i, :n + 1], str(rows["instruction"][i]),
             f"{path.stem}/{i}", str(rows["family"][i]), bool(success[n]),
             int(np.argmax(success)) if success[n] else None, own.get("captured"), own.get("camera"), objects[i],
-            measured=own["measured"][:n + 1] if "measured" in own else None, adapter=str(own.get("adapter", "")),
-            seed=int(own.get("seed", 0))))
+            measured=own["measured"][:n + 1] if "measured" in own else None,
+            without_arm=own["without_arm"][:n + 1] if "without_arm" in own else None,
+            adapter=str(own.get("adapter", "")), seed=int(own.get("seed", 0))))
     return out
 
 

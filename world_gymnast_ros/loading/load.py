@@ -236,11 +236,13 @@ def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] 
     """Load a world model, or ask the server at an address (http://HOST:PORT); `timeout_s`: longest wait for its answer.
 
     One that draws movable objects on a background shares the camera and the finder of objects with the geometric judge
-    among `judges` (none: the shipped one). `limits`: the robot's, which hold in imagination too; BadConfig where they
+    among `judges`; where there is none, it moves its background as it has learned to (one that has not: by the shipped
+    finder). `limits`: the robot's, which hold in imagination too; BadConfig where they
     are wider than what the model was trained on."""
     world = RemoteWorld(str(where), timeout_s) if is_address(where) else load(WORLD_MODEL, where, device, dtype)
-    if isinstance(world, ActionDiTWorld) and world.config.plate:
-        world = world.with_objects(load_objects(geometric_judge(judges), device))
+    geometric = geometric_judge(judges)
+    if isinstance(world, ActionDiTWorld) and world.config.plate and (geometric or world.moving is None):
+        world = world.with_objects(load_objects(geometric, device))
     limited: WorldModel = world if limits is None else world.limited(limits)
     return limited
 

@@ -1,4 +1,6 @@
-"""How far a set of models may be believed: the release table beside a world model, for exactly these weights."""
+"""How far a set of models may be believed: the release tables beside a world model, each for exactly these weights.
+
+The file is one table, or {"sets": [table, ...]} where several sets of judges were measured with the world model."""
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +12,15 @@ from typing import Any
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.files import write_text
-from world_gymnast_ros.loading.load import JUDGE, WORLD_MODEL, checkpoint_dir, find, holds, judge_names
+from world_gymnast_ros.loading.load import (
+    JUDGE,
+    WORLD_MODEL,
+    checkpoint_dir,
+    find,
+    geometric_judge,
+    holds,
+    judge_names,
+)
 from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.hub import content_hash, is_hub_name
 from world_gymnast_ros.models.judges.asking import AskConfig
@@ -19,6 +29,7 @@ from world_gymnast_ros.models.judges.vlm import VLMConfig, model_files, named_mo
 from world_gymnast_ros.models.judges.vlm_processor import find_model, is_image_text_model
 from world_gymnast_ros.models.world_models import cosmos3_files
 from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
+from world_gymnast_ros.models.world_models.moving_background import FOLDER as MOVING_BACKGROUND
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 
@@ -67,10 +78,18 @@ def _settings_hash(config: AskConfig) -> str:
 
 def release_hashes(world_model: str | Path | None, judges: str | Sequence[str]) -> dict[str, Any]:
     """Return the hashes of a world model and its judges: a release table is of one such set."""
-    here = not is_address(world_model)
-    return {"world_model": model_hashes(checkpoint_dir(world_model, WORLD_MODEL)) if here else
-            RemoteWorld(str(world_model)).health.get("sha256"),
+    return {"world_model": RemoteWorld(str(world_model)).health.get("sha256") if is_address(world_model) else
+            _drawing_hashes(checkpoint_dir(world_model, WORLD_MODEL), judges),
             "judges": [judge_hashes(name) for name in judge_names(judges)]}
+
+
+def _drawing_hashes(where: Path, judges: str | Sequence[str]) -> dict[str, str]:
+    """Return the hashes of a world model as it draws with these judges: without a geometric one its background moves
+    by weights of its own (`load_world_model`)."""
+    moving = where / MOVING_BACKGROUND
+    learned = moving.is_dir() and not geometric_judge(judges)
+    more = {f"{moving.name}/{name}": value for name, value in model_hashes(moving).items()} if learned else {}
+    return {**model_hashes(where), **more}
 
 
 def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, dict[str, Any]]:
@@ -83,16 +102,21 @@ def release_rows(world_model: str | Path | None = "", judges: str | Sequence[str
     if not text:
         return {}
     try:
-        release = json.loads(text)
-        table = release["tasks"]
-        if release["sha256"] != release_hashes(world_model, judges):
-            return {}
+        wanted = release_hashes(world_model, judges)
+        table: dict[str, dict[str, Any]] = next((one["tasks"] for one in _sets(text) if one["sha256"] == wanted), {})
         for row in table.values():
             TaskRelease.from_json(row)
         return {str(task): dict(row) for task, row in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError, BadConfig) as error:
         raise BadCheckpoint(f"{world_model}: {RELEASE} is not a release table ({error!r}); make it with `world-gymnast "
                             "bench replay`") from error
+
+
+def _sets(text: str) -> list[dict[str, Any]]:
+    """Return the tables of a release file."""
+    held = json.loads(text)
+    found: list[dict[str, Any]] = held.get("sets", [held])
+    return found
 
 
 def release_text(world_model: str | Path | None) -> str:
@@ -114,10 +138,16 @@ def release_table(world_model: str | Path | None = "", judges: str | Sequence[st
 def write_release(world_model: str | Path | None, judges: str | Sequence[str], tasks: Mapping[str, Mapping[str, Any]],
                   seed: int) -> Path:
     """Write the release table of exactly this set of models, rows by task; return the file, which is whole or absent.
-    Other tasks that were measured with the same set stay."""
+    Other tasks that were measured with the same set stay, and so do other sets with the same weights of the world
+    model."""
     file, names = release_file(world_model), judge_names(judges)
-    write_text(file, json.dumps({
-        "world_model": checkpoint_dir(world_model, WORLD_MODEL).name, "judge": ", ".join(Path(n).name for n in names),
-        "seed": seed, "sha256": release_hashes(world_model, names),
-        "tasks": {**release_rows(world_model, names), **tasks}}, indent=1, default=float))
+    wanted = release_hashes(world_model, names)
+    where = checkpoint_dir(world_model, WORLD_MODEL)
+    drawn = model_hashes(where)
+    rows = release_rows(world_model, names)  # refuses a file that is none
+    others = [one for one in (_sets(file.read_text(encoding="utf-8")) if file.is_file() else [])
+              if one["sha256"] != wanted and drawn.items() <= dict(one["sha256"]["world_model"]).items()]
+    mine = {"world_model": where.name, "judge": ", ".join(Path(n).name for n in names), "seed": seed, "sha256": wanted,
+            "tasks": {**rows, **tasks}}
+    write_text(file, json.dumps({"sets": [*others, mine]} if others else mine, indent=1, default=float))
     return file

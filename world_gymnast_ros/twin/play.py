@@ -28,7 +28,7 @@ from world_gymnast_ros.twin.observer import (
 from world_gymnast_ros.twin.scene import COLOURS, ObjectSpec, Scene, load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.twin.tasks import parse_instruction
-from world_gymnast_ros.types import F32, F64
+from world_gymnast_ros.types import F32, F64, U8
 
 KNOWN_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
 KNOWN_SHAPES = ("block", "cylinder")
@@ -85,9 +85,20 @@ def wide_scene(rng: np.random.Generator, family: str) -> Scene:
         arm_shade=float(rng.uniform(0.08, 0.2)), table_friction=float(rng.uniform(0.8, 1.1)))
 
 
+def contact_scene(rng: np.random.Generator, family: str) -> Scene:
+    """A scene of varied looks whose objects differ in size, weight and friction: to learn from what contact does."""
+    scene = wide_scene(rng, family)
+    return dataclasses.replace(scene, objects=tuple(
+        o if o.shape == "plate" else dataclasses.replace(
+            o, size_m=float(rng.uniform(0.03, 0.05)), mass_kg=float(rng.uniform(0.02, 0.12)),
+            friction=float(rng.uniform(0.5, 1.3))) for o in scene.objects))
+
+
 def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool,
-                   frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX)) -> dict[str, np.ndarray]:
-    """Run one scripted episode and return its row of the play-data format, with frames of `frame_size` (h, w)."""
+                   frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX), without_arm: bool = False
+                   ) -> dict[str, np.ndarray]:
+    """Run one scripted episode and return its row of the play-data format, with frames of `frame_size` (h, w);
+    `without_arm`: also the scene as if the arm were not there."""
     rng = np.random.default_rng(seed)
     instruction = scene.instructions[0]
     task = parse_instruction(instruction)
@@ -108,7 +119,7 @@ def record_episode(scene: Scene, seed: int, behaviour: str, wide_start: bool,
 
     twin = Twin(scene, seed)
     try:
-        return record(twin, seed, instruction, behaviour, begin, start, frame_size)
+        return record(twin, seed, instruction, behaviour, begin, start, frame_size, without_arm)
     finally:
         twin.close()
 
@@ -118,7 +129,8 @@ Act = Callable[[int], F32]
 
 
 def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Callable[[BridgeLoop], Act],
-           start_state: F64 | None = None, frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX)) -> dict[str, np.ndarray]:
+           start_state: F64 | None = None, frame_size: tuple[int, int] = (SIZE_PX, SIZE_PX), without_arm: bool = False
+           ) -> dict[str, np.ndarray]:
     """Run one episode from reset `seed` and return its row of the play-data format.
 
     `begin(loop)` is called once everything stands in its place, and returns what chooses the actions.
@@ -131,11 +143,18 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
     captured = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
     states, deltas = [loop.target], []
     seen = [observer.look()]
+
+    def bare() -> U8:
+        return resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT, arm=False), frame_size)
+
+    scenes = [bare()] if without_arm else []
     for t in range(steps):
         deltas.append(loop.step(act(t)))
         states.append(loop.target)
         seen.append(observer.look())
-    return {"frames": np.stack([s.frame for s in seen]), "deltas": np.asarray(deltas, np.float32),
+        scenes += [bare()] if without_arm else []
+    more = {"without_arm": np.stack(scenes)} if without_arm else {}
+    return {**more, "frames": np.stack([s.frame for s in seen]), "deltas": np.asarray(deltas, np.float32),
             "states": np.stack(states), "measured": np.stack([s.measured for s in seen]),
             "length": np.array(steps, np.int32),
             "success": np.array([s.success for s in seen]), "instruction": np.array(instruction, "U64"),
@@ -144,21 +163,26 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
             **observer.truth(seen)}
 
 
+SCENES = {"wide_play": wide_scene, "contact_play": contact_scene}
+
+
 def make_file(path: Path, family: str, kind: str, count: int, seed: int,
               progress: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Make `count` episodes and write them to `path`; return success rates per behaviour.
 
     `kind` demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour; wide_play: varied scenes,
-    mixed behaviour. `progress` is called after each episode.
+    mixed behaviour; contact_play: these with objects of varied size, weight and friction, and the scene without the
+    arm at each frame. `progress` is called after each episode.
     """
     episodes = []
     names = list(PLAY_MIX)
     for episode_seed in seeds.play(seed, count):
         rng = np.random.default_rng((episode_seed, 7))
-        scene = wide_scene(rng, family) if kind == "wide_play" else training_scene(rng, family)
+        scene = SCENES.get(kind, training_scene)(rng, family)
         behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
         wide_start = kind != "demo" and rng.random() < 0.5
-        episodes.append(record_episode(scene, episode_seed, behaviour, wide_start))
+        episodes.append(record_episode(scene, episode_seed, behaviour, wide_start,
+                                       without_arm=kind == "contact_play"))
         progress()
     write_rows(path, episodes)
     rates: dict[str, list[bool]] = {}

@@ -50,6 +50,8 @@ class Twin:
         self._site = self.model.site("ee").id
         self.object_names = [o.name for o in scene.objects + scene.distractors]
         self._bodies = [self.model.body(f"object{i}").id for i in range(len(self.object_names))]
+        objects = {*self._bodies, 0}
+        self._arm_geoms = np.array([g for g in range(self.model.ngeom) if self.model.geom_bodyid[g] not in objects])
         self._gains = self.model.actuator_gainprm.copy(), self.model.actuator_biasprm.copy()
 
     def load(self, scene: Scene, seed: int, instruction: str) -> None:
@@ -209,8 +211,17 @@ class Twin:
 
     # --- camera -----------------------------------------------------------------------------------------------
 
-    def render(self, width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT, camera: str = "bridge") -> U8:
-        """Return a picture, RGB uint8 (height, width, 3), of the Bridge camera or of the one at the `wrist`."""
+    def render(self, width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT, camera: str = "bridge",
+               arm: bool = True) -> U8:
+        """Return a picture, RGB uint8 (height, width, 3), of the Bridge camera or of the one at the `wrist`; `arm`
+        False: as if the arm were not there."""
+        if not arm:
+            rgba = self.model.geom_rgba.copy()
+            self.model.geom_rgba[self._arm_geoms, 3] = 0.0
+            try:
+                return self.render(width, height, camera)
+            finally:
+                self.model.geom_rgba[:] = rgba
         key = (width, height)
         if key not in self._renderers:
             self._renderers[key] = self._renderer(width, height)

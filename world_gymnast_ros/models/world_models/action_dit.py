@@ -216,22 +216,7 @@ class SilhouetteFeatures(nn.Module):
     def measure(self, capsules: Tensor, points: Tensor) -> Tensor:
         """Return inside and distance (B, T, M, P, 2 groups) at points (M, P, 2) or (B, M, P, 2); capsules (B, T, 6, 6).
         """
-        points = points.unsqueeze(0) if points.ndim == 3 else points
-        u, v = points.unsqueeze(1).unbind(-1)  # (B, 1, M, P) each: an axis of length 2 would cost several times as much
-        far = []
-        for group in GROUPS:
-            nearest = None
-            for capsule in capsules[:, :, group].unsqueeze(-2).unsqueeze(-2).unbind(2):  # each (B, T, 1, 1, 6)
-                a_u, a_v, ra, b_u, b_v, rb = capsule.unbind(-1)
-                along_u, along_v, off_u, off_v = b_u - a_u, b_v - a_v, u - a_u, v - a_v
-                share = (off_u * along_u + off_v * along_v) / (along_u.square() + along_v.square() + 1e-6)
-                share = share.clamp(0.0, 1.0)
-                distance = (off_u - share * along_u).square() + (off_v - share * along_v).square()
-                distance = distance.add(1e-8).sqrt() - (ra + share * (rb - ra))
-                nearest = distance if nearest is None else torch.minimum(nearest, distance)
-            far.append(nearest)
-        distance = torch.stack(far, -1)
-        return torch.cat([torch.sigmoid(distance / -EDGE), distance.clamp(-0.2, 0.4) * 2.5], -1)
+        return silhouette_at(capsules, points)
 
     def distance(self, capsules: Tensor) -> Tensor:
         """Return how far each pixel is from the arm (B, H * W), halves of the picture, up to 0.4; capsules (B, 6, 6).
@@ -249,6 +234,26 @@ class SilhouetteFeatures(nn.Module):
         capsules = moved(capsules.flatten(1, 3), affine).view_as(capsules)
         points = self.patches if tokens is None else self.patches[tokens]
         return torch.cat([self.measure(capsules[:, :, i], points) for i in (0, 1)], -1)
+
+
+def silhouette_at(capsules: Tensor, points: Tensor) -> Tensor:
+    """Return inside and distance (B, T, M, P, 2 groups) at points (M, P, 2) or (B, M, P, 2); capsules (B, T, 6, 6)."""
+    points = points.unsqueeze(0) if points.ndim == 3 else points
+    u, v = points.unsqueeze(1).unbind(-1)  # (B, 1, M, P) each: an axis of length 2 would cost several times as much
+    far = []
+    for group in GROUPS:
+        nearest = None
+        for capsule in capsules[:, :, group].unsqueeze(-2).unsqueeze(-2).unbind(2):  # each (B, T, 1, 1, 6)
+            a_u, a_v, ra, b_u, b_v, rb = capsule.unbind(-1)
+            along_u, along_v, off_u, off_v = b_u - a_u, b_v - a_v, u - a_u, v - a_v
+            share = (off_u * along_u + off_v * along_v) / (along_u.square() + along_v.square() + 1e-6)
+            share = share.clamp(0.0, 1.0)
+            distance = (off_u - share * along_u).square() + (off_v - share * along_v).square()
+            distance = distance.add(1e-8).sqrt() - (ra + share * (rb - ra))
+            nearest = distance if nearest is None else torch.minimum(nearest, distance)
+        far.append(nearest)
+    distance = torch.stack(far, -1)
+    return torch.cat([torch.sigmoid(distance / -EDGE), distance.clamp(-0.2, 0.4) * 2.5], -1)
 
 
 def moved(capsules: Tensor, affine: Tensor) -> Tensor:

@@ -21,8 +21,21 @@ from world_gymnast_ros.errors import BadAction, BadCheckpoint, BadConfig
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
 from world_gymnast_ros.models.vision import _cpu_has_bf16_matrices
-from world_gymnast_ros.models.world_models.action_dit import SILHOUETTE, ActionDiT, ActionDiTConfig, TemporalCache
+from world_gymnast_ros.models.world_models.action_dit import (
+    NUMBERS,
+    SILHOUETTE,
+    ActionDiT,
+    ActionDiTConfig,
+    TemporalCache,
+    moved,
+)
 from world_gymnast_ros.models.world_models.background import Background
+from world_gymnast_ros.models.world_models.moving_background import (
+    Moved,
+    MovingBackground,
+    load_moving_background,
+    under_tips,
+)
 from world_gymnast_ros.objects import ObjectDynamics, ObjectPaths
 from world_gymnast_ros.robot.actions import (
     RobotLimits,
@@ -33,7 +46,7 @@ from world_gymnast_ros.robot.actions import (
     gripper_is_open,
     integrate_states,
 )
-from world_gymnast_ros.robot.arm_silhouette import silhouette
+from world_gymnast_ros.robot.arm_silhouette import CAPSULE_DIM, CAPSULES, silhouette
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 LIMITS = StepLimits()
@@ -77,11 +90,13 @@ class FrameSampler:
     """Draw frames one after another for a batch of clips, each with its own start frame. Exact persistent cache."""
 
     def __init__(self, network: ActionDiT, first: Tensor, steps: int, generator: torch.Generator,
-                 objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None, sparse: bool = True) -> None:
+                 objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None, sparse: bool = True,
+                 moving: MovingBackground | None = None) -> None:
         """Start at frames `first` float32 (G, H, W, 3), 0..1; `steps` denoising steps per frame.
 
         `objects` on the table there: places (G, N, 3) m, NaN where there is none, cameras (G, 12) that see them, and
-        sizes (G, N, 2) m. `sparse`: compute the places that the arm or what it moves can touch; False: all.
+        sizes (G, N, 2) m. `sparse`: compute the places that the arm or what it moves can touch; False: all. `moving`:
+        moves the background as it has learned to, in the place of objects.
         """
         self.sparse = sparse
         self.network, self.steps, self.generator = network, steps, generator
@@ -89,6 +104,8 @@ class FrameSampler:
         self.frame = first
         self.affine: Tensor | None = None
         self.background: Background | None = None
+        self.moving = moving
+        self._moved: Moved | None = None
         self._looked: tuple[Tensor, Tensor] | None = None  # at all places of the clean background
         self._objects = None if objects is None else tuple(
             torch.from_numpy(np.asarray(x, np.float32)).to(first.device) for x in objects)
@@ -96,10 +113,11 @@ class FrameSampler:
         self._begun, self._rows = len(first), torch.arange(len(first), device=first.device)
 
     @torch.inference_mode()
-    def step(self, condition: Tensor, places_m: NDArray[Any] | None = None) -> Tensor:
+    def step(self, condition: Tensor, places_m: NDArray[Any] | None = None, states: Tensor | None = None) -> Tensor:
         """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C).
 
-        `places_m` (G, N, 3): where the objects are then, as predicted; None: where they were.
+        `places_m` (G, N, 3): where the objects are then, as predicted; None: where they were. `states` (G, 2, 7),
+        target states before and after, is what a moving background needs.
         """
         net, c = self.network, self.network.config
         # Noise of all copies that began, so that what one copy sees does not hang on which others are finished.
@@ -110,7 +128,10 @@ class FrameSampler:
             self.affine = net.fit(self.frame, condition[:, 0])
             self.background = net.background(self.frame, condition[:, 0], self.affine, *(self._objects or ()))
         now_m = None if places_m is None else torch.from_numpy(np.asarray(places_m, np.float32)).to(self.frame.device)
-        behind = self.background.at(None if now_m is None else now_m[:, None])
+        if self.moving is not None and states is not None:
+            behind = self._move(self.background, condition[:, 0], states)
+        else:
+            behind = self.background.at(None if now_m is None else now_m[:, None])
         places = net.touched(self.frame, condition[:, 0], self.affine, behind[:, 0]) if self.sparse else None
         self.cache.begin(places, len(self.frame), c.tokens, self.frame.device)
         tokens = None if places is None else places.tokens
@@ -126,6 +147,20 @@ class FrameSampler:
             change = whole.scatter_(1, index, change * places.own[..., None])
         self.frame = (self.frame + net.picture(change)).clamp_(0.0, 1.0)
         return self.frame
+
+    def _move(self, background: Background, condition: Tensor, states: Tensor) -> Tensor:
+        """Return the background (G, 1, H, W, 3) after an action of `condition` (G, C) between `states` (G, 2, 7)."""
+        assert self.moving is not None
+        if self._moved is None:
+            self._moved = self.moving.begin(background.at(None)[:, 0].permute(0, 3, 1, 2))
+        capsules = condition[:, NUMBERS:].unflatten(-1, (2, CAPSULES, CAPSULE_DIM)).float()
+        if self.affine is not None:
+            capsules = moved(capsules.flatten(1, 2), self.affine).view_as(capsules)
+        states = states.to(self.frame.device)
+        camera = torch.tensor(self.network.config.camera, device=self.frame.device).expand(len(states), -1)
+        ground = torch.stack([under_tips(camera, self.affine, states[:, i]) for i in (0, 1)], 1)
+        self._moved = self.moving.step(self._moved, capsules, ground, states)
+        return self._moved.now.permute(0, 2, 3, 1).unsqueeze(1)
 
     def _look(self, behind: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return what the network makes of the background at `tokens`, which is the same until an object moves; None
@@ -160,6 +195,8 @@ class FrameSampler:
         self._objects = None if self._objects is None else tuple(x[rows] for x in self._objects)
         if self.background is not None:
             self.background.keep(rows)
+        if self._moved is not None:
+            self._moved.keep(rows)
         if self._looked is not None:
             self._looked = self._looked[0][rows], self._looked[1][rows]
         self.cache.keep(rows)
@@ -204,7 +241,8 @@ class ActionDiTRollouts:
         condition = condition_vector(self._config, clipped, before, after, self._known, drawn_before=self._drawn)
         self._states = after
         self._drawn = None if self._config.camera is None else condition[:, -SILHOUETTE // 2:]
-        return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m))
+        states = torch.from_numpy(np.stack([before, after], 1)) if self._known.all() else None
+        return to_uint8(self._sampler.step(torch.from_numpy(condition), places_m, states))
 
     def keep(self, copies: I64) -> None:
         """Go on with these copies alone."""
@@ -228,14 +266,17 @@ class ActionDiTWorld:
     max_step = (LIMITS.max_step_m, LIMITS.max_step_rad)
 
     def __init__(self, network: ActionDiT, device: str = "cpu", dtype: torch.dtype | None = None,
-                 objects: ObjectDynamics | None = None) -> None:
+                 objects: ObjectDynamics | None = None, moving: MovingBackground | None = None) -> None:
         """Wrap a network, in place. `dtype` None: bfloat16 where the device multiplies it in hardware.
+
+        `moving`: moves the background as it has learned to where no `objects` are given.
 
         `objects`: finds objects in captured frames, so that those which the hand moves are drawn where it takes them.
         It also knows where the camera of the set-up is, which the arm's silhouette is then computed for.
         """
         self.objects = objects
         self.device = torch.device(device)
+        self.moving = None if moving is None else moving.to(self.device).eval().requires_grad_(False)
         if dtype is None:
             fast = self.device.type == "cuda" or _cpu_has_bf16_matrices()
             dtype = torch.bfloat16 if fast else torch.float32
@@ -247,7 +288,8 @@ class ActionDiTWorld:
 
     def with_objects(self, objects: ObjectDynamics) -> ActionDiTWorld:
         """Return the same model with another source of objects: another camera, other objects found."""
-        world = ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, objects)
+        world = ActionDiTWorld(copy(self.network), str(self.device), next(self.network.parameters()).dtype, objects,
+                               self.moving)
         world.max_step = self.max_step
         return world
 
@@ -264,7 +306,7 @@ class ActionDiTWorld:
                         objects: ObjectDynamics | None = None) -> ActionDiTWorld:
         """Load a checkpoint directory (config.json, model.safetensors); BadCheckpoint names the file and the remedy."""
         network, _ = load_network(Path(path))
-        return cls(network, device, dtype, objects)
+        return cls(network, device, dtype, objects, load_moving_background(Path(path)))
 
     def save(self, directory: str | Path) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights."""
@@ -290,7 +332,7 @@ class ActionDiTWorld:
             objects, cameras = found
             seen = (objects.places_m, cameras, objects.sizes_m)
         sampler = FrameSampler(self.network, first, self.sampling_steps, torch.Generator(self.device).manual_seed(seed),
-                               seen)
+                               seen, moving=self.moving if self.objects is None and known.all() else None)
         return ActionDiTRollouts(sampler, self.config, states, known, objects)
 
 

@@ -1,0 +1,136 @@
+"""A background that moves as it was learned to."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from world_gymnast_ros.cli import main
+from world_gymnast_ros.errors import BadCheckpoint, EpisodeError
+from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir, load_world_model
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
+from world_gymnast_ros.models.world_models.moving_background import FOLDER, load_moving_background
+from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
+
+CAMERA = load_network(checkpoint_dir("", WORLD_MODEL))[0].config.camera
+
+
+@pytest.fixture(scope="module")
+def network():
+    found = load_moving_background(checkpoint_dir("", WORLD_MODEL))
+    assert found is not None
+    return found.eval().requires_grad_(False)
+
+
+def _hands(copies: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Capsules (B, 3, 6, 6), points under the hand (B, 3, 2) and states (B, 3, 7) of hands that go down and forward."""
+    way = np.linspace(0.0, 1.0, 3)[None, :, None] * np.array([0.04, 0.02, -0.06, 0, 0, 0, -1.0])
+    states = np.array([0.25, 0.0, 0.12, 0, 0, 0, 1.0]) + way + np.arange(copies)[:, None, None] * 0.01
+    states = states.astype(np.float32)
+    capsules = silhouette(states.reshape(-1, 7), np.ones(3 * copies, bool), CAMERA).reshape(copies, 3, 6, 6)
+    ground = torch.rand(copies, 3, 2, generator=torch.Generator().manual_seed(1)) - 0.5
+    return torch.from_numpy(capsules), ground, torch.from_numpy(states)
+
+
+def _play(network, clean, capsules, ground, states):
+    moved = network.begin(clean)
+    for k in range(capsules.shape[1] - 1):
+        moved = network.step(moved, capsules[:, k:k + 2], ground[:, k:k + 2], states[:, k:k + 2])
+    return moved
+
+
+def test_copies_do_not_mix_and_a_run_repeats(network):
+    clean = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    hands = _hands(3)
+    whole = _play(network, clean, *hands)
+    assert torch.equal(whole.now, _play(network, clean, *hands).now)
+    assert (whole.now - clean).abs().max() > 0.01  # something was drawn
+    for i in range(3):
+        alone = _play(network, clean[i:i + 1], *(x[i:i + 1] for x in hands))
+        torch.testing.assert_close(alone.now, whole.now[i:i + 1], atol=1e-5, rtol=0)
+    whole.keep(torch.tensor([2]))
+    assert whole.now.shape == (1, 3, 64, 64) and whole.memory.shape[0] == 1
+
+
+def test_nothing_moves_where_no_hand_is_seen(network):
+    clean = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    capsules, ground, states = _hands(1)
+    assert torch.equal(_play(network, clean, torch.full_like(capsules, PARKED), ground, states).now, clean)
+
+
+def test_what_is_far_from_the_hand_stays(network):
+    clean = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    hands = _hands(1)
+    changed = (_play(network, clean, *hands).now != clean).any(1)[0].nonzero()
+    assert len(changed) and (changed.amax(0) - changed.amin(0)).max() < 2 * network.config.crop
+
+
+def test_it_is_asked_where_no_geometric_judge_is():
+    learned, geometric = load_world_model("", "tiny/reflector"), load_world_model("")
+    assert isinstance(learned, ActionDiTWorld) and isinstance(geometric, ActionDiTWorld)
+    assert learned.objects is None and learned.moving is not None
+    assert geometric.objects is not None
+
+
+def test_a_broken_folder_is_named(tmp_path: Path):
+    assert load_moving_background(tmp_path) is None
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "config.json").write_text('{"model_type": "moving_background", "crop": 30, "camera": []}')
+    with pytest.raises(BadCheckpoint, match=r"crop is 30; it must be a multiple of 4"):
+        load_moving_background(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def contact_play(tmp_path_factory) -> Path:
+    play = pytest.importorskip("world_gymnast_ros.twin.play", reason="MuJoCo is not installed")
+    folder = tmp_path_factory.mktemp("contact")
+    play.make_file(folder / "push.npz", "push", "contact_play", 6, seed=41)
+    return folder
+
+
+def test_contact_play_shows_the_scene_without_the_arm(contact_play: Path):
+    with np.load(contact_play / "push.npz") as data:
+        frames, bare = data["frames"], data["without_arm"]
+    assert bare.shape == frames.shape
+    dark = (frames.max(-1) < 60).mean(), (bare.max(-1) < 60).mean()
+    assert dark[0] > 3 * dark[1]  # the arm is nearly black
+
+
+def test_what_is_pushed_is_moved_by_the_shipped_one(network, contact_play: Path):
+    from world_gymnast_ros.data.read import read_arrays
+    from world_gymnast_ros.training.moving_background import Stretches, moved_error
+
+    drawing = load_network(checkpoint_dir("", WORLD_MODEL))[0].eval()
+    held_out = Stretches.of(read_arrays(contact_play / "push.npz"), drawing)
+    error, still = moved_error(network, held_out, 12, seed=3)
+    assert error < 0.85 * still
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_it_is_trained_and_goes_on_where_it_was_stopped(contact_play: Path, tmp_path: Path, bare: bool, capsys):
+    data = contact_play
+    if not bare:  # as a recording of a real arm: no scene without it
+        data = tmp_path / "recorded"
+        data.mkdir()
+        with np.load(contact_play / "push.npz") as whole:
+            np.savez(data / "push.npz", **{k: whole[k] for k in whole.files if k != "without_arm"})
+    words = ["train", "moving-background", "--episodes", str(data), "--held-out", str(data), "--out",
+             str(tmp_path / "mb")]
+    assert main([*words, "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert ("without" if bare else "with") + " the arm" in said and "standing still" in said
+    trained = (tmp_path / "mb" / "model.safetensors").read_bytes()
+    assert main([*words, "--steps", "2"]) == 0
+    assert len(trained) < 1_000_000
+
+
+def test_episodes_without_states_are_refused(tmp_path: Path):
+    from world_gymnast_ros.data.episode import Episode
+    from world_gymnast_ros.training.moving_background import Stretches
+
+    drawing = load_network(checkpoint_dir("", WORLD_MODEL))[0].eval()
+    bad = Episode(np.zeros((3, 64, 64, 3), np.uint8), np.zeros((2, 7), np.float32), None)
+    with pytest.raises(EpisodeError, match="no episode with target states"):
+        Stretches.of([bad], drawing)
