@@ -78,6 +78,7 @@ def imagined() -> argparse.ArgumentParser:
     parser = _parser("imagined", "folder to write, same file names", 2)
     present(parser, "--play", PLAY, required=True, help="folder of play data (*.npz)")
     options.world_model(parser)
+    options.judges(parser)
     whole(parser, "--episodes", 1, default=100, help="at most so many per file (default: %(default)s)")
     options.seed(parser)
     return parser

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from world_gymnast_ros.models.world_models.action_dit import ActionDiT, moved, s
 from world_gymnast_ros.models.world_models.action_dit_world import condition_vector, load_network
 from world_gymnast_ros.models.world_models.background import ARM_MARGIN, fill, grid_of
 from world_gymnast_ros.models.world_models.moving_background import (
+    FINGERS,
     FOLDER,
     MovingBackground,
     MovingBackgroundConfig,
@@ -36,12 +38,15 @@ from world_gymnast_ros.training.progress import ProgressLine
 from world_gymnast_ros.training.run_state import STATE, PlainRun
 from world_gymnast_ros.types import U8
 
-HORIZONS = ((0.25, 8), (0.6, 12), (1.0, 20))
+HORIZONS = ((0.15, 5), (0.5, 8), (1.0, 14))
 """Up to which share of the steps how many actions are rolled out: the way must be short before it can be long."""
-ACTIONS_PER_STEP = 192
+ACTIONS_PER_STEP = 160
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 50
-MOVED_WEIGHT, TOUCHED_WEIGHT = 15.0, 4.0
-"""Extra loss weight where something has truly moved, and where the network says so."""
+MOVED_WEIGHT = 10.0
+"""Extra loss weight where something has moved, or the network says so."""
+FARTHEST, UNLIKE, ENOUGH, NEARER = 8, 0.08, 0.3, 0.02
+"""Of what moves: the farthest that is looked for, px; how it differs from the table; how much must be explained by a
+shift (grey levels 0..1 summed over pixels), and how much each pixel of its length costs."""
 CHANGED, SEEN = 0.02, 0.06
 """Differences (0..1 grey) from which a pixel is another one, and from which it counts more."""
 LIVELY = 0.8
@@ -132,30 +137,83 @@ def _clear(capsules: Tensor, size: int) -> Tensor:
     return torch.cat(free).view(*capsules.shape[:-2], size, size)
 
 
+def travelled(before: Tensor, after: Tensor, free: Tensor) -> Tensor:
+    """Return how far, px, what moves between crops (B, S, S, 3), 0..1, has gone, float32 (B, 2); NaN where nothing has.
+
+    By the whole shift that explains most of what has changed and is unlike the table (the crop's median), from `free`
+    pixels bool (B, S, S) alone. So the shift is known from pictures only, and learned at once.
+    """
+    table = after.flatten(1, 2).median(1).values[:, None, None]
+    stayed = (after - before).abs().amax(-1)
+    counts = ((after - table).abs().amax(-1) > UNLIKE) & (stayed > SEEN) & free
+    best, found = before.new_full((len(before),), ENOUGH), before.new_full((len(before), 2), math.nan)
+    padded = F.pad(before.permute(0, 3, 1, 2), (FARTHEST,) * 4, value=-1.0)
+    seen, side = after.permute(0, 3, 1, 2), after.shape[1]
+    for dy in range(-FARTHEST, FARTHEST + 1):
+        for dx in range(-FARTHEST, FARTHEST + 1):
+            came = padded[:, :, FARTHEST - dy:FARTHEST - dy + side, FARTHEST - dx:FARTHEST - dx + side]
+            score = ((stayed - (seen - came).abs().amax(1)) * counts).sum((1, 2)) - NEARER * math.hypot(dx, dy)
+            better = (score > best) & (dx != 0 or dy != 0)
+            best = torch.where(better, score, best)
+            found[better] = found.new_tensor([float(dx), float(dy)])
+    return found
+
+
 def rollout_loss(network: MovingBackground, stretch: tuple[Tensor, Tensor, Tensor, Tensor], bare: bool
                  ) -> tuple[Tensor, Tensor]:
-    """Return the weighted error of the backgrounds along a stretch, and the last of them (B, 3, H, W)."""
+    """Return the weighted error along a stretch, and the last background (B, 3, H, W).
+
+    Of the mixture in each crop, of the shift against `travelled`, and of the choice of each pixel, whether it fits the
+    next frame better where it is or gone along.
+    """
     frames, capsules, ground, states = stretch
-    size = frames.shape[-1]
-    free = _clear(capsules, size).unsqueeze(2).float()
-    clean = frames[:, 0] * free[:, 0] + (1.0 - free[:, 0]) * fill(frames[:, 0], free[:, 0])
+    size, side = frames.shape[-1], network.config.crop
+    free = _clear(capsules, size)
+    begin_free = free[:, 0].unsqueeze(1).float()
+    clean = frames[:, 0] * begin_free + (1.0 - begin_free) * fill(frames[:, 0], begin_free)
     now, total = network.begin(clean), frames.new_zeros(())
+    line, clip = torch.arange(side), torch.arange(len(frames))[:, None, None]
     for k in range(frames.shape[1] - 1):
+        was = now.now
         now = network.step(now, capsules[:, k:k + 2], ground[:, k:k + 2], states[:, k:k + 2])
+        assert now.soft is not None and now.corner is not None and now.logits is not None and now.shifts is not None
+        y, x = (now.corner[:, 1, None] + line)[:, :, None], (now.corner[:, 0, None] + line)[:, None]
+
+        def cut(picture: Tensor, y: Tensor = y, x: Tensor = x) -> Tensor:
+            return picture.permute(0, 2, 3, 1)[clip, y, x]
+
         other = ((frames[:, k + 1] - frames[:, 0]).abs().amax(1, keepdim=True) > CHANGED).float()
         target = frames[:, k + 1] * other + clean * (1.0 - other)
-        weight = (1.0 + MOVED_WEIGHT * ((target - clean).abs().amax(1, keepdim=True) > SEEN)
-                  + TOUCHED_WEIGHT * ((now.now.detach() - clean).abs().amax(1, keepdim=True) > SEEN))
-        if not bare:
-            weight = weight * free[:, k + 1] * free[:, 0]
-        error = now.now - target
-        total = total + (weight * (error.abs() + 2.0 * error.square())).mean()
-    return 100.0 * total / (frames.shape[1] - 1), now.now
+        known = torch.ones_like(free[:, 0])[clip, y, x] if bare else (free[:, 0] & free[:, k + 1])[clip, y, x]
+        both = known if bare else known & free[:, k][clip, y, x]
+        aim, old, still, drawn = cut(target), cut(was), cut(clean), cut(now.now)
+        counts = ((aim - still).abs().amax(-1) > SEEN) | ((old - aim).abs().amax(-1) > SEEN)
+        weight = known * (0.3 + MOVED_WEIGHT * (counts | ((drawn - still).abs().amax(-1) > SEEN)))
+        error = (now.soft.permute(0, 2, 3, 1) - aim) * known.unsqueeze(-1)
+        wide = F.avg_pool2d(error.permute(0, 3, 1, 2), 4, 2)
+        total = total + (weight.unsqueeze(-1) * (error.square() + 1e-4).sqrt()).mean()
+        total = total + 10.0 * (wide.square() + 1e-5).sqrt().mean()
+
+        hand = (capsules[:, k + 1, FINGERS, 3:5].mean(1) - capsules[:, k, FINGERS, 3:5].mean(1)) * (size / 2)
+        shift = travelled(cut(frames[:, k]), cut(frames[:, k + 1]), both)
+        moves = shift.isfinite().all(1)
+        gone = torch.where(moves[:, None], shift, hand)
+        there = torch.stack(torch.broadcast_tensors(x, y), -1) + gone[:, None, None]
+        along = F.grid_sample(target, (there + 0.5) * (2.0 / size) - 1.0, padding_mode="border", align_corners=False)
+        stays, goes = ((old - p).abs().amax(-1).sub(0.03).clamp_min(0.0) for p in (aim, along.permute(0, 2, 3, 1)))
+        sure = (stays - goes).abs() * (moves | (hand.norm(dim=1) > 0.3))[:, None, None] + 0.004
+        choice = F.binary_cross_entropy_with_logits(now.logits[:, 1] - now.logits[:, 0], (stays - goes > 0.02).float(),
+                                                    reduction="none")
+        total = total + 20.0 * (sure * both * choice).mean()
+        wrong = ((now.shifts[:, 0] - gone).abs() - 0.3).clamp_min(0.0).sum(1)
+        total = total + 0.05 * (wrong * moves).mean()
+    return total / (frames.shape[1] - 1), now.now
 
 
 def train(network: MovingBackground, training: Stretches, steps: int, seed: int, state: Path) -> MovingBackground:
     """Train for `steps` steps, going on from the file `state` where it is; return the averaged network."""
     generator = torch.Generator().manual_seed(seed)
+    network.train()
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     both = torch.nn.ModuleDict({"network": network, "average": MovingBackground(network.config)})
     both["average"].load_state_dict(network.state_dict())
@@ -182,6 +240,7 @@ def train(network: MovingBackground, training: Stretches, steps: int, seed: int,
         line.tell(step + 1, f"loss {float(loss.detach()):.2f}")
     average = both["average"]
     assert isinstance(average, MovingBackground)
+    average.eval()
     return average
 
 
@@ -216,7 +275,7 @@ def main(episodes: Sequence[Path], held_out: Sequence[Path], world_model: str, o
     torch.manual_seed(seed)
     c = drawing.config
     network = load_moving_background(where) or MovingBackground(MovingBackgroundConfig(
-        image_size=size, camera=tuple(drawing.config.camera), state_center=c.state_center, state_scale=c.state_scale))
+        image_size=size, state_center=c.state_center, state_scale=c.state_scale))
     print(f"{len(training.frames)} episodes {'without' if training.bare else 'with'} the arm, "
           f"{int(training.lively.any(1).sum())} in which something moves")
     average = train(network, training, steps, seed, out / "training" / STATE)

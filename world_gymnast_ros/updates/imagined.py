@@ -5,6 +5,7 @@ actions truly did, it learns which of them lie. To be done again after every cha
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,15 @@ def imagine_file(world: WorldModel, source: Path, target: Path, episodes: int, s
     return len(recorded)
 
 
-def main(play: Path, world_model: str, out: Path, episodes: int, seed: int, threads: int) -> int:
-    """Imagine every file of a folder, at most so many `episodes` of each."""
+def main(play: Path, world_model: str, out: Path, episodes: int, seed: int, threads: int,
+         judge: Sequence[str] = ()) -> int:
+    """Imagine every file of a folder, at most so many `episodes` of each, as with these judges: a geometric one among
+    them draws contact by its geometry, without one it is as the world model has learned it."""
     torch.set_num_threads(threads)
     files = sorted(play.glob("*.npz"))
     if not files:
         raise EpisodeError(f"no *.npz in {play}; make play data with `world-gymnast twin play`")
-    world = load_world_model(world_model)
+    world = load_world_model(world_model, judge)
     for i, path in enumerate(tqdm(files, unit="file", desc="imagining")):
         imagine_file(world, path, out / path.name, episodes, seed + 1000 * i)
     return 0
