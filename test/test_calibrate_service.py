@@ -65,7 +65,9 @@ def test_a_moved_camera_is_found_over_dds_and_read_by_whom_it_is_for(tmp_path: P
         answers.append(b.c.call("adapt_node/capture", convert.Trigger))
         refused = [a.message for a in answers if not a.success]
         assert all("of the hand is in the picture" in message for message in refused), refused
+        shares = b.c.hear("adapt_node/calibration_progress", convert.Float32)
         status, said = word(b, "calibrate")
+        assert shares and all(0.0 < m.data <= 1.0 for m in shares), "how far it is was told meanwhile"
         path, poses = runs / "camera_pose.json", list(b.node._poses)
         assert status == 0 and "camera found by 6 pictures" in said and f"params_file:={runs / 'set_up.yaml'}" in said
         assert b.node._camera == read_camera(path).projection() != NOMINAL.projection(), "the next capture is by it"

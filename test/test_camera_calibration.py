@@ -54,7 +54,9 @@ def off_px(pose: F64, pictures: list[CalibrationPicture]) -> float:
 
 def test_a_shifted_camera_is_found(pictures: list[CalibrationPicture], tmp_path: Path) -> None:
     assert off_px(PRIOR.T_base_camera, pictures) > 30.0
-    found = calibrate_camera(pictures, PRIOR, grids=COARSE)
+    shares: list[float] = []
+    found = calibrate_camera(pictures, PRIOR, grids=COARSE, told=shares.append)
+    assert shares == sorted(shares) and 0.0 < shares[0] < 0.01 and 0.5 < shares[-1] <= 1.0
     assert off_px(found.T_base_camera, pictures) < 8.0 and found.match > 0.8 and found.rms_px < 6.0
     assert overlay(pictures, found.T_base_camera, PRIOR).shape == (480, 1280, 3)
     stored = StoredCamera([float(v) for v in found.T_base_camera.ravel()], NOMINAL.focal, NOMINAL.aspect, 1.0, 640, 6)

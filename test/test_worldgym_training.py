@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_progress import Terminal
 from torch import Tensor
 from toy_play import write_toy_play
 
+from world_gymnast_ros import progress
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import BadBudget, BadCheckpoint, BadConfig, EpisodeError
@@ -112,6 +115,17 @@ def test_a_lora_learns_and_leaves_the_base_alone() -> None:
                                                                     "action_embedder"}
     trainer.slot.remove()
     assert all(torch.equal(v, WEIGHTS[k]) for k, v in model.network.state_dict().items())
+
+
+def test_it_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
+    for budget, unit in ((WorldGymTraining(steps=2, clip_frames=4, batch=1), "2/2"),
+                         (WorldGymTraining(minutes=0.02, clip_frames=4, batch=1), "/1 [")):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        WorldGymTrainer(world(), episodes(), budget).run()
+        said = terminal.getvalue()
+        assert "encoding" in said and "training the world model" in said and unit in said, said
 
 
 def test_the_same_seed_trains_the_same_weights() -> None:

@@ -10,9 +10,12 @@ T = TypeVar("T")
 SHOW_AFTER_S = 2.0
 
 
-def bar(total: int, what: str, unit: str) -> Any:
-    """Return a bar of tqdm's, a context manager with `update(n)`: it comes up late, and goes when all is done."""
-    return tqdm(total=total, desc=what, unit=unit, delay=SHOW_AFTER_S, leave=False, disable=None)
+def bar(total: int, what: str, unit: str, done: int = 0) -> Any:
+    """Return a bar of tqdm's, a context manager with `update(n)`: it comes up late, and goes when all is done.
+
+    `done`: how many an earlier run did, which says nothing about the pace of this one.
+    """
+    return tqdm(total=total, initial=done, desc=what, unit=unit, delay=SHOW_AFTER_S, leave=False, disable=None)
 
 
 def shown(items: Collection[T], what: str, unit: str) -> Iterator[T]:

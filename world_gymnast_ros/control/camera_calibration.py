@@ -9,8 +9,9 @@ off the scene help. Six numbers are fitted (place and direction); the focal leng
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ GRIDS = ((48, 36, 2.0), (96, 72, 1.0), (160, 120, 0.7))
 SEARCHED = 400
 """Cameras drawn around the nominal one, of which the best KEPT are followed."""
 KEPT = 4
+MAX_TRIES = 350
+"""Cameras that following one of them may look at, on each grid."""
 SEARCH_SHIFT_M, SEARCH_TURN_RAD = 0.06, 0.10
 """One standard deviation of that draw: 6 cm, 6 degrees."""
 MIN_MATCH = 0.35
@@ -79,10 +82,12 @@ def distinct(pictures: Sequence[CalibrationPicture]) -> list[CalibrationPicture]
 
 
 def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior, seed: int = 0,
-                     grids: Sequence[tuple[int, int, float]] = GRIDS) -> Calibrated:
+                     grids: Sequence[tuple[int, int, float]] = GRIDS,
+                     told: Callable[[float], object] = lambda share: None) -> Calibrated:
     """Return the camera that saw these pictures. `prior`: where it is roughly, within some 15 cm and 15 degrees.
 
-    `grids`: columns, rows and blur of the pictures that are looked at, from coarse to fine.
+    `grids`: columns, rows and blur of the pictures that are looked at, from coarse to fine. `told` hears which share of
+    the work is done, 0 to 1, as often as a camera was tried; the search may end early.
 
     Raises BadConfig where there are too few poses, BadFrame where no camera explains what changed.
     """
@@ -94,11 +99,13 @@ def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior,
     seen = _Changes(used, *grids[0])
     starts = np.random.default_rng(seed).normal(size=(SEARCHED, 6)) * ([SEARCH_SHIFT_M] * 3 + [SEARCH_TURN_RAD] * 3)
     starts[0] = 0.0
-    losses = [-seen.match(_capsules(ends, prior, x)) for x in starts]
+    work = _Work(grids, told)
+    losses = [work.after(0, -seen.match(_capsules(ends, prior, x))) for x in starts]
     best = [starts[i] for i in np.argsort(losses)[:KEPT]]
     for grid, (columns, rows, blur) in enumerate(grids):
         seen = _Changes(used, columns, rows, blur)
-        found = [_descend(seen, ends, prior, x, 0.5**grid) for x in best]
+        found = [_descend(seen, ends, prior, x, 0.5**grid, partial(work.after, grid)) for x in best]
+        work.reached(grid)
         found.sort(key=lambda pair: pair[1])
         best = [x for x, _ in found[:1]]
     capsules = _capsules(ends, prior, best[0])
@@ -148,13 +155,35 @@ def _capsules(ends: F64, prior: CameraPrior, x: F64) -> F32:
     return silhouette_of_ends(ends, moved(prior, x), prior.focal_u, prior.focal_v)
 
 
-def _descend(seen: _Changes, ends: F64, prior: CameraPrior, x: F64, size: float) -> tuple[F64, float]:
-    """Return the best camera near x (6,) and its loss, by Nelder and Mead: silhouettes have no derivative."""
+class _Work:
+    """How much of a calibration is done, in cells that were looked at, of as many as it may take."""
+
+    def __init__(self, grids: Sequence[tuple[int, int, float]], told: Callable[[float], object]) -> None:
+        self._cells = [columns * rows for columns, rows, _ in grids]
+        tries = [SEARCHED + KEPT * MAX_TRIES, *[MAX_TRIES] * (len(grids) - 1)]
+        self._until = np.cumsum([cells * n for cells, n in zip(self._cells, tries, strict=True)])
+        self._done, self._told = 0, told
+
+    def after(self, grid: int, loss: float) -> float:
+        """Note that a camera was tried on this grid; return its loss."""
+        self._done = min(self._done + self._cells[grid], int(self._until[grid]))
+        self._told(self._done / int(self._until[-1]))
+        return loss
+
+    def reached(self, grid: int) -> None:
+        """Note that all is done on this grid."""
+        self._done = int(self._until[grid])
+
+
+def _descend(seen: _Changes, ends: F64, prior: CameraPrior, x: F64, size: float, after: Callable[[float], float]
+             ) -> tuple[F64, float]:
+    """Return the best camera near x (6,) and its loss, by Nelder and Mead: silhouettes have no derivative.
+    `after` hears each loss and returns it."""
     def loss(x: F64) -> float:
-        return -seen.match(_capsules(ends, prior, x))
+        return after(-seen.match(_capsules(ends, prior, x)))
     steps = np.diag([0.02 * size] * 3 + [0.03 * size] * 3)
     found = minimize(loss, x, method="Nelder-Mead", options={"initial_simplex": np.stack([x, *(x + steps)]),
-                                                             "maxfev": 350, "xatol": 2e-4, "fatol": 1e-5})
+                                                             "maxfev": MAX_TRIES, "xatol": 2e-4, "fatol": 1e-5})
     return np.asarray(found.x, np.float64), float(found.fun)
 
 

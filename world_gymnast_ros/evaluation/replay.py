@@ -21,7 +21,7 @@ from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error, structural_error
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.instructions import normalise
-from world_gymnast_ros.progress import bar
+from world_gymnast_ros.progress import bar, shown
 from world_gymnast_ros.statistics import auc, paired_replay_auc, wilson
 from world_gymnast_ros.types import F64, U8, Judge, RolloutFacts, WorldModel
 
@@ -136,7 +136,9 @@ def judge_recorded(judge: Judge, rollouts: Sequence[U8], episodes: Sequence[Epis
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for i, (frames, episode) in enumerate(zip(rollouts, episodes, strict=True)):
         groups.setdefault((episode.instruction, frames.shape), []).append(i)
-    for (instruction, _), rows in groups.items():
+    parts = [(words, part) for (words, _), rows in groups.items()
+             for part in np.array_split(rows, -(-len(rows) // BATCH))]
+    for instruction, rows in shown(parts, "judging", "group"):
         mine = [episodes[i] for i in rows]
         facts = RolloutFacts([e.first_frame for e in mine], [None if e.states is None else e.states[0] for e in mine],
                              np.stack([e.deltas for e in mine]))

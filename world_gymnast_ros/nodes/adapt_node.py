@@ -56,6 +56,8 @@ JOINTS_S = 0.5
 MAX_POSES = 24
 """Pictures that are remembered for a calibration of the camera."""
 EXECUTOR_THREADS = 3
+TELL_NS = 300_000_000
+"""Between two reports of how far a calibration is."""
 CLOSE_S = 3.0
 """So long `close` waits for a session to end: launch kills after five seconds. What it stores is whole or absent."""
 """One for the session, one for topics, one for feedback and cancel."""
@@ -108,6 +110,7 @@ class AdaptNode(base.ConfiguredNode):
         self.create_subscription(convert.AdapterMsg, "adapter", self._on_adapter, base.LATCHED)
         base.hear_everyone(self, convert.String, "instruction", self._on_instruction)
         self.create_service(convert.Trigger, "~/capture", self._on_capture, callback_group=ReentrantCallbackGroup())
+        self._calibrated = self.create_publisher(convert.Float32, "~/calibration_progress", base.RELIABLE)
         self.create_service(convert.Trigger, "~/calibrate_camera", self._on_calibrate,
                             callback_group=ReentrantCallbackGroup())
         self._server = ActionServer(
@@ -258,7 +261,7 @@ class AdaptNode(base.ConfiguredNode):
             response.message = "a session or a capture is running; calibrate when it is over"
             return response
         try:
-            found, path = calibrate(list(self._poses), self.config)
+            found, path = calibrate(list(self._poses), self.config, self._tell_calibrated())
             self._camera = read_camera(path).projection()
             response.success, response.message = True, found
         except (BadConfig, BadFrame, Unreachable, OSError) as error:
@@ -266,6 +269,17 @@ class AdaptNode(base.ConfiguredNode):
         finally:
             self._busy.release()
         return response
+
+    def _tell_calibrated(self) -> Callable[[float], None]:
+        """Return what publishes the share of a calibration that is done, 0 to 1, a few times a second."""
+        told_ns = base.steady_ns()
+
+        def tell(share: float) -> None:
+            nonlocal told_ns
+            if base.steady_ns() - told_ns > TELL_NS:
+                told_ns = base.steady_ns()
+                self._calibrated.publish(convert.Float32(data=share))
+        return tell
 
     def starts(self, instructions: Sequence[str], cancelled: Callable[[], bool]) -> list[Start]:
         """Return every kept picture, or else new ones, with every instruction, instructions taking turns.
@@ -380,7 +394,7 @@ USAGE = command_line.Usage(
 Adapts the policy to the scene before the camera inside the world model, and offers an adapter that proved better.
 
   in      image_raw, joint states, instruction
-  out     adapter
+  out     adapter, ~/calibration_progress (std_msgs/Float32, 0 to 1)
   offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this picture for the next session),
           ~/calibrate_camera (std_srvs/Trigger: find the camera from the pictures captured)""",
     parameters=AdaptNodeConfig,

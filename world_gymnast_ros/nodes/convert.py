@@ -38,7 +38,7 @@ from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.srv import GetParameters, SetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, Joy
 from sensor_msgs.srv import SetCameraInfo
-from std_msgs.msg import Bool, ColorRGBA, Empty, Float64MultiArray, String
+from std_msgs.msg import Bool, ColorRGBA, Empty, Float32, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -98,11 +98,12 @@ except ImportError:  # numpy converts the same pixels, more slowly
 
 __all__ = [
     "ActionChunkMsg", "Adapt", "AdapterMsg", "ArmStatusMsg", "Bool", "CameraInfo", "ColorRGBA", "CompressedImage",
-    "DiagnosticArray", "DiagnosticStatus", "Empty", "Float64MultiArray", "FloatingPointRange", "GetParameters",
-    "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "KeyValue", "MarkOutcome",
-    "Marker", "MarkerArray", "ParameterDescriptor", "Point", "PoseStamped", "ResetTwin", "ServoCommandType", "SetBool",
-    "SetCameraInfo", "SetParameters", "SetParametersResult", "StartEpisode", "StepMsg", "StopEpisode", "String",
-    "TFMessage", "Trigger", "TwinTruth", "TwistStamped", "Vector3", "xs_msg", "xs_srv",
+    "DiagnosticArray", "DiagnosticStatus", "Empty", "Float32", "Float64MultiArray", "FloatingPointRange",
+    "GetParameters", "GripperCommand", "Image", "IntegerRange", "JointState", "JointTrajectory", "Joy", "KeyValue",
+    "MarkOutcome", "Marker", "MarkerArray", "ParameterDescriptor", "Point", "PoseStamped", "ResetTwin",
+    "ServoCommandType", "SetBool", "SetCameraInfo", "SetParameters", "SetParametersResult", "StartEpisode",
+    "StepMsg", "StopEpisode", "String", "TFMessage", "Trigger", "TwinTruth", "TwistStamped", "Vector3", "xs_msg",
+    "xs_srv",
 ]
 
 NS_PER_S = 1_000_000_000

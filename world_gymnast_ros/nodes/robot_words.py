@@ -29,6 +29,7 @@ from world_gymnast_ros.nodes.caller import Caller, GraphFault
 from world_gymnast_ros.nodes.driver import UNNAMED
 from world_gymnast_ros.nodes.joint_merge import JointMerge
 from world_gymnast_ros.nodes.set_up_file import with_parameter
+from world_gymnast_ros.progress import bar
 from world_gymnast_ros.types import ArmState
 
 STATUS_S = 3.0
@@ -103,7 +104,7 @@ class RobotWords(Caller):
         if args.word == "arm":
             return self.moving("arm_node/arm", lambda: "")
         if args.word == "calibrate":
-            return self.trigger("adapt_node/calibrate_camera", CALIBRATION_S)
+            return self.calibrate()
         if args.word == "table":
             return self.table(f"{args.robot_name}/joint_states", args.out)
         if args.word == "capture":
@@ -111,6 +112,13 @@ class RobotWords(Caller):
                 print(self.walk("arm_node/go_to_capture", HoldCause.GOING_TO_CAPTURE, HoldCause.AT_CAPTURE), flush=True)
             return self.trigger("adapt_node/capture", CAPTURE_S)
         return self.trigger(f"arm_node/{args.word}")
+
+    def calibrate(self) -> str:
+        """Let adapt_node find the camera, and show how far it is."""
+        with bar(100, "finding the camera", "%") as line:
+            self.create_subscription(convert.Float32, "adapt_node/calibration_progress",
+                                     lambda msg: line.update(int(100 * msg.data) - line.n), base.RELIABLE)
+            return self.trigger("adapt_node/calibrate_camera", CALIBRATION_S)
 
     def walk(self, service: str, going: HoldCause, there: HoldCause) -> str:
         """Walk home, or to the capture pose, and wait until the arm is there."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.evaluation.replay import judge_recorded
 from world_gymnast_ros.evaluation.scene_judge import MIN_OUTCOMES
+from world_gymnast_ros.progress import shown
 from world_gymnast_ros.robot.arm_parts import part_points
 from world_gymnast_ros.robot.camera import fit_camera, project
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
@@ -69,7 +70,8 @@ def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     known = [e for e in episodes if e.states is not None]
     if not known:
         return "camera: as it was; no recording holds the arm's state"
-    seen = [judge.locator.detect(frame[None], ())[2:] for frame in first_frames(known)]
+    seen = [judge.locator.detect(frame[None], ())[2:]
+            for frame in shown(first_frames(known), "looking for the arm", "picture")]
     uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
     confidence = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
     points = part_points(np.stack([e.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
@@ -104,7 +106,7 @@ def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     present = judge.reader.height_m(name)
     heights = sorted({*HEIGHTS_M, present})
     bare, likely = with_settings(judge, sure_sigmas=0.0), []  # looks at each captured frame once, for all heights
-    for height in heights:
+    for height in shown(heights, "height of the object", "height"):
         set_height(bare, name, height, is_push(episodes))
         likely.append(log_likelihood(bare, episodes) - 0.5 * ((height - present) / HEIGHT_SIGMA_M) ** 2)
     best, gain = heights[int(np.argmax(likely))], max(likely) - likely[heights.index(present)]
@@ -139,7 +141,7 @@ def fit_approach(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
         return f"approach: as it was; {fault or 'learned for reaching alone'}"
     bare = with_settings(judge)  # looks at each captured frame once, for all limits
     likely = []
-    for height in (0.0, *APPROACHES_M):
+    for height in shown((0.0, *APPROACHES_M), "approach to the object", "height"):
         set_strictness(bare, name, Strictness(height, 0.0))
         likely.append(log_likelihood(bare, episodes))
     free, best = likely[0], int(np.argmax(likely))
@@ -166,9 +168,10 @@ def fit_detection(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
     known = [e for e in episodes if e.states is not None]
     confidence = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).confidence[0]  # type: ignore[index]
-                     for frame, e in zip(first_frames(known), known, strict=True)])
+                     for frame, e in shown(list(zip(first_frames(known), known, strict=True)), "detection", "picture")])
     likely = {}
-    for radius_m in {usual_m, *RADII_M} if is_push(episodes) else {usual_m}:
+    radii_m = {usual_m, *RADII_M} if is_push(episodes) else {usual_m}
+    for radius_m in shown(radii_m, "detection and radius", "radius"):
         open_minded.config.object_sizes_m = {**judge.config.object_sizes_m, name: [radius_m, top_m]}
         p = outcome_probability(open_minded, known)
         for found in {present[0], *DETECTION_THRESHOLDS}:
@@ -278,7 +281,8 @@ class CalibratedJudge(GeometricJudge):
         heights = [round(present.approach_m + more, 4) for more in HIGHER_M] if present.approach_m else [0.0]
         predicted = {}
         try:
-            for strictness in (Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}):
+            tried = [Strictness(h, m) for h in heights for m in {*MARGINS_SIGMAS, present.margin_sigmas}]
+            for strictness in shown(tried, "how strict to be", "margin"):
                 self.set_strictness(strictness, episodes)
                 predicted[strictness] = judge_recorded(self, rollouts, episodes)[1]
         finally:

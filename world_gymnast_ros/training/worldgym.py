@@ -27,6 +27,7 @@ from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_dit import WorldGymDiT
 from world_gymnast_ros.models.world_models.worldgym_sampler import signal_shares
 from world_gymnast_ros.models.world_models.worldgym_settings import NOISE_LEVELS
+from world_gymnast_ros.progress import bar, shown
 from world_gymnast_ros.training.optim import follow
 from world_gymnast_ros.training.run_state import load_run, save_run
 from world_gymnast_ros.types import F32
@@ -123,7 +124,7 @@ class WorldGymTrainer:
         if not long_enough:
             raise EpisodeError(f"none of {len(episodes)} episodes has the {config.clip_frames} frames of a clip; "
                                "record longer ones")
-        self.episodes = [encode(world, episodes[i]) for i in long_enough]
+        self.episodes = [encode(world, episodes[i]) for i in shown(long_enough, "encoding", "episode")]
         self.shares = torch.tensor([1.0 if weights is None else float(weights[i]) for i in long_enough])
         self.slot: LoraSlot | None = None
         if config.lora_rank:
@@ -169,14 +170,21 @@ class WorldGymTrainer:
         `state`: file to write every `save_every` steps, from which `resume` goes on to the same weights.
         """
         c, begin = self.config, time.monotonic() - self.elapsed_s
-        while not self.done:
-            loss = self.step()
-            if not math.isfinite(loss):
-                raise BadConfig(f"the loss is {loss} at step {self.steps_done}; lower learning_rate {c.learning_rate}")
-            self.elapsed_s = time.monotonic() - begin
-            report(self.steps_done, loss)
-            if state is not None and (self.done or self.steps_done % c.save_every == 0):
-                self._write_state(state)
+
+        def spent() -> int:
+            return self.steps_done if c.steps else min(round(self.elapsed_s), round(60.0 * c.minutes))
+        total, unit = (c.steps, "step") if c.steps else (round(60.0 * c.minutes), "s")
+        with bar(total, "training the world model", unit, spent()) as line:
+            while not self.done:
+                loss = self.step()
+                if not math.isfinite(loss):
+                    raise BadConfig(f"the loss is {loss} at step {self.steps_done}; lower learning_rate "
+                                    f"{c.learning_rate}")
+                self.elapsed_s = time.monotonic() - begin
+                report(self.steps_done, loss)
+                line.update(spent() - line.n)
+                if state is not None and (self.done or self.steps_done % c.save_every == 0):
+                    self._write_state(state)
         with torch.no_grad():
             torch._foreach_copy_(list(self.trained), list(self.average))
         self.world.network.requires_grad_(False)

@@ -27,6 +27,7 @@ from world_gymnast_ros.models.checkpoint import CONFIG
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.reflector import Reflector, best_logit, offset_at
 from world_gymnast_ros.objects import drawn_with
+from world_gymnast_ros.progress import shown
 from world_gymnast_ros.statistics import Interval, auc, paired_bootstrap
 from world_gymnast_ros.store import Kind
 from world_gymnast_ros.training.reflector import (
@@ -99,8 +100,9 @@ def update_judge(start: Path, world: WorldModel, old_world: WorldModel, training
 
 def logits_of(judge: Reflector, rollouts: Sequence[U8], episodes: Sequence[Episode]) -> np.ndarray:
     """Return the uncalibrated logit (E,) on which the judge decides about each rollout."""
+    pairs = list(zip(rollouts, episodes, strict=True))
     return np.array([best_logit(judge.raw(frames[None], e.instruction)[0][0])
-                     for frames, e in zip(rollouts, episodes, strict=True)], np.float64)
+                     for frames, e in shown(pairs, "the learned judge looks", "episode")], np.float64)
 
 
 def pair_threshold(learned: F64, geometric_at: Mapping[Any, NDArray[np.bool_]], success: NDArray[np.bool_],
