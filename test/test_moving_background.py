@@ -77,7 +77,7 @@ def test_it_is_asked_where_no_geometric_judge_is():
 def test_a_broken_folder_is_named(tmp_path: Path):
     assert load_moving_background(tmp_path) is None
     (tmp_path / FOLDER).mkdir()
-    (tmp_path / FOLDER / "config.json").write_text('{"model_type": "moving_background", "crop": 30, "camera": []}')
+    (tmp_path / FOLDER / "config.json").write_text('{"model_type": "moving_background", "crop": 30}')
     with pytest.raises(BadCheckpoint, match=r"crop is 30; it must be a multiple of 4"):
         load_moving_background(tmp_path)
 
