@@ -102,7 +102,7 @@ def test_checkpoints_that_are_not_there_cut_off_or_never_measured_together(tmp_p
     assert "no whole safetensors file" in found[f"world model {broken}"].found
     assert found["judge tiny/reflector"].state is State.OK and "release" not in found
     assert found["judge tiny/reflecter"].state is State.PROBLEM
-    assert by_name(machine.models("", "", "tiny/reflector"))["release"].state is State.WARNING
+    assert by_name(machine.models("", "", "tiny/locator"))["release"].state is State.WARNING
 
 
 def test_servers_are_asked_whether_they_are_there() -> None:

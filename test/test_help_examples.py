@@ -47,6 +47,7 @@ SMALL_SESSION = ["copies=2", "groups_per_update=1", "evaluate_every=1", "select_
 SMALLER: dict[str, list[str]] = {
     "twin play": ["--count", "2"], "twin frames": ["--count", "3"], "twin measure": ["--episodes", "1"],
     "bench replay": ["--most", "2", "--copies", "1", "--threads", "1"], "train imagined": ["--episodes", "1"],
+    "train moving-background": ["--steps", "1"],
     "evaluate": ["--pairs", "1"], "serve": ["--port", "0"],
     "bench imagined": ["--rollouts", "2", "--steps", "4", "--threads", "1"],
     "adapt": ["--updates", "1", "--budget-s", "600"]}
@@ -117,7 +118,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder, kind, families in (("demo", "demo", ("reach",)), ("wide_play", "wide_play", ("reach",)),
                                    ("train_play", "train_play", ("reach",)), ("imagined", "wide_play", ("push",)),
                                    ("held_out", "wide_play", ("reach",)), ("replay", "wide_play", ("reach",)),
-                                   ("old_scenes", "wide_play", ("reach",))):
+                                   ("old_scenes", "wide_play", ("reach",)), ("contact", "contact_play", ("push",))):
         for family in families:
             make_file(root / "data" / folder / f"{family}.npz", family, kind, 10 if folder == "imagined" else 6, 1)
     for number in range(2):

@@ -119,7 +119,7 @@ def test_a_lora_learns_and_leaves_the_base_alone() -> None:
 
 def test_it_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
-    for budget, unit in ((WorldGymTraining(steps=2, clip_frames=4, batch=1), "2/2"),
+    for budget, unit in ((WorldGymTraining(steps=2, clip_frames=4, batch=1), "/2 ["),
                          (WorldGymTraining(minutes=0.02, clip_frames=4, batch=1), "/1 [")):
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)

@@ -74,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
         from world_gymnast_ros.twin.observer import nominal_camera
 
         return int(module.main(words, *nominal_camera()))
+    if args.what == "moving-background":
+        from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir
+
+        words.world_model = checkpoint_dir(words.world_model, WORLD_MODEL)
     return int(module.main(**vars(words)))
 
 

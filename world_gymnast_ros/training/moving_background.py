@@ -20,7 +20,6 @@ from torch import Tensor
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import EpisodeError
-from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir
 from world_gymnast_ros.models.checkpoint import save_model
 from world_gymnast_ros.models.world_models.action_dit import ActionDiT, moved, silhouette_at
 from world_gymnast_ros.models.world_models.action_dit_world import condition_vector, load_network
@@ -260,21 +259,20 @@ def moved_error(network: MovingBackground, held_out: Stretches, actions: int, se
                  for x in (last, frames[:, 0]))
 
 
-def main(episodes: Sequence[Path], held_out: Sequence[Path], world_model: str, out: Path, steps: int, seed: int,
+def main(episodes: Sequence[Path], held_out: Sequence[Path], world_model: Path, out: Path, steps: int, seed: int,
          threads: int) -> int:
-    """Train for a world model (name or folder), and write the folder `out` as its `moving_background/`."""
+    """Train for the world model in a folder, and write the folder `out` as its `moving_background/`."""
     torch.set_num_threads(threads)
-    where = checkpoint_dir(world_model, WORLD_MODEL)
-    drawing, _ = load_network(where)
+    drawing, _ = load_network(world_model)
     drawing.eval()
     size = drawing.config.image_size
     if drawing.config.camera is None or not drawing.config.plate:
-        raise EpisodeError(f"{where} draws no background for a known camera, so nothing can move in it; "
+        raise EpisodeError(f"{world_model} draws no background for a known camera, so nothing can move in it; "
                            "name a world model that does, such as the shipped one")
     training = Stretches.of(read_episodes(episodes, size).episodes, drawing)
     torch.manual_seed(seed)
     c = drawing.config
-    network = load_moving_background(where) or MovingBackground(MovingBackgroundConfig(
+    network = load_moving_background(world_model) or MovingBackground(MovingBackgroundConfig(
         image_size=size, state_center=c.state_center, state_scale=c.state_scale))
     print(f"{len(training.frames)} episodes {'without' if training.bare else 'with'} the arm, "
           f"{int(training.lively.any(1).sum())} in which something moves")
