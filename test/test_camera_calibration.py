@@ -55,7 +55,7 @@ def off_px(pose: F64, pictures: list[CalibrationPicture]) -> float:
 def test_a_shifted_camera_is_found(pictures: list[CalibrationPicture], tmp_path: Path) -> None:
     assert off_px(PRIOR.T_base_camera, pictures) > 30.0
     shares: list[float] = []
-    found = calibrate_camera(pictures, PRIOR, grids=COARSE, told=shares.append)
+    found = calibrate_camera(pictures, PRIOR, grids=COARSE, progress=shares.append)
     assert shares == sorted(shares) and 0.0 < shares[0] < 0.01 and 0.5 < shares[-1] <= 1.0
     assert off_px(found.T_base_camera, pictures) < 8.0 and found.match > 0.8 and found.rms_px < 6.0
     assert overlay(pictures, found.T_base_camera, PRIOR).shape == (480, 1280, 3)

@@ -82,6 +82,19 @@ def test_a_broken_folder_is_named(tmp_path: Path):
         load_moving_background(tmp_path)
 
 
+def test_a_training_that_was_stopped_before_its_first_weights_is_no_checkpoint(tmp_path: Path):
+    (tmp_path / FOLDER / "training").mkdir(parents=True)
+    assert load_moving_background(tmp_path) is None
+
+
+def test_a_saved_world_model_keeps_it(network, tmp_path: Path):
+    load_world_model("", "tiny/reflector").save(tmp_path / "run")
+    kept = load_world_model(tmp_path / "run", "tiny/reflector")
+    assert isinstance(kept, ActionDiTWorld) and kept.objects is None and kept.moving is not None
+    for mine, shipped in zip(kept.moving.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, shipped)
+
+
 @pytest.fixture(scope="module")
 def contact_play(tmp_path_factory) -> Path:
     play = pytest.importorskip("world_gymnast_ros.twin.play", reason="MuJoCo is not installed")
@@ -122,8 +135,8 @@ def test_it_is_trained_and_goes_on_where_it_was_stopped(contact_play: Path, tmp_
     said = capsys.readouterr().out
     assert ("without" if bare else "with") + " the arm" in said and "standing still" in said
     trained = (tmp_path / "mb" / "model.safetensors").read_bytes()
-    assert main([*words, "--steps", "2"]) == 0
-    assert len(trained) < 1_000_000
+    assert main([*words, "--steps", "2"]) == 0  # nothing is left to do
+    assert (tmp_path / "mb" / "model.safetensors").read_bytes() == trained and len(trained) < 1_000_000
 
 
 def test_episodes_without_states_are_refused(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_a_lora_learns_and_leaves_the_base_alone() -> None:
 
 def test_it_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
-    for budget, unit in ((WorldGymTraining(steps=2, clip_frames=4, batch=1), "/2 ["),
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0.0))  # however quick a step is
+    for budget, unit in ((WorldGymTraining(steps=2, clip_frames=4, batch=1), "2/2"),
                          (WorldGymTraining(minutes=0.02, clip_frames=4, batch=1), "/1 [")):
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)

@@ -97,13 +97,13 @@ def states_of(starts: Sequence[Start]) -> F32:
 
 
 def states_after(rollouts: RolloutBatch, before: F32, deltas: F32, limits: StepLimits) -> F32:
-    """Return where the arm is sent by actions (G, K, 7) from Bridge states (G, 7): as the world model tells it, else
+    """Return where the arm is sent by actions (G, K, 7) from Bridge states (G, 7): as the world model gives it, else
     the sum of the actions. What was unknown (NaN) stays so."""
-    told = rollouts.state if isinstance(rollouts, TellsState) else None
+    given = rollouts.state if isinstance(rollouts, TellsState) else None
     after = before.copy()
     known = np.isfinite(before).all(-1)
-    if told is not None:
-        after[known] = told[known]
+    if given is not None:
+        after[known] = given[known]
     elif known.any():
         steps = deltas[known].astype(np.float32)
         steps[..., 6] = gripper_is_open(steps[..., 6])
@@ -114,7 +114,7 @@ def states_after(rollouts: RolloutBatch, before: F32, deltas: F32, limits: StepL
 
 def sample_at(policy: Policy, frames: U8, states: F32, instruction: str, temperature: float, seed: int
               ) -> SampledChunks:
-    """Sample one chunk for each frame; a policy that looks at the arm's state is told it (G, 7), NaN: unknown."""
+    """Sample one chunk for each frame; a policy that looks at the arm's state gets it (G, 7), NaN: unknown."""
     if isinstance(policy, ActsOnState):
         return policy.sample_at(frames, states, instruction, temperature, seed)
     return policy.sample(frames, instruction, temperature, seed)

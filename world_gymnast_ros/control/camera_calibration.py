@@ -83,11 +83,11 @@ def distinct(pictures: Sequence[CalibrationPicture]) -> list[CalibrationPicture]
 
 def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior, seed: int = 0,
                      grids: Sequence[tuple[int, int, float]] = GRIDS,
-                     told: Callable[[float], object] = lambda share: None) -> Calibrated:
+                     progress: Callable[[float], object] = lambda share: None) -> Calibrated:
     """Return the camera that saw these pictures. `prior`: where it is roughly, within some 15 cm and 15 degrees.
 
-    `grids`: columns, rows and blur of the pictures that are looked at, from coarse to fine. `told` hears which share of
-    the work is done, 0 to 1, as often as a camera was tried; the search may end early.
+    `grids`: columns, rows and blur of the pictures that are looked at, from coarse to fine. `progress` hears which
+    share of the work is done, 0 to 1, as often as a camera was tried; the search may end early.
 
     Raises BadConfig where there are too few poses, BadFrame where no camera explains what changed.
     """
@@ -99,7 +99,7 @@ def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior,
     seen = _Changes(used, *grids[0])
     starts = np.random.default_rng(seed).normal(size=(SEARCHED, 6)) * ([SEARCH_SHIFT_M] * 3 + [SEARCH_TURN_RAD] * 3)
     starts[0] = 0.0
-    work = _Work(grids, told)
+    work = _Work(grids, progress)
     losses = [work.after(0, -seen.match(_capsules(ends, prior, x))) for x in starts]
     best = [starts[i] for i in np.argsort(losses)[:KEPT]]
     for grid, (columns, rows, blur) in enumerate(grids):
@@ -158,16 +158,16 @@ def _capsules(ends: F64, prior: CameraPrior, x: F64) -> F32:
 class _Work:
     """How much of a calibration is done, in cells that were looked at, of as many as it may take."""
 
-    def __init__(self, grids: Sequence[tuple[int, int, float]], told: Callable[[float], object]) -> None:
+    def __init__(self, grids: Sequence[tuple[int, int, float]], progress: Callable[[float], object]) -> None:
         self._cells = [columns * rows for columns, rows, _ in grids]
         tries = [SEARCHED + KEPT * MAX_TRIES, *[MAX_TRIES] * (len(grids) - 1)]
         self._until = np.cumsum([cells * n for cells, n in zip(self._cells, tries, strict=True)])
-        self._done, self._told = 0, told
+        self._done, self._progress = 0, progress
 
     def after(self, grid: int, loss: float) -> float:
         """Note that a camera was tried on this grid; return its loss."""
         self._done = min(self._done + self._cells[grid], int(self._until[grid]))
-        self._told(self._done / int(self._until[-1]))
+        self._progress(self._done / int(self._until[-1]))
         return loss
 
     def reached(self, grid: int) -> None:

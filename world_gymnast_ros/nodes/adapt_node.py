@@ -56,11 +56,11 @@ JOINTS_S = 0.5
 MAX_POSES = 24
 """Pictures that are remembered for a calibration of the camera."""
 EXECUTOR_THREADS = 3
+"""One for the session, one for topics, one for feedback and cancel."""
 TELL_NS = 300_000_000
 """Between two reports of how far a calibration is."""
 CLOSE_S = 3.0
 """So long `close` waits for a session to end: launch kills after five seconds. What it stores is whole or absent."""
-"""One for the session, one for topics, one for feedback and cancel."""
 
 
 class AdaptNode(base.ConfiguredNode):
@@ -272,12 +272,12 @@ class AdaptNode(base.ConfiguredNode):
 
     def _tell_calibrated(self) -> Callable[[float], None]:
         """Return what publishes the share of a calibration that is done, 0 to 1, a few times a second."""
-        told_ns = base.steady_ns()
+        last_ns = base.steady_ns()
 
         def tell(share: float) -> None:
-            nonlocal told_ns
-            if base.steady_ns() - told_ns > TELL_NS:
-                told_ns = base.steady_ns()
+            nonlocal last_ns
+            if base.steady_ns() - last_ns > TELL_NS:
+                last_ns = base.steady_ns()
                 self._calibrated.publish(convert.Float32(data=share))
         return tell
 

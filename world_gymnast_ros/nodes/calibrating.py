@@ -23,9 +23,9 @@ from world_gymnast_ros.robot.camera_extrinsics import NAME, StoredCamera, read_c
 
 
 def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig,
-              told: Callable[[float], object] = lambda share: None) -> tuple[str, Path]:
+              progress: Callable[[float], object] = lambda share: None) -> tuple[str, Path]:
     """Calibrate the camera, write it, a picture and the parameter that names it under `directory`; return a line about
-    it, and the file. `told` hears which share of the work is done.
+    it, and the file. `progress` hears which share of the work is done.
 
     Raises BadConfig where poses are missing, BadFrame where no camera explains the pictures; nothing is written then.
     """
@@ -36,7 +36,7 @@ def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig,
     if any(p.rgb.shape[:2] != (height, width) for p in used):
         raise BadFrame("the captured pictures have several sizes; start the node again and capture with one camera")
     prior = CameraPrior(before.pose(), 2 * before.focal / before.aspect, 2 * before.focal)
-    found = calibrate_camera(used, prior, told=told)
+    found = calibrate_camera(used, prior, progress=progress)
     path = (Path(config.directory) / NAME).resolve()
     set_up = path.with_name(set_up_file.NAME)
     parameters = set_up_file.with_parameter(set_up, "camera_calibration", str(path))  # or refused, before all else

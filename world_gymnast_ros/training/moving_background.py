@@ -21,7 +21,7 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.models.checkpoint import save_model
-from world_gymnast_ros.models.world_models.action_dit import ActionDiT, moved, silhouette_at
+from world_gymnast_ros.models.world_models.action_dit import ActionDiT, from_arm, moved
 from world_gymnast_ros.models.world_models.action_dit_world import condition_vector, load_network
 from world_gymnast_ros.models.world_models.background import ARM_MARGIN, fill, grid_of
 from world_gymnast_ros.models.world_models.moving_background import (
@@ -32,7 +32,7 @@ from world_gymnast_ros.models.world_models.moving_background import (
     load_moving_background,
     under_tips,
 )
-from world_gymnast_ros.robot.arm_silhouette import GROUPS, silhouette
+from world_gymnast_ros.robot.arm_silhouette import silhouette
 from world_gymnast_ros.training.progress import ProgressLine
 from world_gymnast_ros.training.run_state import STATE, PlainRun
 from world_gymnast_ros.types import U8
@@ -128,11 +128,8 @@ def _padded(rows: NDArray[np.generic] | U8, length: int) -> NDArray[np.generic]:
 def _clear(capsules: Tensor, size: int) -> Tensor:
     """Return which pixels bool (..., H, W) the arm of capsules (..., 6, 6) leaves free."""
     flat = capsules.reshape(-1, 6, 6)
-    free = []
-    for some in flat.split(1024):
-        grid = grid_of(size, size).reshape(1, -1, 2)
-        far = silhouette_at(some[:, None], grid)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
-        free.append(far > ARM_MARGIN)
+    grid = grid_of(size, size).reshape(1, -1, 2)
+    free = [from_arm(some, grid) > ARM_MARGIN for some in flat.split(1024)]
     return torch.cat(free).view(*capsules.shape[:-2], size, size)
 
 

@@ -26,6 +26,7 @@ from world_gymnast_ros.loading.load import holds
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
+from world_gymnast_ros.models.world_models.moving_background import load_moving_background, save_moving_background
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import read_weights, weights_file
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
@@ -140,6 +141,7 @@ def _action_dit(run: Fine) -> Path:
         if trainer.done_share >= 1.0 and (run.out / WEIGHTS).is_file():
             return run.out
     write_text(run.out / TRAINING / INPUTS, run.inputs)
+    save_moving_background(load_moving_background(run.parent), run.out)
     trainer.run()
     return run.out
 

@@ -221,7 +221,7 @@ class SilhouetteFeatures(nn.Module):
     def distance(self, capsules: Tensor) -> Tensor:
         """Return how far each pixel is from the arm (B, H * W), halves of the picture, up to 0.4; capsules (B, 6, 6).
         """
-        return self.measure(capsules[:, None], self.whole)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
+        return from_arm(capsules, self.whole)
 
     def far(self, capsules: Tensor) -> Tensor:
         """Return how far each patch is from the arm at least (B, tokens), as `distance`; capsules (B, 6, 6)."""
@@ -254,6 +254,11 @@ def silhouette_at(capsules: Tensor, points: Tensor) -> Tensor:
         far.append(nearest)
     distance = torch.stack(far, -1)
     return torch.cat([torch.sigmoid(distance / -EDGE), distance.clamp(-0.2, 0.4) * 2.5], -1)
+
+
+def from_arm(capsules: Tensor, points: Tensor) -> Tensor:
+    """Return how far points (1, P, 2) are from the arm (B, P), halves of the picture, up to 0.4; capsules (B, 6, 6)."""
+    return silhouette_at(capsules[:, None], points)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
 
 
 def moved(capsules: Tensor, affine: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from world_gymnast_ros.models.world_models.moving_background import (
     Moved,
     MovingBackground,
     load_moving_background,
+    save_moving_background,
     under_tips,
 )
 from world_gymnast_ros.objects import ObjectDynamics, ObjectPaths
@@ -309,7 +310,10 @@ class ActionDiTWorld:
         return cls(network, device, dtype, objects, load_moving_background(Path(path)))
 
     def save(self, directory: str | Path) -> str:
-        """Write config.json and model.safetensors; return the SHA-256 of the weights."""
+        """Write config.json, model.safetensors and the moving background, where there is one; return the SHA-256 of the
+        weights.
+        """
+        save_moving_background(self.moving, Path(directory))
         return save_model(self.network, self.config.to_dict(), Path(directory))
 
     def begin(self, starts: Sequence[Start], seed: int) -> ActionDiTRollouts:

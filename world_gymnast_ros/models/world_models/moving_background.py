@@ -4,7 +4,7 @@ The background is the scene without the arm (`background.py`). A small recurrent
 the fingertips, at the arm's computed silhouette before and after an action and at the target poses, and says which
 pixels an action takes along, and how far, beginning at the shift of the fingertips. A pixel remembers
 where in the start frame it comes from, so it is resampled once however often it moves and stays sharp; where pixels
-have left, the start frame is filled in from around. What a pixel is part of, the network has to see: it is told of no
+have left, the start frame is filled in from around. What a pixel is part of, the network has to see: it is given no
 object.
 
 Moving pixels by few learned shifts: Finn et al. 2016 (arXiv 1605.07157). Pose maps as input: World-Env (arXiv
@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
+from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_config, save_model
 from world_gymnast_ros.models.checkpoint import fill as fill_weights
-from world_gymnast_ros.models.checkpoint import read_config
 from world_gymnast_ros.models.world_models.action_dit import silhouette_at
 from world_gymnast_ros.models.world_models.background import fill, project
 from world_gymnast_ros.robot.arm_silhouette import GROUPS
@@ -161,8 +161,8 @@ class MovingBackground(nn.Module):
         seen = torch.cat([2.0 * (now - now.mean((1, 2), keepdim=True)), *arm, *away, other], -1)
         hand = torch.cat([(p[:, 1] - p[:, 0]) * (size / 2) for p in (tips, ground)], 1)
         center, scale = (states.new_tensor(v) for v in (self.config.state_center, self.config.state_scale))
-        told = torch.cat([((states - center) / scale).flatten(1), hand / 4.0], 1)
-        logits, far, memory = self._look(seen.permute(0, 3, 1, 2), told, moved.memory)
+        numbers = torch.cat([((states - center) / scale).flatten(1), hand / 4.0], 1)
+        logits, far, memory = self._look(seen.permute(0, 3, 1, 2), numbers, moved.memory)
         shifts = hand[:, None, :2] + REACH * torch.tanh(far.unflatten(1, (SHIFTS, 2)) / REACH)  # (B, K, 2) px
         share = logits.softmax(1).permute(0, 2, 3, 1)  # (B, S, S, 1 + K) of what is there before: stays, goes by k
         if bool(gone.any()):
@@ -225,10 +225,10 @@ class MovingBackground(nn.Module):
         taken[where[0], at[:, 1], at[:, 0]] = True
         return taken
 
-    def _look(self, x: Tensor, told: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(self, x: Tensor, numbers: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, 1 + K, S, S), shifts (B, 2 K) and the new memory, from crops (B, LOOK, S, S)."""
         a, b = self.config.channels
-        (s1, t1), (s2, t2) = (p.chunk(2, 1) for p in self.numbers(told)[:, :, None, None].split((2 * a, 2 * b), 1))
+        (s1, t1), (s2, t2) = (p.chunk(2, 1) for p in self.numbers(numbers)[:, :, None, None].split((2 * a, 2 * b), 1))
         top = F.silu(self.enter(F.pixel_unshuffle(x, 2)) * (1 + s1) + t1)
         top = top + F.silu(self.inner(top))
         low = F.silu(self.down(top) * (1 + s2) + t2)
@@ -243,7 +243,7 @@ class MovingBackground(nn.Module):
         logits = F.pixel_shuffle(self.which(up), 2)
         heat = self.attend(low).flatten(2).softmax(-1)
         pooled = (low.flatten(2) * heat).sum(-1)
-        far = self.far2(F.silu(self.far1(torch.cat([pooled, told], 1))))
+        far = self.far2(F.silu(self.far1(torch.cat([pooled, numbers], 1))))
         return logits, far, memory
 
 
@@ -262,7 +262,7 @@ def load_moving_background(directory: Path) -> MovingBackground | None:
     """Load the moving background of a world model's folder; None where it has none. BadCheckpoint where it is broken.
     """
     folder = directory / FOLDER
-    if not folder.is_dir():
+    if not any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):  # or a training into it has just begun
         return None
     values = read_config(folder, MovingBackgroundConfig.model_type)
     try:
@@ -271,3 +271,9 @@ def load_moving_background(directory: Path) -> MovingBackground | None:
         raise BadCheckpoint(f"{folder / 'config.json'} does not describe a moving background ({error})") from error
     fill_weights(network, folder)
     return network
+
+
+def save_moving_background(network: MovingBackground | None, directory: Path) -> None:
+    """Write it into a world model's folder, where there is one: a new version of the world model keeps it."""
+    if network is not None:
+        save_model(network, network.config.to_dict(), directory / FOLDER)
