@@ -25,6 +25,8 @@ SLOW: dict[str, tuple[list[str], str]] = {
     "imagination": (["--shapes", "tiny", "--copies", "1", "--steps", "1", "--repeats", "1"], "peak memory"),
     "imagination --passes": (["--shapes", "tiny", "--copies", "1", "--repeats", "1", "--passes"], "peak memory"),
     "latency": (["--minutes", "0.05", "--rates", "5", "--loads", "none"], "| 5"),
+    "learned_contact": (["--only", "push", "--most", "4"], "| push"),
+    "learned_contact --unseen": (["--unseen", "--only", "ball", "--most", "4"], "| ball"),
     "loop_table": (["--rows", "docs/measured/loops.jsonl"], "| loop"),
     "picture_check": (["--episodes", "1", "--length", "1"], "| mirrored |"),
     "recorder": (["--minutes", "0.1", "--episode-minutes", "0.1"], "check: good"),
@@ -50,7 +52,8 @@ def test_a_bench_runs(name: str) -> None:
 @pytest.mark.ros
 @pytest.mark.parametrize("name", SLOW)
 def test_a_bench_that_takes_long_runs(name: str) -> None:
-    pytest.importorskip("mujoco" if name in ("episode_end", "picture_check") else "rclpy")
+    on_the_twin = name.split()[0] in ("episode_end", "learned_contact", "picture_check")
+    pytest.importorskip("mujoco" if on_the_twin else "rclpy")
     prints(name, *SLOW[name])
 
 
