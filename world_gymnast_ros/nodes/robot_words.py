@@ -156,6 +156,10 @@ class RobotWords(Caller):
         self.create_subscription(convert.JointState, topic, on_joints, base.SHARED)
         self.reach(lambda: states or faults, f"joint states on {self.resolve_topic_name(topic)}", "the driver")
         self.spins_until(lambda: False, REST_S)
+        # Joint states may come before arm_node is known: an armed arm is not to be taken for one that nobody guards.
+        self.spins_until(lambda: heard, LISTENERS_S)
+        if not heard and self.count_publishers("arm_status"):
+            raise GraphFault("arm_node does not say whether the arm is disarmed; try again, or start arm_node anew")
         if heard and heard[-1].state != heard[-1].DISARMED:
             raise GraphFault(f"the arm is {heard[-1].state_name}; disarm it first (world-gymnast robot disarm)")
         if not states:
