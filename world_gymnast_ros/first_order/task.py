@@ -8,7 +8,7 @@ from world_gymnast_ros.types import F64, U8
 
 
 class View(Protocol):
-    """What is known after a reset or a step. `hand`, `block`: where the pusher and the thing pushed are, (2,), in the
+    """What is known after a reset or a step. `hand`, `block`: where the pusher and the pushed block are, (2,), in the
     task's unit of length; `labels` (L,), about 0..1, train the encoder; `coverage` of the mark, 0..1: what policies
     are tested by."""
 
