@@ -87,11 +87,11 @@ def test_the_arm_is_not_armed_on_wrong_pictures(camera: tuple[Client, Lens], cha
     lens.change = change
     try:
         c.until(lambda: status(c).level == status(c).ERROR and says in status(c).message, f"'{says}'")
+        c.until(lambda: says in diagnosis(c, "policy_node").message, "the same in the diagnostics")
         heard = len(c.heard["action_chunk"])
         answer = c.trigger("arm")
         assert not answer.success and says in answer.message, answer.message
         assert c.heard["arm_status"][-1].state == STATUS.DISARMED and len(c.heard["action_chunk"]) == heard
-        c.until(lambda: says in diagnosis(c, "policy_node").message, "the same in the diagnostics")
     finally:
         lens.change = lambda rgb: rgb
         c.until(lambda: status(c).level != status(c).ERROR, "all well again")
@@ -101,8 +101,7 @@ def test_a_camera_that_goes_wrong_holds_an_armed_arm_until_a_person_arms_again(c
     c, lens = camera
     c.until(lambda: value(c, "policy_node", "arm_in_picture") not in ("", "unknown"), "the arm in the picture")
     heard = len(c.heard["action_chunk"])
-    answer = c.trigger("arm")
-    assert answer.success, answer.message
+    c.arm()  # the arm may hear "all is well" later than this client
     c.until(lambda: len(c.heard["action_chunk"]) > heard + 1, "the policy to act")
     lens.change = lambda rgb: rgb * 0
     c.until_state(STATUS.HOLDING, "black")
@@ -111,7 +110,6 @@ def test_a_camera_that_goes_wrong_holds_an_armed_arm_until_a_person_arms_again(c
     c.until(lambda: status(c).level != status(c).ERROR, "all well again")
     assert c.heard["arm_status"][-1].state == STATUS.HOLDING
     heard = len(c.heard["step"])
-    answer = c.trigger("arm")
-    assert answer.success, answer.message
+    c.arm()  # the arm may hear "all is well" later than this client
     c.until(lambda: len(c.heard["step"]) > heard, "the policy to act")
     assert c.trigger("disarm").success
