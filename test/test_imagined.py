@@ -122,6 +122,18 @@ def test_without_a_state_such_a_policy_is_refused_in_plain_words(needs_state: st
     assert len(NeedsState.seen) == 2
 
 
+def test_such_a_policy_on_the_twin_gets_the_measured_one(needs_state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server has no adapters: it acts as it was started."""
+    words = ["twin", "measure", "train_oak", "--episodes", "1", "--policy", needs_state]
+    assert main(words) == 0
+    assert ": 0 of 1" in capsys.readouterr().out
+    seen = np.array(NeedsState.seen)
+    assert len(seen) >= 3 and seen.shape[1] == 7 and np.isfinite(seen).all()
+    assert np.ptp(seen[:3, 1]) < 0.02, "it was told to go along x"
+    assert 0.01 < seen[2, 0] - seen[0, 0] < 0.05, "two chunks of two actions of 1 cm, less the lag of the arm"
+    assert seen[0, 6] > 0.9 > seen[2, 6], "it was told to close"
+
+
 class Undecided:
     """A judge without a verdict."""
 

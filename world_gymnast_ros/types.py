@@ -255,7 +255,7 @@ class ActsOnState(Protocol):
 
     def sample_at(self, frames: U8, states: F32, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Sample one chunk for each of `frames` uint8 (G, H, W, 3), with the arm at `states`: Bridge states float32
-        (G, 7), a row of NaN where none is known."""
+        (G, 7), a row of NaN where none is known. Temperature 0 is greedy."""
 
 
 class TrainablePolicy(Policy, Protocol):

@@ -126,6 +126,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.evaluation.environment import outcomes
     from world_gymnast_ros.loading.load import load_policy
+    from world_gymnast_ros.serving.client import HttpPolicy
     from world_gymnast_ros.statistics import wilson
     from world_gymnast_ros.store import read_card
     from world_gymnast_ros.twin.environment import TwinEnvironment
@@ -135,6 +136,8 @@ def _measure(args: argparse.Namespace) -> int:
     scene = load_scene(args.scene)
     policy = load_policy(args.policy)
     adapter = read_card(args.adapter) if args.adapter else None
+    if isinstance(policy, HttpPolicy):
+        policy.as_started = True
     instruction = args.instruction or scene.instructions[0]
     environment = TwinEnvironment(scene)
     try:
