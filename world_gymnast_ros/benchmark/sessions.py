@@ -55,9 +55,12 @@ class Case:
 
 FOUR = ("reach the purple block", "reach the orange block", "push the purple block left", "push the orange block right")
 REACH = ("reach the red block",)
+ALONE = "alone: "
+"""Begins the name of a session that trains one instruction of a case, the words behind it."""
 CASES = (
-    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "replay, KL", "varied starts",
-                                            "four instructions"), distractors=True, earlier=True),
+    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "replay, KL", "varied starts"),
+         distractors=True, earlier=True),
+    Case("four at once", "novel_evening", FOUR, ("four instructions", *(ALONE + words for words in FOUR))),
     Case("dark red", "novel_dark_red", REACH, ("one instruction", "replay", "replay, KL"), earlier=True),
     Case("dark table", "lab_dark_table", REACH, ("captured alone", "near misses", "one demonstration")),
     Case("maroon cloth", "lab_maroon_cloth", REACH, ("captured alone", "near misses", "one demonstration")),
@@ -68,7 +71,8 @@ CASES = (
 class Row:
     """One session: true outcomes `before` and `after` it by test, what it came to, and its cost.
 
-    A session that kept the base is not run again: `after` equals `before`."""
+    A session that kept the base is not run again: `after` equals `before`. `cpu_s`: processor seconds of the session,
+    0 where they were not taken."""
 
     case: str
     session: str
@@ -80,6 +84,7 @@ class Row:
     seconds: float
     updates: int
     notes: dict[str, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -150,7 +155,8 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
     policy = parts.policy
     before = {name: list(known[name]) if name in known else truly(parts, None, *test, episodes)
               for name, test in tests_of(case).items()}
-    asked = case.tests if session == "four instructions" else case.tests[:1]
+    asked = (case.tests if session == "four instructions" else (session.removeprefix(ALONE),)
+             if session.startswith(ALONE) else case.tests[:1])
     environment = TwinEnvironment(scene)
     try:
         first = [environment.reset(s, asked[0]) for s in seed_ranges.captures(captures)]
@@ -158,11 +164,11 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
         environment.close()
     starts = [replace(s, instruction=instruction) for s in first for instruction in asked]
     policy.load_adapter(None)
-    began = time.monotonic()
+    began, began_cpu = time.monotonic(), time.process_time()
     practice, config = practice_of(parts, session, scene, starts, config, seed)
     parts = replace(parts, learner=learner_of(policy, config))
     report = run_session(parts, starts, config, seed, time.time_ns(), practice=practice, progress=progress).report
-    seconds = time.monotonic() - began
+    seconds, cpu_s = time.monotonic() - began, time.process_time() - began_cpu
     ref = report.adapter
     try:
         after = {name: before[name] if ref is None else truly(parts, ref, *test, episodes)
@@ -171,7 +177,8 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
         policy.load_adapter(None)
     last = report.curve[-1].stats if report.curve else {}
     return Row(case.name, session, seed, before, after, report.outcome, report.message, round(seconds, 1),
-               len(report.curve), {k: round(v, 5) for k, v in last.items() if k in ("kl", "kl_coefficient")})
+               len(report.curve), {k: round(v, 5) for k, v in last.items() if k in ("kl", "kl_coefficient")},
+               round(cpu_s, 1))
 
 
 def truly(parts: Parts, ref: object, scene: Scene, instruction: str, episodes: int) -> list[bool]:
@@ -204,8 +211,8 @@ def bench(parts: Parts, cases: Sequence[Case], seed: int, episodes: int, capture
 def markdown(rows: Sequence[Row]) -> str:
     """Format the rows as one table: a line for each session and test, with the paired difference of after and before,
     and of each session to the first of its case."""
-    lines = ["| scene | session | test | base | after | gain | against the first session | outcome | s |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| scene | session | test | base | after | gain | against the first session | outcome | s | processor s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     firsts: dict[tuple[str, int], Row] = {}
     for row in rows:
         first = firsts.setdefault((row.case, row.seed), row)
@@ -215,7 +222,8 @@ def markdown(rows: Sequence[Row]) -> str:
             against = "" if row is first or name not in first.after else _points(first.after[name], after)
             lines.append(f"| {row.case} | {row.session} | {name} | {sum(before)}/{len(before)} "
                          f"| {wilson(sum(after), len(after))} | {100 * gain.value:+.0f} [{100 * gain.low:+.0f}, "
-                         f"{100 * gain.high:+.0f}] | {against} | {row.outcome} | {row.seconds:.0f} |")
+                         f"{100 * gain.high:+.0f}] | {against} | {row.outcome} | {row.seconds:.0f} "
+                         f"| {f'{row.cpu_s:.0f}' if row.cpu_s else ''} |")
     return "\n".join(lines)
 
 
