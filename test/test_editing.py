@@ -211,16 +211,20 @@ def test_edited_starts_are_practised_on_and_shown(tmp_path: Path) -> None:
     assert "edited start, a &lt;red&gt; cloth" in page and "1 of 1." in page
 
 
-def test_a_session_goes_on_with_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("said", "why"), [
+    (answer(square(32)), "32x32 pixels"), (Said(delay_s=60.0), "no answer within"), (Said(b"oh", 503), "503"),
+    (Said(drop=True), "cannot be asked")])
+def test_a_session_goes_on_with_what_it_has(said: Said, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                            ) -> None:
     toys = save_toys(tmp_path / "toys")
     Image.fromarray(table_with_a_block()).save(tmp_path / "a.png")
     words = ["adapt", "reach the red block", "--frame", str(tmp_path / "a.png"), "--state", *map(str, STATE),
              "--updates", "1", "--dry-run", "--out", str(tmp_path / "runs"), "--edits", "3", "--set",
              f"policy={toys.policy}", f"judges={toys.judge}", f"world_model={toys.world_model}", "copies=2",
              "select_groups=1", "promotion_groups=4", "held_out_copies=1", "threads=1", "min_release_auc=0",
-             "editor_px=64"]
+             "editor_px=64", "editor_timeout_s=0.5"]
     assert main(words) == 2 and "--edits 3 needs an image editor" in capsys.readouterr().err
-    with chat_server(lambda request, n: answer(square(32))) as heard:
+    with chat_server(lambda request, n: said) as heard:
         assert main([*words[:1], "--editor", heard.url, *words[1:]]) in (0, 1)
     [page] = (tmp_path / "runs").rglob("report.html")
-    assert "0 of 3 starts edited by toy@127.0.0.1" in page.read_text() and "32x32 pixels" in page.read_text()
+    assert "0 of 3 starts edited by toy@127.0.0.1" in page.read_text() and why in page.read_text()

@@ -202,6 +202,27 @@ def test_refusals_come_before_models_are_loaded(words: list[str], says: str, tmp
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("said", "why"), [(Said(delay_s=60.0), "no answer within"), (Said(b"oh", 401), "401"),
+                                           (Said(drop=True), "cannot be asked")])
+def test_a_session_whose_proposer_hangs_or_fails_trains_what_the_user_said(
+        said: Said, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys = save_toys(tmp_path / "toys")
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    settings = [f"policy={toys.policy}", f"judges={toys.judge}", f"world_model={toys.world_model}", "copies=2",
+                "select_groups=1", "promotion_groups=4", "held_out_copies=1", "threads=1", "min_release_auc=0"]
+    asked = ["--frame", str(tmp_path / "a.png"), "--updates", "1", "--dry-run", "--out", str(tmp_path / "runs"),
+             "--propose", "3", "--propose-all", "--proposer-timeout-s", "1", "--set", *settings]
+    with chat_server(lambda request, n: said) as heard:
+        assert main(["adapt", "reach the red block", *asked, "--proposer", heard.url]) in (0, 1)
+        assert why in capsys.readouterr().out
+        assert main(["adapt", *asked, "--proposer", heard.url]) == 2, "nothing is left to train"
+        assert why in capsys.readouterr().err
+    [log] = (tmp_path / "runs").rglob("session.jsonl")
+    begun = read_session(log)[0]
+    assert begun["instructions"] == ["reach the red block"] and why in begun["notes"][0]
+    assert why in (log.parent / "report.html").read_text()
+
+
 def test_a_session_trains_what_was_ticked_or_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     toys = save_toys(tmp_path / "toys")
