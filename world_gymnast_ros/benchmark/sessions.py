@@ -14,7 +14,7 @@ from pathlib import Path
 from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.adaptation.practice import AlongStart, Practice
+from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.benchmark import rows as rows_of
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
@@ -26,7 +26,7 @@ from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, Scene, load_scene
 from world_gymnast_ros.types import Start
 from world_gymnast_ros.updates.adaptation import Parts, learner_of, run_session
-from world_gymnast_ros.updates.practice_starts import WITH_POLICY, along_episodes, replay_starts
+from world_gymnast_ros.updates.practice_starts import WITH_POLICY, Along, along_episodes, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
 MISSES = 8
@@ -108,7 +108,7 @@ def tests_of(case: Case) -> dict[str, tuple[Scene, str]]:
     return tests
 
 
-def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
+def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> Along:
     """Return the frames of real episodes of the base, explored a little, as starts along the way."""
     environment = TwinEnvironment(scene, (CAPTURE_HEIGHT, CAPTURE_WIDTH))
     try:
@@ -118,7 +118,7 @@ def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> tupl
     return along_episodes(found, [instruction], parts.judge, "real episodes of the base")
 
 
-def demonstrated(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
+def demonstrated(parts: Parts, scene: Scene, instruction: str, seed: int) -> Along:
     """Return the frames of one scripted demonstration as starts along the way; its actions are not used."""
     asked = replace(scene, instructions=(instruction,))
     row = record_episode(asked, seed_ranges.demonstrations(seed, 1)[0], "demo", False,
@@ -142,10 +142,14 @@ def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start
         made = varied_starts(parts.judge, starts, config, seed)
         return Practice(varied=made.starts, notes=(made.summary,)), config
     if session == "near misses":
-        return Practice(along=near_misses(parts, scene, instruction, seed)), config
+        return _begun_at(near_misses(parts, scene, instruction, seed)), config
     if session == "one demonstration":
-        return Practice(along=demonstrated(parts, scene, instruction, seed)), config
+        return _begun_at(demonstrated(parts, scene, instruction, seed)), config
     return Practice(), config
+
+
+def _begun_at(along: Along) -> Practice:
+    return Practice(along=along.starts, notes=(along.summary,))
 
 
 def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, captures: int, config: AdaptNodeConfig,

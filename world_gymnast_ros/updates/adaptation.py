@@ -153,18 +153,19 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     BadFrame names what is missing."""
     instructions = list(dict.fromkeys(s.instruction for s in starts))
     along = along_starts([Path(config.starts)], instructions, parts.judge,
-                         Path(config.directory) / "decoded") if config.starts else ()
+                         Path(config.directory) / "decoded") if config.starts else None
+    begun = along.starts if along else ()
     replay = replay_starts(config.replay, config.policy) if config.replay else ()
-    notes = [f"{len(along)} frames of {config.starts} to begin at along the way"] if along else []
+    notes = [along.summary] if along else []
     notes += [f"{len(replay)} frames of earlier scenes ({config.replay})"] if replay else []
     varied: tuple[Start, ...] = ()
     if config.varied:
         made = varied_starts(parts.judge, starts, config, seed)
         varied, notes = made.starts, [*notes, made.summary, *sorted(set(made.edits))[:4]]
     if not (config.editor and config.edits):
-        return Practice(along, varied, replay, tuple(notes))
+        return Practice(begun, varied, replay, tuple(notes))
     edited, said = edited_starts(parts.judge, starts, config, seed, cancelled)
-    return Practice(along, varied, replay, (*notes, said), edited)
+    return Practice(begun, varied, replay, (*notes, said), edited)
 
 
 def time_notice(directory: Path, config: AdaptNodeConfig, instructions: int) -> Progress:

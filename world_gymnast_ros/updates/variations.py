@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.editing import edited
-from world_gymnast_ros.adaptation.practice import EditedStart
+from world_gymnast_ros.adaptation.practice import EditedStart, no_verdict, what_is_used
 from world_gymnast_ros.adaptation.rollout import derive_seed, is_success, never
 from world_gymnast_ros.adaptation.variation import VariationConfig, read_cut_outs, vary
 from world_gymnast_ros.errors import BadConfig, BadFrame, RemoteModelError
@@ -26,10 +26,9 @@ from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_FOCAL, BRIDGE_CAMERA_LOOK, BRIDGE_CAMERA_XYZ_M, level_camera
 from world_gymnast_ros.types import U8, ImageEditor, Judge, Start, TellsPossible
-from world_gymnast_ros.updates.practice_starts import judge_frames
+from world_gymnast_ros.updates.practice_starts import DONE_ALREADY, judge_frames
 
 BRIGHT_LEVELS = 127
-DONE_ALREADY = "the task is done already"
 NOT_POSSIBLE = "the task is no longer possible there"
 GIVE_UP_AFTER = 2
 """An editor that fails so often in a row is not asked again."""
@@ -49,9 +48,7 @@ class Variations:
     @property
     def summary(self) -> str:
         """What came of it, in words."""
-        tried = len(self.starts) + sum(self.dropped.values())
-        why = "; ".join(f"{count}: {reason}" for reason, count in self.dropped.items())
-        return f"{len(self.starts)} of {tried} {self.kind} are used" + (f"; dropped {why}" if why else "")
+        return what_is_used(len(self.starts), self.dropped, self.kind)
 
 
 def make_variations(starts: Sequence[Start], judge: Judge, cameras: Sequence[ArrayLike], cut_outs: Sequence[U8],
@@ -87,7 +84,7 @@ def _looked_at(made: Sequence[tuple[Start, str]], dropped: Counter[str], judge: 
         mine = [pair for pair in made if _kind(pair) == kind]
         for pair, verdict in zip(mine, judge_frames(judge, [replace(s, original=None) for s, _ in mine]), strict=True):
             if verdict.score is None:
-                dropped[verdict.detail or "no verdict"] += 1
+                dropped[no_verdict(verdict)] += 1
             elif is_success(verdict):
                 dropped[DONE_ALREADY] += 1
             else:
