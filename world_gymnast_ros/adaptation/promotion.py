@@ -29,10 +29,9 @@ class HeldOut:
     known: NDArray[np.bool_]
     scores: F32
     counts: TrustCounts
-    first_group: RolloutGroup
     rewards: F32
-    first_captured: tuple[U8, ...] = ()
-    """The camera's frame (H, W, 3) that each rollout of `first_group` began at."""
+    shown: tuple[tuple[RolloutGroup, tuple[U8, ...]], ...]
+    """The first rollouts of each instruction, and the camera's frame (H, W, 3) that each of them began at."""
 
     @property
     def rate(self) -> float:
@@ -126,8 +125,7 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
     success, known = np.zeros((groups, copies), np.bool_), np.zeros((groups, copies), np.bool_)
     scores, rewards = (np.full((groups, copies), np.nan, np.float32) for _ in range(2))
     counts = TrustCounts()
-    first: RolloutGroup | None = None
-    captured: tuple[U8, ...] = ()
+    shown: dict[str, tuple[RolloutGroup, tuple[U8, ...]]] = {}
     jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(groups)]
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
@@ -140,10 +138,8 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
         group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)
         success[rows] = np.array([is_success(j) for j in group.judgements]).reshape(-1, copies)
         counts += more
-        if first is None:
-            first, captured = group, tuple(s.captured.rgb for s in batch for _ in range(copies))
-    assert first is not None
-    return HeldOut(success, known, scores, counts, first, rewards, captured)
+        shown.setdefault(group.instruction, (group, tuple(s.captured.rgb for s in batch for _ in range(copies))))
+    return HeldOut(success, known, scores, counts, rewards, tuple(shown.values()))
 
 
 def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:

@@ -318,7 +318,8 @@ def _train_and_decide(s: _Session, learner: Learner, save: Callable[[Learner, di
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_groups)
     if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
-        why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
+        why = next((j.detail for group, _ in before.shown for j in group.judgements if j.detail),
+                   "the judge gave no reason")
         mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
         s.log.write("stop", reason=mute.text)
         return Outcome.KEPT, f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
@@ -381,5 +382,6 @@ def _promotion_test(s: _Session, learner: Learner, base: Mapping[str, Any], best
     s.log.write("promotion_test", instructions=instructions, success_before=before.success,
                 success_after=after.success, known=known, seed=seed, withheld=withheld,
                 promote=promotion.promote, lower_bound=promotion.lower_bound, reason=promotion.reason)
-    s.strips = s.strips + strip_pair(before.first_group, after.first_group, before.first_captured)
+    for (group_before, captured), (group_after, _) in zip(before.shown, after.shown, strict=True):
+        s.strips = s.strips + strip_pair(group_before, group_after, captured)
     return promotion

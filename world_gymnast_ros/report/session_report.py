@@ -111,7 +111,8 @@ def _scene(report: AdaptReport) -> str:
     if report.adapter:
         parts["adapter"] = report.adapter.name
     names = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in parts.items())
-    many = f", first of {len(report.starts)}" if len(report.starts) > 1 else ""
+    pictures = len({s.captured.rgb.tobytes() for s in report.starts})
+    many = f", first of {pictures}" if pictures > 1 else ""
     return (f"<section class='two'><figure><img src='{png(first.captured.rgb, CAPTURED_PX)}' alt='captured frame'>"
             f"<figcaption>captured frame{many}: “{escape('”, “'.join(tasks))}”</figcaption></figure>"
             f"<div><dl class='tiles'>{''.join(f'<div><dt>{k}</dt><dd>{v}</dd></div>' for k, v in tiles.items())}</dl>"
