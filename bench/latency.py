@@ -1,4 +1,4 @@
-"""Time from picture to command: `python bench/latency.py [--minutes 10] [--rates 5 30] [--loads none nice10 nice0]`.
+"""Time from image to command: `python bench/latency.py [--minutes 10] [--rates 5 30] [--loads none nice10 nice0]`.
 
 The real camera topic, policy_node and arm_node as processes over DDS with the limits that ship, a 640x480 camera, a
 driver without dynamics, and a policy that costs nothing: what is left is what the package itself takes. `--policy
@@ -45,15 +45,15 @@ def camera(rate_hz: float) -> int:
         def __init__(self) -> None:
             super().__init__("camera_node")
             rng = np.random.default_rng(0)
-            self.pictures = [convert.image_from_rgb(rng.integers(0, 256, SIZE, np.uint8), 0, "cam") for _ in range(8)]
+            self.images = [convert.image_from_rgb(rng.integers(0, 256, SIZE, np.uint8), 0, "cam") for _ in range(8)]
             self.sender, self.count = self.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE), 0
             self.create_timer(1.0 / rate_hz, self.show)
 
         def show(self) -> None:
             self.count += 1
-            picture = self.pictures[self.count % len(self.pictures)]
-            picture.header.stamp = convert.to_time(self.now_ns())
-            self.sender.publish(picture)
+            image = self.images[self.count % len(self.images)]
+            image.header.stamp = convert.to_time(self.now_ns())
+            self.sender.publish(image)
 
     return base.run(Camera, [sys.argv[0]])
 
@@ -158,7 +158,7 @@ def specs(rate_hz: float, load: str, niceness: int, shipped: bool) -> list[Any]:
 
     me = str(Path(__file__).resolve())
     policy = graph.POLICY.with_overrides(instruction="reach the red block", settle_fraction=1.0,
-                                         **({"picture_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
+                                         **({"image_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
     asked = ("-m", "world_gymnast_ros.nodes", policy.name) if shipped else (me, "--role", "policy")
     nodes = [Script("driver", words=(str(ROOT / "test" / "fault_driver.py"),)),
              Script(graph.ARM.name, graph.ARM.params, PLAYS_NOISE if shipped else {},
@@ -269,7 +269,7 @@ def main() -> int:
 
     os.environ.update({"ROS_DOMAIN_ID": str(DOMAIN_ID), "OMP_NUM_THREADS": "1"})
     os.environ.update(graph.ros_environment())
-    columns = ("camera, Hz", "load", "n", "picture's stamp to command sent", "of that: to the policy",
+    columns = ("camera, Hz", "load", "n", "image's stamp to command sent", "of that: to the policy",
                "from the policy", "jitter of the 0.2 s beat", "other processes", "holds", "frozen")
     print("Times in ms: p50 / p99 / worst. Other processes: percent of one core.\n")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)

@@ -50,7 +50,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Paints:
-    """Does with a picture what a test says, mask or not."""
+    """Does with an image what a test says, mask or not."""
 
     name = "painter"
 
@@ -112,7 +112,7 @@ def test_a_tiny_pipeline_paints_and_the_arm_is_untouched(pipeline: Path) -> None
     again = make_edits([START], Sure(), [CAMERA], editor, PROMPTS, 2, 64, 0)
     assert all((a.frame.rgb == b.frame.rgb).all() for a, b in zip(made.starts, again.starts, strict=True))
     assert (made.starts[0].frame.rgb != made.starts[1].frame.rgb).any()
-    with pytest.raises(RemoteModelError, match="no picture within 0 s"):
+    with pytest.raises(RemoteModelError, match="no image within 0 s"):
         InpaintingEditor(editor.pipeline, "slow", 0.0, 2).paint(np.zeros((64, 64, 3), np.uint8),
                                                                 np.ones((64, 64), bool), "a mug", 0)
     with pytest.raises(RemoteModelError, match="pipeline: "):
@@ -133,9 +133,9 @@ def test_folders_that_are_no_pipeline_are_refused(pipeline: Path, tmp_path: Path
         load_editor(str(tmp_path), "cpu")
 
 
-def answer(picture: np.ndarray) -> Said:
+def answer(image: np.ndarray) -> Said:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return Said(json.dumps({"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}).encode())
 
 
@@ -143,7 +143,7 @@ def square(px: int = 64) -> np.ndarray:
     return np.full((px, px, 3), (255, 0, 255), np.uint8)
 
 
-def test_an_images_endpoint_gets_picture_mask_and_words() -> None:
+def test_an_images_endpoint_gets_image_mask_and_words() -> None:
     def script(request: dict[str, Any], n: int) -> Said:
         if "response_format" in request:
             return Said(b'{"error": {"message": "Unknown parameter: response_format"}}', 400)
@@ -163,9 +163,9 @@ def test_an_images_endpoint_gets_picture_mask_and_words() -> None:
 
 @pytest.mark.parametrize(("said", "why"), [
     (Said(delay_s=60.0), "no answer within"), (Said(b"{}", 500), "500"), (Said(drop=True), "cannot be asked"),
-    (answer(square(32)), "32x32 pixels, 64x64 were sent"), (Said(b'{"data": []}'), "no picture"),
+    (answer(square(32)), "32x32 pixels, 64x64 were sent"), (Said(b'{"data": []}'), "no image"),
     (Said(b'{"data": [{"url": "http://x/y.png"}]}'), "not fetched"),
-    (Said(b'{"data": [{"b64_json": "AAAA"}]}'), "is no picture"),
+    (Said(b'{"data": [{"b64_json": "AAAA"}]}'), "is no image"),
     (answer(Canvas((144, 192), 64).put(START.frame.rgb)), "changed nothing")])
 def test_an_editor_that_hangs_fails_or_answers_another_size_is_told_and_given_up(said: Said, why: str) -> None:
     with chat_server(lambda request, n: said if n else answer(square())) as heard:

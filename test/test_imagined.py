@@ -30,9 +30,9 @@ torch.set_num_threads(1)
 
 def test_a_policy_on_a_server_is_evaluated_in_imagination_and_not_adapted(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(picture)
-    words = ["reach the red block", "--frame", str(picture), "--judge", "tiny/reflector", "--device", "cpu"]
+    image = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(image)
+    words = ["reach the red block", "--frame", str(image), "--judge", "tiny/reflector", "--device", "cpu"]
     with serving(PolicyService(NumbersPolicy())) as server:
         policy = load(POLICY, server.url)
         policy.act(Frame(np.zeros((48, 64, 3), np.uint8), 0), "reach the red block")
@@ -111,9 +111,9 @@ def test_a_policy_that_looks_at_the_state_gets_the_imagined_one(needs_state: str
 
 def test_without_a_state_such_a_policy_is_refused_in_plain_words(needs_state: str, tmp_path: Path,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "a.png"
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(picture)
-    words = ["bench", "imagined", "reach the red block", "--frame", str(picture), "--judge", "tiny/reflector",
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(image)
+    words = ["bench", "imagined", "reach the red block", "--frame", str(image), "--judge", "tiny/reflector",
              "--policy", needs_state, "--rollouts", "1", "--steps", "2", "--device", "cpu"]
     assert main(words) == 2
     said = capsys.readouterr().err

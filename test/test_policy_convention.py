@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import START_S, Client, client, running
-from test_policy_pictures import ARM, STATUS, TWIN, WORDS, diagnosis, hear, status, value
+from test_policy_images import ARM, STATUS, TWIN, WORDS, diagnosis, hear, status, value
 from test_serve import lying
 
 from world_gymnast_ros.nodes import graph

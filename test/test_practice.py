@@ -54,7 +54,7 @@ def test_every_update_has_a_group_of_each_instruction_and_each_is_held_out(tmp_p
     shown = [s.title for s in report.strips if s.kind is StripKind.PAIRED]
     assert [t.split(": ")[1] for t in shown] == [w for w in words for _ in range(2)], "a pair of each"
     page = write_report(tmp_path / "r.html", SessionRecord(report)).read_text()
-    assert "captured frame: “go right”, “go left”, “go up”" in page, "one picture, whatever it is asked for"
+    assert "captured frame: “go right”, “go left”, “go up”" in page, "one image, whatever it is asked for"
     assert check_session(read_session(tmp_path / "s.jsonl")) == []
 
 

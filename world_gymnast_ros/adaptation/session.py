@@ -205,7 +205,7 @@ class _Session:
         if last.rejection_rate > c.max_rejection_rate:
             return Stop(StopKind.TRUST, f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                         f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
-        # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
+        # Two updates can solve the images that they saw; the scene has those that were not practised on too.
         practised = not self.curve or len(self.curve) * self.groups >= len(self.starts)
         if practised and min(self.sure) >= c.solved_rate:
             return Stop(StopKind.SOLVED, f"solved: {self.sure[0]:.0%} held-out success in imagination, of which the "

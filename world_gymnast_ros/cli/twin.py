@@ -2,7 +2,7 @@
 
 examples:
   world-gymnast twin scenes                                   list the scenes that ship
-  world-gymnast twin show novel_evening --out evening.png     the picture its camera sees
+  world-gymnast twin show novel_evening --out evening.png     the image its camera sees
   world-gymnast twin show my_scene.yaml --out mine.png        your own scene
   world-gymnast twin play wide_play --family reach --count 100 --seed 7 --out data/wide_play/reach-007.npz
   world-gymnast twin frames --count 1000 --seed 30000 --out data/frames/000.npz
@@ -24,7 +24,7 @@ HELP = "scenes, play data and quick measurements on the simulated twin"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     sub.add_parser("scenes", help="list shipped scenes with their instructions")
-    show = sub.add_parser("show", help="write the picture a scene's camera sees")
+    show = sub.add_parser("show", help="write the image a scene's camera sees")
     show.add_argument("scene", help="shipped name or YAML file")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
     whole(show, "--seed", 0, default=0)
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(play, "--count", 1, seeds.EPISODES_PER_FILE, default=100, help="episodes (default: %(default)s)")
     whole(play, "--seed", 1, seeds.MAX_PLAY_SEED, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
-    frames = sub.add_parser("frames", help="make single pictures of varied scenes with what is where, for the locator")
-    whole(frames, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
+    frames = sub.add_parser("frames", help="make single images of varied scenes with what is where, for the locator")
+    whole(frames, "--count", 1, 100000, default=1000, help="images (default: %(default)s)")
     whole(frames, "--seed", 0, required=True, help="held-out files need seeds of their own")
     frames.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
@@ -81,12 +81,12 @@ def _show(args: argparse.Namespace) -> int:
     twin = Twin(scene, args.seed)
     try:
         twin.reset(args.seed, scene.instructions[0])
-        picture = Image.fromarray(twin.render())
+        image = Image.fromarray(twin.render())
     finally:
         twin.close()
     partial = args.out.with_name(f".{args.out.name}")
     try:
-        picture.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
+        image.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
         partial.replace(args.out)
     except OSError as error:
         raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
@@ -107,7 +107,7 @@ def _make(args: argparse.Namespace) -> int:
         raise BadConfig(f"--out {args.out} must be a file that ends in .npz")
     writable_folder(args.out.parent)
     try:
-        with tqdm(total=args.count, unit="episode" if args.what == "play" else "picture") as bar:
+        with tqdm(total=args.count, unit="episode" if args.what == "play" else "image") as bar:
             if args.what == "frames":
                 make_single_frames(args.out, args.count, args.seed, bar.update)
                 rates = {}

@@ -203,7 +203,7 @@ def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str 
 
 
 def load_image_text(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageTextModel:
-    """Load a model that looks at pictures and answers in words: a folder or hub name of an image-text model, or the
+    """Load a model that looks at images and answers in words: a folder or hub name of an image-text model, or the
     address of an OpenAI-compatible server; `timeout_s` holds for one answer. BadCheckpoint or BadConfig."""
     if is_address(where):
         return RemoteImageText(where, timeout_s)
@@ -212,7 +212,7 @@ def load_image_text(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s
 
 def load_editor(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageEditor:
     """Load what paints into captured frames: a folder or hub name of a diffusers inpainting pipeline, or the address of
-    a server with the images endpoint of OpenAI; `timeout_s` holds for one picture. BadCheckpoint or BadConfig."""
+    a server with the images endpoint of OpenAI; `timeout_s` holds for one image. BadCheckpoint or BadConfig."""
     if is_address(where):
         return ImageEditsClient(where, timeout_s=timeout_s, concurrency=1)
     return InpaintingEditor.from_pretrained(where, resolve_device(device), resolve_dtype(dtype), timeout_s)

@@ -48,7 +48,7 @@ class HttpPolicy:
         self._acted = ""  # hash of the adapter that gave the last answer, as the server tells it
         self._adapter: tuple[str, str] | None = None  # name and hash of the one to act with; None: the server's choice
         self.trained_on = ""
-        """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
+        """As the last answer's server tells it (`types.SIMULATION` for simulated images only); "": it does not."""
         self.as_started = False
         """True: the base is whatever the server was started with, so `load_adapter(None)` asks nothing of it."""
 

@@ -17,7 +17,7 @@ from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, writ
 from world_gymnast_ros.adaptation.rollout_filter import check_recovers
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.time_plan import TimePlan, recorded_rate
-from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
+from world_gymnast_ros.adaptation.trust import TaskRelease, image_doubt, released_task, trust_of
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
@@ -205,8 +205,8 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                          created_ns=created_ns)
 
     tasks = list(dict.fromkeys(released_task(i, parts.release) for i in instructions))
-    pictures = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
-    doubts = [doubt for task in tasks if (doubt := picture_doubt(parts.release.get(task), pictures))]
+    images = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
+    doubts = [doubt for task in tasks if (doubt := image_doubt(parts.release.get(task), images))]
     parts.policy.load_adapter(parent)
     practice = practice_for(parts, starts, config, seed, cancelled) if practice is None else practice
     log_path = folder / LOG_NAME
@@ -214,7 +214,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                    progress, cancelled, log_path=log_path, save=None if dry_run else save,
                    withheld=doubts[0] if doubts and config.min_release_auc > 0 else "",
                    practice=replace(practice, notes=(*notes, *practice.notes)))
-    trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
+    trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, images, report.judged)
                    for task in tasks)
     if isinstance(parts.judge, Counts) and parts.judge.spent:
         SessionLog(log_path, lambda: report.seconds["total"]).write("judges", spent=parts.judge.spent)

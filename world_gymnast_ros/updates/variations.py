@@ -53,10 +53,10 @@ class Variations:
 
 def make_variations(starts: Sequence[Start], judge: Judge, cameras: Sequence[ArrayLike], cut_outs: Sequence[U8],
                     config: VariationConfig, count: int, seed: int, keep: U8 | None = None) -> Variations:
-    """Make `count` variations of starts by turns and keep those that the judges pass, looking at the varied picture
+    """Make `count` variations of starts by turns and keep those that the judges pass, looking at the varied image
     alone: they give a verdict (what they look for is still there), and the verdict is not success.
 
-    `cameras`: the projection (12,) that sees each start. `keep` uint8 (H, W, 3): a picture whose bright parts stay free
+    `cameras`: the projection (12,) that sees each start. `keep` uint8 (H, W, 3): an image whose bright parts stay free
     of objects, at any size.
     """
     made: list[tuple[Start, str]] = []
@@ -80,7 +80,7 @@ def _looked_at(made: Sequence[tuple[Start, str]], dropped: Counter[str], judge: 
                kind_of_start: str = "varied starts") -> Variations:
     """Return those starts that the judges pass; the others are added to what is `dropped`."""
     kept: list[tuple[Start, str]] = []
-    for kind in dict.fromkeys(map(_kind, made)):  # judges take pictures of one size and one instruction
+    for kind in dict.fromkeys(map(_kind, made)):  # judges take images of one size and one instruction
         mine = [pair for pair in made if _kind(pair) == kind]
         for pair, verdict in zip(mine, judge_frames(judge, [replace(s, original=None) for s, _ in mine]), strict=True):
             if verdict.score is None:
@@ -98,7 +98,7 @@ def make_edits(starts: Sequence[Start], judge: Judge, cameras: Sequence[ArrayLik
     """Have an editor make `count` starts by turns, of starts and of prompts, and keep those that the judges pass.
 
     An editor that fails `GIVE_UP_AFTER` times in a row is not asked again: one that hangs costs two time limits. Judges
-    that are asked in words also say whether the task is still possible in the edited picture. Arguments as in
+    that are asked in words also say whether the task is still possible in the edited image. Arguments as in
     `make_variations`; `size_px` see `Canvas`.
     """
     made: list[tuple[Start, str]] = []
@@ -144,7 +144,7 @@ def _kind(made: tuple[Start, str]) -> tuple[str, tuple[int, ...]]:
 
 
 def varied_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig, seed: int) -> Variations:
-    """Make the varied starts that a session's settings ask for. BadConfig or BadFrame for a bad folder or picture."""
+    """Make the varied starts that a session's settings ask for. BadConfig or BadFrame for a bad folder or image."""
     cut_outs = read_cut_outs(Path(config.cut_outs) if config.cut_outs else share_path("config/cut_outs"))
     keep = decode_rgb(Path(config.keep_free), config.keep_free) if config.keep_free else None
     return make_variations(starts, judge, _cameras(starts, config), cut_outs, VariationConfig(), config.varied, seed,
@@ -174,7 +174,7 @@ def _cameras(starts: Sequence[Start], config: AdaptNodeConfig) -> list[NDArray[A
 
 
 def _camera(start: Start, finder: ObjectDynamics | None) -> NDArray[Any]:
-    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its picture, else the nominal one
+    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its image, else the nominal one
     of the Bridge set-up."""
     rgb = start.captured.rgb
     found = None if finder is None or start.state is None else finder.begin([rgb], start.state[None])

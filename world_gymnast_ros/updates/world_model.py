@@ -104,7 +104,7 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
              for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
     sha256 = sha256_file(weights_file(parent))
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
-                         "pictures": _fingerprint(clips)}, sort_keys=True)
+                         "images": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
     if note.is_file() and note.read_text() != inputs:
         raise BadCheckpoint(f"{out} holds an update of other episodes, settings or another parent; name another folder")

@@ -1,4 +1,4 @@
-"""A camera whose pictures are wrong, over DDS: the arm is not armed on them, and held when they go wrong."""
+"""A camera whose images are wrong, over DDS: the arm is not armed on them, and held when they go wrong."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ ARM = graph.ARM.with_overrides(**SLOW, latch_timeout_s=30.0)  # held by what is 
 
 
 class Lens:
-    """Passes the twin's pictures on, changed or not."""
+    """Passes the twin's images on, changed or not."""
 
     def __init__(self, c: Client) -> None:
         self.change: Any = lambda rgb: rgb
@@ -82,7 +82,7 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, L
     (lambda rgb: rgb[15:105], "another shape"), (lambda rgb: rgb * 0, "black"),
     (lambda rgb: np.repeat(rgb[..., :1], 3, -1), "no colour"),
 ], ids=["mirrored", "upside down", "16:9", "black", "grey"])
-def test_the_arm_is_not_armed_on_wrong_pictures(camera: tuple[Client, Lens], change: Any, says: str) -> None:
+def test_the_arm_is_not_armed_on_wrong_images(camera: tuple[Client, Lens], change: Any, says: str) -> None:
     c, lens = camera
     lens.change = change
     try:
@@ -99,7 +99,7 @@ def test_the_arm_is_not_armed_on_wrong_pictures(camera: tuple[Client, Lens], cha
 
 def test_a_camera_that_goes_wrong_holds_an_armed_arm_until_a_person_arms_again(camera: tuple[Client, Lens]) -> None:
     c, lens = camera
-    c.until(lambda: value(c, "policy_node", "arm_in_picture") not in ("", "unknown"), "the arm in the picture")
+    c.until(lambda: value(c, "policy_node", "arm_in_image") not in ("", "unknown"), "the arm in the image")
     heard = len(c.heard["action_chunk"])
     c.arm()  # the arm may hear "all is well" later than this client
     c.until(lambda: len(c.heard["action_chunk"]) > heard + 1, "the policy to act")
