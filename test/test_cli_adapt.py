@@ -9,8 +9,14 @@ import torch
 from PIL import Image
 from test_adapt_node import save_toys
 
-from world_gymnast_ros.adaptation.log import check_session, read_session
+from world_gymnast_ros.adaptation.log import AdaptReport, Outcome, Stop, StopKind, check_session, read_session
+from world_gymnast_ros.adaptation.promotion import EachInstruction, Promotion
+from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.cli import main
+from world_gymnast_ros.cli.adapt import _tell
+from world_gymnast_ros.decision import Rule
+from world_gymnast_ros.statistics import wilson
+from world_gymnast_ros.updates.adaptation import SessionResult
 
 torch.set_num_threads(1)
 
@@ -66,6 +72,18 @@ def test_a_session_from_a_image(tmp_path: Path, image: str, capsys: pytest.Captu
     report = Path(said.split("report: ")[1].strip())
     assert report.is_file() and report.is_relative_to(tmp_path / "runs") and not (tmp_path / "runs/adapters").exists()
     assert check_session(read_session(report.parent / "session.jsonl")) == []
+
+
+def test_of_several_instructions_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    half, all_of_it = wilson(2, 4), wilson(4, 4)
+    each = tuple(EachInstruction(words, half, all_of_it, half) for words in ("open it", "shut it"))
+    promotion = Promotion(False, (Rule("gain", 0.1, 0.05, True, "why"),), each=each)
+    report = AdaptReport(Outcome.KEPT, "why", None, promotion, (), (), TrustCounts(), {"total": 1.0}, 8, 80, (), {},
+                         Stop(StopKind.DONE, "done"), notes=("6 of 8 varied starts are used",))
+    _tell(SessionResult(report, report_path=Path("r.html")), False, "")
+    said = capsys.readouterr().out.splitlines()
+    assert said[2:] == ["  open it: imagined 2/4 before, 4/4 after", "  shut it: imagined 2/4 before, 4/4 after",
+                        "note: 6 of 8 varied starts are used", "report: r.html"]
 
 
 def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Path, image: str,

@@ -20,7 +20,7 @@ from tiny_inpainting import write_tiny_inpainting
 
 from world_gymnast_ros.adaptation.editing import Canvas, edited
 from world_gymnast_ros.adaptation.log import StripKind
-from world_gymnast_ros.adaptation.practice import EditedStart, Practice
+from world_gymnast_ros.adaptation.practice import Practice, VariedStart
 from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.variation import ARM_MARGIN, arm_distance
 from world_gymnast_ros.cli import main
@@ -29,6 +29,7 @@ from world_gymnast_ros.loading.load import load_editor
 from world_gymnast_ros.models.inpainting import InpaintingEditor
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge
+from world_gymnast_ros.report.html import CAPTURED_PX, png
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.serving import openai_client
 from world_gymnast_ros.testing.fakes import FakeJudge, start_frame
@@ -202,13 +203,14 @@ def test_what_cannot_be_edited_is_told() -> None:
 def test_edited_starts_are_practised_on_and_shown(tmp_path: Path) -> None:
     captured = Start(start_frame(16), None, "go right")
     other = Start(start_frame(14), None, "go right", original=captured.frame)
-    report = session([captured], practice=Practice(edited=(EditedStart(other, "a <red> cloth"),), notes=("1 of 1",)),
+    report = session([captured], practice=Practice(edited=(VariedStart(other, "a <red> cloth"),), notes=("1 of 1",)),
                      log=tmp_path / "s.jsonl")
     assert {e["start"] for e in groups(tmp_path / "s.jsonl")} == {"captured", "varied"}
     [strip] = [s for s in report.strips if s.kind is StripKind.VARIED]
-    assert strip.title == "edited start, a <red> cloth: go right"
+    assert strip.title == "edited start: go right" and strip.note.endswith("a <red> cloth")
     page = write_report(tmp_path / "r.html", SessionRecord(report)).read_text()
-    assert "edited start, a &lt;red&gt; cloth" in page and "1 of 1." in page
+    assert "on the right: a &lt;red&gt; cloth" in page and "1 of 1." in page
+    assert png(other.frame.rgb, CAPTURED_PX, 1.0) in page and png(captured.frame.rgb, CAPTURED_PX) in page
 
 
 @pytest.mark.parametrize(("said", "why"), [
@@ -226,5 +228,6 @@ def test_a_session_goes_on_with_what_it_has(said: Said, why: str, tmp_path: Path
     assert main(words) == 2 and "--edits 3 needs an image editor" in capsys.readouterr().err
     with chat_server(lambda request, n: said) as heard:
         assert main([*words[:1], "--editor", heard.url, *words[1:]]) in (0, 1)
+    assert "note: 0 of 3 starts edited by toy@127.0.0.1" in (out := capsys.readouterr().out) and why in out
     [page] = (tmp_path / "runs").rglob("report.html")
     assert "0 of 3 starts edited by toy@127.0.0.1" in page.read_text() and why in page.read_text()

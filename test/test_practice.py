@@ -7,7 +7,14 @@ import pytest
 
 from world_gymnast_ros.adaptation.config import AdaptConfig
 from world_gymnast_ros.adaptation.log import StripKind, check_session, read_session
-from world_gymnast_ros.adaptation.practice import AlongStart, Curriculum, Practice, by_turns, curricula
+from world_gymnast_ros.adaptation.practice import (
+    AlongStart,
+    Curriculum,
+    Practice,
+    VariedStart,
+    by_turns,
+    curricula,
+)
 from world_gymnast_ros.adaptation.promotion import EACH, GAIN, decide_each
 from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.session import adapt
@@ -15,6 +22,7 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.episode_files import REPLAY_NAME, read_starts, write_starts
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.loading.load import checkpoint_dir
+from world_gymnast_ros.report.html import CAPTURED_PX, png
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, draw_dot, start_frame
 from world_gymnast_ros.types import Judgement, Start
@@ -209,11 +217,12 @@ def test_earlier_scenes_come_from_the_policy_a_file_or_sessions(tmp_path):
 
 def test_varied_starts_are_practised_on_and_shown_beside_what_they_were_made_of(tmp_path):
     varied = replace(at(14), original=start_frame(16))
-    report = session([at(16)], practice=Practice(varied=(varied,), notes=("1 of 1 varied starts are used",)),
-                     log=tmp_path / "s.jsonl")
+    practice = Practice(varied=(VariedStart(varied, "darker"),), notes=("1 of 1 varied starts are used",))
+    report = session([at(16)], practice=practice, log=tmp_path / "s.jsonl")
     assert {e["start"] for e in groups(tmp_path / "s.jsonl")} == {"captured", "varied"}
     assert read_session(tmp_path / "s.jsonl")[0]["notes"] == ["1 of 1 varied starts are used"]
     strip = next(s for s in report.strips if s.kind is StripKind.VARIED)
     np.testing.assert_array_equal(strip.captured, start_frame(16).rgb)
     page = write_report(tmp_path / "report.html", SessionRecord(report)).read_text()
     assert "Where training began, too" in page and "1 of 1 varied starts are used." in page
+    assert "on the right: darker" in page and png(varied.frame.rgb, CAPTURED_PX, 1.0) in page, "it is shown, too"

@@ -36,11 +36,12 @@ class AlongStart:
 
 
 @dataclass(frozen=True)
-class EditedStart:
-    """A start that an image editor made of a captured one, and the words that it was asked with."""
+class VariedStart:
+    """A start that was made of a captured one, and in words how: what was done to it, or what an editor was asked for.
+    """
 
     start: Start
-    prompt: str
+    how: str
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Practice:
     scenes (`replay`). `notes`: what was made, and what was left out and why, for the report."""
 
     along: tuple[AlongStart, ...] = ()
-    varied: tuple[Start, ...] = ()
+    varied: tuple[VariedStart, ...] = ()
     replay: tuple[Start, ...] = ()
     notes: tuple[str, ...] = ()
-    edited: tuple[EditedStart, ...] = ()
+    edited: tuple[VariedStart, ...] = ()
 
     def beside(self, instruction: str) -> list[Start]:
         """Return the varied and the edited starts of an instruction."""
-        return [s for s in (*self.varied, *(e.start for e in self.edited)) if s.instruction == instruction]
+        return [v.start for v in (*self.varied, *self.edited) if v.start.instruction == instruction]
 
 
 def what_is_used(used: int, dropped: Mapping[str, int], kind: str) -> str:

@@ -192,7 +192,7 @@ class _Session:
         if branch == 2:
             self.log.write("held_out", update=update, rate=result.rate, mean_score=result.mean_score,
                            mean_reward=result.mean_reward, counts=asdict(result.counts))
-        self.tell(label, update, result.mean_score, result.rate)
+        self.tell(label, update, result.mean_reward, result.rate)
         return result
 
     def must_stop(self, last: TrustCounts) -> Stop | None:
@@ -302,8 +302,8 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
     session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
                  promotion.after.value if promotion else 0.0)
-    began = (*(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED]),
-             *(strip_varied(e.start, f"edited start, {e.prompt}") for e in session.practice.edited))
+    began = (*(strip_varied(v, "varied start") for v in session.practice.varied[:STRIPS_OF_VARIED]),
+             *(strip_varied(e, "edited start") for e in session.practice.edited))
     return AdaptReport(outcome, message, ref, promotion, tuple(session.curve), (*session.strips, *began),
                        session.counts, dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames,
                        tuple(starts), names, stop, session.starved, session.practice.notes)

@@ -197,6 +197,7 @@ def vary(start: Start, camera: ArrayLike, cut_outs: Sequence[U8], config: Variat
             out, placed, bare = found[0], placed + 1, bare & ~found[1]
     share = np.clip((outside - ARM_MARGIN) / NEAR_ARM, 0.0, 1.0)[..., None]
     out = np.round(out * (1 - share) + relight(out, config, rng) * share).astype(np.uint8)
-    summary = f"{placed} objects, camera turned {np.degrees(np.abs(rpy).max()):.1f} degrees, other light"
+    turn_deg = np.degrees(np.abs(rpy).max())
+    summary = f"{placed} object{'s' * (placed != 1)} put there, camera turned {turn_deg:.1f} degrees, other light"
     stamp_ns = start.captured.stamp_ns
     return replace(start, frame=Frame(out, stamp_ns), original=Frame(rgb, stamp_ns)), summary

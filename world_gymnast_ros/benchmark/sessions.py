@@ -142,7 +142,7 @@ def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start
     if session == "varied starts":
         config = replace(config, varied=VARIED)
         made = varied_starts(parts.judge, starts, config, seed)
-        return Practice(varied=made.starts, notes=(made.summary,)), config
+        return Practice(varied=made.made, notes=(made.summary,)), config
     if session == "near misses":
         return _begun_at(near_misses(parts, scene, instruction, seed)), config
     if session == "one demonstration":

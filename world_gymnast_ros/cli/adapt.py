@@ -182,6 +182,11 @@ def _tell(result: SessionResult, regularised: bool, spent: str) -> dict[str, Any
     report = result.report
     print(result.advice.line)
     print(f"{report.outcome}: {report.message}")
+    for one in report.promotion.each if report.promotion else ():
+        before, after = (f"{round(x.value * x.n)}/{x.n}" for x in (one.before, one.after))
+        print(f"  {one.instruction}: imagined {before} before, {after} after")
+    for note in report.notes:
+        print(f"note: {note}")
     if regularised:
         print(f"learner: {report.names['learner']}")
     if report.adapter is not None:

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.log import Strip, StripKind
 from world_gymnast_ros.report.charts import interval_bar
 from world_gymnast_ros.statistics import Interval
 from world_gymnast_ros.types import U8
@@ -86,17 +86,19 @@ def _of(interval: Interval) -> str:
 
 
 def strip_html(strip: Strip) -> str:
-    """Return a strip of frames with their scores; the first is the camera's own frame, where it is known."""
+    """Return a strip of frames with their scores; the first is the camera's own frame, where it is known, and what was
+    made of that stands beside it."""
     first = strip.captured
+    frames = [*strip.frames[:1], *strip.frames] if strip.kind is StripKind.VARIED else [*strip.frames]
     aspect = None if first is None else first.shape[1] / first.shape[0]
     cells = []
-    for i, frame in enumerate(strip.frames):
+    for i, frame in enumerate(frames):
         score = ""
         if strip.scores is not None:
             s = min(1.0, max(0.0, float(strip.scores[i])))
             score = f"<b><i style='width:{100 * s:.0f}%'></i></b><span>{s:.2f}</span>"
         seen = png(frame, CAPTURED_PX, aspect) if i or first is None else png(first, CAPTURED_PX)
-        caption = "captured frame" if first is not None and not i else f"frame {i + 1} of {len(strip.frames)}"
+        caption = "captured frame" if first is not None and not i else f"frame {i + 1} of {len(frames)}"
         cells.append(f"<div><img src='{seen}' alt='{caption}'>{score}</div>")
     return (f"<div class='strip'><h3>{escape(strip.title)}</h3><span class='quiet'>{escape(strip.note)}</span>"
             f"<div class='video'>{''.join(cells)}</div></div>")

@@ -12,7 +12,7 @@ from typing import Any
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
-from world_gymnast_ros.adaptation.practice import Practice
+from world_gymnast_ros.adaptation.practice import Practice, VariedStart
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.rollout_filter import check_recovers
 from world_gymnast_ros.adaptation.session import Learner, adapt
@@ -158,10 +158,10 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     replay = replay_starts(config.replay, config.policy) if config.replay else ()
     notes = [along.summary] if along else []
     notes += [f"{len(replay)} frames of earlier scenes ({config.replay})"] if replay else []
-    varied: tuple[Start, ...] = ()
+    varied: tuple[VariedStart, ...] = ()
     if config.varied:
         made = varied_starts(parts.judge, starts, config, seed)
-        varied, notes = made.starts, [*notes, made.summary, *sorted(set(made.edits))[:4]]
+        varied, notes = made.made, [*notes, made.summary]
     if not (config.editor and config.edits):
         return Practice(begun, varied, replay, tuple(notes))
     edited, said = edited_starts(parts.judge, starts, config, seed, cancelled)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.editing import edited
-from world_gymnast_ros.adaptation.practice import EditedStart, no_verdict, what_is_used
+from world_gymnast_ros.adaptation.practice import VariedStart, no_verdict, what_is_used
 from world_gymnast_ros.adaptation.rollout import derive_seed, is_success, never
 from world_gymnast_ros.adaptation.variation import VariationConfig, read_cut_outs, vary
 from world_gymnast_ros.errors import BadConfig, BadFrame, RemoteModelError
@@ -44,6 +44,11 @@ class Variations:
     edits: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     kind: str = "varied starts"
+
+    @property
+    def made(self) -> tuple[VariedStart, ...]:
+        """The starts with what was done to each."""
+        return tuple(map(VariedStart, self.starts, self.edits))
 
     @property
     def summary(self) -> str:
@@ -152,7 +157,7 @@ def varied_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig
 
 
 def edited_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig, seed: int,
-                  cancelled: Callable[[], bool] = never) -> tuple[tuple[EditedStart, ...], str]:
+                  cancelled: Callable[[], bool] = never) -> tuple[tuple[VariedStart, ...], str]:
     """Make the edited starts that a session's settings ask for; return them, and in words what came of it.
 
     BadCheckpoint or BadConfig where there is no such editor; what goes wrong with one that is there ends nothing."""
@@ -165,7 +170,7 @@ def edited_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig
     keep = decode_rgb(Path(config.keep_free), config.keep_free) if config.keep_free else None
     made = make_edits(starts, judge, _cameras(starts, config), editor, prompts, config.edits, config.editor_px, seed,
                       keep, cancelled)
-    return tuple(map(EditedStart, made.starts, made.edits)), made.summary
+    return made.made, made.summary
 
 
 def _cameras(starts: Sequence[Start], config: AdaptNodeConfig) -> list[NDArray[Any]]:
