@@ -1,8 +1,12 @@
-"""The how-to pages that hold a program, followed to the letter: what stands there runs and says what the page says."""
+"""The how-to pages followed to the letter: what stands there runs and says what the page says."""
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import shlex
+import subprocess
 import sys
 import textwrap
 import threading
@@ -17,7 +21,11 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.errors import RemotePolicyError
+from world_gymnast_ros.cli import parser_of
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig, RemotePolicyError
+from world_gymnast_ros.loading.load import JUDGE, load
+from world_gymnast_ros.models.judges.remote import RemoteConfig
+from world_gymnast_ros.models.judges.vlm import VLMConfig, VLMJudge
 from world_gymnast_ros.robot.actions import StepLimits, integrate_states, rpy_to_matrix
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.exchange import exchange
@@ -25,7 +33,61 @@ from world_gymnast_ros.serving.json_numpy import decode_array
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 from world_gymnast_ros.types import Frame, Start
 
-HOWTO = Path(__file__).parents[1] / "docs" / "howto"
+ROOT = Path(__file__).parents[1]
+HOWTO = ROOT / "docs" / "howto"
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page's blocks of code, each with the lines that continue it, without `world-gymnast`."""
+    found: list[str] = []
+    indent = -1
+    for line in page.read_text(encoding="utf-8").splitlines():
+        starts = re.match(r"( *)world-gymnast (\S.*)", line)
+        if starts:
+            indent = len(starts[1])
+            found.append(starts[2])
+        elif line.strip() and indent >= 0 and (found[-1].endswith("\\") or len(line) - len(line.lstrip()) > indent):
+            found[-1] = f"{found[-1].rstrip(chr(92))} {line.strip()}"
+        else:
+            indent = -1
+    return [re.split(r"\s{2,}", command)[0] for command in found]
+
+
+@pytest.mark.parametrize("page", [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+                                  if commands(p)], ids=lambda page: page.name)
+def test_every_command_of_the_pages_is_understood(page: Path) -> None:
+    for command in commands(page):
+        words, said = shlex.split(command, comments=True), io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                parser_of(words).parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, (command, said.getvalue())
+        except (BadConfig, BadCheckpoint) as error:
+            assert "does not exist" in str(error), (command, error)  # files of the reader's own
+
+
+def test_a_judge_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the page makes is a judge that can be asked, and the settings have the defaults that it tells."""
+    from tiny_vlm import QWEN, write_tiny_vlm
+    text = (HOWTO / "own_judge.md").read_text(encoding="utf-8")
+    [making] = re.findall(r"    mkdir -p judges/asked\n.*?    END\n", text, re.DOTALL)
+    subprocess.run(["bash", "-ec", textwrap.dedent(making)], cwd=tmp_path, check=True, timeout=20)
+    write_tiny_vlm(tmp_path / "Qwen" / "Qwen3-VL-4B-Instruct", QWEN)
+    monkeypatch.chdir(tmp_path)
+    judge = load(JUDGE, "judges/asked", "cpu")
+    assert isinstance(judge, VLMJudge) and judge.config.frames == 6 and set(judge.config.partial_credit) == {
+        "put the eggplant in the sink", "*"}
+    [verdict] = judge.score(frame().rgb[None, None].repeat(3, 1), "put the eggplant in the sink")
+    assert verdict.score is not None or "answers something else" in verdict.detail, verdict
+    [server] = re.findall(r'`(\{"model_type": "remote_judge".*?\})`', text)
+    assert RemoteConfig.from_dict(json.loads(server)).votes == 3
+    defaults = {**vars(RemoteConfig("http://a/v1")), **vars(VLMConfig("a"))}
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ([\d., ]+) \|", text, re.MULTILINE)
+    assert len(rows) == 5
+    for names, values in rows:
+        for name, value in zip(names.replace("`", "").split(", "), values.split(", "), strict=True):
+            assert defaults[name] == float(value), name
 
 
 def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> Any:
