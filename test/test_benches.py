@@ -52,7 +52,7 @@ def test_a_bench_runs(name: str) -> None:
 @pytest.mark.ros
 @pytest.mark.parametrize("name", SLOW)
 def test_a_bench_that_takes_long_runs(name: str) -> None:
-    on_the_twin = name.split()[0] in ("episode_end", "learned_contact", "image_check")
+    on_the_twin = name.split()[0] in ("episode_end", "latency", "learned_contact", "image_check")
     pytest.importorskip("mujoco" if on_the_twin else "rclpy")
     prints(name, *SLOW[name])
 

@@ -29,11 +29,15 @@ class Lens:
 
     def __init__(self, c: Client) -> None:
         self.change: Any = lambda rgb: rgb
+        self.wrong_ns: set[int] = set()  # stamps of images that were changed
         self._publisher = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
         c.create_subscription(convert.Image, "twin_image", self._on_image, base.NEWEST)
 
     def _on_image(self, msg: Any) -> None:
-        rgb = np.ascontiguousarray(self.change(convert.frame_from_image(msg, (0, 0)).rgb))
+        true = convert.frame_from_image(msg, (0, 0)).rgb
+        rgb = np.ascontiguousarray(self.change(true))
+        if rgb.shape != true.shape or (rgb != true).any():
+            self.wrong_ns.add(convert.to_ns(msg.header.stamp))
         self._publisher.publish(convert.image_from_rgb(rgb, convert.to_ns(msg.header.stamp), "cam"))
 
 
@@ -97,14 +101,20 @@ def test_the_arm_is_not_armed_on_wrong_images(camera: tuple[Client, Lens], chang
         c.until(lambda: status(c).level != status(c).ERROR, "all well again")
 
 
-def test_a_camera_that_goes_wrong_holds_an_armed_arm_until_a_person_arms_again(camera: tuple[Client, Lens]) -> None:
+@pytest.mark.parametrize(("change", "says"), [(lambda rgb: rgb * 0, "black"), (lambda rgb: rgb[:, ::-1], "mirrored")],
+                         ids=["black", "mirrored"])
+def test_a_camera_that_goes_wrong_holds_an_armed_arm_until_a_person_arms_again(
+    camera: tuple[Client, Lens], change: Any, says: str
+) -> None:
     c, lens = camera
     c.until(lambda: value(c, "policy_node", "arm_in_image") not in ("", "unknown"), "the arm in the image")
     heard = len(c.heard["action_chunk"])
     c.arm()  # the arm may hear "all is well" later than this client
     c.until(lambda: len(c.heard["action_chunk"]) > heard + 1, "the policy to act")
-    lens.change = lambda rgb: rgb * 0
-    c.until_state(STATUS.HOLDING, "black")
+    lens.change = change
+    c.until_state(STATUS.HOLDING, says)
+    wrong = [m for m in c.heard["action_chunk"] if convert.to_ns(m.frame_stamp) in lens.wrong_ns]
+    assert not wrong, "a chunk was chosen on an image that was wrong"
     c.until(lambda: value(c, "arm_node", "hold_cause") == "POLICY_NOT_READY", "the named cause")
     lens.change = lambda rgb: rgb
     c.until(lambda: status(c).level != status(c).ERROR, "all well again")

@@ -40,6 +40,8 @@ TURNS: tuple[tuple[ImageFault | None, tuple[int, int]], ...] = (
     (ImageFault.FLIPPED, (-1, 1)))
 """What may have been done to an image, and the steps along rows and columns that undo it."""
 _PAD = (2 * SHIFT_ROWS + ROWS, 2 * SHIFT_COLUMNS + COLUMNS)
+HERE = np.s_[SHIFT_ROWS:SHIFT_ROWS + ROWS, SHIFT_COLUMNS:SHIFT_COLUMNS + COLUMNS]
+"""Where the image lies on the canvas of an `ArmView`."""
 _NOISE = 0.05  # of the log brightness; keeps a flat part from counting as contrast
 DARK = 8.0
 """Levels added before a logarithm, so that noise in the dark does not count."""
@@ -63,20 +65,23 @@ class Fit(NamedTuple):
 def view_arm(rgb: U8, state: F32, camera: tuple[float, ...]) -> ArmView | None:
     """Return an image uint8 (H, W, 3) with the arm's silhouette. `state` (7,) Bridge, `camera` as from
     `arm_silhouette.projection`. None where the arm is not in view, or its pose is out of reach."""
-    capsules = silhouette(state[None], np.ones(1, np.bool_), camera)[0]
-    inside = covered(capsules, 0.0)
-    ring = covered(capsules, RING_CELLS) & ~inside
-    here = np.s_[SHIFT_ROWS:SHIFT_ROWS + ROWS, SHIFT_COLUMNS:SHIFT_COLUMNS + COLUMNS]
-    if inside[here].sum() < MIN_CELLS or ring[here].sum() < MIN_CELLS:
+    beyond = cells_beyond(silhouette(state[None], np.ones(1, np.bool_), camera)[0])
+    inside, ring = beyond <= 0.0, (beyond > 0.0) & (beyond <= RING_CELLS)
+    if inside[HERE].sum() < MIN_CELLS or ring[HERE].sum() < MIN_CELLS:
         return None
     return ArmView(resize_rgb(rgb, (ROWS, COLUMNS)).astype(np.float64), inside, ring)
+
+
+def light(view: ArmView) -> F64:
+    """Return the log brightness (ROWS, COLUMNS) of an image."""
+    brightness: F64 = np.log(view.levels.mean(-1) + DARK)
+    return brightness
 
 
 def silhouette_maps(view: ArmView) -> F64:
     """Return by how much an image is darker inside the arm's silhouette than around it, -1..1, for each of TURNS and
     every shift: (4, 2 SHIFT_ROWS + 1, 2 SHIFT_COLUMNS + 1)."""
-    light = np.log(view.levels.mean(-1) + DARK)
-    return _darker(turned(light), np.fft.rfft2(view.inside), np.fft.rfft2(view.ring))
+    return _darker(turned(light(view)), np.fft.rfft2(view.inside), np.fft.rfft2(view.ring))
 
 
 def turned(values: F64) -> list[F64]:
@@ -107,11 +112,12 @@ def arm_finding(fit: Fit) -> Finding | None:
     return None
 
 
-def covered(capsules: F32, grow: float) -> np.ndarray:
-    """Return which cells bool (_PAD) capsules (6, 6) cover, `grow` cells wider; the image is in the middle."""
+def cells_beyond(capsules: F32) -> F64:
+    """Return how far each cell (_PAD) lies outside capsules (6, 6), in cells, below 0 inside; the image is in the
+    middle."""
     y = np.arange(_PAD[0])[:, None] + 0.5 - _PAD[0] / 2
     x = np.arange(_PAD[1])[None] + 0.5 - _PAD[1] / 2
-    out = np.zeros(_PAD, np.bool_)
+    out = np.full(_PAD, np.inf)
     for u0, v0, r0, u1, v1, r1 in np.asarray(capsules, np.float64):
         if u0 >= PARKED - 1:
             continue
@@ -119,7 +125,7 @@ def covered(capsules: F32, grow: float) -> np.ndarray:
         along = np.array([u1 * COLUMNS, v1 * ROWS]) / 2 - start
         share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-9), 0.0, 1.0)
         far = np.hypot(x - start[0] - share * along[0], y - start[1] - share * along[1])
-        out |= far <= (r0 + (r1 - r0) * share) * np.sqrt(ROWS * COLUMNS) / 2 + grow
+        np.minimum(out, far - (r0 + (r1 - r0) * share) * np.sqrt(ROWS * COLUMNS) / 2, out=out)
     return out
 
 

@@ -12,11 +12,13 @@ import numpy as np
 from world_gymnast_ros.control.arm_in_image import (
     COLUMNS,
     DARK,
+    HERE,
     MIN_CELLS,
     ROWS,
     TURNS,
     ArmView,
     Fit,
+    light,
     shifted_sums,
     spectrum,
     turned,
@@ -29,6 +31,10 @@ GOOD, BETTER = 0.35, 0.15
 and of real Bridge robots (`bench/image_check.py`). A camera on the other side than is said exceeds it more often."""
 ALIKE = 0.9
 """Two images of one camera with the arm at the same place correlate by more; else the camera was changed."""
+ALIKE_BETTER = 0.1
+"""By so much more than mirrored, turned or flipped ones: in a symmetric scene these correlate, too."""
+MIN_FREE = 0.25
+"""Share of the image beside the arm that says which scene it is."""
 _HIGHEST, _FLOOR = 0.95, 0.05  # a change counts as whole from this quantile on, plus noise
 
 
@@ -49,9 +55,26 @@ def change_maps(before: ArmView, after: ArmView) -> F64:
 
 def alike(before: ArmView, after: ArmView) -> bool:
     """Tell whether two images with the arm at the same place may be of one camera."""
-    a, b = (np.log(view.levels.mean(-1) + DARK).ravel() for view in (before, after))
+    return _correlation(light(before), light(after)) >= ALIKE
+
+
+def same_scene(before: ArmView, after: ArmView) -> bool:
+    """Tell whether two images show the same scene from the same place, wherever the arm stands in them.
+
+    What the arm covers in either is left out; the rest must correlate, and less so mirrored, turned or flipped.
+    """
+    free = ~(before.inside | before.ring | after.inside | after.ring)[HERE]
+    if free.mean() < MIN_FREE:
+        return False
+    was = light(before)[free]
+    as_it_is, *otherwise = (_correlation(was, now[free]) for now in turned(light(after)))
+    return as_it_is >= ALIKE and as_it_is >= max(otherwise) + ALIKE_BETTER
+
+
+def _correlation(a: F64, b: F64) -> float:
+    """Return the correlation of two images' values, 0 where one is flat."""
     a, b = a - a.mean(), b - b.mean()
-    return float(a @ b) >= ALIKE * float(np.sqrt((a @ a) * (b @ b)))
+    return float((a * b).sum() / (np.sqrt(np.square(a).sum() * np.square(b).sum()) + 1e-12))
 
 
 def motion_finding(fit: Fit, moves: int) -> Finding | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from world_gymnast_ros.control.arm_in_image import ArmView, arm_finding, fit_silhouette, silhouette_maps, view_arm
-from world_gymnast_ros.control.arm_motion import alike, change_maps, motion_agrees, motion_finding
+from world_gymnast_ros.control.arm_motion import alike, change_maps, motion_agrees, motion_finding, same_scene
 from world_gymnast_ros.control.image_statistics import Finding, ImageFault, still_finding
 from world_gymnast_ros.robot.actions import bridge_state
 from world_gymnast_ros.types import F64, U8
@@ -55,34 +55,57 @@ class ImageCheck:
         self._seen: list[F64] = []  # silhouette maps of images at different poses
         self._moves: list[F64] = []  # change maps between them
         self._at: tuple[ArmView, F64] | None = None  # the last image at another pose, its end effector (3,)
+        self._right: ArmView | None = None  # the last image, if the arm is seen as it should be
+        self._read: tuple[U8, F64 | None, Finding | None, ArmView | None] | None = None  # of the last image
         self._last: ImageFault | None = None
         self._in_a_row = 0
 
+    def recognises(self, rgb: U8, T_base_ee: F64 | None) -> bool:
+        """Tell whether an image shows the scene of the last right one as that did, and has no fault of its own.
+
+        The arm is not searched for, which takes most of the time of `look`: that may then wait until the image was
+        acted on.
+        """
+        finding, view = self._seen_in(rgb, T_base_ee)
+        return (self._right is not None and view is not None and not (finding and finding.definite)
+                and same_scene(self._right, view))
+
+    def _seen_in(self, rgb: U8, T_base_ee: F64 | None) -> tuple[Finding | None, ArmView | None]:
+        """Return what the image's own numbers say, and the image with the arm's silhouette where that is known."""
+        if self._read is None or self._read[0] is not rgb or self._read[1] is not T_base_ee:
+            finding, view = still_finding(rgb, self._aspect), None
+            if T_base_ee is not None and self._camera is not None and not (finding and finding.definite):
+                view = view_arm(rgb, bridge_state(T_base_ee, 1.0), self._camera)
+            self._read = (rgb, T_base_ee, finding, view)
+        return self._read[2:]
+
     def look(self, rgb: U8, T_base_ee: F64 | None) -> ImageVerdict:
         """Return what is to be said of an image uint8 (H, W, 3) taken with the arm at rest at `T_base_ee` (4, 4)."""
-        finding, fitted = still_finding(rgb, self._aspect), None
-        if T_base_ee is not None and self._camera is not None and not (finding and finding.definite):
-            view = view_arm(rgb, bridge_state(T_base_ee, 1.0), self._camera)
-            if view is not None:
-                self._remember(view, T_base_ee[:3, 3])
-                of_arm, fitted = self._of_arm()
-                finding = of_arm or finding
+        (finding, view), fitted, of_arm, sure = self._seen_in(rgb, T_base_ee), None, None, False
+        if view is not None and T_base_ee is not None:
+            self._remember(view, T_base_ee[:3, 3])
+            of_arm, fitted, sure = self._of_arm()
+            finding = of_arm or finding
         definite = finding is not None and finding.definite
+        if definite or view is not None:
+            self._right = view if sure and of_arm is None else None
+        self._read = None
         fault = finding.fault if finding is not None and definite else None
         self._in_a_row = self._in_a_row + 1 if definite and fault is self._last else int(definite)
         self._last = fault
         return ImageVerdict(finding, definite, self._in_a_row >= IN_A_ROW, fitted)
 
-    def _of_arm(self) -> tuple[Finding | None, float]:
-        """Return what the remembered images say of the arm, and how well its silhouette fits them as they are."""
+    def _of_arm(self) -> tuple[Finding | None, float, bool]:
+        """Return what the remembered images say of the arm, how well its silhouette fits them as they are, and
+        whether that is better than in any other way."""
         still = fit_silhouette(self._seen)
-        finding = arm_finding(still)
+        finding, sure = arm_finding(still), bool(still.scores[0] >= still.scores[1:].max())
         if self._moves:
             moved = fit_silhouette(self._moves)
             if motion_agrees(moved):  # the stronger evidence
-                finding = None
+                finding, sure = None, True
             finding = motion_finding(moved, len(self._moves)) or finding
-        return finding, float(still.scores[0])
+        return finding, float(still.scores[0]), sure
 
     def _remember(self, view: ArmView, xyz_m: F64) -> None:
         """Note an image; one at the same place replaces the last, or ends what is known of a camera that changed."""

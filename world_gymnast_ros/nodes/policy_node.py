@@ -287,8 +287,17 @@ class PolicyNode(base.ConfiguredNode):
         return chunk
 
     def _infer(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
-        if self._look(frame, pose):
+        later = self._check is not None and self._check.recognises(frame.rgb, pose)
+        if not later and self._look(frame, pose):
             return
+        try:
+            self._act(frame, pose, instruction, epoch)
+        finally:
+            if later:  # the search for the arm in the image, while the chunk is played
+                self._look(frame, pose)
+
+    def _act(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
+        """Ask the policy and send its chunk."""
         start_ns, start = self.now_ns(), time.monotonic()
         chunk = self._ask(frame, instruction, pose)
         self._inference_s.append(time.monotonic() - start)
