@@ -1,24 +1,29 @@
 """Where the camera is, from images of the twin's arm at several poses; and the file that keeps it."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.config import PolicyConfig
 from world_gymnast_ros.control.camera_calibration import CalibrationImage, calibrate_camera, distinct, overlay
 from world_gymnast_ros.control.capture_check import hand_seen
 from world_gymnast_ros.errors import BadConfig, BadFrame
+from world_gymnast_ros.loading.load import load_world_model
 from world_gymnast_ros.nodes.calibrating import nominal_camera
 from world_gymnast_ros.robot.arm_silhouette import silhouette_ends
 from world_gymnast_ros.robot.camera import CameraPrior, project
 from world_gymnast_ros.robot.camera_extrinsics import StoredCamera, read_camera, write_camera
+from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
 from world_gymnast_ros.twin.model import camera_pose
 from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import F64
+from world_gymnast_ros.updates.adaptation import Parts, load_parts
 
 NOMINAL = nominal_camera()
 PRIOR = CameraPrior(NOMINAL.pose(), 2 * NOMINAL.focal / NOMINAL.aspect, 2 * NOMINAL.focal)
@@ -92,3 +97,30 @@ def test_how_much_of_the_hand_is_seen() -> None:
     seen = [hand_seen(np.array([x, 0.0, z, 0, 0, 0, 1], np.float32), camera) for x, z in
             ((0.25, 0.05), (0.25, 0.15), (0.12, 0.25))]
     assert seen[0] == 1.0 > seen[1] > 0.3 > seen[2]
+
+
+def test_judges_and_world_model_take_the_camera_from_the_calibration(tmp_path: Path) -> None:
+    scene = replace(load_scene("lab_camera"), camera_offset_m=(0.1, -0.05, 0.1), camera_rotation_rad=(0.1, 0.0, 0.0))
+    path = tmp_path / "camera_pose.json"
+    write_camera(path, StoredCamera([float(v) for v in camera_pose(scene).ravel()], NOMINAL.focal, NOMINAL.aspect, 1.0,
+                                    640, 8))
+    told: list[str] = []
+    nominal, calibrated = (load_parts(AdaptNodeConfig(device="cpu", camera_calibration=words), told.append)
+                           for words in ("", str(path)))
+    assert "150 mm from where" in told[-1] and "not known" in told[-1]
+    true = read_camera(path).projection()
+    assert calibrated.world_model.config.camera == pytest.approx(true)
+    assert nominal.world_model.config.camera != pytest.approx(true, abs=0.05)
+    learned = load_world_model("", "tiny/reflector", "cpu", camera=read_camera(path))  # no geometric judge
+    assert learned.config.camera == pytest.approx(true)
+    twin, name = Twin(scene), scene.objects[0].name
+    twin.reset(3, scene.instructions[0])
+    frame, state = capture(twin)
+    true_m = twin.object_xyz(name)[:2]
+    twin.close()
+
+    def off_m(parts: Parts) -> float:
+        judge = next(j for j in parts.judge.judges if isinstance(j, GeometricJudge))
+        found = judge.reader.measure(frame.rgb, state, (name,))
+        return float("inf") if found.fault else float(np.linalg.norm(found.places_m[0, :2] - true_m))
+    assert off_m(calibrated) < 0.01 < off_m(nominal), "without it the arm is not where it should be: no verdict"

@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from world_gymnast_ros.adaptation.advantage import METHODS
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig
 from world_gymnast_ros.config import flag, number, ros_name, text
 from world_gymnast_ros.errors import BadBudget, BadConfig
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera, read_camera
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class AdaptNodeConfig(AdaptConfig):
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")
     max_captures: int = number(16, 1, 100, "so many images of ~/capture are kept for the next session")
     capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
-    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate); empty: Bridge's nominal one")
+    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate), for checks, judges and world "
+                                   "model; empty: Bridge's nominal one, or the one that a judge has learned")
     min_hand_seen: float = number(0.25, 0.0, 1.0, "part of the hand that a captured image must show; 0: any")
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
@@ -140,6 +143,10 @@ class AdaptNodeConfig(AdaptConfig):
                               "this one copy (policy_url: http://127.0.0.1:PORT) and switches adapters by hash; 0: no")
     threads: int = number(2, 1, 256, "torch threads; keep some cores for the control loop")
     niceness: int = number(10, 0, 19, "scheduling priority given up, so that control keeps its deadlines")
+
+    def camera(self) -> StoredCamera | None:
+        """Return the calibrated camera, or None where no file is named. BadConfig for a file that is none."""
+        return read_camera(Path(self.camera_calibration).expanduser()) if self.camera_calibration else None
 
 
 def check_ranges(config: AdaptConfig) -> None:

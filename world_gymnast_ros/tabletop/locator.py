@@ -5,6 +5,7 @@ shape word; the arm's parts are asked always, since they tell where the camera i
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import field
 from itertools import pairwise
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from world_gymnast_ros.errors import BadCheckpoint, BadInstruction
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera
 from world_gymnast_ros.types import F32, U8
 
 STRIDE = 2
@@ -205,6 +207,14 @@ class Locator:
         """Write config.json and model.safetensors; return the weights' SHA-256."""
         self.sha256 = save_model(self.network, self.config.to_dict(), Path(directory))
         return self.sha256
+
+    def seen_from(self, camera: StoredCamera) -> Locator:
+        """Return the same network with the camera that a calibration found as the nominal one."""
+        other = copy.copy(self)
+        other.config = copy.deepcopy(self.config)
+        other.config.T_base_camera = list(camera.T_base_camera)
+        other.config.focal = [2 * camera.focal / camera.aspect, 2 * camera.focal]
+        return other
 
     def word_indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Return (colour, shape) of names such as 'red block'. BadInstruction names a word that it does not know."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
 from world_gymnast_ros.adaptation.practice import Practice, VariedStart
@@ -24,6 +26,7 @@ from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.loading.load import load_judges, load_policy, load_world_model
 from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.report.session_report import write_report
+from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_XYZ_M
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
@@ -101,10 +104,14 @@ def load_parts(config: AdaptNodeConfig, tell: Callable[[str], None] = lambda _: 
     if c.check_memory:
         plan.check()
     policy = trainable(load_policy(c.policy, c.device, c.dtype, c.four_bit))
-    limits = robot_limits(c.arm_params)
-    world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
+    limits, camera = robot_limits(c.arm_params), c.camera()
+    world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s, camera)
     check_recovers(world_model, c.trust)
-    judge = load_judges(c.judges, c.device, c.dtype, limits)
+    judge = load_judges(c.judges, c.device, c.dtype, limits, camera)
+    if camera is not None:
+        away_m = np.linalg.norm(camera.pose()[:3, 3] - BRIDGE_CAMERA_XYZ_M)
+        tell(f"judges and world model take the camera from {c.camera_calibration}, {1000 * away_m:.0f} mm from where "
+             "the shipped ones were measured; far from there it is not known how well they rank rollouts")
     if plan.unread:
         tell(plan.text)
     return Parts(policy, world_model, judge, release_table(c.world_model, c.judges), learner_of(policy, c))

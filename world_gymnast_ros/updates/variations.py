@@ -25,6 +25,7 @@ from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_FOCAL, BRIDGE_CAMERA_LOOK, BRIDGE_CAMERA_XYZ_M, level_camera
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera
 from world_gymnast_ros.types import U8, ImageEditor, Judge, Start, TellsPossible
 from world_gymnast_ros.updates.practice_starts import DONE_ALREADY, judge_frames
 
@@ -174,16 +175,19 @@ def edited_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig
 
 
 def _cameras(starts: Sequence[Start], config: AdaptNodeConfig) -> list[NDArray[Any]]:
-    finder = load_objects(geometric, config.device) if (geometric := geometric_judge(config.judges)) else None
-    return [_camera(start, finder) for start in starts]
+    known, geometric = config.camera(), geometric_judge(config.judges)
+    finder = load_objects(geometric, config.device, known) if geometric else None
+    return [_camera(start, finder, known) for start in starts]
 
 
-def _camera(start: Start, finder: ObjectDynamics | None) -> NDArray[Any]:
-    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its image, else the nominal one
-    of the Bridge set-up."""
+def _camera(start: Start, finder: ObjectDynamics | None, known: StoredCamera | None) -> NDArray[Any]:
+    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its image, else the calibrated
+    one, else the nominal one of the Bridge set-up."""
     rgb = start.captured.rgb
     found = None if finder is None or start.state is None else finder.begin([rgb], start.state[None])
     if found is not None and found[1][0].any():
         return np.asarray(found[1][0])
+    if known is not None:
+        return np.array(known.projection())
     nominal = level_camera(BRIDGE_CAMERA_XYZ_M, BRIDGE_CAMERA_LOOK)
     return np.array(projection(nominal, BRIDGE_CAMERA_FOCAL * rgb.shape[0], rgb.shape[1], rgb.shape[0]))

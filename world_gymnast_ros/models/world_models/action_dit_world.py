@@ -302,6 +302,11 @@ class ActionDiTWorld:
                                                     workspace_high_m=limits.workspace.high_m)
         return self
 
+    def seen_from(self, camera: tuple[float, ...]) -> None:
+        """Draw the arm for this camera, 12 numbers of `arm_silhouette.projection`, where the model draws for one."""
+        if self.config.camera is not None:
+            self.config = self.network.config = replace(self.config, camera=camera)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,
                         objects: ObjectDynamics | None = None) -> ActionDiTWorld:
