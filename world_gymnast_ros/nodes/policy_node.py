@@ -38,6 +38,8 @@ CLOSE_S = 3.0
 """So long `close` waits for the look that is under way: launch kills after five seconds."""
 CHECK_PERIOD_S = 1.0
 """An image is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
+LATER_S = 0.05
+"""An image that was acted on is searched for the arm so much later: first the arm's process may need the core."""
 NOTHING_SEEN = ImageVerdict(None, False, False, None)
 TRAINED_ON = "trained_on"
 """Key of policy_status: what the policy's card says that it was trained on."""
@@ -294,6 +296,7 @@ class PolicyNode(base.ConfiguredNode):
             self._act(frame, pose, instruction, epoch)
         finally:
             if later:  # the search for the arm in the image, while the chunk is played
+                time.sleep(LATER_S)
                 self._look(frame, pose)
 
     def _act(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
