@@ -342,8 +342,10 @@ class AdaptNode(base.ConfiguredNode):
             return self._closing.is_set() or bool(handle.is_cancel_requested)
 
         def feedback(p: Progress) -> None:
-            if p.notice:
-                (self.get_logger().warning if p.warns else self.get_logger().info)(p.notice)
+            if p.notice and p.warns:
+                self.get_logger().warning(p.notice)
+            elif p.notice:
+                self.get_logger().info(p.notice)
             handle.publish_feedback(convert.Adapt.Feedback(
                 stage=p.stage, update=p.update, max_updates=p.max_updates, mean_reward=float(p.mean_reward),
                 imagined_success=float(p.imagined_success), seconds_left=float(p.seconds_left), rejected=p.rejected))

@@ -153,6 +153,8 @@ def run_demo(o: DemoOptions, domain_id: int | None) -> int:
             result = adaptation(operator, o)
             seconds["adapt"] = time.monotonic() - began - sum(seconds.values())
             print(result.message, flush=True)
+            if not result.report_path:
+                raise WorldGymnastError(f"the session left no report; {o.out / 'logs'} holds what adapt_node said")
             peak_mib = memory_mib([n.process.pid for n in nodes.nodes.values()])
             after = true_episodes(operator, o, "after")
             seconds["after"] = time.monotonic() - began - sum(seconds.values())

@@ -271,8 +271,10 @@ class PolicyNode(base.ConfiguredNode):
         before, self._verdict = self._verdict.words, self._check.look(frame.rgb, pose)
         finding = self._verdict.finding
         if finding and finding.fault.value not in before:  # once per fault; the diagnostics go on
-            tell = self.get_logger().error if finding.definite else self.get_logger().warning
-            tell(finding.words)
+            if finding.definite:
+                self.get_logger().error(finding.words)
+            else:
+                self.get_logger().warning(finding.words)
         return self._verdict.refuse and self.config.image_check == "refuse"
 
     def _ask(self, frame: Frame, instruction: str, pose: F64 | None) -> ActionChunk:
