@@ -29,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--out", type=Path, required=True, help="PNG file")
     whole(show, "--seed", 0, default=0)
     play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
-    play.add_argument("kind", choices=("demo", "train_play", "wide_play", "contact_play"),
+    play.add_argument("kind", choices=("demo", "train_play", "wide_play", "near_play", "contact_play"),
                       help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
-                           "there, or in scenes of varied looks; contact_play: these with objects of varied size, "
-                           "weight and friction, and each scene without the arm, for `train moving-background`")
+                           "there, or in scenes of varied looks; near_play: these, with near misses for the most part, "
+                           "to calibrate judges; contact_play: varied scenes with objects of varied size, weight and "
+                           "friction, and each without the arm, for `train moving-background`")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
     whole(play, "--count", 1, seeds.EPISODES_PER_FILE, default=100, help="episodes (default: %(default)s)")
     whole(play, "--seed", 1, seeds.MAX_PLAY_SEED, required=True, help="held-out files need seeds of their own")
