@@ -52,11 +52,11 @@ ROOM_MAY_USE = {
     "training": {"robot", "data", "evaluation", "models"},
     "report": {"adaptation", "evaluation"},
     "updates": {"adaptation", "data", "episodes", "evaluation", "loading", "models", "report", "robot", "training"},
-    "first_order": {"adaptation", "models", "report", "robot", "training"},
+    "first_order": {"adaptation", "models", "report", "robot", "training", "updates"},
     "tabletop": {"robot", "data", "evaluation", "models", "training"},
     "loading": {"adaptation", "evaluation", "models", "robot", "serving", "tabletop"},  # adaptation: the release table
     "twin": {"control", "data", "robot"},
-    "benchmark": {"adaptation", "data", "evaluation", "models", "report", "robot", "twin", "updates"},
+    "benchmark": {"adaptation", "data", "evaluation", "first_order", "models", "report", "robot", "twin", "updates"},
     "testing": {"adaptation", "robot"},
     "cli": {"adaptation", "benchmark", "control", "data", "episodes", "evaluation", "first_order", "loading", "models",
             "report", "robot", "serving", "tabletop", "training", "twin", "updates"},

@@ -139,7 +139,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
 
     Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
-    successful is finished: its later chunks are masked in `valid` and its image stands still. `judge_every_chunks`
+    successful is finished: its later chunks are masked in `valid` and its picture stands still. `judge_every_chunks`
     0 judges once, at the end; otherwise the dream ends as soon as every copy is finished, with its last frame repeated.
     Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """
@@ -196,7 +196,8 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
     return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
-                        instruction, chunks[0].adapter, world_model.name)
+                        instruction, chunks[0].adapter, world_model.name,
+                        facts_of(each, np.concatenate([c.deltas for c in chunks], axis=1)))
 
 
 def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: int,

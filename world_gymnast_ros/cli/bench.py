@@ -8,6 +8,7 @@ examples:
   world-gymnast bench imagined "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1
       how often a policy succeeds in imagination; --policy http://HOST:PORT asks any policy's server
   world-gymnast bench five                      five demonstrations, then the dream; who ends episodes; the scale head
+  world-gymnast bench fog --policy policies/mine     first-order gradients against the policy gradient, at equal time
   world-gymnast bench adaptation --methods world_model sft simulator twin --out DIR     beside what else one could do
 """
 from __future__ import annotations
@@ -29,6 +30,8 @@ METHODS = ("world_model", "sft", "simulator", "twin")
 """As `benchmark.adaptation.METHODS`, whose import costs seconds."""
 FAMILIES, SCALES = ("reach", "push", "pick and place"), ("scale head", "constant scale")
 """As `benchmark.five_demonstrations.CASES` and its scales."""
+FOG_SCENES, LEARNERS = ("novel_white_table", "novel_knocked"), ("policy gradient", "first-order gradients")
+"""Of `bench fog`; the second as `benchmark.first_order.LEARNERS`."""
 PAPER = ("advantage=leave_one_out", "copies=8", "groups_per_update=4", "judge_every_chunks=1")
 """Of `bench five`, as World-Env has it: groups of eight, each against the mean of its others, ended once done."""
 
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_imagined(sub)
     _add_sessions(sub)
     _add_five(sub)
+    _add_fog(sub)
     adaptation = sub.add_parser("adaptation", help="true success on the twin before and after adapting to a scene")
     adaptation.add_argument("--scenes", nargs="+", default=list(NOVEL_SCENES), help="shipped names or YAML files")
     adaptation.add_argument("--instruction", default="", help="default: each scene's first")
@@ -81,10 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_imagined(sub: Any) -> None:
-    imagined = sub.add_parser("imagined", help="how often a policy succeeds in imagination, from images of a scene")
+    imagined = sub.add_parser("imagined", help="how often a policy succeeds in imagination, from pictures of a scene")
     imagined.add_argument("instruction", help="the task in words")
-    imagined.add_argument("--frame", nargs="+", type=Path, required=True, help="images of the scene (PNG, JPEG)")
-    imagined.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the images: "
+    imagined.add_argument("--frame", nargs="+", type=Path, required=True, help="pictures of the scene (PNG, JPEG)")
+    imagined.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
                           "x y z in m, roll pitch yaw in rad, gripper 0..1; some judges and world models need it")
     options.policy(imagined)
     imagined.add_argument("--adapter", type=Path, metavar="DIR", help="adapter of the policy (default: none)")
@@ -92,7 +96,7 @@ def _add_imagined(sub: Any) -> None:
     options.judges(imagined)
     options.device(imagined)
     options.dtype(imagined)
-    whole(imagined, "--rollouts", 1, 256, default=8, help="from each image, all at once (default: %(default)s)")
+    whole(imagined, "--rollouts", 1, 256, default=8, help="from each picture, all at once (default: %(default)s)")
     whole(imagined, "--steps", 1, 2000, default=16, help="actions of a rollout, rounded up to whole chunks (default: "
           "%(default)s)")
     real(imagined, "--temperature", 0.05, 10.0, default=0.05, help="of the policy, where it has one; low, because the "
@@ -137,15 +141,60 @@ def _add_five(sub: Any) -> None:
                       "into this folder or file (*.jsonl)")
 
 
+def _add_fog(sub: Any) -> None:
+    fog = sub.add_parser("fog", help="a session by first-order gradients against one by the policy gradient")
+    fog.add_argument("--scenes", nargs="+", default=list(FOG_SCENES), metavar="NAME", help="(default: %(default)s)")
+    fog.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS, help="(default: both)")
+    whole(fog, "--episodes", 2, 1000, default=40, help="true episodes of each policy (default: %(default)s)")
+    whole(fog, "--captures", 1, seeds.MAX_CAPTURES, default=4, help="frames to start from (default: %(default)s)")
+    real(fog, "--budget-s", 1.0, 86400.0, default=180.0, help="processor time per session (default: %(default)s)")
+    whole(fog, "--updates", 1, default=12, help="at most, per session (default: %(default)s)")
+    options.seed(fog, most=seeds.MAX_SEED)
+    options.threads(fog)
+    options.session(fog)
+    fog.add_argument("--out", type=Path, default=Path("runs/bench-fog"))
+    fog.add_argument("--rows", type=Path, metavar="PATH", help="measure nothing: print the table of what was measured "
+                     "into this folder or file (*.jsonl)")
+
+
 def run(args: argparse.Namespace) -> int:
     return {"replay": _replay, "adaptation": _adaptation, "sessions": _sessions, "imagined": _imagined,
-            "five": _five}[args.what](args)
+            "five": _five, "fog": _fog}[args.what](args)
+
+
+def _fog(args: argparse.Namespace) -> int:
+    from world_gymnast_ros.benchmark import first_order
+
+    if args.rows:
+        if not (rows := first_order.read_rows(args.rows)):
+            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench fog --out` wrote")
+        print(first_order.markdown(rows))
+        return 0
+    import torch
+
+    from world_gymnast_ros.adaptation.log import Progress
+    from world_gymnast_ros.first_order.session_learner import SessionFog
+    from world_gymnast_ros.updates.adaptation import load_parts
+
+    torch.set_num_threads(args.threads)
+    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
+    writable_folder(args.out)
+
+    def progress(label: str, p: Progress | None) -> None:
+        print(label if p is None else f"{label}: {p.stage} {p.update}, reward {p.mean_reward:.2f}, imagined "
+              f"{p.imagined_success:.2f}, {p.seconds_left:.0f} s left", flush=True)
+    rows = first_order.bench(load_parts(config), args.scenes, args.learners, args.seed, args.episodes, args.captures,
+                             config, SessionFog(), args.out, progress)
+    table = first_order.markdown(rows)
+    (args.out / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    return 0
 
 
 def _imagined(args: argparse.Namespace) -> int:
     from world_gymnast_ros.cli.adapt import starts_of
 
-    starts = starts_of([args.instruction], args.frame, args.state)  # a wrong image is said before torch is loaded
+    starts = starts_of([args.instruction], args.frame, args.state)  # a wrong picture is said before torch is loaded
     import torch
 
     from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, sample_at, states_of
