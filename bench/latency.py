@@ -1,10 +1,10 @@
-"""Time from picture to command: `python bench/latency.py [--minutes 10] [--rates 5 30] [--loads none nice10 nice0]`.
+"""Time from image to command: `python bench/latency.py [--minutes 10] [--rates 5 30] [--loads none nice10 nice0]`.
 
-The real camera topic, policy_node and arm_node as processes over DDS with the limits that ship, a 640x480 camera, a
-driver without dynamics, and a policy that costs nothing: what is left is what the package itself takes. `--policy
-shipped` takes the small one that ships, whose inference needs the cores, too. Under load, a process that trains a
-small network runs per core, in a terminal of its own; `--loads` says how it gives way. The nodes are in one terminal,
-as under `ros2 launch`, or with `--apart` in one each, as `world-gymnast` starts them.
+The real camera topic, policy_node and arm_node as processes over DDS with the limits that ship, 640x480 images of an
+arm, a driver without dynamics, and a policy that costs nothing: what is left is what the package itself takes.
+`--policy shipped` takes the small one that ships, whose inference needs the cores, too. Under load, a process that
+trains a small network runs per core, in a terminal of its own; `--loads` says how it gives way. The nodes are in one
+terminal, as under `ros2 launch`, or with `--apart` in one each, as `world-gymnast` starts them.
 
 A look follows a full control period after the last action (`settle_fraction` 1), so that no command waits for its turn:
 the player sends at once, and waiting between looks is no latency. Prints one Markdown row per rate and load.
@@ -30,6 +30,8 @@ SIZE = (480, 640, 3)
 DT_S, ACTIONS = 0.2, 2
 WARM_S = 5.0
 DOMAIN_ID = 88
+ARM, NOISE = "arm", "noise"
+"""Images: of the twin's arm where the driver holds it, or of nothing."""
 PLAYS_NOISE = {"allow_simulation_policy": True, "max_consecutive_clamped": 10000}
 """On noise the shipped policy presses against the workspace."""
 
@@ -37,23 +39,40 @@ PLAYS_NOISE = {"allow_simulation_policy": True, "max_consecutive_clamped": 10000
 # --- the processes ----------------------------------------------------------------------------------------------------
 
 
-def camera(rate_hz: float) -> int:
-    """Publish prepared noise under fresh stamps."""
+def scene_images(count: int) -> list[Any]:
+    """Return images of the twin's arm where the driver holds it, each with a camera's noise."""
+    from fault_driver import START
+
+    from world_gymnast_ros.robot.actions import bridge_state
+    from world_gymnast_ros.robot.kinematics import fk
+    from world_gymnast_ros.twin.scene import load_scene
+    from world_gymnast_ros.twin.sim import Twin
+
+    twin = Twin(load_scene("train_oak"), 0)
+    twin.reset(0, twin.scene.instructions[0], bridge_state(fk(START), 1.0).astype(np.float64))
+    seen, rng = twin.render(SIZE[1], SIZE[0]).astype(np.int16), np.random.default_rng(0)
+    twin.close()
+    return [np.clip(seen + rng.integers(-3, 4, SIZE), 0, 255).astype(np.uint8) for _ in range(count)]
+
+
+def camera(rate_hz: float, kind: str) -> int:
+    """Publish prepared images under fresh stamps: of the arm, or noise alone."""
     from world_gymnast_ros.nodes import base, convert
 
     class Camera(base.ConfiguredNode):
         def __init__(self) -> None:
             super().__init__("camera_node")
             rng = np.random.default_rng(0)
-            self.pictures = [convert.image_from_rgb(rng.integers(0, 256, SIZE, np.uint8), 0, "cam") for _ in range(8)]
+            images = scene_images(8) if kind == ARM else [rng.integers(0, 256, SIZE, np.uint8) for _ in range(8)]
+            self.images = [convert.image_from_rgb(rgb, 0, "cam") for rgb in images]
             self.sender, self.count = self.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE), 0
             self.create_timer(1.0 / rate_hz, self.show)
 
         def show(self) -> None:
             self.count += 1
-            picture = self.pictures[self.count % len(self.pictures)]
-            picture.header.stamp = convert.to_time(self.now_ns())
-            self.sender.publish(picture)
+            image = self.images[self.count % len(self.images)]
+            image.header.stamp = convert.to_time(self.now_ns())
+            self.sender.publish(image)
 
     return base.run(Camera, [sys.argv[0]])
 
@@ -144,7 +163,7 @@ def started(specs: list[Any], env: dict[str, str], log_dir: Path, apart: bool) -
     return graph.Graph(running)
 
 
-def specs(rate_hz: float, load: str, niceness: int, shipped: bool) -> list[Any]:
+def specs(rate_hz: float, load: str, niceness: int, shipped: bool, images: str) -> list[Any]:
     """Return the graph; its nodes (not the trainers) run at `niceness`, below 0 only with the right to."""
     from world_gymnast_ros.nodes import graph
 
@@ -158,13 +177,13 @@ def specs(rate_hz: float, load: str, niceness: int, shipped: bool) -> list[Any]:
 
     me = str(Path(__file__).resolve())
     policy = graph.POLICY.with_overrides(instruction="reach the red block", settle_fraction=1.0,
-                                         **({"picture_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
+                                         **({"image_check": "off", "max_frame_age_s": 3.0} if shipped else {}))
     asked = ("-m", "world_gymnast_ros.nodes", policy.name) if shipped else (me, "--role", "policy")
     nodes = [Script("driver", words=(str(ROOT / "test" / "fault_driver.py"),)),
              Script(graph.ARM.name, graph.ARM.params, PLAYS_NOISE if shipped else {},
                     words=("-m", "world_gymnast_ros.nodes", graph.ARM.name)),
              Script(policy.name, policy.params, policy.overrides, words=asked),
-             Script("camera", words=(me, "--role", "camera", "--rate", str(rate_hz)))]
+             Script("camera", words=(me, "--role", "camera", "--rate", str(rate_hz), "--images", images))]
     if load != "none":
         words = (me, "--role", "load", "--kind", load)
         nodes += [Script(f"trainer {i}", words=words) for i in range(os.cpu_count() or 1)]
@@ -180,7 +199,7 @@ def measure(rate_hz: float, load: str, args: argparse.Namespace, log_dir: Path) 
 
     figures = Figures()
     env = graph.ros_environment(log_dir=log_dir)
-    wanted = specs(rate_hz, load, args.nodes, args.policy == "shipped")
+    wanted = specs(rate_hz, load, args.nodes, args.policy == "shipped", args.images)
     with client() as c, started(wanted, env, log_dir, args.apart) as nodes:
         steps, chunks = c.hear("step", convert.StepMsg), c.hear("action_chunk", convert.ActionChunkMsg)
         status = c.hear("arm_status", convert.ArmStatusMsg, base.LATCHED)
@@ -256,12 +275,14 @@ def main() -> int:
                              "do it; idle: SCHED_IDLE; freeN: N cores left alone")
     parser.add_argument("--nodes", type=int, default=0, help="niceness of the nodes; below 0 only with the right to")
     parser.add_argument("--policy", choices=("free", "shipped"), default="free")
+    parser.add_argument("--images", choices=(ARM, NOISE), default=ARM,
+                        help="noise: no image is like the one before, so each is searched for the arm at once")
     parser.add_argument("--apart", action="store_true", help="every node in a terminal of its own")
     for hidden in ("--role", "--rate", "--kind"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_args()
     if args.role:
-        return {"camera": lambda: camera(float(args.rate)), "policy": lambda: free_policy(rest),
+        return {"camera": lambda: camera(float(args.rate), args.images), "policy": lambda: free_policy(rest),
                 "load": lambda: train(args.kind)}[args.role]()
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
@@ -269,7 +290,7 @@ def main() -> int:
 
     os.environ.update({"ROS_DOMAIN_ID": str(DOMAIN_ID), "OMP_NUM_THREADS": "1"})
     os.environ.update(graph.ros_environment())
-    columns = ("camera, Hz", "load", "n", "picture's stamp to command sent", "of that: to the policy",
+    columns = ("camera, Hz", "load", "n", "image's stamp to command sent", "of that: to the policy",
                "from the policy", "jitter of the 0.2 s beat", "other processes", "holds", "frozen")
     print("Times in ms: p50 / p99 / worst. Other processes: percent of one core.\n")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)

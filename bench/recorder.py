@@ -1,6 +1,6 @@
 """Does the recorder keep up? `python bench/recorder.py [--minutes 60] [--episode-minutes 60] [--out DIR]`.
 
-recorder_node as it ships, over DDS, fed by one other process: 640x480 pictures at 30 Hz (the twin's view with noise as
+recorder_node as it ships, over DDS, fed by one other process: 640x480 images at 30 Hz (the twin's view with noise as
 a sensor has), joint states at 100 Hz, steps at 5 Hz. What was sent is told by that process, what was recorded is read
 from the episodes, and every message between the first and the last recorded one must be there. Processor time and
 memory of the recorder are read every 10 s. An hour takes about 14 GB of disk in `--out`, removed at the end unless
@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "test"))
 RATES_HZ = {"image_raw": 30.0, "wx250s/joint_states": 100.0, "step": 5.0}
-PICTURES, NOISE_LEVELS = 32, 3.0
+IMAGES, NOISE_LEVELS = 32, 3.0
 SAMPLE_S = 10.0
 INSTRUCTION = "reach the red block"
 DOMAIN_ID = 87
@@ -36,7 +36,7 @@ DOMAIN_ID = 87
 
 
 def noisy_views(count: int) -> list[np.ndarray]:
-    """Return pictures uint8 (480, 640, 3): the twin's view of a scene, each with noise of its own."""
+    """Return images uint8 (480, 640, 3): the twin's view of a scene, each with noise of its own."""
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.sim import Twin
 
@@ -58,11 +58,11 @@ def feed(sent: Path, words: list[str]) -> int:
             super().__init__("feeder")
             self.counts, self.seen_ns = dict.fromkeys(RATES_HZ, 0), self.now_ns()
             self.files = {topic: sent_file(sent, topic).open("wb") for topic in RATES_HZ}
-            self.pictures = [convert.image_from_rgb(rgb, 0, "camera") for rgb in noisy_views(PICTURES)]
+            self.images = [convert.image_from_rgb(rgb, 0, "camera") for rgb in noisy_views(IMAGES)]
             kinds = {"image_raw": (convert.Image, base.NEWEST_RELIABLE), "step": (convert.StepMsg, base.RELIABLE),
                      "wx250s/joint_states": (convert.JointState, base.RELIABLE)}
             self.senders = {topic: self.create_publisher(kind, topic, qos) for topic, (kind, qos) in kinds.items()}
-            self.make = {"image_raw": self.picture, "wx250s/joint_states": self.joints, "step": self.step}
+            self.make = {"image_raw": self.image, "wx250s/joint_states": self.joints, "step": self.step}
             for topic, rate_hz in RATES_HZ.items():
                 self.every(1.0 / rate_hz, lambda topic=topic: self.send(topic))
 
@@ -72,10 +72,10 @@ def feed(sent: Path, words: list[str]) -> int:
             self.files[topic].write(now_ns.to_bytes(8, sys.byteorder))
             self.counts[topic] += 1
 
-        def picture(self, now_ns: int) -> Any:
-            picture = self.pictures[self.counts["image_raw"] % PICTURES]
-            picture.header.stamp, self.seen_ns = convert.to_time(now_ns), now_ns
-            return picture
+        def image(self, now_ns: int) -> Any:
+            image = self.images[self.counts["image_raw"] % IMAGES]
+            image.header.stamp, self.seen_ns = convert.to_time(now_ns), now_ns
+            return image
 
         def joints(self, now_ns: int) -> Any:
             position = np.array([*NEUTRAL, 0.0, 0.03, -0.03])

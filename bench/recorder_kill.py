@@ -1,6 +1,6 @@
 """What does SIGKILL cost? `python bench/recorder_kill.py [--kills 200] [--seed 0] [--out DIR]`.
 
-recorder_node as it ships records 640x480 pictures at 30 Hz, joint states at 100 Hz and steps at 5 Hz over DDS, and is
+recorder_node as it ships records 640x480 images at 30 Hz, joint states at 100 Hz and steps at 5 Hz over DDS, and is
 killed at a random moment: while it records or, one time in four, while it is ending the episode. An episode begins once
 its diagnostics say that it hears all three: what DDS has not connected yet is not its to lose. Then `repair`, and:
 everything sent a second or more before the kill must be there; before the repair nothing may look whole that is not;

@@ -25,7 +25,7 @@ def generate_launch_description():
                               description="camera index, video file or folder of clips; none: another node publishes "
                                           "image_raw"),
         launching.flag("dry_run", "true: nothing is sent to a driver, and none is needed; the policy acts on every "
-                                  "picture. For the models that ship, a camera alone, or recorded clips"),
+                                  "image. For the models that ship, a camera alone, or recorded clips"),
         launching.flag("allow_simulation_policy", "true: let a policy whose card says that it has seen simulated "
-                                                  "pictures only, such as the one that ships, move a real arm"),
+                                                  "images only, such as the one that ships, move a real arm"),
     )

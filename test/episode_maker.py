@@ -46,7 +46,7 @@ class Truth:
     frame_stamps_ns: list[int] = field(default_factory=list)
 
 
-def picture(x_m: float) -> np.ndarray:
+def bar_image(x_m: float) -> np.ndarray:
     """Draw the arm as a white bar whose left edge stands at x_m."""
     rgb = np.full((HEIGHT, WIDTH, 3), 30, np.uint8)
     left = round(x_m * PX_PER_M)
@@ -55,7 +55,7 @@ def picture(x_m: float) -> np.ndarray:
 
 
 def bar_position_m(rgb: np.ndarray) -> float:
-    """Read back where the bar stands, from a picture that went through JPEG or H.264."""
+    """Read back where the bar stands, from an image that went through JPEG or H.264."""
     bright = np.flatnonzero(rgb[:, :, 1].mean(axis=0) > 130)
     return float(bright[0] / PX_PER_M * (WIDTH / rgb.shape[1]))
 
@@ -65,14 +65,14 @@ def record(root: Path, episode_id: str = "one", chunks: int = 3, seed: int = 0, 
     """Record an arm that moves at once when told, seen by a camera of 15 Hz; return the folder and what happened."""
     rng = np.random.default_rng(seed)
     writer = EpisodeWriter(root, episode_id, {"instruction": instruction, "scene": "test"}, START_NS, reserve_bytes)
-    truth, x_m, now_ns, next_picture_ns, newest_ns = Truth(), 0.2, START_NS, START_NS, 0
+    truth, x_m, now_ns, next_image_ns, newest_ns = Truth(), 0.2, START_NS, START_NS, 0
 
     def camera_until(until_ns: int) -> None:
-        nonlocal next_picture_ns, newest_ns
-        while next_picture_ns <= until_ns:
-            newest_ns = next_picture_ns
-            writer.write_image("/image_raw", picture(x_m), newest_ns, newest_ns + 5_000_000, "camera")
-            next_picture_ns += CAMERA_PERIOD_NS
+        nonlocal next_image_ns, newest_ns
+        while next_image_ns <= until_ns:
+            newest_ns = next_image_ns
+            writer.write_image("/image_raw", bar_image(x_m), newest_ns, newest_ns + 5_000_000, "camera")
+            next_image_ns += CAMERA_PERIOD_NS
 
     camera_until(now_ns)
     for sequence in range(chunks):
@@ -93,7 +93,7 @@ def record(root: Path, episode_id: str = "one", chunks: int = 3, seed: int = 0, 
         # The policy waits for a frame that shows the chunk's last action.
         camera_until(last_send_ns)
         while newest_ns < last_send_ns + round(0.9 * STEP_NS):
-            camera_until(next_picture_ns)
+            camera_until(next_image_ns)
     truth.frame_stamps_ns.append(newest_ns)
     marked_by = "" if outcome == "unknown" else "test"
     return writer.close("done", now_ns, outcome, marked_by), truth

@@ -121,7 +121,7 @@ def test_network_is_causal_and_looks_back_no_further_than_its_layers_allow() -> 
 
 
 def test_tokens_alone_give_what_they_give_among_their_own_selection() -> None:
-    """Windows, patches and places of a selection are those of the whole picture at these places."""
+    """Windows, patches and places of a selection are those of the whole image at these places."""
     network = lively()
     frames = torch.rand(2, 3, 16, 16, 3)
     tokens = torch.stack([torch.randperm(16)[:5] for _ in range(2)])
@@ -129,7 +129,7 @@ def test_tokens_alone_give_what_they_give_among_their_own_selection() -> None:
         whole, part = cut(frames), cut(frames, tokens)
         for b in range(2):
             assert torch.equal(part[b], whole[b][:, tokens[b]])
-    assert torch.equal(network.picture(network.patches(frames)), frames)
+    assert torch.equal(network.image(network.patches(frames)), frames)
     order = torch.arange(16).flip(0).repeat(2, 1)  # all places in another order: the same answer in that order
     args = (torch.rand(2, 3, 16, 48), torch.ones(2, 3), torch.randn(2, 3, 15))
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def test_pixels_come_from_the_start_frame_or_are_painted_where_the_head_says_so(
         drawn[..., :n], drawn[..., n:2 * n] = 0.1, 0.7
         drawn[..., 2 * n:].unflatten(-1, (4, -1))[..., source, :] = 60.0
         change = network.mix(drawn, network.windows(previous), network.windows(first))
-        assert torch.allclose(previous + network.picture(change), expected, atol=1e-6)
+        assert torch.allclose(previous + network.image(change), expected, atol=1e-6)
 
 
 def test_bad_sizes_are_refused_by_name() -> None:
@@ -297,8 +297,8 @@ def test_clip_reader_pairs_rows_with_frames_and_refuses_a_mismatch(tmp_path: Pat
         stream = container.add_stream("mpeg4", rate=5)
         stream.width = stream.height = 32
         for i in range(4):
-            picture = np.full((32, 32, 3), 60 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((32, 32, 3), 60 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     np.savez(tmp_path / "7.npz", arr_0=np.arange(40, dtype=np.float32).reshape(4, 10) / 40)
     (clip,) = read_episodes([tmp_path]).episodes
@@ -412,7 +412,7 @@ SEEING = dataclasses.replace(TINY, image_size=64, camera=CAMERA)
 
 
 def seen_pixel(point_m: np.ndarray) -> np.ndarray:
-    """Project a base point with the camera's 12 numbers, halves of the picture."""
+    """Project a base point with the camera's 12 numbers, halves of the image."""
     u, v, w = np.array(CAMERA).reshape(3, 4) @ np.append(point_m, 1.0)
     return np.array([u / w, v / w])
 
@@ -422,13 +422,13 @@ def test_silhouette_lies_on_the_arm_that_the_twin_renders() -> None:
     twin = Twin(load_scene("train_oak"), 0)
     try:
         twin.reset(0, twin.scene.instructions[0], np.array([0.27, 0.0, 0.1, 0, 0, 0, 1.0]))
-        picture, state = resize_rgb(twin.render(640, 480), (64, 64)), twin.arm_state(0)
+        image, state = resize_rgb(twin.render(640, 480), (64, 64)), twin.arm_state(0)
     finally:
         twin.close()
     capsules = silhouette(bridge_state(state.T_base_ee, 1.0)[None], np.ones(1, bool), CAMERA)
     features = SilhouetteFeatures(SEEING)
     drawn = features.measure(torch.from_numpy(capsules)[:, None], features.whole)[0, 0, 0, :, :3].amax(-1).view(64, 64)
-    dark = torch.from_numpy(picture.max(-1).astype(np.int16)) < 60
+    dark = torch.from_numpy(image.max(-1).astype(np.int16)) < 60
     dark[40:] = False  # the base, behind the table's edge
     inside = drawn[:40] > 0.5
     assert dark.sum() > 100
@@ -471,8 +471,8 @@ def test_each_clip_is_silhouette_camera_its_own_camera() -> None:
         network = lively(config)
         batch = ClipSource(episodes, 4, {}).batch(np.random.default_rng(0), 3, 0.0)
         losses.append(float(residual_loss(network, batch, None, 3.0, 6.0, torch.Generator().manual_seed(0)).detach()))
-        film = imagine_segments(network, segments(episodes[:1], 4, 9), 0)[0]
-        losses.append(float(film.astype(float).sum()))
+        video = imagine_segments(network, segments(episodes[:1], 4, 9), 0)[0]
+        losses.append(float(video.astype(float).sum()))
     assert losses[:2] == pytest.approx(losses[2:4], rel=1e-5) and losses[4] != pytest.approx(losses[0], rel=1e-4)
     assert losses[5] != pytest.approx(losses[1], rel=1e-6)
 
@@ -516,7 +516,7 @@ def test_a_network_that_knows_a_camera_dreams_the_same_with_and_without_cache() 
     assert not np.array_equal(far.play(deltas[:, None]), drawn)
 
 
-def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_state() -> None:
+def test_dreams_of_several_starts_are_one_batch_each_with_its_own_image_and_state() -> None:
     world = ActionDiTWorld(lively(), dtype=torch.float32)
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
     states = np.stack([STATE, STATE + np.float32([0.05, 0, 0, 0, 0, 0, 0])])
@@ -525,7 +525,7 @@ def test_dreams_of_several_starts_are_one_batch_each_with_its_own_picture_and_st
     both = world.begin(starts, 3)
     drawn = both.play(deltas[:, None])[:, 0]
     kept = ActionDiTWorld(still(), dtype=torch.float32).begin(starts, 3).play(deltas[:, None])[:, 0]
-    assert np.array_equal(kept, frames)  # each goes on from its own picture
+    assert np.array_equal(kept, frames)  # each goes on from its own image
     assert both.state is not None and np.allclose(both.state[:, :3], states[:, :3])
     assert not np.array_equal(drawn, world.begin(starts[::-1], 3).play(deltas[:, None])[:, 0])
     blind = world.begin([starts[0], dataclasses.replace(starts[1], state=None)], 3).play(deltas[:, None])[:, 0]

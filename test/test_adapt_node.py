@@ -115,7 +115,7 @@ def test_a_capture_waits_for_rest_and_shows_the_hand(tmp_path: Path) -> None:
             return b.c.call("adapt_node/capture", convert.Trigger)
         b.joints_now = NEUTRAL
         refused = captured()
-        assert not refused.success and "21 % of the hand is in the picture, at least 25 %" in refused.message
+        assert not refused.success and "21 % of the hand is in the image, at least 25 %" in refused.message
         assert "(0.25, -0.05, 0.12) m" in refused.message and "capture --go" in refused.message
         b.joints_now = capture_joints()
         assert captured().success
@@ -162,7 +162,7 @@ def test_what_cannot_run_is_said_and_leaves_the_node_serving(tmp_path: Path) -> 
         assert "no instruction" in b.result(b.send(instructions=[]))[0].message
         b.shooting = False
         result, status = b.result(b.send())
-        assert status == 6 and "StaleFrame: 0 of 1 new pictures on image_raw within 3 s" in result.message
+        assert status == 6 and "StaleFrame: 0 of 1 new images on image_raw within 3 s" in result.message
         b.shooting = True
         b.c.say("instruction", convert.String, base.LATCHED, convert.String(data="go left"))
         b.c.until(lambda: b.node._instruction == "go left", "the instruction")
@@ -198,7 +198,7 @@ def test_starts_know_where_the_arm_was(tmp_path: Path) -> None:
         assert b.node.state_at(0) is None, "a state of another time is not used"
 
 
-def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> None:
+def test_kept_images_are_what_the_next_session_starts_from(tmp_path: Path) -> None:
     with bench(tmp_path, fake_parts(), max_captures=2) as b:
         keep = b.c.create_client(convert.Trigger, "adapt_node/capture")
         b.c.until(keep.service_is_ready, "the capture service")
@@ -208,8 +208,8 @@ def test_kept_pictures_are_what_the_next_session_starts_from(tmp_path: Path) -> 
             b.c.until(future.done, "an answer")
             return future.result()
 
-        assert [captured().message for _ in range(3)] == ["1 of at most 2 pictures kept",
-                                                          *["2 of at most 2 pictures kept"] * 2]
+        assert [captured().message for _ in range(3)] == ["1 of at most 2 images kept",
+                                                          *["2 of at most 2 images kept"] * 2]
         kept = [frame.stamp_ns for frame, _ in b.node._kept]
         b.shooting = False  # the session needs no camera now
         result, status = b.result(b.send(max_updates=2))
@@ -227,7 +227,7 @@ class MuteJudge(FakeJudge):
         return [Judgement(None, None) for _ in frames]
 
 
-def test_captured_pictures_outlive_a_typo_a_mute_session_and_a_dry_run(tmp_path: Path) -> None:
+def test_captured_images_outlive_a_typo_a_mute_session_and_a_dry_run(tmp_path: Path) -> None:
     """In a namespace, with a gripper's own joint states beside the driver's."""
     parts = fake_parts()
     with bench(tmp_path, parts, namespace="/lab1", capture_frames=2) as b:
@@ -235,7 +235,7 @@ def test_captured_pictures_outlive_a_typo_a_mute_session_and_a_dry_run(tmp_path:
         node, future = b.node, []
         worker = threading.Thread(target=lambda: future.append(node.capture(lambda: False)[-1]))
         worker.start()
-        b.c.until(lambda: future, "a picture")
+        b.c.until(lambda: future, "an image")
         assert node.state_at(future[0].stamp_ns) is not None, "the driver's, however often a gripper speaks"
         node._kept.append((future[0], None))
         for goal, judge in (({"instructions": ["go rihgt"]}, parts.judge), ({"max_updates": 2}, MuteJudge()),
@@ -243,10 +243,10 @@ def test_captured_pictures_outlive_a_typo_a_mute_session_and_a_dry_run(tmp_path:
             node.parts = replace(parts, judge=judge)
             result, _ = b.result(b.send(**goal))
             assert not result.promoted and len(node._kept) == 1
-            assert result.message.endswith("; 1 captured picture kept for the next session"), result.message
+            assert result.message.endswith("; 1 captured image kept for the next session"), result.message
         node.parts = parts
         result, status = b.result(b.send(max_updates=2))
-        assert status == 4 and not node._kept and "captured picture" not in result.message
+        assert status == 4 and not node._kept and "captured image" not in result.message
 
 
 def test_why_the_arms_pose_is_unknown_is_told_truly(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_why_the_arms_pose_is_unknown_is_told_truly(tmp_path: Path) -> None:
         assert "lacks ['left_finger']" in hear(bare)
         assert hear() == "no joint states were heard on wx250s/joint_states"
         assert "none of the arm's joints (left_finger)" in hear(finger)
-        assert "5.0 s away from the picture" in hear(late)
+        assert "5.0 s away from the image" in hear(late)
 
 
 def test_untrusted_tasks_are_refused() -> None:
@@ -327,9 +327,9 @@ def test_the_real_node_as_a_process(tmp_path: Path) -> None:
         process = nodes.nodes["adapt_node"].process
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(before + 3, 19)
         camera = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
-        picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
         c.create_timer(0.1, lambda: camera.publish(
-            convert.image_from_rgb(picture, c.get_clock().now().nanoseconds, "camera")))
+            convert.image_from_rgb(image, c.get_clock().now().nanoseconds, "camera")))
         goal = convert.Adapt.Goal(instructions=["reach the red block"], budget_s=600.0, max_updates=1)
         sent = action.send_goal_async(goal)
         c.until(sent.done, "an answer", timeout_s=START_S, check=nodes.check)

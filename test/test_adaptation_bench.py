@@ -156,7 +156,7 @@ def test_a_simulator_in_the_place_of_the_world_model_judges_by_physics() -> None
         for way, success in ((there, True), ((0.0,) * 6 + (1.0,), False)):
             group = imagine(Straight(way), world, world, start, 2, 12, 1.0, 0, judge_every_chunks=0)  # type: ignore[arg-type]
             assert [j.score for j in group.judgements] == [float(success)] * 2
-            np.testing.assert_array_equal(group.frames[0], group.frames[1])  # both placed as in the start picture
+            np.testing.assert_array_equal(group.frames[0], group.frames[1])  # both placed as in the start image
         assert all(j.score is None for j in world.score(group.frames[:1], words))
         with pytest.raises(KeyError):
             world.begin([Start(Frame(np.zeros((64, 64, 3), np.uint8), 0), None, words)], 0)

@@ -98,9 +98,9 @@ def test_a_session_cut_off_late_or_for_another_reason_was_not_starved(tmp_path: 
 
 
 def test_what_was_withheld_is_neither_stored_nor_said_to_be_better(tmp_path: Path) -> None:
-    report = session(save=storing(tmp_path / "adapters"), withheld="nobody measured such pictures")
+    report = session(save=storing(tmp_path / "adapters"), withheld="nobody measured such images")
     assert report.outcome == "kept" and not (tmp_path / "adapters").exists()
-    assert "but nobody measured such pictures: present policy kept" in report.message
+    assert "but nobody measured such images: present policy kept" in report.message
     assert line(report, DOUBTED).answer is Answer.NOT_SHOWN
 
 

@@ -31,7 +31,7 @@ def pixel(place_m: tuple[float, float, float]) -> tuple[int, int]:
     return int((uv[0, 0, 1] + 1) / 2 * SIDE), int((uv[0, 0, 0] + 1) / 2 * SIDE)
 
 
-def picture(*places_m: tuple[float, float, float]) -> torch.Tensor:
+def image(*places_m: tuple[float, float, float]) -> torch.Tensor:
     """A grey table with red squares of 5 pixels; (1, H, W, 3)."""
     out = TABLE.expand(1, SIDE, SIDE, 3).clone()
     for place_m in places_m:
@@ -55,7 +55,7 @@ def test_holes_are_filled_from_around_and_the_rest_is_kept() -> None:
 
 
 def test_a_moved_thing_is_drawn_where_it_is_foreseen_and_gone_from_where_it_lay() -> None:
-    first = picture(HERE, BESIDE)
+    first = image(HERE, BESIDE)
     plate = Background(first, None, START, CAMERA)
     path = START[:, None].repeat(1, 2, 1, 1)
     path[0, 1, 0] = torch.tensor(THERE)
@@ -68,7 +68,7 @@ def test_a_moved_thing_is_drawn_where_it_is_foreseen_and_gone_from_where_it_lay(
 
 
 def test_the_arm_is_taken_out_and_what_stands_beside_it_does_not_bleed_in() -> None:
-    first = picture(HERE)
+    first = image(HERE)
     row, col = pixel(HERE)
     first[0, :, col + 4:col + 12] = 0.05  # an arm beside the thing
     far = torch.full((1, SIDE, SIDE), 0.4)
@@ -116,7 +116,7 @@ def test_a_dream_moves_what_was_found_as_the_hand_does() -> None:
     state = np.array([0.30, -0.085, 0.03, 0, 0, 0, 0], np.float32)  # beside the object, low and closed
     deltas = np.zeros((2, 3, 7), np.float32)
     deltas[0, :, 1] = 0.045  # one copy pushes it
-    frames = np.repeat((picture(HERE) * 255).byte().numpy(), 2, 0)
+    frames = np.repeat((image(HERE) * 255).byte().numpy(), 2, 0)
     large = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
 
     def drawn_by(world: ActionDiTWorld, known: bool = True, captured: U8 | None = large) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_a_dream_moves_what_was_found_as_the_hand_does() -> None:
 
 
 def test_what_is_learned_to_be_larger_is_cut_out_larger() -> None:
-    first = picture(HERE)
+    first = image(HERE)
     usual, large = (Background(first, None, START, CAMERA, torch.tensor([[[r, 0.04]]])) for r in (0.022, 0.034))
     assert large._objects is not None and usual._objects is not None
     assert large._objects.vacated.sum() > 1.3 * usual._objects.vacated.sum()
@@ -149,7 +149,7 @@ def test_what_is_learned_to_be_larger_is_cut_out_larger() -> None:
 def test_recorded_episodes_learn_their_things_from_the_captured_frame() -> None:
     states = np.repeat(np.array([[0.30, -0.085, 0.03, 0, 0, 0, 0]], np.float32), 4, 0)
     states[:, 1] += 0.045 * np.arange(4, dtype=np.float32)
-    frames = np.repeat((picture(HERE) * 255).byte().numpy(), 4, 0)
+    frames = np.repeat((image(HERE) * 255).byte().numpy(), 4, 0)
     captured = np.repeat(np.repeat(frames[0], 3, 0), 3, 1)
     episode = Episode(frames, np.zeros((3, 7), np.float32), states, captured=captured)
     found = seen_with(episode, Reader())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from episode_maker import START_NS, picture, record, step_cdr
+from episode_maker import START_NS, bar_image, record, step_cdr
 from PIL import Image
 
 from world_gymnast_ros.cli import main
@@ -17,14 +17,14 @@ from world_gymnast_ros.episodes import EpisodeWriter, check, read_episode, read_
 from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, STEP, header_of, message_class, serialize
 from world_gymnast_ros.errors import BadFrame, EpisodeError, WorldGymnastError
 from world_gymnast_ros.files import read_npz
-from world_gymnast_ros.video import pictures, read_video, write_mp4
+from world_gymnast_ros.video import read_video, video_frames, write_mp4
 
 DAMAGED = (Path(__file__).parent / "data" / "png_syntax_error.bin").read_bytes()
 
 
 def jpeg(x_m: float = 0.2) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture(x_m)).save(buffer, "JPEG")
+    Image.fromarray(bar_image(x_m)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -34,8 +34,8 @@ def deep_png() -> bytes:
     return buffer.getvalue()
 
 
-def record_pictures(root: Path, name: str, payloads: list[bytes]) -> Path:
-    """Record one picture per 0.2 s and an action at each but the last, as `image_compressed: true` records them."""
+def record_images(root: Path, name: str, payloads: list[bytes]) -> Path:
+    """Record one image per 0.2 s and an action at each but the last, as `image_compressed: true` records them."""
     writer = EpisodeWriter(root, name, {"instruction": "wave"}, START_NS, 0)
     for i, data in enumerate(payloads):
         now_ns = START_NS + i * 200_000_000
@@ -54,23 +54,23 @@ def record_pictures(root: Path, name: str, payloads: list[bytes]) -> Path:
 def test_check_decodes(tmp_path: Path, payload: bytes, says: str) -> None:
     good, bad = [jpeg()] * 6, [jpeg()] * 6
     bad[2] = bad[4] = payload
-    assert check(record_pictures(tmp_path, "good", good)) == []
-    (problem,) = check(record_pictures(tmp_path, "bad", bad))
-    assert problem.startswith("2 of 6 pictures cannot be used, number 3 at 0.40 s: picture of format 'jpeg'"), problem
+    assert check(record_images(tmp_path, "good", good)) == []
+    (problem,) = check(record_images(tmp_path, "bad", bad))
+    assert problem.startswith("2 of 6 images cannot be used, number 3 at 0.40 s: image of format 'jpeg'"), problem
     assert says in problem
-    with pytest.raises(EpisodeError, match=r"bad: the picture 0\.40 s after the first cannot be used"):
+    with pytest.raises(EpisodeError, match=r"bad: the image 0\.40 s after the first cannot be used"):
         read_episode(tmp_path / "bad")
 
 
-def test_check_tells_of_lost_pictures_and_another_resolution(tmp_path: Path) -> None:
-    folder = record_pictures(tmp_path, "sizes", [jpeg()] * 4 + [encoded_small()] * 4)
-    assert check(folder) == ["the pictures have 2 sizes (4 of 160x48, 4 of 16x16): the camera's resolution was changed"]
+def test_check_tells_of_lost_images_and_another_resolution(tmp_path: Path) -> None:
+    folder = record_images(tmp_path, "sizes", [jpeg()] * 4 + [encoded_small()] * 4)
+    assert check(folder) == ["the images have 2 sizes (4 of 160x48, 4 of 16x16): the camera's resolution was changed"]
     writer = EpisodeWriter(tmp_path, "lost", {}, START_NS, 0)
     for i in (i for i in range(60) if i % 6 not in (3, 4)):
-        writer.write_image("/image_raw", picture(0.2), START_NS + i * 50_000_000, START_NS + i * 50_000_000)
+        writer.write_image("/image_raw", bar_image(0.2), START_NS + i * 50_000_000, START_NS + i * 50_000_000)
     writer.write("/step", STEP, step_cdr(START_NS + 1000, START_NS), START_NS + 1000)
     (problem,) = check(writer.close("done", START_NS + 4 * 10**9))
-    assert problem.startswith("about 20 pictures were lost beside 40 recorded (limit 25%)")
+    assert problem.startswith("about 20 images were lost beside 40 recorded (limit 25%)")
 
 
 def encoded_small() -> bytes:
@@ -84,7 +84,7 @@ def set_with_a_broken_one(tmp_path: Path) -> Path:
     root = tmp_path / "episodes"
     for name in ("a", "c"):
         record(root, name, chunks=2, outcome="success")
-    record_pictures(root, "b", [jpeg(), DAMAGED, *[jpeg()] * 4])
+    record_images(root, "b", [jpeg(), DAMAGED, *[jpeg()] * 4])
     writer = EpisodeWriter(root, "d", {"instruction": "wave"}, START_NS, 0)  # an arm without a camera
     writer.write("/step", STEP, step_cdr(START_NS, START_NS), START_NS)
     writer.close("done", START_NS + 10**9, "failure", "test")
@@ -98,8 +98,8 @@ def test_an_export_goes_on_without_the_broken_and_names_them(set_with_a_broken_o
     told = capsys.readouterr()
     assert told.out == f"2 of 4 episodes to {tmp_path / 'out'} ({kind})\n"
     lines = told.err.splitlines()
-    assert lines[0].startswith("b: left out: b: the picture 0.20 s after") and "SyntaxError" in lines[0]
-    assert lines[1].startswith("d: left out: ") and "holds no pictures" in lines[1]
+    assert lines[0].startswith("b: left out: b: the image 0.20 s after") and "SyntaxError" in lines[0]
+    assert lines[1].startswith("d: left out: ") and "holds no images" in lines[1]
     assert lines[2].startswith("left out 2: b, d; see `world-gymnast episodes check")
 
 
@@ -131,7 +131,7 @@ def test_cameras_are_chosen_by_an_option_that_exists(tmp_path: Path, capsys: pyt
     for i in range(4):
         now_ns = START_NS + i * 200_000_000
         for topic in ("/image_raw", "/wrist"):
-            writer.write_image(topic, picture(0.2), now_ns, now_ns)
+            writer.write_image(topic, bar_image(0.2), now_ns, now_ns)
         writer.write("/step", STEP, step_cdr(now_ns + 1000, now_ns, 0, i), now_ns + 1000)
     folder = writer.close("done", now_ns + 10**9, "success", "test")
     words = ["episodes", "show", str(folder), str(tmp_path / "strip.png")]
@@ -206,4 +206,4 @@ def test_a_telephones_clip_stands_upright(tmp_path: Path) -> None:
     shown = read_video(path)
     assert shown.shape == (3, 64, 32, 3)
     assert shown[0, :32].mean() > 250 and shown[0, 32:].mean() < 5, "left became top"
-    assert [round(t, 2) for t, _ in pictures(path)] == [0.0, 0.2, 0.4]
+    assert [round(t, 2) for t, _ in video_frames(path)] == [0.0, 0.2, 0.4]

@@ -28,7 +28,7 @@ SLOW: dict[str, tuple[list[str], str]] = {
     "learned_contact": (["--only", "push", "--most", "4"], "| push"),
     "learned_contact --unseen": (["--unseen", "--only", "ball", "--most", "4"], "| ball"),
     "loop_table": (["--rows", "docs/measured/loops.jsonl"], "| loop"),
-    "picture_check": (["--episodes", "1", "--length", "1"], "| mirrored |"),
+    "image_check": (["--episodes", "1", "--length", "1"], "| mirrored |"),
     "recorder": (["--minutes", "0.1", "--episode-minutes", "0.1"], "check: good"),
 }
 """Bench (and what tells two runs of one apart) -> options, and what its output must hold."""
@@ -52,7 +52,7 @@ def test_a_bench_runs(name: str) -> None:
 @pytest.mark.ros
 @pytest.mark.parametrize("name", SLOW)
 def test_a_bench_that_takes_long_runs(name: str) -> None:
-    on_the_twin = name.split()[0] in ("episode_end", "learned_contact", "picture_check")
+    on_the_twin = name.split()[0] in ("episode_end", "latency", "learned_contact", "image_check")
     pytest.importorskip("mujoco" if on_the_twin else "rclpy")
     prints(name, *SLOW[name])
 

@@ -59,17 +59,17 @@ def test_a_moved_camera_is_found_over_dds_and_read_by_whom_it_is_for(tmp_path: P
             bring(place_m)
             answers.append(b.c.call("adapt_node/capture", convert.Trigger))
         status, said = word(b, "calibrate")
-        assert status == 2 and "the camera is as it was: 5 pictures with the hand at least 4 cm apart, 6 are" in said
+        assert status == 2 and "the camera is as it was: 5 images with the hand at least 4 cm apart, 6 are" in said
         assert not (runs / "camera_pose.json").exists()
         bring(PLACES_M[-1])
         answers.append(b.c.call("adapt_node/capture", convert.Trigger))
         refused = [a.message for a in answers if not a.success]
-        assert all("of the hand is in the picture" in message for message in refused), refused
+        assert all("of the hand is in the image" in message for message in refused), refused
         shares = b.c.hear("adapt_node/calibration_progress", convert.Float32)
         status, said = word(b, "calibrate")
         assert shares and all(0.0 < m.data <= 1.0 for m in shares), "how far it is was told meanwhile"
         path, poses = runs / "camera_pose.json", list(b.node._poses)
-        assert status == 0 and "camera found by 6 pictures" in said and f"params_file:={runs / 'set_up.yaml'}" in said
+        assert status == 0 and "camera found by 6 images" in said and f"params_file:={runs / 'set_up.yaml'}" in said
         assert b.node._camera == read_camera(path).projection() != NOMINAL.projection(), "the next capture is by it"
     stored = read_camera(path)
     assert off_px(PRIOR.T_base_camera, poses) > 30.0 and off_px(stored.pose(), poses) < 8.0 and stored.width_px == 640

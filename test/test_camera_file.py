@@ -1,4 +1,4 @@
-"""Calibrations are read and kept as camera_calibration writes them, and refused where they do not fit the pictures."""
+"""Calibrations are read and kept as camera_calibration writes them, and refused where they do not fit the images."""
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def test_a_written_calibration_is_read_and_kept_without_loss(tmp_path: Path) -> 
     assert (again.D, again.name, again.width) == (read.D, read.name, read.width)
 
 
-def test_the_same_point_is_seen_at_the_same_place_of_a_smaller_picture(tmp_path: Path) -> None:
+def test_the_same_point_is_seen_at_the_same_place_of_a_smaller_image(tmp_path: Path) -> None:
     full = camera_file.read(written(tmp_path))
     half = full.at(320, 240)
     point = np.array([0.1, -0.05, 0.6])

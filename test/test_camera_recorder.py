@@ -31,8 +31,8 @@ def write_clip(path: Path, greys: list[int], rate: int = 20) -> None:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for grey in greys:
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
 
 
@@ -69,7 +69,7 @@ def test_clips_play_in_name_order_at_their_true_rate_and_end(tmp_path: Path) -> 
     with client() as c, running([spec], tmp_path / "log"):
         images = c.hear("image_raw", convert.Image, base.NEWEST)
         infos = c.hear("camera_info", convert.CameraInfo)
-        c.until(lambda: len(images) >= 9 and infos, "nine pictures")
+        c.until(lambda: len(images) >= 9 and infos, "nine images")
         seen = [round(float(convert.frame_from_image(m).rgb.mean()) / 40 - 0.5) for m in images]
         assert (np.diff(seen) % 6 == 1).all() or sorted(set(seen)) == list(range(6)), seen
         gaps = np.diff([convert.to_ns(m.header.stamp) for m in images]) * 1e-9
@@ -77,7 +77,7 @@ def test_clips_play_in_name_order_at_their_true_rate_and_end(tmp_path: Path) -> 
         assert (infos[-1].width, infos[-1].height, infos[-1].k[0]) == (64, 48, pytest.approx(48.0))
 
 
-def test_a_calibration_is_published_for_the_pictures_as_they_are_and_can_be_set(
+def test_a_calibration_is_published_for_the_images_as_they_are_and_can_be_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROS_HOME", str(tmp_path / "ros"))
@@ -112,7 +112,7 @@ def test_a_clip_that_does_not_loop_ends_with_code_zero(tmp_path: Path, capfd: py
     assert code == 0, output
 
 
-def test_a_folder_of_pictures_is_a_clip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_images_is_a_clip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, grey in (("b.png", 90), ("a.jpg", 30)):
         Image.fromarray(np.full((48, 64, 3), grey, np.uint8)).save(tmp_path / name)
@@ -153,7 +153,7 @@ def test_recorder_writes_a_whole_episode(tmp_path: Path) -> None:
         begun = c.call("recorder_node/start_episode", convert.StartEpisode, instruction="push the red block left")
         assert begun.success, begun.message
         assert not c.call("recorder_node/start_episode", convert.StartEpisode).success
-        c.spin(0.5)  # on a busy machine the newest picture alone is kept while the node is behind
+        c.spin(0.5)  # on a busy machine the newest image alone is kept while the node is behind
         for index in range(4):
             frame_ns = now()
             show(40 * index + 20, frame_ns)
@@ -226,7 +226,7 @@ def test_an_operator_marks_by_service_joystick_and_key(tmp_path: Path) -> None:
     assert outcome() == ("failure", "bob", pytest.approx(0.7))
     table = pq.read_table(Path(ended.path) / "steps.parquet")
     assert table["marked_by"].to_pylist() == ["bob"] and table["ended_by"].to_pylist() == ["stopped"]
-    assert check(Path(ended.path)) == ["holds no picture (sensor_msgs/msg/CompressedImage or sensor_msgs/msg/Image)"]
+    assert check(Path(ended.path)) == ["holds no image (sensor_msgs/msg/CompressedImage or sensor_msgs/msg/Image)"]
 
 
 def test_a_recorder_says_what_it_does_not_hear(tmp_path: Path) -> None:

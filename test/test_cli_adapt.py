@@ -1,4 +1,4 @@
-"""`world-gymnast adapt`: refusals in one line, and a whole session with toy models from a picture file."""
+"""`world-gymnast adapt`: refusals in one line, and a whole session with toy models from an image file."""
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,20 @@ import torch
 from PIL import Image
 from test_adapt_node import save_toys
 
-from world_gymnast_ros.adaptation.log import check_session, read_session
+from world_gymnast_ros.adaptation.log import AdaptReport, Outcome, Stop, StopKind, check_session, read_session
+from world_gymnast_ros.adaptation.promotion import EachInstruction, Promotion
+from world_gymnast_ros.adaptation.rollout_filter import TrustCounts
 from world_gymnast_ros.cli import main
+from world_gymnast_ros.cli.adapt import _tell
+from world_gymnast_ros.decision import Rule
+from world_gymnast_ros.statistics import wilson
+from world_gymnast_ros.updates.adaptation import SessionResult
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture()
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(rgb).save(tmp_path / "scene.png")
     return str(tmp_path / "scene.png")
@@ -25,36 +31,36 @@ def picture(tmp_path: Path) -> str:
 @pytest.mark.parametrize(("words", "says"), [
     (["reach the red block"], "give --frame"),
     (["reach the red block", "--frame", "/nowhere.png"], "/nowhere.png cannot be decoded (FileNotFoundError"),
-    (["--frame", "PICTURE"], "say what to do"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "copies"], "--set takes KEY=VALUE"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "copis=3"], "unknown key 'copis'"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "gate_dreams=3"], "is now called promotion_groups"),
-    (["reach the red block", "--frame", "PICTURE", "--budget-s", "0"], "budget_s must be positive"),
+    (["--frame", "IMAGE"], "say what to do"),
+    (["reach the red block", "--frame", "IMAGE", "--set", "copies"], "--set takes KEY=VALUE"),
+    (["reach the red block", "--frame", "IMAGE", "--set", "copis=3"], "unknown key 'copis'"),
+    (["reach the red block", "--frame", "IMAGE", "--set", "gate_dreams=3"], "is now called promotion_groups"),
+    (["reach the red block", "--frame", "IMAGE", "--budget-s", "0"], "budget_s must be positive"),
     (["reach the red block", "--scene", "nowhere"], "nowhere"),
-    (["reach the red block", "--frame", "PICTURE"], "--state is missing"),
-    (["reach the red block", "--frame", "PICTURE", "--set", "policy=/nowhere", "judges=tiny/reflector"], "/nowhere"),
-    (["reach the red block", "--frame", "PICTURE", "--episodes", "/nowhere"], "/nowhere does not exist"),
+    (["reach the red block", "--frame", "IMAGE"], "--state is missing"),
+    (["reach the red block", "--frame", "IMAGE", "--set", "policy=/nowhere", "judges=tiny/reflector"], "/nowhere"),
+    (["reach the red block", "--frame", "IMAGE", "--episodes", "/nowhere"], "/nowhere does not exist"),
 ])
-def test_refusals_are_one_line(words: list[str], says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["adapt", *(picture if w == "PICTURE" else w for w in words)]) == 2
+def test_refusals_are_one_line(words: list[str], says: str, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", *(image if w == "IMAGE" else w for w in words)]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and says in error[0]
 
 
-def test_a_missing_state_is_said_before_any_model_is_loaded(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_state_is_said_before_any_model_is_loaded(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from world_gymnast_ros.updates import adaptation
 
     def load(*_: object) -> None:
         raise AssertionError("models were loaded")
     monkeypatch.setattr(adaptation, "load_parts", load)
-    assert main(["adapt", "reach the red block", "--frame", picture]) == 2
+    assert main(["adapt", "reach the red block", "--frame", image]) == 2
     with pytest.raises(AssertionError, match="models were loaded"):
-        main(["adapt", "reach the red block", "--frame", picture, "--set", "judges=tiny/reflector"])
+        main(["adapt", "reach the red block", "--frame", image, "--set", "judges=tiny/reflector"])
 
 
-def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_session_from_a_image(tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:
     toys = save_toys(tmp_path / "toys")
-    words = ["adapt", "reach the red block", "--frame", picture, "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
+    words = ["adapt", "reach the red block", "--frame", image, "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
              "--updates", "1", "--out", str(tmp_path / "runs"), "--dry-run", "--set", f"policy={toys.policy}",
              f"world_model={toys.world_model}", f"judges={toys.judge}", "copies=4", "select_groups=1",
              "promotion_groups=4", "threads=1"]
@@ -68,7 +74,19 @@ def test_a_session_from_a_picture(tmp_path: Path, picture: str, capsys: pytest.C
     assert check_session(read_session(report.parent / "session.jsonl")) == []
 
 
-def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Path, picture: str,
+def test_of_several_instructions_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    half, all_of_it = wilson(2, 4), wilson(4, 4)
+    each = tuple(EachInstruction(words, half, all_of_it, half) for words in ("open it", "shut it"))
+    promotion = Promotion(False, (Rule("gain", 0.1, 0.05, True, "why"),), each=each)
+    report = AdaptReport(Outcome.KEPT, "why", None, promotion, (), (), TrustCounts(), {"total": 1.0}, 8, 80, (), {},
+                         Stop(StopKind.DONE, "done"), notes=("6 of 8 varied starts are used",))
+    _tell(SessionResult(report, report_path=Path("r.html")), False, "")
+    said = capsys.readouterr().out.splitlines()
+    assert said[2:] == ["  open it: imagined 2/4 before, 4/4 after", "  shut it: imagined 2/4 before, 4/4 after",
+                        "note: 6 of 8 varied starts are used", "report: r.html"]
+
+
+def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Path, image: str,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     from world_gymnast_ros.errors import RemotePolicyError
     from world_gymnast_ros.serving.client import HttpPolicy
@@ -85,7 +103,7 @@ def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Pat
         acted.append([policy.act(frame, "reach the red block").deltas for policy in (client, parts.policy)])
         raise OSError("the disk is full")  # a session that ends badly frees the port, too
     monkeypatch.setattr(adaptation, "run_session", session)
-    assert main(["adapt", "reach the red block", "--frame", picture, "--policy-port", str(port), "--out",
+    assert main(["adapt", "reach the red block", "--frame", image, "--policy-port", str(port), "--out",
                  str(tmp_path / "runs"), "--set", f"policy={toys.policy}", f"world_model={toys.world_model}",
                  f"judges={toys.judge}", "min_release_auc=0", "threads=1"]) == 2
     assert len(acted) == 1 and (acted[0][0] == acted[0][1]).all()
@@ -93,10 +111,10 @@ def test_the_policy_is_served_while_the_session_runs_and_no_longer(tmp_path: Pat
         client.act(frame, "reach the red block")
 
 
-def test_tasks_come_from_a_file_each_with_its_own_pictures(tmp_path: Path, picture: str) -> None:
+def test_tasks_come_from_a_file_each_with_its_own_images(tmp_path: Path, image: str) -> None:
     from world_gymnast_ros.cli.adapt import _task_starts
 
-    file = Path(picture).parent / "tasks.yaml"
+    file = Path(image).parent / "tasks.yaml"
     file.write_text("- {instruction: open it, frames: [scene.png, scene.png], state: [0.3, 0, 0.1, 0, 0, 0, 1]}\n"
                     "- {instruction: shut it, frames: [scene.png], partial_credit: It is half shut.}\n")
     starts, credit = _task_starts(file)
@@ -113,8 +131,8 @@ def test_tasks_come_from_a_file_each_with_its_own_pictures(tmp_path: Path, pictu
     ("[{instruction: open it, frames: [scene.png], state: [9, 0, 0, 0, 0, 0, 1]}]", "x is 9"),
     ("{", "cannot be read as YAML"),
 ])
-def test_a_bad_file_of_tasks_is_refused(text: str, says: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    file = Path(picture).parent / "tasks.yaml"
+def test_a_bad_file_of_tasks_is_refused(text: str, says: str, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(image).parent / "tasks.yaml"
     file.write_text(text)
     assert main(["adapt", "--tasks", str(file), "--judge", "tiny/reflector"]) == 2
     assert says in capsys.readouterr().err

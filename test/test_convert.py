@@ -72,13 +72,13 @@ def test_an_image_that_lies_about_its_size_is_refused(change: dict[str, int]) ->
         convert.frame_from_image(msg)
 
 
-def test_compressed_pictures() -> None:
+def test_compressed_images() -> None:
     buffer = io.BytesIO()
     Pillow.fromarray(RGB).save(buffer, "PNG")
     msg = convert.CompressedImage(format="png", data=buffer.getvalue())
     np.testing.assert_array_equal(convert.frame_from_compressed(msg).rgb, RGB)
     with pytest.raises(BadFrame, match="decoded"):
-        convert.frame_from_compressed(convert.CompressedImage(format="jpeg", data=b"not a picture"))
+        convert.frame_from_compressed(convert.CompressedImage(format="jpeg", data=b"not an image"))
 
 
 def joint_state(**change: object) -> object:

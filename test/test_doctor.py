@@ -124,7 +124,7 @@ def test_a_problem_is_the_exit_status(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.ros
 def test_rate_and_age_of_camera_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures at 15 Hz and fresh, then half a minute old; joint states at 2 Hz, stamped in the future."""
+    """Images at 15 Hz and fresh, then half a minute old; joint states at 2 Hz, stamped in the future."""
     pytest.importorskip("rclpy")
     import time
 
@@ -134,13 +134,13 @@ def test_rate_and_age_of_camera_and_driver(monkeypatch: pytest.MonkeyPatch) -> N
     from world_gymnast_ros.nodes import base, convert, graph_check
     with client() as c:
         monkeypatch.setattr(graph_check, "Caller", lambda name: Beside(name, c))
-        pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+        images = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
         joints = c.create_publisher(convert.JointState, "/wx250s/joint_states", base.RELIABLE)
         late_s = [0.0]
 
         def show() -> None:
             rgb = np.zeros((48, 64, 3), np.uint8)
-            pictures.publish(convert.image_from_rgb(rgb, time.time_ns() - int(late_s[0] * 1e9), "camera"))
+            images.publish(convert.image_from_rgb(rgb, time.time_ns() - int(late_s[0] * 1e9), "camera"))
 
         def tell() -> None:
             message = convert.JointState(name=["waist", "elbow"])

@@ -20,7 +20,7 @@ from tiny_inpainting import write_tiny_inpainting
 
 from world_gymnast_ros.adaptation.editing import Canvas, edited
 from world_gymnast_ros.adaptation.log import StripKind
-from world_gymnast_ros.adaptation.practice import EditedStart, Practice
+from world_gymnast_ros.adaptation.practice import Practice, VariedStart
 from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.variation import ARM_MARGIN, arm_distance
 from world_gymnast_ros.cli import main
@@ -29,6 +29,7 @@ from world_gymnast_ros.loading.load import load_editor
 from world_gymnast_ros.models.inpainting import InpaintingEditor
 from world_gymnast_ros.models.judges.consensus import Consensus
 from world_gymnast_ros.models.judges.remote import RemoteConfig, RemoteJudge
+from world_gymnast_ros.report.html import CAPTURED_PX, png
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.serving import openai_client
 from world_gymnast_ros.testing.fakes import FakeJudge, start_frame
@@ -50,7 +51,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Paints:
-    """Does with a picture what a test says, mask or not."""
+    """Does with an image what a test says, mask or not."""
 
     name = "painter"
 
@@ -112,7 +113,7 @@ def test_a_tiny_pipeline_paints_and_the_arm_is_untouched(pipeline: Path) -> None
     again = make_edits([START], Sure(), [CAMERA], editor, PROMPTS, 2, 64, 0)
     assert all((a.frame.rgb == b.frame.rgb).all() for a, b in zip(made.starts, again.starts, strict=True))
     assert (made.starts[0].frame.rgb != made.starts[1].frame.rgb).any()
-    with pytest.raises(RemoteModelError, match="no picture within 0 s"):
+    with pytest.raises(RemoteModelError, match="no image within 0 s"):
         InpaintingEditor(editor.pipeline, "slow", 0.0, 2).paint(np.zeros((64, 64, 3), np.uint8),
                                                                 np.ones((64, 64), bool), "a mug", 0)
     with pytest.raises(RemoteModelError, match="pipeline: "):
@@ -133,9 +134,9 @@ def test_folders_that_are_no_pipeline_are_refused(pipeline: Path, tmp_path: Path
         load_editor(str(tmp_path), "cpu")
 
 
-def answer(picture: np.ndarray) -> Said:
+def answer(image: np.ndarray) -> Said:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return Said(json.dumps({"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}).encode())
 
 
@@ -143,7 +144,7 @@ def square(px: int = 64) -> np.ndarray:
     return np.full((px, px, 3), (255, 0, 255), np.uint8)
 
 
-def test_an_images_endpoint_gets_picture_mask_and_words() -> None:
+def test_an_images_endpoint_gets_image_mask_and_words() -> None:
     def script(request: dict[str, Any], n: int) -> Said:
         if "response_format" in request:
             return Said(b'{"error": {"message": "Unknown parameter: response_format"}}', 400)
@@ -163,9 +164,9 @@ def test_an_images_endpoint_gets_picture_mask_and_words() -> None:
 
 @pytest.mark.parametrize(("said", "why"), [
     (Said(delay_s=60.0), "no answer within"), (Said(b"{}", 500), "500"), (Said(drop=True), "cannot be asked"),
-    (answer(square(32)), "32x32 pixels, 64x64 were sent"), (Said(b'{"data": []}'), "no picture"),
+    (answer(square(32)), "32x32 pixels, 64x64 were sent"), (Said(b'{"data": []}'), "no image"),
     (Said(b'{"data": [{"url": "http://x/y.png"}]}'), "not fetched"),
-    (Said(b'{"data": [{"b64_json": "AAAA"}]}'), "is no picture"),
+    (Said(b'{"data": [{"b64_json": "AAAA"}]}'), "is no image"),
     (answer(Canvas((144, 192), 64).put(START.frame.rgb)), "changed nothing")])
 def test_an_editor_that_hangs_fails_or_answers_another_size_is_told_and_given_up(said: Said, why: str) -> None:
     with chat_server(lambda request, n: said if n else answer(square())) as heard:
@@ -202,25 +203,31 @@ def test_what_cannot_be_edited_is_told() -> None:
 def test_edited_starts_are_practised_on_and_shown(tmp_path: Path) -> None:
     captured = Start(start_frame(16), None, "go right")
     other = Start(start_frame(14), None, "go right", original=captured.frame)
-    report = session([captured], practice=Practice(edited=(EditedStart(other, "a <red> cloth"),), notes=("1 of 1",)),
+    report = session([captured], practice=Practice(edited=(VariedStart(other, "a <red> cloth"),), notes=("1 of 1",)),
                      log=tmp_path / "s.jsonl")
     assert {e["start"] for e in groups(tmp_path / "s.jsonl")} == {"captured", "varied"}
     [strip] = [s for s in report.strips if s.kind is StripKind.VARIED]
-    assert strip.title == "edited start, a <red> cloth: go right"
+    assert strip.title == "edited start: go right" and strip.note.endswith("a <red> cloth")
     page = write_report(tmp_path / "r.html", SessionRecord(report)).read_text()
-    assert "edited start, a &lt;red&gt; cloth" in page and "1 of 1." in page
+    assert "on the right: a &lt;red&gt; cloth" in page and "1 of 1." in page
+    assert png(other.frame.rgb, CAPTURED_PX, 1.0) in page and png(captured.frame.rgb, CAPTURED_PX) in page
 
 
-def test_a_session_goes_on_with_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("said", "why"), [
+    (answer(square(32)), "32x32 pixels"), (Said(delay_s=60.0), "no answer within"), (Said(b"oh", 503), "503"),
+    (Said(drop=True), "cannot be asked")])
+def test_a_session_goes_on_with_what_it_has(said: Said, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                            ) -> None:
     toys = save_toys(tmp_path / "toys")
     Image.fromarray(table_with_a_block()).save(tmp_path / "a.png")
     words = ["adapt", "reach the red block", "--frame", str(tmp_path / "a.png"), "--state", *map(str, STATE),
              "--updates", "1", "--dry-run", "--out", str(tmp_path / "runs"), "--edits", "3", "--set",
              f"policy={toys.policy}", f"judges={toys.judge}", f"world_model={toys.world_model}", "copies=2",
              "select_groups=1", "promotion_groups=4", "held_out_copies=1", "threads=1", "min_release_auc=0",
-             "editor_px=64"]
+             "editor_px=64", "editor_timeout_s=0.5"]
     assert main(words) == 2 and "--edits 3 needs an image editor" in capsys.readouterr().err
-    with chat_server(lambda request, n: answer(square(32))) as heard:
+    with chat_server(lambda request, n: said) as heard:
         assert main([*words[:1], "--editor", heard.url, *words[1:]]) in (0, 1)
+    assert "note: 0 of 3 starts edited by toy@127.0.0.1" in (out := capsys.readouterr().out) and why in out
     [page] = (tmp_path / "runs").rglob("report.html")
-    assert "0 of 3 starts edited by toy@127.0.0.1" in page.read_text() and "32x32 pixels" in page.read_text()
+    assert "0 of 3 starts edited by toy@127.0.0.1" in page.read_text() and why in page.read_text()

@@ -60,5 +60,5 @@ def test_opengl_of_another_set_up_is_named(change: dict[str, str], tmp_path: Pat
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **change}, timeout=START_S)
     (name, value), = change.items()
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: the twin cannot draw pictures")
+    assert done.stderr.splitlines()[-1].startswith("error: the twin cannot draw images")
     assert f"{name}={value}: unset {name}" in done.stderr and not (tmp_path / "a.png").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from episode_maker import START_NS, picture, record, step_cdr
+from episode_maker import START_NS, bar_image, record, step_cdr
 from rosbags.rosbag2 import Reader
 
 from world_gymnast_ros.episodes import (
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_steps_until_it_fails(writer: EpisodeWriter, limit: int) -> tuple[int, str]:
-    """Write noisy pictures and steps; return how many pairs were taken and what the error said."""
+    """Write noisy images and steps; return how many pairs were taken and what the error said."""
     rng = np.random.default_rng(0)
     for i in range(limit):
         stamp_ns = START_NS + i * 100_000_000
@@ -87,7 +87,7 @@ def test_the_reserve_closes_the_episode_whole_before_the_disk_is_full(tmp_path: 
         taken, told = write_steps_until_it_fails(writer, 500)
         assert "below the reserve of 1 MiB" in told
         with pytest.raises(EpisodeError, match="reserve"):
-            writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+            writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
         folder = writer.close("fault", NOW_NS)
         assert check(folder) == [] and len(read_episode(folder).steps) >= taken
         with pytest.raises(EpisodeError, match="reserve"):
@@ -133,7 +133,7 @@ def test_a_root_that_is_a_file_is_told(tmp_path: Path) -> None:
 def test_a_removed_folder_is_noticed_within_a_flush(tmp_path: Path, removed: str) -> None:
     root = tmp_path / "root"
     writer = EpisodeWriter(root, "one", {}, START_NS, 0)
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     shutil.rmtree(root / removed)
     taken, told = write_steps_until_it_fails(writer, 10)
     assert taken <= 4 and "removed" in told
@@ -143,7 +143,7 @@ def test_a_removed_folder_is_noticed_within_a_flush(tmp_path: Path, removed: str
 
 def test_a_folder_removed_just_before_the_end_is_noticed(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "root", "one", {}, START_NS, 0)
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     shutil.rmtree(tmp_path / "root")
     with pytest.raises(EpisodeError, match="removed"):
         writer.close("done", NOW_NS)
@@ -152,12 +152,12 @@ def test_a_folder_removed_just_before_the_end_is_noticed(tmp_path: Path) -> None
 def test_a_killed_recorder_loses_less_than_a_second(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from episode_maker import START_NS, picture, step_cdr\n"
+        "from episode_maker import START_NS, bar_image, step_cdr\n"
         "from world_gymnast_ros.episodes import EpisodeWriter\n"
         "w = EpisodeWriter(Path(sys.argv[1]), 'killed', {'instruction': 'x'}, START_NS, 0)\n"
         "for i in range(10**9):\n"
         "    t = START_NS + i * 20_000_000\n"
-        "    if i % 5 == 0: w.write_image('/image_raw', picture(0.1), t, t)\n"
+        "    if i % 5 == 0: w.write_image('/image_raw', bar_image(0.1), t, t)\n"
         "    w.write('/step', 'world_gymnast_ros/msg/Step', step_cdr(t, START_NS, i), t)\n"
         "    print(i, flush=True)\n"
     )
@@ -211,7 +211,7 @@ def test_every_truncation_is_repaired_to_a_prefix_or_refused(tmp_path: Path) -> 
 
 
 def small_recording(root: Path) -> tuple[Path, int]:
-    """Record four flushes of one tiny picture and one step each; return the folder and how many bytes the file has."""
+    """Record four flushes of one tiny image and one step each; return the folder and how many bytes the file has."""
     writer = EpisodeWriter(root, "small", {}, START_NS, 0)
     for number in range(4):
         stamp_ns = START_NS + number * 300_000_000

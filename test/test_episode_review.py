@@ -66,13 +66,13 @@ def test_episodes_are_listed_and_played_at_their_own_times(served: tuple[ReviewS
     assert [e["id"] for e in told(server, "/episodes")] == ["a", "b"], "one that is not finished is not offered"
     shown = told(server, "/episode/a")
     episode = read_episode(root / "a")
-    times_s = np.array(shown["pictures_s"])
+    times_s = np.array(shown["images_s"])
     assert times_s[0] == 0 and np.diff(times_s).min() >= 0.9 / MAX_RATE_HZ and len(shown["steps"]) == len(episode.steps)
     np.testing.assert_allclose([s["mm"] for s in shown["steps"]], 1000 * np.abs(episode.actions[:, 0]), atol=0.1)
     seen_s = (episode.frame_stamps_ns - episode.frame_stamps_ns[0]) * 1e-9
     compared = 0
     for number, at_s in enumerate(times_s):
-        status, jpeg = ask(server, f"/picture/a/{number}.jpg")
+        status, jpeg = ask(server, f"/image/a/{number}.jpg")
         assert status == 200
         rgb = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
         for t in np.flatnonzero(np.abs(seen_s - at_s) < 1e-6):
@@ -105,8 +105,8 @@ def test_a_person_marks_and_the_judge_stands_beside(served: tuple[ReviewServer, 
     ("/mark/nobody", {"outcome": "success", "marked_by": "alice"}, 400),
     ("/mark/cut.partial", {"outcome": "success", "marked_by": "alice"}, 400),
     ("/mark/..", {"outcome": "success", "marked_by": "alice"}, 400), ("/mark/a/b", {}, 404),
-    ("/mark/a", {"marked_by": "x" * 5000}, 413), ("/picture/a/999.jpg", None, 400), ("/picture/a/-1.jpg", None, 404),
-    ("/picture/a/1e9.jpg", None, 404), ("/episode/..%2f..%2fetc", None, 400), ("/etc/passwd", None, 404),
+    ("/mark/a", {"marked_by": "x" * 5000}, 413), ("/image/a/999.jpg", None, 400), ("/image/a/-1.jpg", None, 404),
+    ("/image/a/1e9.jpg", None, 404), ("/episode/..%2f..%2fetc", None, 400), ("/etc/passwd", None, 404),
 ])
 def test_what_is_wrong_is_refused_and_changes_nothing(
     served: tuple[ReviewServer, Path], path: str, body: object, status: int
@@ -155,7 +155,7 @@ def test_on_the_network_nothing_is_served_without_the_token(open_to_network: Rev
     wrong = [{}, {"Cookie": "review="}, {"Cookie": "review=guess"}, {"Cookie": "review=\xe9"}, {"Cookie": ";;="},
              {"Cookie": f"other={server.token}"}]
     for headers in wrong:
-        for path in ("/", "/episodes", "/episode/a", "/picture/a/0.jpg", "/?token=guess", "/?token=", "/?token=%C3%A9"):
+        for path in ("/", "/episodes", "/episode/a", "/image/a/0.jpg", "/?token=guess", "/?token=", "/?token=%C3%A9"):
             assert asked(path, **headers)[0] == 403, (path, headers)
         assert asked("/mark/a", mark, **headers)[0] == 403
         assert asked(f"/mark/a?token={server.token}", mark, **headers)[0] == 403, "no other page can write an address"
@@ -192,21 +192,21 @@ def test_one_of_several_cameras_is_chosen(tmp_path: Path) -> None:
     writer.close("done", START_NS + 1)
     with pytest.raises(EpisodeError, match="--camera: /image_raw, /wrist/image_raw"):
         Review(tmp_path, lambda: NOW_NS).episode("two")
-    seen = Image.open(io.BytesIO(Review(tmp_path, lambda: NOW_NS, "wrist/image_raw").picture("two", 0)))
+    seen = Image.open(io.BytesIO(Review(tmp_path, lambda: NOW_NS, "wrist/image_raw").image("two", 0)))
     assert abs(int(np.asarray(seen).mean()) - 200) < 5
 
 
-def test_raw_pictures_are_shown_too_and_an_empty_episode_says_so(tmp_path: Path) -> None:
+def test_raw_images_are_shown_too_and_an_empty_episode_says_so(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path, "raw", {}, START_NS, 0)
     pixels = np.full((48, 64, 3), (200, 100, 50), np.uint8)
     image = message_class(RAW_IMAGE)(header=header_of(START_NS, ""), height=48, width=64, encoding="rgb8",
                                      is_bigendian=0, step=192, data=pixels.ravel())
     writer.write("/image_raw", RAW_IMAGE, serialize(RAW_IMAGE, image), START_NS)
     review = Review(writer.close("done", START_NS + 1), lambda: NOW_NS)  # one episode by itself
-    rgb = np.asarray(Image.open(io.BytesIO(review.picture("raw", 0))))
+    rgb = np.asarray(Image.open(io.BytesIO(review.image("raw", 0))))
     assert np.abs(rgb.astype(int) - pixels).max() < 6 and review.episode("raw")["steps"] == []
     EpisodeWriter(tmp_path, "blind", {}, START_NS, 0).close("done", START_NS + 1)
-    with pytest.raises(EpisodeError, match="holds no pictures"):
+    with pytest.raises(EpisodeError, match="holds no images"):
         Review(tmp_path, lambda: NOW_NS).episode("blind")
     with pytest.raises(EpisodeError, match="not a folder"):
         Review(tmp_path / "nowhere", lambda: NOW_NS)

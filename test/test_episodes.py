@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from episode_maker import START_NS, bar_position_m, picture, record, step_cdr
+from episode_maker import START_NS, bar_image, bar_position_m, record, step_cdr
 from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from rosbags.rosbag2 import Reader
@@ -48,7 +48,7 @@ def test_what_is_recorded_is_read_back_aligned(tmp_path: Path) -> None:
 
 
 def test_row_t_is_the_action_taken_at_frame_t(tmp_path: Path) -> None:
-    """What moves in the picture between frames t and t+1 is action t, in an arm without lag."""
+    """What moves in the image between frames t and t+1 is action t, in an arm without lag."""
     folder, truth = record(tmp_path, chunks=6, seed=3)
     positions_m = np.array([bar_position_m(rgb) for rgb in read_episode(folder).frames])
     moved_m = np.diff(positions_m)
@@ -59,11 +59,11 @@ def test_row_t_is_the_action_taken_at_frame_t(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_episode(folder).states[:-1, 0], positions_m[:-1], atol=0.003)
 
 
-def test_a_lost_picture_is_told_by_its_age(tmp_path: Path) -> None:
+def test_a_lost_image_is_told_by_its_age(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path, "gap", {}, START_NS, 0)
     for t_ms in (0, 1000):
         stamp_ns = START_NS + t_ms * 10**6
-        writer.write_image("/image_raw", picture(0.1), stamp_ns, stamp_ns)
+        writer.write_image("/image_raw", bar_image(0.1), stamp_ns, stamp_ns)
     for t_ms in (100, 300, 500):
         writer.write("/step", STEP, step_cdr(START_NS + t_ms * 10**6, index=t_ms // 200), START_NS + t_ms * 10**6)
     episode = read_episode(writer.close("time", START_NS + 10**9))
@@ -75,7 +75,7 @@ def test_a_lost_picture_is_told_by_its_age(tmp_path: Path) -> None:
 def test_a_held_row_keeps_the_gripper(tmp_path: Path) -> None:
     """`sent` is zeros on HOLD, and a zero gripper would mean close."""
     writer = EpisodeWriter(tmp_path, "hold", {}, START_NS, 0)
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     moving = np.array([0.01, 0, 0, 0, 0, 0.1, 1], np.float32)
     for i, verdict in enumerate((0, 1, 2, 3)):
         stamp_ns = START_NS + (i + 1) * 10**8
@@ -121,8 +121,8 @@ def test_type_hashes_are_those_of_the_generated_messages(tmp_path: Path) -> None
         assert installed != source.read_text(), "same text, other hash"
 
 
-def test_raw_pictures_in_three_encodings_are_read(tmp_path: Path) -> None:
-    rgb = picture(0.3)
+def test_raw_images_in_three_encodings_are_read(tmp_path: Path) -> None:
+    rgb = bar_image(0.3)
     rgb[:, :, 0] = 200
     grey = rgb[:, :, 1:2]
     for encoding, pixels in (("rgb8", rgb), ("bgr8", rgb[:, :, ::-1]), ("mono8", grey)):
@@ -145,7 +145,7 @@ def test_last_state_comes_from_joint_states(tmp_path: Path) -> None:
     kind = "sensor_msgs/msg/JointState"
     joints = message_class(kind)(header=header_of(START_NS, ""), name=names, velocity=np.zeros(9), effort=np.zeros(9),
                                  position=np.array([0, 0, 0, 0, 0, 0, 0, 0.035, -0.035]))
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     writer.write("/step", STEP, step_cdr(START_NS + 1), START_NS + 1)
     writer.write("/wx250s/joint_states", kind, serialize(kind, joints), START_NS + 2)
     episode = read_episode(writer.close("done", START_NS + 3))
@@ -187,7 +187,7 @@ def test_an_episode_in_the_making_is_partial_and_ids_are_never_reused(tmp_path: 
     assert list_episodes(tmp_path)[0].partial
     with pytest.raises(EpisodeError, match="exists"):
         EpisodeWriter(tmp_path, "one", {}, START_NS, 0)
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     for wrong in (("bored",), ("done", START_NS, "won", "alice"), ("done", START_NS, "success", "")):
         with pytest.raises(EpisodeError):
             writer.close(*wrong, *(() if len(wrong) > 1 else (START_NS,)))
@@ -195,7 +195,7 @@ def test_an_episode_in_the_making_is_partial_and_ids_are_never_reused(tmp_path: 
     writer.close("stopped", START_NS + 1)
     assert not writer.is_open
     with pytest.raises(EpisodeError, match="closed"):
-        writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+        writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     with pytest.raises(EpisodeError, match="exists"):
         EpisodeWriter(tmp_path, "one", {}, START_NS, 0)
     with pytest.raises(EpisodeError, match="no control step"):
@@ -278,8 +278,8 @@ def test_the_step_table_holds_what_other_topics_say(tmp_path: Path) -> None:
     _say(writer, "/adapter", ADAPTER, START_NS, name="mine", sha256="ab12", scores_json='{"world_model": "wm-3"}',
          **blank)
     deltas = np.arange(28, dtype=np.float32).reshape(4, 7)
-    for number in range(12):  # pictures at 10 Hz; two chunks of which the second step comes before its chunk
-        writer.write_image("/image_raw", picture(0.1), START_NS + number * 10**8, START_NS + number * 10**8)
+    for number in range(12):  # images at 10 Hz; two chunks of which the second step comes before its chunk
+        writer.write_image("/image_raw", bar_image(0.1), START_NS + number * 10**8, START_NS + number * 10**8)
     frames_ns = [START_NS + 2 * 10**8, START_NS + 6 * 10**8]
     _chunk(writer, frames_ns[0] + 30, frames_ns[0], 7, deltas)
     for sequence, frame_ns in zip((7, 8), frames_ns, strict=True):
@@ -321,7 +321,7 @@ def test_a_table_without_the_later_columns_is_read(tmp_path: Path) -> None:
 
 def test_steps_are_sorted_and_their_number_is_not_held_in_memory(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path, "long", {}, START_NS, 0)
-    writer.write_image("/image_raw", picture(0.1), START_NS, START_NS)
+    writer.write_image("/image_raw", bar_image(0.1), START_NS, START_NS)
     for number in range(1000):
         late = number ^ 1  # neighbours change places
         writer.write("/step", STEP, step_cdr(START_NS + (late + 1) * 10**6, START_NS, 0, late), START_NS + number)

@@ -97,7 +97,7 @@ def graph_and_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         c.hear("step", convert.StepMsg)
         c.hear("arm_status", STATUS, base.LATCHED)
         c.hear("image_raw", convert.Image, base.NEWEST)
-        c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "pictures and the arm", START_S, nodes.check)
+        c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "images and the arm", START_S, nodes.check)
         yield c, ref.path, nodes
 
 

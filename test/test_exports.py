@@ -55,7 +55,7 @@ def test_worldgym_clips_round_trip(tmp_path: Path, episodes: list[Episode]) -> N
         np.testing.assert_allclose(read.deltas, episode.actions, atol=3e-4)
         rows = np.load(clip.with_suffix(".npz"))["arr_0"]
         np.testing.assert_array_equal(rows[-1], [0, 0, 0, 0, 0, 0, -1, 0, 0, 0])  # the row of the last frame: stay
-        moved_m = np.diff([bar_position_m(rgb) for rgb in read.frames])  # row t moves the picture from t to t+1
+        moved_m = np.diff([bar_position_m(rgb) for rgb in read.frames])  # row t moves the image from t to t+1
         np.testing.assert_allclose(moved_m, read.deltas[:, 0], atol=0.004)
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -196,8 +196,8 @@ def test_lerobot_itself_opens_it(tmp_path: Path, episodes: list[Episode]) -> Non
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         pytest.skip(f"metadata and rows are read; no video decoder of lerobot works here: {error!r:.300}")
     assert item["task"] == "wave" and tuple(item[CAMERA].shape) == (3, 96, 320)
-    picture = np.asarray(item[CAMERA]).transpose(1, 2, 0) * 255
-    assert np.abs(picture - resize_rgb(episodes[1].frames[1], (96, 320))).mean() < 4
+    image = np.asarray(item[CAMERA]).transpose(1, 2, 0) * 255
+    assert np.abs(image - resize_rgb(episodes[1].frames[1], (96, 320))).mean() < 4
 
 
 def test_lerobot_is_read_back(tmp_path: Path, episodes: list[Episode]) -> None:
@@ -314,7 +314,7 @@ def test_published_clips_read_in_physical_units() -> None:
 
 
 def test_published_clips_pair_row_t_with_the_action_taken_at_frame_t() -> None:
-    """In clips that begin at rest, the picture first changes after the frame of the first motion, never before."""
+    """In clips that begin at rest, the image first changes after the frame of the first motion, never before."""
     changes_at_rest, changes_after, correlations = [], [], {-2: [], -1: [], 0: [], 1: []}
     for clip in _published_clips():
         frames, deltas = read_clip(clip).frames, worldgym_deltas(np.load(clip.with_suffix(".npz"))["arr_0"])

@@ -682,7 +682,7 @@ def send_own(c: Client, name: str, sequence: int, frame_ns: int, actions: int = 
 
 
 @pytest.mark.slow
-def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, tmp_path: Path) -> None:
+def test_a_stepped_clock_neither_hurries_nor_lets_old_images_in(bench: Bench, tmp_path: Path) -> None:
     """The wall clock of the node is /clock here, so that it can be stepped; its deadlines are on the steady clock."""
     c, offset = bench.c, [0.0]
     c.until(lambda: c.trigger("disarm").success, "disarm")
@@ -712,7 +712,7 @@ def test_a_stepped_clock_neither_hurries_nor_lets_old_pictures_in(bench: Bench, 
             c.until(lambda: "refused" in told[-1].reason, "the refusal")
             record(f"clock stepped {'back' if jump_s < 0 else 'forward'} 100 s", None, told[-1].reason)
             assert len(steps) == first + 5
-            if number:  # forward: a picture taken after the step is fine; back: the operator arms again
+            if number:  # forward: an image taken after the step is fine; back: the operator arms again
                 send_own(c, "clocked", 3, now_ns())
                 c.until(lambda: len(steps) >= first + 6, "the next chunk")  # noqa: B023
             assert c.call("clocked/disarm", convert.Trigger).success

@@ -123,13 +123,13 @@ def test_the_shim_steps_the_clock_and_the_waits_of_a_process(clock: MachineClock
 def test_the_machines_clock_steps_in_the_middle_of_a_chunk(
     jump_s: float, clock: MachineClock, nodes: graph.Graph, c: Client
 ) -> None:
-    steps, status, pictures = c.heard["step"], c.heard["arm_status"], c.heard["image_raw"]
+    steps, status, images = c.heard["step"], c.heard["arm_status"], c.heard["image_raw"]
     drive(c, nodes)
     assert abs(convert.to_ns(steps[-1].header.stamp) - time.time_ns()) < NEAR_NS
     heard = len(steps)
     c.until(lambda: len(steps) > heard and steps[-1].chunk_index == 1, "the middle of a chunk", check=nodes.check)
     clock.step(jump_s)
-    since, first, seen, armings = time.monotonic(), len(steps), len(pictures), 0
+    since, first, seen, armings = time.monotonic(), len(steps), len(images), 0
     way = "back" if jump_s < 0 else "forward"
     chunk = steps[-1].chunk_sequence
 
@@ -137,8 +137,8 @@ def test_the_machines_clock_steps_in_the_middle_of_a_chunk(
     assert [s.chunk_index for s in rest] == [0, 1, 2, 3] and all(s.verdict < s.HOLD for s in rest)
     last = c.times["step"][-1]
     assert abs(convert.to_ns(steps[-1].header.stamp) - clock.now_ns()) < NEAR_NS  # it is on the new time
-    c.until(lambda: len(pictures) > seen + 5, "the camera to go on", check=nodes.check)
-    assert all(abs(convert.to_ns(m.header.stamp) - clock.now_ns()) < NEAR_NS for m in pictures[seen + 2:])
+    c.until(lambda: len(images) > seen + 5, "the camera to go on", check=nodes.check)
+    assert all(abs(convert.to_ns(m.header.stamp) - clock.now_ns()) < NEAR_NS for m in images[seen + 2:])
 
     def again() -> bool:
         nonlocal armings

@@ -84,8 +84,8 @@ def test_the_policy_looks_again_soon_after_a_step_of_the_clock(
 
     clock = c.create_publisher(Clock, "clock", base.NEWEST_RELIABLE)
     c.create_timer(0.02, lambda: clock.publish(Clock(clock=convert.to_time(now_ns()))))
-    pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
-    c.create_timer(0.1, lambda: pictures.publish(
+    images = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+    c.create_timer(0.1, lambda: images.publish(
         convert.image_from_rgb(rng.integers(0, 256, (48, 64, 3), np.uint8), now_ns(), "cam")))
     arm = graph.ARM.with_overrides(use_sim_time=True, **LIMITS, **LATCH)
     with running([DRIVER, arm, policy.with_overrides(use_sim_time=True)], tmp_path) as nodes:
@@ -124,8 +124,8 @@ class HungPolicy(graph.NodeSpec):
 def with_camera(c: Client) -> None:
     """Publish noise on `image_raw` at 10 Hz for as long as the client lives."""
     rng = np.random.default_rng(0)
-    pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
-    c.create_timer(0.1, lambda: pictures.publish(
+    images = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+    c.create_timer(0.1, lambda: images.publish(
         convert.image_from_rgb(rng.integers(0, 256, (48, 64, 3), np.uint8), time.time_ns(), "cam")))
 
 

@@ -108,8 +108,8 @@ def go_on(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("row", "fault", "words"), [
-    ("camera frozen on one picture", {"frozen": True}, "has not changed"),
-    ("camera gone", {"on": False}, "no picture for"),
+    ("camera frozen on one image", {"frozen": True}, "has not changed"),
+    ("camera gone", {"on": False}, "no image for"),
     ("camera stamps 10 s old", {"offset_s": -10.0}, "before it came to rest"),
     ("camera stamps 10 s in the future", {"offset_s": 10.0}, "in the future"),
     ("camera of the wrong size", {"size": (24, 32)}, "image_width"),
@@ -123,7 +123,7 @@ def test_a_faulty_camera_ends_in_a_hold_and_a_reason(
     vars(camera).update(fault)
     c.until(lambda: words in message(c), f"'{words}' from the policy")
     told_s, told = time.monotonic() - since, message(c)
-    # A frozen picture shows only by what the arm moves: until it has gone 3 cm, the policy goes on.
+    # A frozen image shows only by what the arm moves: until it has gone 3 cm, the policy goes on.
     bench.held(since, row, 12.0 if "frozen" in row else 2.0, "no chunk")
     record(f"{row}: told by the policy", told_s, told)
     chunks = len(c.heard["action_chunk"])

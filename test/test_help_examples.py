@@ -102,7 +102,7 @@ def named(example: str, names: Iterable[str]) -> str:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples find where they run: pictures, scenes, play data, recordings and an adapter."""
+    """What the examples find where they run: images, scenes, play data, recordings and an adapter."""
     root = tmp_path_factory.mktemp("work")
     twin = Twin(load_scene("novel_blue_cloth"))
     try:
@@ -221,7 +221,7 @@ def test_it_does_what_it_says(example: str, here: Path, capsys: pytest.CaptureFi
     assert "error:" not in said.err
     if words[0] == "adapt":
         assert said.out.startswith("let the arm move: "), said.out
-        assert "trust: yes" in said.out, "of a picture of the twin"
+        assert "trust: yes" in said.out, "of an image of the twin"
 
 
 @pytest.mark.parametrize("example", [e for e in examples() if named(e, LONG) and "--robot" not in e])
@@ -322,7 +322,7 @@ def test_it_is_refused_for_want_of_a_graph_or_a_camera(example: str, here: Path,
     with signals_kept():
         assert beside.main(words) == 2
     rclpy.try_shutdown()
-    assert re.search("nobody offers|no picture on|camera /dev/video0 cannot be opened", capsys.readouterr().err)
+    assert re.search("nobody offers|no image on|camera /dev/video0 cannot be opened", capsys.readouterr().err)
 
 
 def test_keys_are_read_beside_a_graph(here: Path, became: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,27 +1,98 @@
-"""The how-to pages that hold a program, followed to the letter: what stands there runs and says what the page says."""
+"""The how-to pages followed to the letter: what stands there runs and says what the page says."""
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import re
+import shlex
+import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.errors import RemotePolicyError
+from world_gymnast_ros.cli import parser_of
+from world_gymnast_ros.errors import BadCheckpoint, BadConfig, RemotePolicyError
+from world_gymnast_ros.loading.load import JUDGE, load
+from world_gymnast_ros.models.judges.remote import RemoteConfig
+from world_gymnast_ros.models.judges.vlm import VLMConfig, VLMJudge
+from world_gymnast_ros.models.policies.words import WORDS, WordReader
+from world_gymnast_ros.robot.actions import StepLimits, integrate_states, rpy_to_matrix
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.exchange import exchange
+from world_gymnast_ros.serving.json_numpy import decode_array
 from world_gymnast_ros.serving.remote_world import RemoteWorld
 from world_gymnast_ros.types import Frame, Start
 
-HOWTO = Path(__file__).parents[1] / "docs" / "howto"
+ROOT = Path(__file__).parents[1]
+HOWTO = ROOT / "docs" / "howto"
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page's blocks of code, each with the lines that continue it, without `world-gymnast`."""
+    found: list[str] = []
+    indent = -1
+    for line in page.read_text(encoding="utf-8").splitlines():
+        starts = re.match(r"( *)world-gymnast (\S.*)", line)
+        if starts:
+            indent = len(starts[1])
+            found.append(starts[2])
+        elif line.strip() and indent >= 0 and (found[-1].endswith("\\") or len(line) - len(line.lstrip()) > indent):
+            found[-1] = f"{found[-1].rstrip(chr(92))} {line.strip()}"
+        else:
+            indent = -1
+    return [re.split(r"\s{2,}", command)[0] for command in found]
+
+
+@pytest.mark.parametrize("page", [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+                                  if commands(p)], ids=lambda page: page.name)
+def test_every_command_of_the_pages_is_understood(page: Path) -> None:
+    for command in commands(page):
+        words, said = shlex.split(command, comments=True), io.StringIO()
+        shipped = words[0] == "adapt" and not {"--policy", "--params-file"} & set(words)
+        try:
+            instruction = words[2 if words[0] == "bench" else 1]
+            if (shipped or "tiny/reflector" in words) and not instruction.startswith(("-", ".")):
+                WordReader(WORDS, 16).encode(instruction)  # what ships knows no others
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                parser_of(words).parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, (command, said.getvalue())
+        except (BadConfig, BadCheckpoint) as error:
+            assert "does not exist" in str(error), (command, error)  # files of the reader's own
+
+
+def test_a_judge_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the page makes is a judge that can be asked, and the settings have the defaults that it tells."""
+    from tiny_vlm import QWEN, write_tiny_vlm
+    text = (HOWTO / "own_judge.md").read_text(encoding="utf-8")
+    [making] = re.findall(r"    mkdir -p judges/asked\n.*?    END\n", text, re.DOTALL)
+    subprocess.run(["bash", "-ec", textwrap.dedent(making)], cwd=tmp_path, check=True, timeout=20)
+    write_tiny_vlm(tmp_path / "Qwen" / "Qwen3-VL-4B-Instruct", QWEN)
+    monkeypatch.chdir(tmp_path)
+    judge = load(JUDGE, "judges/asked", "cpu")
+    assert isinstance(judge, VLMJudge) and judge.config.frames == 6 and set(judge.config.partial_credit) == {
+        "put the eggplant in the sink", "*"}
+    [verdict] = judge.score(frame().rgb[None, None].repeat(3, 1), "put the eggplant in the sink")
+    assert verdict.score is not None or "answers something else" in verdict.detail, verdict
+    [server] = re.findall(r'`(\{"model_type": "remote_judge".*?\})`', text)
+    assert RemoteConfig.from_dict(json.loads(server)).votes == 3
+    defaults = {**vars(RemoteConfig("http://a/v1")), **vars(VLMConfig("a"))}
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ([\d., ]+) \|", text, re.MULTILINE)
+    assert len(rows) == 5
+    for names, values in rows:
+        for name, value in zip(names.replace("`", "").split(", "), values.split(", "), strict=True):
+            assert defaults[name] == float(value), name
 
 
 def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -124,10 +195,17 @@ def lerobot_bridge(monkeypatch: pytest.MonkeyPatch, width: int = 7, *words: str)
     """Serve the page's program, with `lerobot` as above; its address."""
     for name, module in lerobot_modules(width).items():
         monkeypatch.setitem(sys.modules, name, module)
-    [program] = re.findall(r"```python\n(.*?)```", (HOWTO / "lerobot_policy.md").read_text("utf-8"), re.DOTALL)
-    space: dict[str, Any] = {"__name__": "lerobot_bridge"}
-    exec(compile(textwrap.dedent(program), "lerobot_policy.md", "exec"), space)
-    server = space["server_of"](["me/smolvla-bridge", "--port", "0", "--device", "cpu", *words])
+    with bridge("lerobot_policy.md", "me/smolvla-bridge", "--device", "cpu", *words) as url:
+        yield url
+
+
+@contextmanager
+def bridge(page: str, *words: str) -> Iterator[str]:
+    """Serve a page's bridge, started with `words`, on a free port; its address."""
+    [program] = re.findall(r"```python\n(.*?)```", (HOWTO / page).read_text("utf-8"), re.DOTALL)
+    space: dict[str, Any] = {"__name__": "bridge"}
+    exec(compile(textwrap.dedent(program), page, "exec"), space)
+    server = space["server_of"]([*words, "--port", "0"])
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -161,3 +239,118 @@ def test_a_policy_of_lerobot_s(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"--camera: one of observation\.images\.image_0, observation"), \
             lerobot_bridge(monkeypatch):
         pass
+
+
+# --- X-VLA's and openpi's own servers, by stand-ins that answer as the public ones do ------------------------------
+
+TILTED = np.array([0.28, 0.02, 0.1, 0.1, -0.2, 0.3, 1.0], np.float32)
+STEP = np.array([0.01, -0.004, 0.006, 0.0, 0.0, 0.05, 0.0], np.float32)
+"""Of 0.2 s: along a line, turning about the vertical, the gripper told to close."""
+
+
+class _XVLA(BaseHTTPRequestHandler):
+    """30 absolute poses for 5 s, from the state that it is told; twice as many numbers, for a second arm."""
+
+    width: ClassVar[int] = 20
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/act" and asked.keys() == {"proprio", "language_instruction", "image0", "domain_id",
+                                                        "steps"}
+        image, proprio = (decode_array(json.loads(asked[key]), key) for key in ("image0", "proprio"))
+        assert np.array_equal(image, frame().rgb) and asked["domain_id"] == 0 and proprio.shape == (20,)
+        status, answer = 400, {"error": "Request failed"}
+        if asked["language_instruction"] == "lift the pot":
+            R = np.stack([proprio[3:9:2], proprio[4:9:2], np.cross(proprio[3:9:2], proprio[4:9:2])], 1)
+            np.testing.assert_allclose(R, rpy_to_matrix(TILTED[3:6]), atol=1e-6)
+            poses = np.zeros((30, self.width))
+            for k, t in enumerate(np.arange(1, 31) * (5 / 30) / 0.2):
+                turned = rpy_to_matrix(t * STEP[3:6]) @ R
+                poses[k, :10] = [*(proprio[:3] + t * STEP[:3]), *turned[:, :2].reshape(6), float(t > 3)]
+            status, answer = 200, {"action": poses.tolist()}
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_policy_behind_x_vla_s_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), _XVLA) as theirs:
+        threading.Thread(target=theirs.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with bridge("openpi_xvla.md", "xvla", f"127.0.0.1:{theirs.server_address[1]}") as url:
+            policy = HttpPolicy(url, 20.0)
+            chunk = policy.act(frame(), "lift the pot", TILTED)
+            assert chunk.deltas.shape == (5, 7) and chunk.adapter == "remote/xvla"
+            np.testing.assert_allclose(chunk.deltas[:, :6], np.tile(STEP[:6], (5, 1)), atol=2e-4)
+            assert chunk.deltas[:, 6].tolist() == [1, 1, 1, 0, 0]
+            state = TILTED[None]
+            for delta in chunk.deltas:
+                state = integrate_states(state, delta[None], StepLimits())
+            turned = rpy_to_matrix(5 * STEP[3:6]) @ rpy_to_matrix(TILTED[3:6])
+            np.testing.assert_allclose(rpy_to_matrix(state[0, 3:6]), turned, atol=2e-4)
+            with pytest.raises(RemotePolicyError, match=r"400.*has no proprio"):
+                policy.act(frame(), "lift the pot")
+            with pytest.raises(RemotePolicyError, match=r"502.*answered 400.*Request failed"):
+                policy.act(frame(), "another", TILTED)
+            monkeypatch.setattr(_XVLA, "width", 14)
+            with pytest.raises(RemotePolicyError, match=r"X-VLA answered \(30, 14\)"):
+                policy.act(frame(), "lift the pot", TILTED)
+        theirs.shutdown()
+
+
+def openpi_modules(width: int) -> dict[str, Any]:
+    """Stand in for `openpi-client` 0.1: a connection that takes numpy arrays and is closed by a fault."""
+
+    class Client:
+        def __init__(self, host: str, port: int) -> None:
+            assert host == "127.0.0.1"
+            self.closed = False
+
+        def infer(self, seen: dict[str, Any]) -> dict[str, Any]:
+            assert not self.closed
+            if seen["prompt"] != "lift the pot":
+                self.closed = True
+                raise RuntimeError("Error in inference server: KeyError")
+            assert seen.keys() == {"observation/image", "observation/state", "prompt"}
+            assert seen["observation/image"].shape == (224, 224, 3) and seen["observation/image"].dtype == np.uint8
+            actions = np.zeros((10, width))
+            actions[:, 0], actions[:, -1] = seen["observation/state"][0] / 10, 1.001
+            return {"actions": actions, "server_timing": {"infer_ms": 1.0}}
+
+    def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+        return np.zeros((height, width, 3), image.dtype)
+    found = {"openpi_client": {}, "openpi_client.image_tools": {"resize_with_pad": resize_with_pad},
+             "openpi_client.websocket_client_policy": {"WebsocketClientPolicy": Client}}
+    modules = {name: ModuleType(name) for name in found}
+    for name, values in found.items():
+        modules[name].__dict__.update(values)
+    modules["openpi_client"].__dict__["image_tools"] = modules["openpi_client.image_tools"]
+    return modules
+
+
+@pytest.mark.parametrize("width", [7, 8])
+def test_a_policy_behind_openpi_s_server(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in openpi_modules(width).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as listens:
+        address = f"127.0.0.1:{listens.server_address[1]}"
+        with bridge("openpi_xvla.md", "openpi", address, "--state-key", "observation/state") as url:
+            policy = HttpPolicy(url, 20.0)
+            if width != 7:
+                with pytest.raises(RemotePolicyError, match=r"openpi answered \(5, 8\)"):
+                    policy.act(frame(), "lift the pot", STATE)
+                return
+            for _ in range(2):
+                chunk = policy.act(frame(), "lift the pot", STATE)
+                assert chunk.deltas.shape == (5, 7) and np.allclose(chunk.deltas[:, 0], 0.028)
+                assert (chunk.deltas[:, 6] == 1.0).all()
+                with pytest.raises(RemotePolicyError, match=r"502.*inference server: KeyError"):
+                    policy.act(frame(), "another", STATE)
+            with pytest.raises(RemotePolicyError, match=r"400.*has no proprio"):
+                policy.act(frame(), "lift the pot")
+    with bridge("openpi_xvla.md", "openpi", address) as url, pytest.raises(RemotePolicyError, match="Refused"):
+        HttpPolicy(url, 20.0).act(frame(), "lift the pot")  # their server is gone

@@ -1,4 +1,4 @@
-"""Pictures: averaging without aliasing, squashing to any shape, and refusals."""
+"""Images: averaging without aliasing, squashing to any shape, and refusals."""
 from __future__ import annotations
 
 import numpy as np
@@ -16,11 +16,11 @@ def test_shrinking_averages_the_area() -> None:
     np.testing.assert_allclose(small.reshape(-1, 3).astype(int), [[100, 50, 25]] * (48 * 64), atol=1)
 
 
-def test_whole_picture_is_squashed_not_cropped() -> None:
-    picture = np.zeros((480, 640, 3), np.uint8)
-    picture[:, :320] = (255, 0, 0)
-    picture[240:, 320:] = (0, 0, 255)
-    small = resize_rgb(picture, (64, 64))
+def test_whole_image_is_squashed_not_cropped() -> None:
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[:, :320] = (255, 0, 0)
+    image[240:, 320:] = (0, 0, 255)
+    small = resize_rgb(image, (64, 64))
     np.testing.assert_array_equal(small[:, :32], np.broadcast_to([255, 0, 0], (64, 32, 3)))
     np.testing.assert_array_equal(small[32:, 32:], np.broadcast_to([0, 0, 255], (32, 32, 3)))
     np.testing.assert_array_equal(small[:32, 32:], 0)

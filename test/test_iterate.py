@@ -87,15 +87,15 @@ def test_imitation_learns_what_succeeded_and_nothing_else(tmp_path: Path) -> Non
     told_late = dataclasses.replace(episodes[0], done_step=None)  # a recording knows its outcome alone
     assert len(success_chunks([told_late], policy.chunk_size, after_success=2)) == told_late.steps - 4 + 1
     losses: list[float] = []
-    pictures, words = np.stack([e.frames[t] for e, t in picked]), scene.instructions[0]
-    before = policy.greedy(pictures, words)
+    images, words = np.stack([e.frames[t] for e, t in picked]), scene.instructions[0]
+    before = policy.greedy(images, words)
     store = Store(tmp_path / "adapters")
     ref = imitate(policy, episodes, LoraConfig(), Imitation(steps=12, batch=8), None, store, "x", {}, 1,
                   lambda step, loss: losses.append(loss))
     assert ref is not None and np.mean(losses[-3:]) < np.mean(losses[:3])
-    np.testing.assert_array_equal(policy.greedy(pictures, words), before)  # the policy is as it was
+    np.testing.assert_array_equal(policy.greedy(images, words), before)  # the policy is as it was
     policy.load_adapter(ref)
-    assert not np.array_equal(policy.greedy(pictures, words), before)
+    assert not np.array_equal(policy.greedy(images, words), before)
     policy.load_adapter(None)
     write_episodes(tmp_path / "failed" / "a.npz", [dataclasses.replace(e, success=False) for e in played])
     failed = read_arrays(tmp_path / "failed" / "a.npz")
@@ -378,7 +378,7 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     assert shipped.config.camera == load_network(checkpoint_dir("tiny/world_model"))[0].config.camera, "one set-up"
     assert shipped.with_objects(load_objects(told["geometric"])).config.camera == learned.config.camera
     episodes = read_arrays(run.out / "loop" / "training" / "round-1.npz")
-    errors = [np.mean([structural_error(film[1:], e.frames[1:]).mean() for film, e in zip(
+    errors = [np.mean([structural_error(video[1:], e.frames[1:]).mean() for video, e in zip(
         [r[0] for r in imagine_again(world, episodes, 3)], episodes, strict=True)]) for world in (shipped, learned)]
     assert errors[1] < 0.6 * errors[0], "the arm is drawn where it is seen"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from episode_maker import bar_position_m, picture, record
+from episode_maker import bar_image, bar_position_m, record
 
 from world_gymnast_ros.cli.episodes import EXPORTS
 from world_gymnast_ros.data.lerobot import read_lerobot
@@ -89,7 +89,7 @@ def test_one_of_several_cameras_is_chosen(other: Path, whole: Path) -> None:
     assert [e.name for e in read_episodes([other], camera="image_0").episodes] == ["a", "b", "c"]
 
 
-def test_pictures_may_lie_in_the_table(other: Path, whole: Path) -> None:
+def test_camera_images_may_lie_in_the_table(other: Path, whole: Path) -> None:
     import io
 
     from PIL import Image
@@ -126,11 +126,11 @@ def in_episode_1(value: Any, row: int = 2) -> Any:
     (DATA, {"action": in_episode_1([0.0] * 6)}, "7 numbers are needed"),
     (DATA, {"action": in_episode_1([0.4, 0, 0, 0, 0, 0, 1])}, "a step of 0.4 m in 0.2 s"),
     (DATA, {"frame_index": in_episode_1(1)}, "frame_index 1 where 2 belongs"),
-    (DATA, {"timestamp": in_episode_1(77.0, 7)}, "has no picture at"),
+    (DATA, {"timestamp": in_episode_1(77.0, 7)}, "has no image at"),
     (EPISODES, {f"videos__{CAMERA}__from_timestamp": lambda v: [v[0], None, v[2]]}, "where it begins in the video"),
     (EPISODES, {"data__file_index": lambda v: [v[0], None, v[2]]}, "in which file of data"),
     (EPISODES, {"data__file_index": lambda v: [v[0], 9, v[2]]}, "file-009"),
-], ids=["no_rows", "null_action", "six_numbers", "no_step", "twice", "no_picture", "no_begin", "no_file", "lost_file"])
+], ids=["no_rows", "null_action", "six_numbers", "no_step", "twice", "no_image", "no_begin", "no_file", "lost_file"])
 def test_a_broken_episode_is_named_in_one_line_and_the_others_are_read(other: Path, file: str, how: Any, says: str
                                                                        ) -> None:
     how(other / file) if callable(how) else change(other / file, **how)
@@ -144,14 +144,14 @@ def test_a_broken_episode_is_named_in_one_line_and_the_others_are_read(other: Pa
 
 @pytest.mark.parametrize("rate", [30, 24])
 def test_a_faster_set_is_resampled_by_the_stated_rule(other: Path, rate: int) -> None:
-    """Pictures nearest to multiples of 0.2 s; between two of them, what was done is composed."""
+    """Images nearest to multiples of 0.2 s; between two of them, what was done is composed."""
     rng, count = np.random.default_rng(1), 2 * rate + 1
     actions = np.zeros((count, 7), np.float32)
     actions[:, 0] = 5 / rate * rng.integers(-8, 9, count) / 200
     actions[:, 3:6] = rng.uniform(-0.03, 0.03, (count, 3))
     actions[:, 6] = rng.integers(0, 2, count)
     x_m = 0.4 + np.concatenate([[0.0], np.cumsum(actions[:-1, 0])])
-    write_mp4(other / f"videos/{CAMERA}/chunk-000/file-000.mp4", [np.stack([picture(x) for x in x_m])], SIZE, rate)
+    write_mp4(other / f"videos/{CAMERA}/chunk-000/file-000.mp4", [np.stack([bar_image(x) for x in x_m])], SIZE, rate)
     pq.write_table(pa.table({"episode_index": [0] * count, "frame_index": range(count), "task_index": [0] * count,
                              "timestamp": np.arange(count) / rate, "action": actions.tolist()}), other / DATA)
     pq.write_table(pq.read_table(other / EPISODES).slice(0, 1).drop_columns(["outcome"]), other / EPISODES)

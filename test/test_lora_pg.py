@@ -194,9 +194,9 @@ def test_an_anchor_holds_the_policy_to_what_is_known_to_be_true():
 
         def loss(rng, policy=policy, true=true):
             return -policy.logprobs(np.zeros((1, 32, 32, 3), np.uint8), [WORDS], true, 1.0).mean()
-        learner = LoraLearner(policy, LoraConfig(learning_rate=0.01), regulariser=Regulariser(loss, "one picture")
+        learner = LoraLearner(policy, LoraConfig(learning_rate=0.01), regulariser=Regulariser(loss, "one image")
                               if anchored else None)
-        assert ("regularised by one picture" in learner.name) is anchored
+        assert ("regularised by one image" in learner.name) is anchored
         learner.begin()
         before = float(loss(None).detach())
         for step in range(4):

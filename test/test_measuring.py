@@ -70,7 +70,7 @@ def test_one_mistaken_part_costs_little() -> None:
     assert np.linalg.norm(fitted.on_plane(project(true, p, spot), 0.02) - spot) < 0.012
 
 
-def test_a_part_beyond_the_edge_of_the_picture_was_mistaken_for_another() -> None:
+def test_a_part_beyond_the_edge_of_the_image_was_mistaken_for_another() -> None:
     p = prior()
     beyond = moved(p, np.zeros(6))
     beyond = (beyond @ np.array([0.7 * 1.1 / p.focal_u, 0.0, 0.7, 1.0]))[:3]  # 0.7 m away, a tenth beyond the edge
@@ -86,12 +86,12 @@ def test_a_part_beyond_the_edge_of_the_picture_was_mistaken_for_another() -> Non
     fitted = fit_camera(p, points, seen, weights)
     np.testing.assert_array_equal(fitted.T_base_camera, alone.T_base_camera)
     assert fitted.rms == alone.rms < 1e-6
-    seen[first] += 0.5  # what should be in the picture, and is seen elsewhere, still speaks against the camera
+    seen[first] += 0.5  # what should be in the image, and is seen elsewhere, still speaks against the camera
     assert fit_camera(p, points, seen, weights).rms > 0.05
 
 
-def test_an_arm_half_out_of_the_picture_is_no_fault() -> None:
-    """From these starts a finger that had just left the picture was found on the other one."""
+def test_an_arm_half_out_of_the_image_is_no_fault() -> None:
+    """From these starts a finger that had just left the image was found on the other one."""
     scene = load_scene("lab_camera")
     locator = Locator.from_pretrained(checkpoint_dir("tiny/locator"))
     locator.config.T_base_camera = camera_pose(scene).ravel().tolist()
@@ -178,7 +178,7 @@ def test_what_it_cannot_measure_has_no_verdict_and_a_reason(judge: GeometricJudg
         judge.locator.detect(np.zeros((1, 144, 192, 3), np.uint8), ["blue teapot"])
 
 
-def test_a_jittered_start_is_measured_in_the_picture_the_camera_gave(judge: GeometricJudge) -> None:
+def test_a_jittered_start_is_measured_in_the_image_the_camera_gave(judge: GeometricJudge) -> None:
     start = Start(Frame(np.zeros((8, 8, 3), np.uint8), 0), None, "x")
     again = jitter_start(jitter_start(start, 1, 0.2, 0.1), 2, 0.2, 0.1)
     assert again.captured is start.frame and again.frame is not start.frame

@@ -150,13 +150,13 @@ def test_a_height_is_not_learned_from_outcomes_of_one_kind(bottle: list[Episode]
 def test_what_falls_over_is_learned_to_be_approached_from_above(bottle: list[Episode]) -> None:
     falling = episodes_of("lab_bottle", 18, falls=True)
     truth = np.array([e.success for e in falling])
-    films = [e.frames for e in falling]
+    videos = [e.frames for e in falling]
     judge = with_settings(shipped(), sure_sigmas=0.0, object_heights_m={"red cylinder": 0.03})
-    before = judge_recorded(judge, films, falling)[1]
+    before = judge_recorded(judge, videos, falling)[1]
     line = fit_approach(judge, falling)
     learned = judge.config.approach_heights_m
     assert 0.05 <= learned["red cylinder"] <= 0.11, line
-    after = judge_recorded(with_settings(judge), films, falling)[1]
+    after = judge_recorded(with_settings(judge), videos, falling)[1]
     assert before[~truth].mean() > 0.2 and after[~truth].mean() < 0.5 * before[~truth].mean()
     assert after[truth].mean() > 0.8
     assert "free" in fit_approach(judge, bottle) and judge.config.approach_heights_m == {}, "nothing fell there"
@@ -242,8 +242,8 @@ def test_of_two_that_came_too_low_the_higher_one_made_more_progress() -> None:
     low, high = falling[2], falling[6]  # both end 12 mm beside it; they came 6 and 12 cm high
     facts = RolloutFacts([e.captured for e in (low, high)], [e.states[0] for e in (low, high)],  # type: ignore
                          np.stack([e.deltas for e in (low, high)]))
-    films = np.stack([e.frames for e in (low, high)])
-    first, second = judge.score(films, low.instruction, facts)
+    videos = np.stack([e.frames for e in (low, high)])
+    first, second = judge.score(videos, low.instruction, facts)
     assert first.score < second.score < 0.5  # type: ignore[operator]
     assert second.progress - first.progress > 0.1  # type: ignore[operator]
 
@@ -282,14 +282,14 @@ def test_a_pair_is_cut_where_it_is_right_and_not_lax() -> None:
 
 def test_who_is_less_strict_claims_no_less(bottle: list[Episode]) -> None:
     judge, _ = shipped().learned(bottle)
-    films = [e.frames for e in bottle]
-    predicted = judge.predicted_by_strictness(films, bottle)
+    videos = [e.frames for e in bottle]
+    predicted = judge.predicted_by_strictness(videos, bottle)
     assert all((predicted[a] >= predicted[b]).all() for a, b in pairwise(sorted(predicted)))
     truth = np.array([e.success for e in bottle])
     assert (predicted[Strictness(0.0, 0.0)] == truth).mean() > 0.9
     judge.config.approach_heights_m = {"red cylinder": 0.05}
     kept = copy.deepcopy(judge.config.to_dict())
-    by_height = judge.predicted_by_strictness(films, bottle)
+    by_height = judge.predicted_by_strictness(videos, bottle)
     assert sorted({s.approach_m for s in by_height}) == [0.05, 0.06, 0.07, 0.08]
     assert judge.config.to_dict() == kept, "the judge is left as it was"
     assert all((by_height[Strictness(0.05, m)] >= by_height[Strictness(0.08, m)]).all() for m in (0.0, 1.28))

@@ -8,11 +8,18 @@ import pytest
 import torch
 
 from world_gymnast_ros.cli import main
-from world_gymnast_ros.errors import BadCheckpoint, EpisodeError
+from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, EpisodeError
 from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
-from world_gymnast_ros.models.world_models.moving_background import FOLDER, load_moving_background
+from world_gymnast_ros.models.world_models.moving_background import (
+    FOLDER,
+    load_moving_background,
+    save_moving_background,
+)
 from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette
+from world_gymnast_ros.store import WORLD_MODEL as STORED
+from world_gymnast_ros.store import Store
+from world_gymnast_ros.updates.world_model import mixed, put_version
 
 CAMERA = load_network(checkpoint_dir("", WORLD_MODEL))[0].config.camera
 
@@ -85,6 +92,37 @@ def test_a_broken_folder_is_named(tmp_path: Path):
 def test_a_training_that_was_stopped_before_its_first_weights_is_no_checkpoint(tmp_path: Path):
     (tmp_path / FOLDER / "training").mkdir(parents=True)
     assert load_moving_background(tmp_path) is None
+
+
+def test_a_stored_version_and_a_mixture_keep_it(network, tmp_path: Path):
+    shipped = checkpoint_dir("", WORLD_MODEL)
+    half = mixed(shipped, shipped, 0.5, tmp_path / "half")
+    ref = put_version(tmp_path / "store", half, "lab", "tiny", {}, 1)
+    kept = load_moving_background(ref.path)
+    assert kept is not None
+    for mine, theirs in zip(kept.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    store = Store(tmp_path / "store", STORED)
+    assert store.refs() == [ref]
+    weights = ref.path / FOLDER / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(AdapterMismatch, match=r"moving_background/model\.safetensors has SHA-256"):
+        store.get(ref.name)
+    weights.unlink()
+    with pytest.raises(BadCheckpoint, match=r"moving_background/model\.safetensors is missing"):
+        store.get(ref.name)
+
+
+def test_a_stored_version_without_one_is_given_none_later(network, tmp_path: Path):
+    shipped, bare = checkpoint_dir("", WORLD_MODEL), tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((shipped / name).read_bytes())
+    ref = put_version(tmp_path / "store", bare, "lab", "tiny", {}, 1)
+    assert load_moving_background(ref.path) is None
+    save_moving_background(network, ref.path)
+    with pytest.raises(AdapterMismatch, match=r"moving_background/config\.json is not in version\.json"):
+        Store(tmp_path / "store", STORED).get(ref.name)
 
 
 def test_a_saved_world_model_keeps_it(network, tmp_path: Path):

@@ -42,8 +42,8 @@ def test_what_is_asked_and_what_comes_back() -> None:
     assert sent["model"] == "toy" and sent["n"] == 3 and sent["max_tokens"] == 9 and sent["temperature"] == 0.5
     assert sent["logprobs"] is True and sent["top_logprobs"] == 5 and sent["seed"] == 4
     assert sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    picture, text = sent["messages"][0]["content"]
-    head, _, data = picture["image_url"]["url"].partition(",")
+    image, text = sent["messages"][0]["content"]
+    head, _, data = image["image_url"]["url"].partition(",")
     got = np.asarray(Image.open(BytesIO(base64.b64decode(data))))
     assert head == "data:image/jpeg;base64" and got.shape == rgb.shape and text == {"type": "text", "text": "Done?"}
     assert len(answer.choices) == 1, "three were wanted, one came: the caller sees that"

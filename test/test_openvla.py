@@ -27,7 +27,7 @@ def toy_policy(seed: int = 0) -> OpenVLA:
     return OpenVLA(OpenVLAForActionPrediction(OpenVLAConfig(**TOY)), base_hash=f"random-{seed}")
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
@@ -76,10 +76,10 @@ def test_first_bin_is_the_last_token_of_the_vocabulary() -> None:
     head = policy.model.language_model.lm_head.weight
     with torch.no_grad():
         head.zero_()
-        before = policy.logits(pictures(1), "reach the red block")
+        before = policy.logits(images(1), "reach the red block")
         assert float(before.abs().max()) == 0.0
         head[policy.config.vocab_size - 1 - 17] = 1.0
-        after = policy.logits(pictures(1), "reach the red block").abs().sum((0, 1, 2))
+        after = policy.logits(images(1), "reach the red block").abs().sum((0, 1, 2))
     assert after.nonzero().flatten().tolist() == [17]
 
 
@@ -87,18 +87,18 @@ def test_first_bin_is_the_last_token_of_the_vocabulary() -> None:
 
 def test_act_is_greedy_and_carries_the_stamp() -> None:
     policy = toy_policy()
-    chunk = policy.act(Frame(pictures(1)[0], stamp_ns=77), "Reach the RED block.")
+    chunk = policy.act(Frame(images(1)[0], stamp_ns=77), "Reach the RED block.")
     assert chunk.deltas.shape == (4, 7) and chunk.deltas.dtype == np.float32 and chunk.frame_stamp_ns == 77
     assert chunk.deltas[:, 6].min() >= 0 and chunk.deltas[:, 6].max() <= 1 and chunk.adapter == "base"
-    cold = policy.sample(pictures(1), "reach the red block", temperature=0.05, seed=1)
-    bins = policy.logits(pictures(1), "reach the red block").argmax(-1).numpy()
+    cold = policy.sample(images(1), "reach the red block", temperature=0.05, seed=1)
+    bins = policy.logits(images(1), "reach the red block").argmax(-1).numpy()
     np.testing.assert_array_equal(chunk.deltas, policy.stats.unnormalise(decode_bins(bins))[0])
     assert np.isfinite(cold.logprobs).all()
 
 
 def test_sampling_is_seeded_and_its_logprobs_are_those_of_the_gradient_path() -> None:
     policy = toy_policy()
-    frames = pictures(6)
+    frames = images(6)
     one = policy.sample(frames, "push the blue block left", 1.3, seed=4)
     two = policy.sample(frames, "push the blue block left", 1.3, seed=4)
     other = policy.sample(frames, "push the blue block left", 1.3, seed=5)
@@ -113,33 +113,33 @@ def test_sampling_is_seeded_and_its_logprobs_are_those_of_the_gradient_path() ->
 
 def test_padding_does_not_change_an_answer() -> None:
     policy = toy_policy()
-    frames = pictures(2)
+    frames = images(2)
     texts = ["reach the red block", "put the red block on the blue plate"]
     mixed = policy.logits(frames, texts)
     alone = policy.logits(frames[:1], texts[0])
     torch.testing.assert_close(mixed[:1], alone, atol=3e-2, rtol=0.0)
 
 
-def test_instruction_and_picture_matter_and_any_size_is_taken() -> None:
+def test_instruction_and_image_matter_and_any_size_is_taken() -> None:
     policy = toy_policy()
-    big = np.repeat(np.repeat(pictures(1), 3, axis=1), 4, axis=2)
+    big = np.repeat(np.repeat(images(1), 3, axis=1), 4, axis=2)
     assert policy.logits(big, "reach the red block").shape == (1, 4, 7, 256)
-    red = policy.logits(pictures(1), "reach the red block")
-    assert not torch.allclose(red, policy.logits(pictures(1), "reach the blue block"), atol=1e-3)
-    assert not torch.allclose(red, policy.logits(pictures(1, seed=9), "reach the red block"), atol=1e-3)
+    red = policy.logits(images(1), "reach the red block")
+    assert not torch.allclose(red, policy.logits(images(1), "reach the blue block"), atol=1e-3)
+    assert not torch.allclose(red, policy.logits(images(1, seed=9), "reach the red block"), atol=1e-3)
 
 
 @pytest.mark.parametrize("text", ["", "  . ", "fetch the red block", "reach " * 20])
 def test_unreadable_instructions_are_refused(text: str) -> None:
     with pytest.raises(BadInstruction) as caught:
-        toy_policy().act(Frame(pictures(1)[0], 0), text)
+        toy_policy().act(Frame(images(1)[0], 0), text)
     if "fetch" in text:
         assert "'fetch'" in str(caught.value) and "reach" in str(caught.value)
 
 
 def test_temperature_outside_its_range_is_refused() -> None:
     with pytest.raises(BadConfig, match="temperature 0"):
-        toy_policy().sample(pictures(1), "reach the red block", 0.0, seed=0)
+        toy_policy().sample(images(1), "reach the red block", 0.0, seed=0)
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ def test_temperature_outside_its_range_is_refused() -> None:
 def test_a_checkpoint_comes_back(saved: Path) -> None:
     one, two = OpenVLA.from_pretrained(saved), OpenVLA.from_pretrained(saved)
     text = "put the red block on the blue plate"
-    torch.testing.assert_close(one.logits(pictures(2), text), two.logits(pictures(2), text))
+    torch.testing.assert_close(one.logits(images(2), text), two.logits(images(2), text))
     unsaved = toy_policy()
-    torch.testing.assert_close(one.logits(pictures(2), text), unsaved.logits(pictures(2), text), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(one.logits(images(2), text), unsaved.logits(images(2), text), atol=0.1, rtol=0.1)
     assert one.base_hash == two.base_hash and one.name == "toy"
 
 
@@ -178,7 +178,7 @@ def test_broken_checkpoints_are_named(saved: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_is_stored_swapped_in_and_taken_out(saved: Path, tmp_path: Path) -> None:
     policy = OpenVLA.from_pretrained(saved)
-    frames, text = pictures(2), "reach the red block"
+    frames, text = images(2), "reach the red block"
     base = policy.logits(frames, text)
     policy.add_lora(4, 8.0)
     torch.testing.assert_close(policy.logits(frames, text), base, atol=1e-2, rtol=0.0)
@@ -210,7 +210,7 @@ def test_a_foreign_adapter_changes_nothing(saved: Path, tmp_path: Path) -> None:
     stranger.add_lora(4, 8.0)
     foreign = AdapterRef("foreign", tmp_path / "foreign", stranger.save_adapter(tmp_path / "foreign"), "base", "toy")
     policy.load_adapter(mine)
-    before = policy.logits(pictures(1), "reach the red block")
+    before = policy.logits(images(1), "reach the red block")
     renamed = AdapterRef("x", mine.path, digest, "base", "other")
     for ref in (foreign, renamed, AdapterRef("x", mine.path, "0" * 64, "base", "toy")):
         with pytest.raises(AdapterMismatch):
@@ -218,7 +218,7 @@ def test_a_foreign_adapter_changes_nothing(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint):
         policy.load_adapter(AdapterRef("x", tmp_path / "gone", "", "base", "toy"))
     assert policy.adapter == "mine"
-    torch.testing.assert_close(policy.logits(pictures(1), "reach the red block"), before)
+    torch.testing.assert_close(policy.logits(images(1), "reach the red block"), before)
 
 
 def test_an_adapter_of_another_shape_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_an_adapter_of_another_shape_is_refused(saved: Path, tmp_path: Path) -> 
 
 def test_policy_gradient_raises_the_probability_of_what_was_rewarded() -> None:
     policy = toy_policy()
-    frames, text = pictures(8), "reach the red block"
+    frames, text = images(8), "reach the red block"
     tokens = policy.sample(frames, text, 1.0, seed=0).tokens
     optimiser = torch.optim.AdamW(policy.add_lora(8, 16.0), lr=1e-2)
     scores = []

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("interbotix_xs_msgs")
 from ros_tools import START_S, Client, client, running
-from test_policy_pictures import ARM, STATUS, TWIN, WORDS, diagnosis, hear, status, value
+from test_policy_images import ARM, STATUS, TWIN, WORDS, diagnosis, hear, status, value
 from test_serve import lying
 
 from world_gymnast_ros.nodes import graph
@@ -35,7 +35,7 @@ def arm(tmp_path: Path) -> Iterator[Client]:
 
 def test_chunks_of_another_convention_are_refused_and_hold(arm: Client) -> None:
     c = arm
-    assert c.trigger("arm").success
+    c.arm()
     before = xyz(c)
     for count in range(3):
         c.send_chunk((0.3, 0.02, 0.12, 0, 0, 0))
@@ -46,7 +46,7 @@ def test_chunks_of_another_convention_are_refused_and_hold(arm: Client) -> None:
     c.until(lambda: value(c, "arm_node", "hold_cause") == "ANOTHER_CONVENTION", "the named cause")
     assert np.abs(xyz(c) - before).max() < 0.005 and not c.heard["step"]
     # The same arm, armed again: actions that are all a little too long warn first.
-    assert c.trigger("arm").success
+    c.arm()
     sign = 1
     while c.heard["arm_status"][-1].state == STATUS.ARMED:  # there and back, so that nothing but the step is limited
         steps = len(c.heard["step"])

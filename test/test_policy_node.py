@@ -58,7 +58,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterato
         c.hear("/diagnostics", convert.DiagnosticArray)
         c.hear("image_raw", convert.Image, base.NEWEST)
         c.until(lambda: diagnosis(c), "the policy", START_S, nodes.check)
-        c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "pictures and the arm", check=nodes.check)
+        c.until(lambda: c.heard["image_raw"] and c.heard["arm_status"], "images and the arm", check=nodes.check)
         yield c, nodes
 
 
@@ -166,7 +166,7 @@ def test_an_arming_from_a_hold_wants_a_new_look() -> None:
 
 
 def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Path, tmp_path: Path) -> None:
-    """Alone in its graph, in a dry run: pictures in, chunks out."""
+    """Alone in its graph, in a dry run: images in, chunks out."""
     spec = graph.POLICY.with_overrides(checkpoint=str(checkpoint), threads=1, dry_run_without_arm=True,
                                        instruction="reach the red block", image_width=64, max_frame_age_s=3.0)
     lonely = graph.NodeSpec(spec.name, spec.params, spec.overrides, {"__node": "lonely", "image_raw": "own_image",
@@ -190,7 +190,7 @@ def test_a_camera_of_the_wrong_kind_stops_inference_with_a_reason(checkpoint: Pa
         for width, encoding, words in ((64, "mono16", "mono16"), (80, "rgb8", "image_width")):
             c.until(lambda: show(width, encoding) or words in fault(), f"a fault naming {words}")  # noqa: B023
             assert not chunks
-        c.until(lambda: show(64, "rgb8") or chunks, "a chunk after a good picture")
+        c.until(lambda: show(64, "rgb8") or chunks, "a chunk after a good image")
         c.until(lambda: "acting" in fault(), "a clean bill of health")
 
 

@@ -1,4 +1,4 @@
-"""A policy that has seen simulated pictures only moves no real arm, unless it is told so; the twin's it does."""
+"""A policy that has seen simulated images only moves no real arm, unless it is told so; the twin's it does."""
 from __future__ import annotations
 
 import json
@@ -94,11 +94,11 @@ def test_a_real_arm_is_not_armed_with_it_and_held_when_it_comes(arm: tuple[Any, 
             values=[convert.KeyValue(key="trained_on", value=trained_on)]))
 
     tell(SIMULATION)
-    c.until(lambda: "simulated pictures only" in c.trigger("arm").message, "the refusal")
+    c.until(lambda: "simulated images only" in c.trigger("arm").message, "the refusal")
     assert c.heard["arm_status"][-1].state_name == "DISARMED"
     tell("my robot")
     c.arm()
     tell(SIMULATION)
-    held = c.until_state(convert.ArmStatusMsg.HOLDING, "simulated pictures only")
+    held = c.until_state(convert.ArmStatusMsg.HOLDING, "simulated images only")
     assert "fault_driver" in held.reason
     assert not c.trigger("arm").success

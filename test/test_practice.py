@@ -7,7 +7,14 @@ import pytest
 
 from world_gymnast_ros.adaptation.config import AdaptConfig
 from world_gymnast_ros.adaptation.log import StripKind, check_session, read_session
-from world_gymnast_ros.adaptation.practice import AlongStart, Curriculum, Practice, by_turns
+from world_gymnast_ros.adaptation.practice import (
+    AlongStart,
+    Curriculum,
+    Practice,
+    VariedStart,
+    by_turns,
+    curricula,
+)
 from world_gymnast_ros.adaptation.promotion import EACH, GAIN, decide_each
 from world_gymnast_ros.adaptation.record import SessionRecord
 from world_gymnast_ros.adaptation.session import adapt
@@ -15,10 +22,11 @@ from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.data.episode_files import REPLAY_NAME, read_starts, write_starts
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.loading.load import checkpoint_dir
+from world_gymnast_ros.report.html import CAPTURED_PX, png
 from world_gymnast_ros.report.session_report import write_report
 from world_gymnast_ros.testing.fakes import FakeJudge, FakeLearner, FakePolicy, FakeWorldModel, draw_dot, start_frame
-from world_gymnast_ros.types import Start
-from world_gymnast_ros.updates.practice_starts import along_episodes, replay_starts
+from world_gymnast_ros.types import Judgement, Start
+from world_gymnast_ros.updates.practice_starts import DONE_ALREADY, along_episodes, replay_starts
 
 CONFIG = AdaptConfig(budget_s=1e6, max_updates=4, copies=8, select_groups=2, promotion_groups=6, held_out_copies=4,
                      held_out_temperature=1.0, patience=9)
@@ -51,6 +59,10 @@ def test_every_update_has_a_group_of_each_instruction_and_each_is_held_out(tmp_p
         assert [e["instruction"] for e in groups(tmp_path / "s.jsonl") if e["update"] == update] == words
     assert [e.instruction for e in report.promotion.each] == words
     assert all(e.before.n == CONFIG.promotion_groups * CONFIG.held_out_copies for e in report.promotion.each)
+    shown = [s.title for s in report.strips if s.kind is StripKind.PAIRED]
+    assert [t.split(": ")[1] for t in shown] == [w for w in words for _ in range(2)], "a pair of each"
+    page = write_report(tmp_path / "r.html", SessionRecord(report)).read_text()
+    assert "captured frame: “go right”, “go left”, “go up”" in page, "one image, whatever it is asked for"
     assert check_session(read_session(tmp_path / "s.jsonl")) == []
 
 
@@ -106,6 +118,23 @@ def test_a_base_that_never_succeeds_learns_from_starts_along_the_way(tmp_path):
     assert {s.frame.rgb.tobytes() for s in helped.starts} == {start[0].frame.rgb.tobytes()}
 
 
+class Distant(FakeJudge):
+    """Calls nothing a success, and tells how far each came."""
+
+    def score(self, frames, instruction, facts=None):
+        return [replace(j, score=0.0, progress=j.score) for j in super().score(frames, instruction)]
+
+
+def test_where_nothing_succeeds_the_checkpoint_is_the_one_that_came_furthest(tmp_path):
+    log = tmp_path / "s.jsonl"
+    report = session([at(1.0)], replace(CONFIG, max_updates=6, copies=16), judge=Distant(), log=log)
+    events = read_session(log)
+    chosen = next(e["update"] for e in events if e["event"] == "select")
+    by_update = {e["update"]: e["mean_reward"] for e in events if e["event"] == "held_out"}
+    assert chosen == max(by_update, key=by_update.get) > 0 and by_update[chosen] > by_update[0] > 0
+    assert check_session(events) == [] and not report.outcome.better
+
+
 def test_a_near_miss_is_cut_where_it_came_nearest():
     x = np.array([4, 10, 16, 22, 18, 12, 6], float)
     deltas = np.zeros((6, 7), np.float32)
@@ -116,16 +145,45 @@ def test_a_near_miss_is_cut_where_it_came_nearest():
             assert len(facts.captured) == len(frames) and (facts.deltas[..., :6] == 0).all()
             return [replace(j, progress=j.score) for j in super().score(frames, instruction)]
     miss = Episode(draw_dot(x, np.full(7, 16.0)), deltas, states, "Go right.", success=False, measured=states + 1)
-    starts = along_episodes([miss], ["go right"], Progress(), "here")
+    starts = along_episodes([miss], ["go right"], Progress(), "here").starts
     assert [a.steps_left for a in starts] == [3, 2, 1], "what comes after frame 3 leads away"
     np.testing.assert_array_equal(starts[1].start.state, states[1] + 1)
     hit = replace(miss, success=True, done_step=5)
-    assert [a.steps_left for a in along_episodes([hit], ["go right"], Progress(), "here")] == [5, 4, 3, 2, 1]
+    assert [a.steps_left for a in along_episodes([hit], ["go right"], Progress(), "here").starts] == [5, 4, 3, 2, 1]
     with pytest.raises(EpisodeError, match="record an approach"):
         along_episodes([miss], ["go up"], Progress(), "here")
     guided = replace(hit, instruction="")
-    assert {a.start.instruction for a in along_episodes([guided], ["go up", "go left"], Progress(), "here")} == {
-        "go up", "go left"}
+    assert {a.start.instruction for a in along_episodes([guided], ["go up", "go left"], Progress(), "here").starts
+            } == {"go up", "go left"}
+
+
+def test_frames_that_teach_nothing_are_no_starts_along_the_way():
+    states = np.zeros((101, 7), np.float32)
+    hit = Episode(draw_dot(np.linspace(4, 30, 101), np.full(101, 16.0)), np.zeros((100, 7), np.float32), states,
+                  "go right", success=True, done_step=100)
+
+    class Blinks(FakeJudge):
+        """Sees nothing on the left, each time for a reason with a figure, and calls the right half done."""
+
+        def score(self, frames, instruction, facts=None):
+            at_px = [int(np.argmax(f[-1, 16, :, 0].astype(int) - f[-1, 16, :, 1])) for f in frames]
+            return [Judgement(None, detail=f"nothing was found (at {x} px); look there") if x < 7 else
+                    Judgement(0.9 if x > 17 else 0.1) for x in at_px]
+    found = along_episodes([hit], ["go right"], Blinks(), "here")
+    dropped = dict(found.dropped)
+    assert set(dropped) == {"nothing was found", DONE_ALREADY} and len(found.starts) + sum(dropped.values()) == 100
+    assert 30 < len(found.starts) < 50 and min(a.steps_left for a in found.starts) >= 45
+    assert f"{len(found.starts)} of 100 frames along the way, of here, are used; dropped" in found.summary
+    none = along_episodes([hit], ["go right"], Strange(), "here")
+    assert not none.starts and none.dropped == {"no verdict": 100} and curricula(none.starts) == {}
+
+
+class Strange(FakeJudge):
+    """Never knows."""
+
+    def score(self, frames, instruction, facts=None):
+        assert len(frames) <= 64, "a long recording is looked at in pieces"
+        return [Judgement(None)] * len(frames)
 
 
 def test_groups_of_earlier_scenes_go_to_the_learner_apart(tmp_path):
@@ -159,11 +217,12 @@ def test_earlier_scenes_come_from_the_policy_a_file_or_sessions(tmp_path):
 
 def test_varied_starts_are_practised_on_and_shown_beside_what_they_were_made_of(tmp_path):
     varied = replace(at(14), original=start_frame(16))
-    report = session([at(16)], practice=Practice(varied=(varied,), notes=("1 of 1 varied starts are used",)),
-                     log=tmp_path / "s.jsonl")
+    practice = Practice(varied=(VariedStart(varied, "darker"),), notes=("1 of 1 varied starts are used",))
+    report = session([at(16)], practice=practice, log=tmp_path / "s.jsonl")
     assert {e["start"] for e in groups(tmp_path / "s.jsonl")} == {"captured", "varied"}
     assert read_session(tmp_path / "s.jsonl")[0]["notes"] == ["1 of 1 varied starts are used"]
     strip = next(s for s in report.strips if s.kind is StripKind.VARIED)
     np.testing.assert_array_equal(strip.captured, start_frame(16).rgb)
     page = write_report(tmp_path / "report.html", SessionRecord(report)).read_text()
     assert "Where training began, too" in page and "1 of 1 varied starts are used." in page
+    assert "on the right: darker" in page and png(varied.frame.rgb, CAPTURED_PX, 1.0) in page, "it is shown, too"

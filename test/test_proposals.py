@@ -42,7 +42,7 @@ from world_gymnast_ros.updates.proposals import (
 
 torch.set_num_threads(1)
 HALF = "The gripper touches it."
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def entry(words: Any, partly: Any = HALF) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def test_an_answer_without_proposals_is_one_that_is_dropped(text: str) -> None:
     assert isinstance(dropped, Dropped) and dropped.kind == asking.NOTHING_READ
 
 
-def test_a_server_is_shown_the_pictures_and_asked_again_for_what_is_missing() -> None:
+def test_a_server_is_shown_the_images_and_asked_again_for_what_is_missing() -> None:
     def script(request: dict[str, Any], n: int) -> Said:
         return completion([json.dumps([entry("open it"), entry("open it"), entry("")]), "no",
                            json.dumps([entry("shut it"), entry("lift it"), entry("too many")])][n])
     with chat_server(script) as heard:
-        found = propose(load_image_text(heard.url), [PICTURE, PICTURE], 3, 5, ["open *"], ["reach it"])
+        found = propose(load_image_text(heard.url), [IMAGE, IMAGE], 3, 5, ["open *"], ["reach it"])
     assert [p.instruction for p in found.usable] == ["open it", "shut it", "lift it"] and not found.failure
     assert "6 proposals, 3 can be used; dropped 1: proposed before; 1: no instruction" in found.summary
     first, second = (r["messages"][0]["content"] for r in heard.requests[:2])
@@ -101,14 +101,14 @@ def test_a_server_is_shown_the_pictures_and_asked_again_for_what_is_missing() ->
     (Said(drop=True), "cannot be asked")])
 def test_a_server_that_hangs_or_fails_is_told_and_ends_nothing(said: Said, why: str) -> None:
     with chat_server(lambda request, n: said if n else completion(json.dumps([entry("open it")]))) as heard:
-        found = propose(load_image_text(heard.url, timeout_s=1.0), [PICTURE], 2, 0)
+        found = propose(load_image_text(heard.url, timeout_s=1.0), [IMAGE], 2, 0)
     assert [p.instruction for p in found.usable] == ["open it"] and why in found.failure and why in found.summary
 
 
 def test_a_model_of_random_weights_proposes_nothing_that_can_be_used(tmp_path: Path) -> None:
     model = load_image_text(str(write_tiny_vlm(tmp_path)), "cpu")
-    assert model.answer("what", [PICTURE], 1) == model.answer("what", [PICTURE], 1)
-    found = propose(model, [PICTURE], 4, 0)
+    assert model.answer("what", [IMAGE], 1) == model.answer("what", [IMAGE], 1)
+    found = propose(model, [IMAGE], 4, 0)
     assert not found.usable and not found.failure and {d.kind for d in found.dropped} == {asking.NOTHING_READ}
     assert f"{asking.ROUNDS}: {asking.NOTHING_READ}" in found.summary
     with pytest.raises(RemoteModelError):
@@ -140,11 +140,11 @@ def test_only_what_can_be_trained_here_is_offered() -> None:
 def test_judges_without_a_verdict_drop_a_proposal() -> None:
     class Blind(FakeJudge):
         def score(self, frames, instruction, facts=None):  # type: ignore[no-untyped-def]
-            raise RuntimeError("no picture of it")
+            raise RuntimeError("no image of it")
     parts: Any = SimpleNamespace(policy=FakePolicy(), judge=Blind(), release={})
     found = keep_trainable(asking.Proposals("toy", (Proposal("go up", HALF),)), parts, scene(6),
                            AdaptNodeConfig(min_release_auc=0.0))
-    assert [d.kind for d in found.dropped] == [NOT_JUDGED] and "no picture of it" in found.dropped[0].words
+    assert [d.kind for d in found.dropped] == [NOT_JUDGED] and "no image of it" in found.dropped[0].words
 
 
 def test_the_shipped_policy_says_which_words_it_reads() -> None:
@@ -197,15 +197,36 @@ def test_refusals_come_before_models_are_loaded(words: list[str], says: str, tmp
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     from world_gymnast_ros.updates import adaptation
     monkeypatch.setattr(adaptation, "load_parts", lambda _: pytest.fail("models were loaded"))
-    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
     assert main(["adapt", "--frame", str(tmp_path / "a.png"), "--judge", "tiny/reflector", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "why"), [(Said(delay_s=60.0), "no answer within"), (Said(b"oh", 401), "401"),
+                                           (Said(drop=True), "cannot be asked")])
+def test_a_session_whose_proposer_hangs_or_fails_trains_what_the_user_said(
+        said: Said, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys = save_toys(tmp_path / "toys")
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    settings = [f"policy={toys.policy}", f"judges={toys.judge}", f"world_model={toys.world_model}", "copies=2",
+                "select_groups=1", "promotion_groups=4", "held_out_copies=1", "threads=1", "min_release_auc=0"]
+    asked = ["--frame", str(tmp_path / "a.png"), "--updates", "1", "--dry-run", "--out", str(tmp_path / "runs"),
+             "--propose", "3", "--propose-all", "--proposer-timeout-s", "1", "--set", *settings]
+    with chat_server(lambda request, n: said) as heard:
+        assert main(["adapt", "reach the red block", *asked, "--proposer", heard.url]) in (0, 1)
+        assert why in capsys.readouterr().out
+        assert main(["adapt", *asked, "--proposer", heard.url]) == 2, "nothing is left to train"
+        assert why in capsys.readouterr().err
+    [log] = (tmp_path / "runs").rglob("session.jsonl")
+    begun = read_session(log)[0]
+    assert begun["instructions"] == ["reach the red block"] and why in begun["notes"][0]
+    assert why in (log.parent / "report.html").read_text()
 
 
 def test_a_session_trains_what_was_ticked_or_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     toys = save_toys(tmp_path / "toys")
-    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
     wanted = [entry("reach the red block"), entry("push the sofa left"), entry("reach the blue ball")]
     words = ["adapt", "--frame", str(tmp_path / "a.png"), "--updates", "1", "--dry-run", "--out",
              str(tmp_path / "runs"), "--propose", "3", "--set", f"policy={toys.policy}", f"judges={toys.judge}",

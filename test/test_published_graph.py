@@ -46,14 +46,14 @@ def test_the_eggplant_session_over_dds_ends_in_a_verdict(tmp_path: Path) -> None
         offers = c.hear("adapter", convert.AdapterMsg, base.LATCHED)
         camera = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
         joints = c.create_publisher(convert.JointState, "wx250s/joint_states", base.RELIABLE)
-        picture = decode_rgb(FRAME, str(FRAME))
-        assert picture.shape == (480, 640, 3)
+        image = decode_rgb(FRAME, str(FRAME))
+        assert image.shape == (480, 640, 3)
 
         def tell() -> None:
             now_ns = c.get_clock().now().nanoseconds
             joints.publish(convert.joint_state_msg(now_ns, np.r_[capture_joints(), 0.0, 0.037, -0.037], np.zeros(9),
                                                    np.zeros(9)))
-            camera.publish(convert.image_from_rgb(picture, now_ns, "camera"))
+            camera.publish(convert.image_from_rgb(image, now_ns, "camera"))
         c.create_timer(0.1, tell)
         stages: list[str] = []
         goal = convert.Adapt.Goal(instructions=[SINK], budget_s=3600.0, max_updates=1, seed=3)

@@ -1,7 +1,7 @@
 """When the policy may look: the timing that makes the robot see what imagination saw."""
 import numpy as np
 
-from world_gymnast_ros.control.query_gate import PictureWatch, QueryGate, QueryRules
+from world_gymnast_ros.control.query_gate import ImageWatch, QueryGate, QueryRules
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -115,14 +115,14 @@ def test_a_frame_from_the_future_is_refused() -> None:
     assert "in the future" in gate.refusal(T0 + S, T0 + S - S // 10, 0, "go left")
 
 
-def test_a_camera_that_repeats_one_picture_is_told_by_what_the_arm_moved() -> None:
-    watch, picture = PictureWatch(), np.zeros((4, 6, 3), np.uint8)
-    assert not watch.refusal(picture)
+def test_a_camera_that_repeats_one_image_is_told_by_what_the_arm_moved() -> None:
+    watch, image = ImageWatch(), np.zeros((4, 6, 3), np.uint8)
+    assert not watch.refusal(image)
     watch.moved(0.02)
-    assert not watch.refusal(picture.copy())  # an arm that hardly moved may look the same
+    assert not watch.refusal(image.copy())  # an arm that hardly moved may look the same
     watch.moved(0.02)
-    assert "frozen" in watch.refusal(picture) and "frozen" in watch.refusal(picture)
-    other = picture.copy()
+    assert "frozen" in watch.refusal(image) and "frozen" in watch.refusal(image)
+    other = image.copy()
     other[0, 0, 0] = 1
     assert not watch.refusal(other)
-    assert not watch.refusal(picture)  # the way counts from the change on
+    assert not watch.refusal(image)  # the way counts from the change on

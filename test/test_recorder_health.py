@@ -18,7 +18,7 @@ import rclpy.time
 from ros_tools import PATIENCE_S
 
 from world_gymnast_ros.episodes import read_outcome
-from world_gymnast_ros.episodes.picture_count import PictureCount, lost_pictures
+from world_gymnast_ros.episodes.image_count import ImageCount, lost_images
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.recorder_node import RecorderNode
 
@@ -76,38 +76,38 @@ def bench(folder: Path, *words: str) -> Iterator[Bench]:
         rclpy.try_shutdown()
 
 
-def test_pictures_that_are_refused_do_not_count_as_heard(tmp_path: Path) -> None:
+def test_camera_images_that_are_refused_do_not_count_as_heard(tmp_path: Path) -> None:
     with bench(tmp_path) as b:
         b.show("16UC1")
-        b.until(lambda: b.recorder._pictures.refused, "a picture that is refused")
-        assert "pictures on image_raw are not recorded: image encoding '16UC1'" in b.lacks()
+        b.until(lambda: b.recorder._images.refused, "an image that is refused")
+        assert "images on image_raw are not recorded: image encoding '16UC1'" in b.lacks()
         assert "nothing heard on image_raw" not in b.lacks()
         begun = b.start(instruction="x")
         assert begun.success and "16UC1" in begun.message
         for count in range(3):
             b.show("16UC1")
-            b.until(lambda n=count: b.recorder._pictures.refused > n, "another one")
+            b.until(lambda n=count: b.recorder._images.refused > n, "another one")
         ended = b.stop()
-        assert ended.success and "0 pictures recorded, 3 refused (image encoding '16UC1'" in ended.message
+        assert ended.success and "0 images recorded, 3 refused (image encoding '16UC1'" in ended.message
         assert b.start(instruction="x").success
         b.show("yuv422_yuy2")  # what usb_cam publishes by default
-        b.until(lambda: b.recorder._pictures.used, "a picture that is used")
+        b.until(lambda: b.recorder._images.used, "an image that is used")
         b.show("yuv422_yuy2", width=12)
-        b.until(lambda: b.recorder._pictures.used > 1, "another resolution")
+        b.until(lambda: b.recorder._images.used > 1, "another resolution")
         assert "not recorded" not in b.lacks()
-        assert b.stop().message == "episode saved: 2 pictures recorded, of 2 sizes (8x4, 12x4)"
+        assert b.stop().message == "episode saved: 2 images recorded, of 2 sizes (8x4, 12x4)"
 
 
-def test_compressed_pictures_are_decoded_before_they_count(tmp_path: Path) -> None:
+def test_compressed_images_are_decoded_before_they_count(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Pillow.fromarray(np.zeros((16, 16, 3), np.uint8)).save(buffer, "JPEG")
     with bench(tmp_path, "image_compressed:=true") as b:
         assert b.start(instruction="x").success
         for data in (DAMAGED, b"\x00\x00\x00\x01h264", b"", buffer.getvalue()):
             b.say("image_raw/compressed", convert.CompressedImage, convert.CompressedImage(format="jpeg", data=data))
-            b.until(lambda n=b.recorder._pictures: n.refused + n.used, "a picture")
-        b.until(lambda: b.recorder._pictures.used, "the good one")
-        assert b.stop().message.startswith("episode saved: 1 picture recorded, 3 refused (picture of format 'jpeg'")
+            b.until(lambda n=b.recorder._images: n.refused + n.used, "an image")
+        b.until(lambda: b.recorder._images.used, "the good one")
+        assert b.stop().message.startswith("episode saved: 1 image recorded, 3 refused (image of format 'jpeg'")
 
 
 def test_a_grippers_joint_states_are_no_arms_and_plain_publishers_are_heard(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_silent_clock_is_refused_and_a_standing_one_told(tmp_path: Path) -> No
         assert "the clock stands still" in b.lacks()
 
 
-def test_lost_pictures_are_estimated_from_the_gaps() -> None:
+def test_lost_images_are_estimated_from_the_gaps() -> None:
     at_15_hz = [i * 66_666_667 for i in range(60)]
-    assert lost_pictures(at_15_hz) == 0 and lost_pictures(at_15_hz[:3]) == 0 and lost_pictures([5] * 20) == 0
-    assert lost_pictures([t for i, t in enumerate(at_15_hz) if i not in (10, 11, 30)]) == 3
-    count = PictureCount()
+    assert lost_images(at_15_hz) == 0 and lost_images(at_15_hz[:3]) == 0 and lost_images([5] * 20) == 0
+    assert lost_images([t for i, t in enumerate(at_15_hz) if i not in (10, 11, 30)]) == 3
+    count = ImageCount()
     for stamp in at_15_hz[:20] + at_15_hz[25:]:
         count.use(stamp, (48, 64))
-    assert count.words() == "55 pictures recorded, about 5 lost on the way"
+    assert count.words() == "55 images recorded, about 5 lost on the way"

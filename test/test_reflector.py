@@ -60,7 +60,7 @@ def test_two_in_a_row_of_one_frame_is_that_frame() -> None:
     np.testing.assert_array_equal(two_in_a_row(np.array([0.4], np.float32)), np.array([0.4], np.float32))
 
 
-def test_score_gives_a_judgement_for_each_rollout_at_any_picture_size() -> None:
+def test_score_gives_a_judgement_for_each_rollout_at_any_image_size() -> None:
     judge: Judge = toy_judge()
     verdicts = judge.score(np.repeat(rollouts(3), 2, axis=2), TEXT)
     assert len(verdicts) == 3
@@ -123,18 +123,18 @@ def test_a_judge_comes_back_with_its_calibration(tmp_path: Path) -> None:
 
 
 def test_a_family_of_tasks_may_have_a_threshold_of_its_own(tmp_path: Path) -> None:
-    judge, films = toy_judge(), rollouts(1)
-    usual = judge.score(films, "push the red block left")
+    judge, videos = toy_judge(), rollouts(1)
+    usual = judge.score(videos, "push the red block left")
     judge.config.task_offsets = {"push": judge.config.logit_offset + 3.0}
     judge.config.instructions = {"push": ["push the red block left"]}
     judge.save(tmp_path / "judge")
     judge = Reflector.from_pretrained(tmp_path / "judge")
-    laxer, other = judge.score(films, "push the red block left"), judge.score(films, "reach the red block")
+    laxer, other = judge.score(videos, "push the red block left"), judge.score(videos, "reach the red block")
     for before, after in zip(usual, laxer, strict=True):
         odds = [j.score / (1 - j.score) for j in (before, after)]  # type: ignore[operator]
         assert odds[1] / odds[0] == pytest.approx(np.exp(3.0), rel=0.3)
     judge.config.task_offsets = {}
-    assert [j.score for j in judge.score(films, "reach the red block")] == [j.score for j in other]
+    assert [j.score for j in judge.score(videos, "reach the red block")] == [j.score for j in other]
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

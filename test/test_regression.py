@@ -36,11 +36,11 @@ def toy_start() -> OpenVLA:
 
 
 def demonstration(seed: int, success: bool = True) -> Episode:
-    """A picture of its own for each seed, and the same way from all of them."""
-    picture = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+    """An image of its own for each seed, and the same way from all of them."""
+    image = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
     deltas = np.zeros((6, 7), np.float32)
     deltas[:, 0], deltas[:, 6] = 0.02, 1.0
-    return Episode(picture[None].repeat(7, 0).astype(np.uint8), deltas, None, WORDS, success=success)
+    return Episode(image[None].repeat(7, 0).astype(np.uint8), deltas, None, WORDS, success=success)
 
 
 def test_samples_are_laplace_about_the_mean_that_acts() -> None:

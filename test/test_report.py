@@ -73,13 +73,13 @@ def test_the_report_is_whole_and_needs_nothing_else(session, tmp_path):
 
 def test_figures_stand_only_where_the_dream_may_be_believed(session, tmp_path):
     release = {"reach": TaskRelease(0.93, 0.9, 0.96, 200, 0.05), "push": TaskRelease(0.97, 0.95, 0.98, 100, 0.05)}
-    trusts = (Trust("reach", Known.YES, "measured on such pictures"),)
+    trusts = (Trust("reach", Known.YES, "measured on such images"),)
     page = parsed(page_of(tmp_path / "r.html", session, trusts, release=release))
-    assert "0.93 [0.90, 0.96]" in page.text and "Measured on such pictures" in page.text
+    assert "0.93 [0.90, 0.96]" in page.text and "Measured on such images" in page.text
     assert "0.97" not in page.text, "another task was not asked for"
-    trusts = (Trust("reach", Known.UNKNOWN, "another kind of picture"),)
+    trusts = (Trust("reach", Known.UNKNOWN, "another kind of image"),)
     page = parsed(page_of(tmp_path / "r.html", session, trusts, release=release))
-    assert "0.93" not in page.text and "AUC" not in page.text and "unknown. Another kind of picture" in page.text
+    assert "0.93" not in page.text and "AUC" not in page.text and "unknown. Another kind of image" in page.text
 
 
 def test_other_outcomes_are_told_too(session, tmp_path):
@@ -101,11 +101,11 @@ def test_frames_are_large_and_sharp_and_begin_with_what_the_camera_saw(session, 
     assert strip.captured is not None, "a session keeps the camera's frame"
     bare = replace(session, strips=(replace(strip, captured=camera),))
     page = parsed(page_of(tmp_path / "r.html", bare))
-    shown = [pixels(s) for s in page.sources][1:]  # the first picture of the page is the scene
+    shown = [pixels(s) for s in page.sources][1:]  # the first image of the page is the scene
     assert (shown[0] == camera).all(), "at its own resolution"
-    for picture, frame in zip(shown[1:], strip.frames[1:], strict=True):
-        assert picture.shape[1] >= FRAME_PX >= 128 and picture.shape[1] * 3 == picture.shape[0] * 4, "as wide as seen"
-        assert set(map(tuple, picture.reshape(-1, 3))) == set(map(tuple, frame.reshape(-1, 3))), "no colour is mixed"
+    for image, frame in zip(shown[1:], strip.frames[1:], strict=True):
+        assert image.shape[1] >= FRAME_PX >= 128 and image.shape[1] * 3 == image.shape[0] * 4, "as wide as seen"
+        assert set(map(tuple, image.reshape(-1, 3))) == set(map(tuple, frame.reshape(-1, 3))), "no colour is mixed"
 
 
 def test_small_frames_are_enlarged_by_whole_blocks_and_large_ones_shrunk():

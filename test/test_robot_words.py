@@ -147,5 +147,5 @@ def test_a_snapshot_of_a_topic(arm: Client, tmp_path: Path, capsys: pytest.Captu
     assert decode_rgb(out, "scene").shape == (48, 64, 3)
     assert snapshot.main([str(out), *WAIT]) == 2 and "--overwrite" in capsys.readouterr().err
     missing = [str(tmp_path / "none.png"), "--topic", "/elsewhere", "--wait-s", "3"]
-    assert snapshot.main(missing) == 2 and "pictures come on /image_raw" in capsys.readouterr().err
+    assert snapshot.main(missing) == 2 and "images come on /image_raw" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["scene.png"]

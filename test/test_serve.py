@@ -476,13 +476,13 @@ def test_a_policy_in_another_process_drives_the_arm_until_it_dies(tmp_path: Path
             steps, told = c.hear("step", convert.StepMsg), c.hear("/diagnostics", convert.DiagnosticArray)
             chunks, status = c.hear("action_chunk", convert.ActionChunkMsg), c.hear("arm_status", convert.ArmStatusMsg,
                                                                                     base.LATCHED)
-            pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+            images = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
             shown: dict[int, np.ndarray] = {}
 
             def show() -> None:
-                stamp_ns, rgb = time.time_ns(), np.roll(RGB, len(shown), 0)  # one still picture is a frozen camera
+                stamp_ns, rgb = time.time_ns(), np.roll(RGB, len(shown), 0)  # one still image is a frozen camera
                 shown[stamp_ns] = rgb
-                pictures.publish(convert.image_from_rgb(rgb, stamp_ns, "cam"))
+                images.publish(convert.image_from_rgb(rgb, stamp_ns, "cam"))
 
             c.create_timer(0.1, show)
 

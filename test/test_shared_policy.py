@@ -204,11 +204,11 @@ def test_policy_node_acts_through_adapt_node_s_copy(tmp_path: Path) -> None:
         directory=str(tmp_path / "runs"), min_release_auc=0.0, copies=4, select_groups=1, promotion_groups=4,
         held_out_copies=2, threads=1, capture_timeout_s=60.0)
     acts = graph.POLICY.with_overrides(policy_url=f"http://127.0.0.1:{port}", policy_timeout_s=5.0, instruction=words,
-                                       dry_run_without_arm=True, max_frame_age_s=5.0, retry_s=5.0, picture_check="off")
+                                       dry_run_without_arm=True, max_frame_age_s=5.0, retry_s=5.0, image_check="off")
     with ros_client() as c, running([adapt, acts], tmp_path / "log") as nodes:
         chunks = c.hear("action_chunk", convert.ActionChunkMsg)
-        pictures = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
-        c.create_timer(0.1, lambda: pictures.publish(convert.image_from_rgb(
+        images = c.create_publisher(convert.Image, "image_raw", base.NEWEST_RELIABLE)
+        c.create_timer(0.1, lambda: images.publish(convert.image_from_rgb(
             np.roll(rgb, time.monotonic_ns(), 0), c.get_clock().now().nanoseconds, "camera")))
 
         def acting(name: str) -> None:

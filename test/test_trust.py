@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.adaptation.rollout import Start, imagine, is_success
-from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group, picture_faults
+from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group, image_faults
 from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.testing.fakes import (
     FakeJudge,
@@ -34,27 +34,27 @@ def box_blur(frames, radius=2):
 
 
 def test_sound_dreams_have_no_faults():
-    assert picture_faults(rollouts(), CONFIG) == [""] * 12
+    assert image_faults(rollouts(), CONFIG) == [""] * 12
 
 
 def test_static_blurred_and_recoloured_dreams_are_told_apart():
     group = rollouts()
     still = replace(group, frames=np.repeat(group.frames[:, :1], group.frames.shape[1], 1))
-    assert set(picture_faults(still, CONFIG)) == {"static"}
+    assert set(image_faults(still, CONFIG)) == {"static"}
     blurred = group.frames.copy()
     blurred[:, 1:] = box_blur(group.frames[:, 1:])
-    assert set(picture_faults(replace(group, frames=blurred), CONFIG)) == {"blurred"}
+    assert set(image_faults(replace(group, frames=blurred), CONFIG)) == {"blurred"}
     red = group.frames.astype(int)
     red[:, 1:, ..., 0] += 90
     red = replace(group, frames=np.clip(red, 0, 255).astype(np.uint8))
-    assert set(picture_faults(red, replace(CONFIG, sharpness_floor=0.0))) == {"colour"}
+    assert set(image_faults(red, replace(CONFIG, sharpness_floor=0.0))) == {"colour"}
 
 
-def test_a_picture_may_stand_still_when_nothing_was_commanded():
+def test_a_image_may_stand_still_when_nothing_was_commanded():
     group = rollouts()
     chunks = tuple(replace(c, deltas=np.zeros_like(c.deltas)) for c in group.chunks)
     still = replace(group, chunks=chunks, frames=np.repeat(group.frames[:, :1], group.frames.shape[1], 1))
-    assert picture_faults(still, CONFIG) == [""] * 12
+    assert image_faults(still, CONFIG) == [""] * 12
 
 
 class HallucinatingWorld(FakeWorldModel):

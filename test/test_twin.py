@@ -99,6 +99,19 @@ def test_play_files_hold_what_the_format_promises(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_near_play_misses_narrowly(tmp_path):
+    play.make_file(tmp_path / "reach.npz", "reach", "near_play", 12, seed=12)
+    with np.load(tmp_path / "reach.npz", allow_pickle=False) as data:
+        near = np.flatnonzero(data["behaviour"] == "near")
+        assert len(near) >= 6 and set(data["behaviour"]) <= {"expert", "near", "halting"}
+        last_m = []
+        for i in near:
+            names = data["object_names"][i]
+            target = next(k for k, name in enumerate(names) if name and name in data["instruction"][i])
+            last_m.append(np.linalg.norm(data["measured"][i, -1, :2] - data["objects_xyz"][i, -1, target, :2]))
+        assert 0.005 < np.median(last_m) < 0.05
+
+
 def test_every_shipped_scene_loads_and_its_instructions_can_be_measured():
     for name in known_scenes():
         scene = load_scene(name)

@@ -57,7 +57,7 @@ def test_the_arm_is_untouched_and_the_block_not_covered(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_turned_camera_turns_the_arm_with_the_picture(seed: int) -> None:
+def test_a_turned_camera_turns_the_arm_with_the_image(seed: int) -> None:
     varied, _ = vary(START, CAMERA, CUTS, VariationConfig(turn_rad=0.03), seed)
     rpy = np.random.default_rng(seed).uniform(-0.03, 0.03, 3)
     seen_by, focal = turned_camera(CAMERA, rpy)
@@ -97,7 +97,7 @@ def test_cut_outs_ship_and_bad_ones_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "solid.png")
     with pytest.raises(BadConfig, match="no transparent background"):
         read_cut_outs(tmp_path)
-    (tmp_path / "solid.png").write_bytes(b"no picture")
+    (tmp_path / "solid.png").write_bytes(b"no image")
     with pytest.raises(BadConfig, match="no readable PNG"):
         read_cut_outs(tmp_path)
 

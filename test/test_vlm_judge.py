@@ -101,8 +101,8 @@ def test_smolvlm_is_read_without_the_package_that_its_processor_needs_for_videos
     talk = [{"role": "user", "content": [*({"type": "image", "image": Image.fromarray(ROLLOUTS[0, t])} for t in (0, 5)),
                                          {"type": "text", "text": REACH}]}]
     text = judge.processor.apply_chat_template(talk, add_generation_prompt=True)
-    pictures = [[Image.fromarray(ROLLOUTS[0, t]) for t in (0, 5)]]
-    mine, wanted = (p(text=[text], images=pictures, return_tensors="pt") for p in (judge.processor, own))
+    images = [[Image.fromarray(ROLLOUTS[0, t]) for t in (0, 5)]]
+    mine, wanted = (p(text=[text], images=images, return_tensors="pt") for p in (judge.processor, own))
     assert mine.keys() == wanted.keys() and all(torch.equal(mine[k], wanted[k]) for k in wanted)
 
 

@@ -155,12 +155,12 @@ def test_a_split_holds_out_either_outcome(files: Path) -> None:
 
 def test_the_structural_error_sees_what_a_person_would() -> None:
     rng = np.random.default_rng(0)
-    picture = resize_rgb(rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8), (64, 64))
-    brighter = np.clip(picture.astype(int) + 4, 0, 255).astype(np.uint8)
+    image = resize_rgb(rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8), (64, 64))
+    brighter = np.clip(image.astype(int) + 4, 0, 255).astype(np.uint8)
     other = resize_rgb(rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8), (64, 64))
-    same, light, wrong = (structural_error(picture, x) for x in (picture, brighter, other))
+    same, light, wrong = (structural_error(image, x) for x in (image, brighter, other))
     assert np.allclose(same, 0.0, atol=1e-6) and (light < 0.02).all() and (wrong > 0.5).all()
-    np.testing.assert_allclose(structural_error(other, picture), wrong)
+    np.testing.assert_allclose(structural_error(other, image), wrong)
 
 
 def replays(predicted: list[bool], success: list[bool], structural: float = 0.1, spread: float = 0.01) -> Replays:

@@ -79,15 +79,15 @@ def episodes(count: int = 3, frames: int = 8) -> list[Episode]:
     """A bright square that each action moves by eight pixels to one side."""
     rng, out = np.random.default_rng(0), []
     for _ in range(count):
-        column, pictures, deltas = 2, [], []
+        column, images, deltas = 2, [], []
         for _ in range(frames):
-            picture = np.zeros((32, 48, 3), np.uint8)
-            picture[8:24, 8 * column:8 * column + 8] = 255
-            pictures.append(picture)
+            image = np.zeros((32, 48, 3), np.uint8)
+            image[8:24, 8 * column:8 * column + 8] = 255
+            images.append(image)
             side = int(rng.choice([-1, 1])) if 0 < column < 5 else (1 if column == 0 else -1)
             column += side
             deltas.append([0.04 * side, 0, 0, 0, 0, 0, 1])
-        out.append(Episode(np.stack(pictures), np.array(deltas[:-1], np.float32), None))
+        out.append(Episode(np.stack(images), np.array(deltas[:-1], np.float32), None))
     return out
 
 
@@ -227,7 +227,7 @@ def test_the_update_of_the_loop_takes_a_published_file(tmp_path: Path) -> None:
 
 
 def test_the_learned_judge_of_the_loop_is_taught_beside_it(tmp_path: Path) -> None:
-    """Its dreams have another size than the judge's pictures."""
+    """Its dreams have another size than the judge's images."""
     for name in ("training", "calibration", "replay"):
         (tmp_path / name).mkdir()
         write_toy_play(tmp_path / name / "reach.npz", 3, seed=1)

@@ -124,7 +124,7 @@ def write_tiny_vlm(folder: Path, family: str = QWEN, seed: int = 0) -> Path:
     model, images = {QWEN: _qwen, IDEFICS: _idefics, SMOL: _smol, LLAVA: _llava}[family](tokenizer)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" not in name:  # far enough from zero that pictures and words change the answer
+            if "norm" not in name:  # far enough from zero that images and words change the answer
                 weight.normal_(0.0, 0.2 if weight.ndim > 1 else 0.05)
     model.save_pretrained(folder, max_shard_size="40KB")
     tokenizer.save_pretrained(folder)

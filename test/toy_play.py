@@ -16,13 +16,13 @@ def _pixel(xy_m: np.ndarray) -> tuple[int, int]:
 
 def draw(tip_m: np.ndarray, objects_m: np.ndarray, names: list[str]) -> np.ndarray:
     """Draw the table from above: blocks as 5 px squares, the gripper tip as a white cross."""
-    picture = np.full((SIZE, SIZE, 3), 110, np.uint8)
+    image = np.full((SIZE, SIZE, 3), 110, np.uint8)
     for xyz, name in zip(objects_m, names, strict=True):
         r, c = _pixel(xyz)
-        picture[r - 2:r + 3, c - 2:c + 3] = RGB[name.split()[0]]
+        image[r - 2:r + 3, c - 2:c + 3] = RGB[name.split()[0]]
     r, c = _pixel(tip_m)
-    picture[r - 2:r + 3, c] = picture[r, c - 2:c + 3] = 255
-    return picture
+    image[r - 2:r + 3, c] = image[r, c - 2:c + 3] = 255
+    return image
 
 
 def write_toy_play(path: Path, episodes: int, seed: int, steps: int = 8, scene: str = "train_oak") -> None:

@@ -69,10 +69,10 @@ def _limit(name: str, doc: str) -> Any:
 class CameraConfig:
     """`camera_node`: a device, a video file or a folder of clips as an image topic."""
 
-    source: str = text("", "camera index such as 0, a device's path, a video file, or a folder of clips or pictures",
+    source: str = text("", "camera index such as 0, a device's path, a video file, or a folder of clips or images",
                        number_too=True)
-    rate_hz: float = number(5.0, 0.1, 120.0, "pictures per second, whatever a clip says")
-    loop: bool = flag(True, "start again when the clips end; false: exit after the last picture")
+    rate_hz: float = number(5.0, 0.1, 120.0, "images per second, whatever a clip says")
+    loop: bool = flag(True, "start again when the clips end; false: exit after the last image")
     width: int = number(640, 16, 4096, "pixels asked of a camera device; clips keep their own size")
     height: int = number(480, 16, 4096, "pixels asked of a camera device; clips keep their own size")
     focal_px: float = number(0.0, 0.0, 10000.0, "focal length for camera_info at `height`; 0: not calibrated")
@@ -92,16 +92,16 @@ class PolicyConfig:
     policy_url: str = text("", "http://HOST:PORT of a policy server (POST /act) to ask instead; empty: none")
     policy_timeout_s: float = number(1.0, 0.05, 5.0, "longest wait for that server; the arm refuses older frames")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed (JPEG, PNG) in place of image_raw")
-    image_width: int = number(0, 0, 8192, "pictures of another width are refused; 0: any")
-    image_height: int = number(0, 0, 8192, "pictures of another height are refused; 0: any")
-    picture_check: str = text("refuse", "definitely wrong pictures: refuse (do not act, do not arm), warn or off",
+    image_width: int = number(0, 0, 8192, "images of another width are refused; 0: any")
+    image_height: int = number(0, 0, 8192, "images of another height are refused; 0: any")
+    image_check: str = text("refuse", "definitely wrong images: refuse (do not act, do not arm), warn or off",
                               ("refuse", "warn", "off"))
-    picture_aspect: float = number(4 / 3, 0.0, 4.0, "width / height that the policy was trained for; 0: any")
+    image_aspect: float = number(4 / 3, 0.0, 4.0, "width / height that the policy was trained for; 0: any")
     camera_calibration: str = text("", "file of a calibrated camera (robot calibrate); empty: the three numbers below")
     camera_xyz_m: tuple[float, ...] = number(BRIDGE_CAMERA_XYZ_M, -3.0, 3.0, "place of the camera, base axes")
     camera_look: tuple[float, ...] = number(BRIDGE_CAMERA_LOOK, -10.0, 10.0, "its line of sight, base axes, any length")
     camera_focal: float = number(BRIDGE_CAMERA_FOCAL, 0.0, 20.0,
-                                 "its focal length in picture heights; 0: camera not known, the arm is not looked for")
+                                 "its focal length in image heights; 0: camera not known, the arm is not looked for")
     dt_s: float = number(0.2, 0.05, 1.0, "control period the actions are made for")
     settle_fraction: float = number(0.9, 0.0, 2.0, "look this part of dt_s after the last action was sent, or later")
     max_frame_age_s: float = number(0.5, 0.05, 5.0, "an older frame is not acted on")
@@ -113,7 +113,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if abs(self.camera_look[0]) + abs(self.camera_look[1]) < 1e-3:
             raise BadConfig(f"camera_look is {self.camera_look}; a camera that looks straight up or down has no "
-                            "upright picture: tilt it a little, or set camera_focal to 0 if it is not known")
+                            "upright image: tilt it a little, or set camera_focal to 0 if it is not known")
 
     def camera_pose(self) -> F64 | None:
         """Return T_base_camera (4, 4), m, optical axes, or None if it is not known. BadConfig for a file that is none.
@@ -128,7 +128,7 @@ class PolicyConfig:
             return read_camera(Path(self.camera_calibration).expanduser()).projection()
         if self.camera_focal == 0.0:
             return None
-        aspect = self.picture_aspect or 4 / 3  # of the camera; its picture may be squashed to a square
+        aspect = self.image_aspect or 4 / 3  # of the camera; its image may be squashed to a square
         return projection(level_camera(self.camera_xyz_m, self.camera_look), self.camera_focal, aspect, 1.0)
 
 
@@ -154,7 +154,7 @@ class ArmConfig:
     gripper_interface: str = text("trajectory", "what it is: trajectory, action or forward (a command controller)",
                                   ("trajectory", "action", "forward"))
     dry_run: bool = flag(False, "compute and publish everything, send nothing to the driver")
-    allow_simulation_policy: bool = flag(False, "let a policy that has seen simulated pictures only move a real arm")
+    allow_simulation_policy: bool = flag(False, "let a policy that has seen simulated images only move a real arm")
     moving_time_s: float = _limit("moving_time_s", "time to reach a goal; xs: time profile, set on arming")
     accel_time_s: float = _limit("accel_time_s", "acceleration part of the time profile, set on arming")
     tick_hz: float = number(100.0, 20.0, 500.0, "how often the player looks for a due action")
@@ -212,7 +212,7 @@ class DisplayConfig:
 
     rate_hz: float = number(20.0, 1.0, 100.0, "of /tf and measured_pose")
     tf: bool = flag(True, "publish /tf and robot_description of the arm, unless the driver's own is heard")
-    camera_frame: str = text("camera_optical_frame", "frame_id of the pictures, placed by policy_node's camera_xyz_m, "
+    camera_frame: str = text("camera_optical_frame", "frame_id of the images, placed by policy_node's camera_xyz_m, "
                              "camera_look; empty: another places the camera")
     clamp_lifetime_s: float = number(3.0, 0.1, 60.0, "how long a cut or refused action is shown")
 
@@ -253,7 +253,7 @@ class TwinConfig:
     scene: str = text("train_oak", "name of a scene in config/scenes, or a YAML file")
     instruction: str = text("", "instruction whose true success is measured; empty: the scene's first")
     seed: int = number(0, 0, 2**31 - 1, "start state of the first episode")
-    image_rate_hz: float = number(15.0, 0.5, 60.0, "pictures per second")
+    image_rate_hz: float = number(15.0, 0.5, 60.0, "images per second")
     image_width: int = number(640, 16, 640, "pixels")
     image_height: int = number(480, 16, 480, "pixels")
     joint_rate_hz: float = number(100.0, 10.0, 200.0, "joint states per second; the driver sends 100")

@@ -24,18 +24,18 @@ BAYER = {"bayer_rggb8": (0, 0), "bayer_grbg8": (0, 1), "bayer_gbrg8": (1, 0), "b
 """Row and column of the red pixel among each 2 x 2."""
 ENCODINGS = (*CHANNELS, *PACKED_YUV, *PLANAR_YUV, *BAYER)
 DEEP = ("16", "32", "64")
-"""What the names of encodings with more than 8 bits a channel hold: depth, thermal and raw sensor pictures."""
+"""What the names of encodings with more than 8 bits a channel hold: depth, thermal and raw sensor images."""
 
 
 def rgb_of(encoding: str, data: U8, height: int, width: int, step: int) -> U8:
-    """Return the picture uint8 (H, W, 3) in the bytes `data` (N,), `step` bytes a row. Raises BadFrame.
+    """Return the image uint8 (H, W, 3) in the bytes `data` (N,), `step` bytes a row. Raises BadFrame.
 
-    rgb8 without row padding is not copied: the picture then shares the buffer of `data`.
+    rgb8 without row padding is not copied: the image then shares the buffer of `data`.
     """
     if encoding not in ENCODINGS:
         deep = any(bits in encoding for bits in DEEP)
         why = " (more than 8 bits a channel)" if deep else ""
-        raise BadFrame(f"image encoding '{encoding[:40]}' is not supported{why}; set the camera's colour picture to "
+        raise BadFrame(f"image encoding '{encoding[:40]}' is not supported{why}; set the camera's colour image to "
                        f"one of {', '.join(ENCODINGS)}")
     planar = encoding in PLANAR_YUV
     row = width * (CHANNELS[encoding][0] if encoding in CHANNELS else 2 if encoding in PACKED_YUV else 1)
@@ -83,7 +83,7 @@ def _rgb_of_bayer(mosaic: U8, red_row: int, red_column: int) -> U8:
     """
     wide: NDArray[np.uint16] = mosaic.astype(np.uint16)
     if min(mosaic.shape) < 4:
-        raise BadFrame(f"a Bayer picture of {mosaic.shape[1]}x{mosaic.shape[0]} is too small; at least 4x4 is needed")
+        raise BadFrame(f"a Bayer image of {mosaic.shape[1]}x{mosaic.shape[0]} is too small; at least 4x4 is needed")
     up, down, left, right = wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]
     here = wide[1:-1, 1:-1]
     across, along = (left + right + 1) >> 1, (up + down + 1) >> 1

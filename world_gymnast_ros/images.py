@@ -1,4 +1,4 @@
-"""Pictures: one check and one resize for policy, world model, recorder and twin, so that all see the same pixels."""
+"""Images: one check and one resize for policy, world model, recorder and twin, so that all see the same pixels."""
 from __future__ import annotations
 
 import io
@@ -26,7 +26,7 @@ def check_rgb(rgb: Any, name: str = "rgb") -> U8:
 
 
 def resize_rgb(rgb: U8, size: tuple[int, int]) -> U8:
-    """Return pictures uint8 (..., h, w, 3) of `size` (h, w), squashed to that shape as Bridge does (no crop).
+    """Return images uint8 (..., h, w, 3) of `size` (h, w), squashed to that shape as Bridge does (no crop).
 
     Shrinking averages the covered area (box filter: no aliasing, like cv2.INTER_AREA); enlarging is bilinear.
     """
@@ -40,8 +40,8 @@ def resize_rgb(rgb: U8, size: tuple[int, int]) -> U8:
     resample = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     flat = np.ascontiguousarray(rgb).reshape(-1, *rgb.shape[-3:])
     out = np.empty((len(flat), height, width, 3), np.uint8)
-    for i, picture in enumerate(flat):
-        out[i] = np.asarray(Image.fromarray(picture).resize((width, height), resample))
+    for i, image in enumerate(flat):
+        out[i] = np.asarray(Image.fromarray(image).resize((width, height), resample))
     return out.reshape(*rgb.shape[:-3], height, width, 3)
 
 
@@ -52,27 +52,27 @@ def decode_rgb(source: bytes | Path, name: str) -> U8:
     of grey, as depth and thermal cameras have, are refused: they would become white. `name`: what errors call it.
     """
     try:
-        with _opened(source) as picture:
-            _refuse_deep(picture, name)
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        with _opened(source) as image:
+            _refuse_deep(image, name)
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except BadFrame:
         raise
     except Exception as error:
         raise _unreadable(source, name, error) from error
 
 
-def check_picture(data: bytes, name: str) -> tuple[int, int]:
+def check_image(data: bytes, name: str) -> tuple[int, int]:
     """Return (height, width) of a PNG or JPEG that `decode_rgb` takes; raise BadFrame as it does, but more quickly.
 
     Of a JPEG, every byte is read and an eighth of the size is made.
     """
     try:
-        with _opened(data) as picture:
-            _refuse_deep(picture, name)
-            size = (picture.height, picture.width)
-            if picture.format == "JPEG":
-                picture.draft("L", (picture.width // 8, picture.height // 8))
-            picture.load()
+        with _opened(data) as image:
+            _refuse_deep(image, name)
+            size = (image.height, image.width)
+            if image.format == "JPEG":
+                image.draft("L", (image.width // 8, image.height // 8))
+            image.load()
             return size
     except BadFrame:
         raise
@@ -84,10 +84,10 @@ def _opened(source: bytes | Path) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=("JPEG", "PNG"))
 
 
-def _refuse_deep(picture: Image.Image, name: str) -> None:
-    if picture.mode[0] in "IF":  # I, I;16, I;16B, F
-        raise BadFrame(f"{name} has more than 8 bits of grey (Pillow's mode {picture.mode}), as depth and thermal "
-                       "cameras have; give the colour picture, 8 bits a channel")
+def _refuse_deep(image: Image.Image, name: str) -> None:
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F
+        raise BadFrame(f"{name} has more than 8 bits of grey (Pillow's mode {image.mode}), as depth and thermal "
+                       "cameras have; give the colour image, 8 bits a channel")
 
 
 def _unreadable(source: bytes | Path, name: str, error: Exception) -> BadFrame:

@@ -3,6 +3,7 @@
     <root>/<name>/adapter.json               name, hashes, parent, base policy, scores (a world model: version.json)
     <root>/<name>/adapter_model.safetensors  the weights
     <root>/<name>/adapter_config.json        what peft needs to rebuild the layers
+    <root>/<name>/moving_background/         a world model's, where it has one
 
 There is no index file that could disagree with the directories: the index is a scan. Only files with expected names
 are read, never a pickle, never through a symbolic link.
@@ -15,7 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,26 @@ MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Kind:
-    """What a directory of one kind holds: the card (JSON about it), its weights, and the files that must be there."""
+    """What a directory of one kind holds: the card (JSON about it), its weights, and the files that must be there.
+    `parts`: sub-folders that may be there, each with the files that it must hold then."""
 
     label: str
     card: str
     weights: str
     files: tuple[str, ...]
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def held(self, directory: Path) -> tuple[str, ...]:
+        """Return the files that a directory must hold, its sub-folders being what they are."""
+        return (*self.files, *(f"{part}/{name}" for part, names in self.parts.items() if (directory / part).exists()
+                               for name in names))
 
 
 ADAPTER = Kind("adapter", "adapter.json", "adapter_model.safetensors",
                ("adapter_config.json", "adapter_model.safetensors"))
-WORLD_MODEL = Kind("world-model version", "version.json", "model.safetensors", ("config.json", "model.safetensors"))
+MODEL_FILES = ("config.json", "model.safetensors")
+WORLD_MODEL = Kind("world-model version", "version.json", "model.safetensors", MODEL_FILES,
+                   {"moving_background": MODEL_FILES})
 
 
 def slug(words: str) -> str:
@@ -91,7 +101,7 @@ class Store:
             card = {"kind": self.kind.label, "name": full_name, "sha256": sha256, "files": hashes, "parent": parent,
                     "base_policy": base_policy, "scores": scores, "created_ns": created_ns}
             (scratch / self.kind.card).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            for path in scratch.iterdir():
+            for path in (*scratch.rglob("*"), scratch):
                 _sync(path)
             target = self.root / full_name
             if not target.exists():  # the same bytes stored twice are the same thing
@@ -109,14 +119,19 @@ class Store:
         return self.get(full_name)
 
     def _keep_expected(self, directory: Path) -> dict[str, str]:
-        for path in directory.iterdir():
-            if path.name not in self.kind.files:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for name in self.kind.files:
+        wanted = self.kind.held(directory)
+        for path in directory.rglob("*"):
+            if not path.is_dir() and path.relative_to(directory).as_posix() not in wanted:
+                path.unlink()
+        for folder in (path for path in sorted(directory.rglob("*"), reverse=True) if path.is_dir()):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        for name in wanted:
             if not (directory / name).is_file():
-                raise BadCheckpoint(f"{name} was not written; a {self.kind.label} needs {', '.join(self.kind.files)}")
-        check_safetensors(directory / self.kind.weights)
-        return {name: sha256_file(directory / name) for name in self.kind.files}
+                raise BadCheckpoint(f"{name} was not written; a {self.kind.label} needs {', '.join(wanted)}")
+            if name.endswith(".safetensors"):
+                check_safetensors(directory / name)
+        return {name: sha256_file(directory / name) for name in wanted}
 
     def _sweep(self) -> None:
         """Remove temporary directories of processes that died while writing."""
@@ -174,11 +189,17 @@ def read_card(directory: Path, kind: Kind = ADAPTER) -> AdapterRef:
         raise BadCheckpoint(f"{directory} says it is {card.get('kind')!r} {card['name']!r}; expected {kind.label!r} "
                             f"{directory.name!r}: it was renamed or copied by hand")
     hashes = card["files"]
-    if not isinstance(hashes, dict) or set(hashes) != set(kind.files) or hashes[kind.weights] != card["sha256"]:
+    known = {*kind.files, *(f"{part}/{name}" for part, names in kind.parts.items() for name in names)}
+    if not isinstance(hashes, dict) or not set(kind.files) <= set(hashes) <= known \
+            or hashes[kind.weights] != card["sha256"]:
         raise AdapterMismatch(f"{directory / kind.card} was edited: its hashes do not agree with one another")
+    for name in kind.held(directory):
+        if name not in hashes:
+            raise AdapterMismatch(f"{directory / name} is not in {kind.card}: it was put there after the "
+                                  f"{kind.label} was stored; take it away")
     for name, expected in hashes.items():
         path = directory / name
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
             raise BadCheckpoint(f"{path} is missing or a link; store the {kind.label} again")
         if sha256_file(path) != expected:
             raise AdapterMismatch(f"{path} has SHA-256 {sha256_file(path)[:12]}, {kind.card} says {expected[:12]}: "

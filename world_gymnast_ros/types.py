@@ -5,14 +5,14 @@ Imports only the standard library and numpy, so that any module (and any ROS nod
 Axis letters used everywhere:
     G  copies in a rollout group        N  chunks in an episode
     K  actions in a chunk               T  actions in an episode (frames: T + 1)
-    H, W  picture height and width      7  Bridge action or state
+    H, W  image height and width      7  Bridge action or state
 
 Conventions (`docs/concepts.md`):
     action (7,)  dx dy dz [m, base axes], droll dpitch dyaw [rad, axes parallel to base],
                  gripper absolute, 1 open, 0 closed; applied to the previous *target*.
     state (7,)   x y z [m]; fixed-axis rpy of R D^T with D the gripper-down rotation [rad]; gripper 0..1.
     row t of an episode is the action taken *at* frame t.
-    pictures are RGB uint8.
+    images are RGB uint8.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACTION_DIM = 7
 CONTROL_DT_S = 0.2
 """Bridge control period: 5 Hz, non-blocking."""
 SIMULATION = "simulation"
-"""What a policy's card says under `trained_on` when it has seen simulated pictures only."""
+"""What a policy's card says under `trained_on` when it has seen simulated images only."""
 SUCCESS_THRESHOLD = 0.5
 """A judge's score counts as success strictly above this: a tie is not success."""
 
@@ -52,7 +52,7 @@ def _check(name: str, value: Any, shape: tuple[int | None, ...], dtype: Any, err
 
 @dataclass(frozen=True)
 class Frame:
-    """One camera picture. `rgb` uint8 (H, W, 3), RGB. `stamp_ns` is the capture time."""
+    """One camera image. `rgb` uint8 (H, W, 3), RGB. `stamp_ns` is the capture time."""
 
     rgb: U8
     stamp_ns: int
@@ -178,9 +178,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class RolloutFacts:
-    """What is known of G rollouts beside their pictures: for a geometric judge instead of looking.
+    """What is known of G rollouts beside their images: for a geometric judge instead of looking.
 
-    `captured` G pictures uint8 (H, W, 3) as the camera gave them, of any size, before a rollout's first frame was made
+    `captured` G images uint8 (H, W, 3) as the camera gave them, of any size, before a rollout's first frame was made
     of them; `states` the Bridge state float32 (7,) there, or None where unknown; `deltas` float32 (G, T, 7), the
     actions between the frames.
     """
@@ -253,11 +253,11 @@ class Policy(Protocol):
 
 @runtime_checkable
 class ActsOnState(Protocol):
-    """What a policy can also do that looks at the arm's state beside the picture."""
+    """What a policy can also do that looks at the arm's state beside the image."""
 
     def sample_at(self, frames: U8, states: F32, instruction: str, temperature: float, seed: int) -> SampledChunks:
         """Sample one chunk for each of `frames` uint8 (G, H, W, 3), with the arm at `states`: Bridge states float32
-        (G, 7), a row of NaN where none is known."""
+        (G, 7), a row of NaN where none is known. Temperature 0 is greedy."""
 
 
 class TrainablePolicy(Policy, Protocol):
@@ -372,14 +372,14 @@ class TakesPartialCredit(Protocol):
 
 
 class ImageTextModel(Protocol):
-    """Looks at pictures and answers in words."""
+    """Looks at images and answers in words."""
 
     @property
     def name(self) -> str:
         """What the model is called, and where it runs."""
 
-    def answer(self, text: str, pictures: Sequence[U8], seed: int) -> str:
-        """Return what it says to a text behind pictures uint8 (H, W, 3). RemoteModelError where there is no answer."""
+    def answer(self, text: str, images: Sequence[U8], seed: int) -> str:
+        """Return what it says to a text behind images uint8 (H, W, 3). RemoteModelError where there is no answer."""
 
 
 class ImageEditor(Protocol):
@@ -390,7 +390,7 @@ class ImageEditor(Protocol):
         """What the editor is called, and where it runs."""
 
     def paint(self, rgb: U8, mask: NDArray[np.bool_], prompt: str, seed: int) -> U8:
-        """Return what it makes of a picture uint8 (S, S, 3) where `mask` bool (S, S) is set. RemoteModelError where it
+        """Return what it makes of an image uint8 (S, S, 3) where `mask` bool (S, S) is set. RemoteModelError where it
         gives none; who asks looks at the size and at what was painted beside the mask."""
 
 

@@ -1,4 +1,4 @@
-"""Video files to and from pictures. The only place, but for devices, that knows PyAV: whatever it raises is an error
+"""Video files to and from images. The only place, but for devices, that knows PyAV: whatever it raises is an error
 of ours."""
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _write_mp4(path: Path, clips: Iterable[U8], size: tuple[int, int], fps: int)
         raise EpisodeError("no episode to export; record some, or choose others")
 
 
-def pictures(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, U8]]:
-    """Yield (time in s, picture uint8 (H, W, 3) RGB) from about `from_s` on, upright as the file says.
+def video_frames(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, U8]]:
+    """Yield (time in s, image uint8 (H, W, 3) RGB) from about `from_s` on, upright as the file says.
 
-    Raises EpisodeError when it cannot be decoded, whatever PyAV raises. Pictures may be of several sizes.
+    Raises EpisodeError when it cannot be decoded, whatever PyAV raises. Images may be of several sizes.
     """
     try:
         with av.open(str(path)) as container:
@@ -72,10 +72,10 @@ def pictures(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, U8]]:
 
 
 def read_video(path: Path) -> U8:
-    """Return every picture of a clip, uint8 (T, H, W, 3) RGB. Raises EpisodeError."""
-    found = [rgb for _, rgb in pictures(path)]
+    """Return every image of a clip, uint8 (T, H, W, 3) RGB. Raises EpisodeError."""
+    found = [rgb for _, rgb in video_frames(path)]
     sizes = {rgb.shape for rgb in found}
     if len(sizes) != 1:
-        content = f"pictures of {len(sizes)} sizes {sorted(sizes)}" if sizes else "no picture"
+        content = f"images of {len(sizes)} sizes {sorted(sizes)}" if sizes else "no image"
         raise EpisodeError(f"{path} holds {content}; check that it is a whole video file of one size")
     return np.stack(found)

@@ -77,7 +77,7 @@ class TestRunning(unittest.TestCase):
         for name, wanted in HELD.items():
             self.assertEqual(dict(zip(wanted, self.held(name, list(wanted)), strict=True)), wanted, name)
 
-    def test_2_pictures_are_heard_where_the_camera_of_ones_own_sends_them(self) -> None:
+    def test_2_images_are_heard_where_the_camera_of_ones_own_sends_them(self) -> None:
         heard: set[str] = set()
         deadline = time.monotonic() + LATEST_S
         while not {"policy_node", "adapt_node"} & heard:

@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from world_gymnast_ros.adaptation.advantage import METHODS
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig
 from world_gymnast_ros.config import flag, number, ros_name, text
 from world_gymnast_ros.errors import BadBudget, BadConfig
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera, read_camera
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class AdaptConfig:
     speed_bonus: float = number(0.2, 0.0, 10.0, "extra reward of an immediate success, falling to 0 at the horizon")
     progress_weight: float = number(0.5, 0.0, 10.0, "weight of the judge's progress beside its score, in the reward")
     judge_every_chunks: int = number(0, 0, 2000, "judge so often, to end a rollout when all copies are done; 0: once")
-    jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start picture, as a part of its width")
-    jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start picture's colours, as a part")
+    jitter_shift: float = number(0.012, 0.0, 0.2, "largest shift of the start image, as a part of its width")
+    jitter_colour: float = number(0.03, 0.0, 0.5, "largest change of the start image's colours, as a part")
     evaluate_every: int = number(2, 1, 1e6, "updates between held-out evaluations")
     select_groups: int = number(8, 1, 1024, "held-out groups, of each instruction, that choose the checkpoint")
     promotion_groups: int = number(24, 4, 1024, "other held-out groups, of each instruction, that decide on promotion")
@@ -47,10 +49,10 @@ class AdaptConfig:
     max_idle_updates: int = number(4, 1, 1e6, "stop after so many updates in a row with nothing to learn")
     max_rejection_rate: float = number(0.5, 0.0, 1.0, "stop when an update has more of its rollouts rejected")
     reroll: bool = flag(True, "imagine predicted successes again under other noise; drop what is not reproduced")
-    moved_m: float = number(0.03, 0.0, 10.0, "commanded path above which the picture must change")
+    moved_m: float = number(0.03, 0.0, 10.0, "commanded path above which the image must change")
     static_levels: float = number(16.0, 0.0, 255.0, "grey levels by which a pixel counts as changed")
     static_fraction: float = number(0.001, 0.0, 1.0, "part of the pixels that must then change")
-    sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start picture's")
+    sharpness_floor: float = number(0.2, 0.0, 1.0, "smallest edge energy, as a part of the start image's")
     colour_shift_levels: float = number(40.0, 0.0, 255.0, "largest shift of the mean colour")
     action_error_m: float = number(0.0, 0.0, 1.0, "largest mean distance, m a step, between what was played and what "
                                    "the world model reads out of a predicted success (Cosmos 3 can); 0: not asked")
@@ -100,7 +102,7 @@ class AdaptNodeConfig(AdaptConfig):
     varied: int = number(0, 0, 1000, "varied starts: other light, a camera turned a little, objects beside the task's; "
                          "the judges look at each")
     cut_outs: str = text("", "folder of objects for them, PNG with transparency; empty: those that ship")
-    keep_free: str = text("", "picture whose bright parts they keep free of objects; empty: bare table is used")
+    keep_free: str = text("", "image whose bright parts they keep free of objects; empty: bare table is used")
     editor: str = text("", "paints bare table into further starts: folder or hub name of an inpainting pipeline of "
                        "diffusers, http://HOST:PORT/v1#MODEL of a server that edits images; empty: none")
     edits: int = number(4, 0, 32, "starts that it makes; the judges look at each")
@@ -129,10 +131,11 @@ class AdaptNodeConfig(AdaptConfig):
     min_release_auc: float = number(0.9, 0.0, 1.0, "refuse tasks that the world model ranks worse; 0: accept any")
     max_false_success: float = number(0.15, 0.0, 1.0, "refuse tasks of which more failures may pass for successes")
     capture_frames: int = number(3, 1, 100, "camera frames taken as starts when a goal arrives and none were kept")
-    max_captures: int = number(16, 1, 100, "so many pictures of ~/capture are kept for the next session")
+    max_captures: int = number(16, 1, 100, "so many images of ~/capture are kept for the next session")
     capture_timeout_s: float = number(5.0, 0.1, 60.0, "longest wait for them")
-    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate); empty: Bridge's nominal one")
-    min_hand_seen: float = number(0.25, 0.0, 1.0, "part of the hand that a captured picture must show; 0: any")
+    camera_calibration: str = text("", "file of a calibrated camera (robot calibrate), for checks, judges and world "
+                                   "model; empty: Bridge's nominal one, or the one that a judge has learned")
+    min_hand_seen: float = number(0.25, 0.0, 1.0, "part of the hand that a captured image must show; 0: any")
     max_state_age_s: float = number(0.5, 0.01, 10.0, "joint states older than this are not used")
     image_compressed: bool = flag(False, "subscribe image_raw/compressed in place of image_raw")
     robot_name: str = ros_name("wx250s", "namespace of the driver, for joint_states")
@@ -140,6 +143,10 @@ class AdaptNodeConfig(AdaptConfig):
                               "this one copy (policy_url: http://127.0.0.1:PORT) and switches adapters by hash; 0: no")
     threads: int = number(2, 1, 256, "torch threads; keep some cores for the control loop")
     niceness: int = number(10, 0, 19, "scheduling priority given up, so that control keeps its deadlines")
+
+    def camera(self) -> StoredCamera | None:
+        """Return the calibrated camera, or None where no file is named. BadConfig for a file that is none."""
+        return read_camera(Path(self.camera_calibration).expanduser()) if self.camera_calibration else None
 
 
 def check_ranges(config: AdaptConfig) -> None:

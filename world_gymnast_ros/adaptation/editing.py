@@ -17,11 +17,11 @@ from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import U8, Frame, ImageEditor, Start
 
 MIN_TABLE = 0.05
-"""With less of the picture as bare table there is nothing to paint on."""
+"""With less of the image as bare table there is nothing to paint on."""
 MIN_CHANGE_LEVELS = 1.0
 """An editor that changes the mask by less, on average, did nothing."""
 SOFT_EDGE = 60
-"""The picture's height by the pixels over which the painted part comes in."""
+"""The image's height by the pixels over which the painted part comes in."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,21 @@ def edited(start: Start, camera: ArrayLike, editor: ImageEditor, prompt: str, si
     """Return a start whose bare table an editor has painted, its captured frame as `original`.
 
     `camera` (12,) sees the frame; `keep` bool (H, W): pixels that stay as well. BadFrame where nobody knows where the
-    arm is, or where there is no bare table. RemoteModelError where the editor gives no picture, one of another size, or
+    arm is, or where there is no bare table. RemoteModelError where the editor gives no image, one of another size, or
     one with nothing changed.
     """
     if start.state is None:
-        raise BadFrame("without the arm's state its place in the picture is unknown; give --state, or do not edit")
+        raise BadFrame("without the arm's state its place in the image is unknown; give --state, or do not edit")
     rgb = start.captured.rgb
     height, width = rgb.shape[:2]
     arm = arm_distance(start.state, camera, (height, width)) <= ARM_MARGIN
     table = bare_table(rgb, arm if keep is None else arm | keep)
     if table.mean() < MIN_TABLE:
-        raise BadFrame(f"only {table.mean():.1%} of the picture is bare table, an editor needs {MIN_TABLE:.0%}")
+        raise BadFrame(f"only {table.mean():.1%} of the image is bare table, an editor needs {MIN_TABLE:.0%}")
     canvas = Canvas((height, width), size_px)
     answer = editor.paint(canvas.put(rgb), canvas.put_mask(table), prompt, seed)
     if answer.shape != (size_px, size_px, 3):
-        raise RemoteModelError(f"{editor.name} answered with a picture of {answer.shape[1]}x{answer.shape[0]} pixels, "
+        raise RemoteModelError(f"{editor.name} answered with an image of {answer.shape[1]}x{answer.shape[0]} pixels, "
                                f"{size_px}x{size_px} were sent; set editor_px to what it draws")
     painted = canvas.take(answer)
     if np.abs(painted[table].astype(int) - rgb[table]).mean() < MIN_CHANGE_LEVELS:

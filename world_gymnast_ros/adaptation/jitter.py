@@ -1,4 +1,4 @@
-"""Vary a captured start a little, so that the adapter learns the scene and not one picture of it."""
+"""Vary a captured start a little, so that the adapter learns the scene and not one image of it."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -24,6 +24,6 @@ def jitter_rgb(rgb: U8, seed: int, max_shift: float, max_colour: float) -> U8:
 
 
 def jitter_start(start: Start, seed: int, max_shift: float, max_colour: float) -> Start:
-    """Return `start` with its picture jittered; state and instruction stay."""
+    """Return `start` with its image jittered; state and instruction stay."""
     rgb = jitter_rgb(start.frame.rgb, seed, max_shift, max_colour)
     return replace(start, frame=Frame(rgb, start.frame.stamp_ns), original=start.captured)

@@ -224,7 +224,7 @@ def check_session(events: list[dict[str, Any]]) -> list[str]:
             if not np.allclose(again.values, event["advantages"], atol=1e-4) or again.degenerate != event["degenerate"]:
                 wrong.append(f"advantages of update {event['update']} differ")
         elif event["event"] == "held_out":
-            if (rank := (event["rate"], event["mean_score"])) > best:
+            if (rank := (event["rate"], event.get("mean_reward", event["mean_score"]))) > best:
                 best, best_update = rank, event["update"]
         elif event["event"] == "select" and event["update"] != best_update:
             wrong.append(f"checkpoint {event['update']} was selected, {best_update} was best")

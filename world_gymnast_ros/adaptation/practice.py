@@ -10,12 +10,13 @@ Held-out rollouts, and with them selection and promotion test, begin at captured
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from world_gymnast_ros.types import Start
+from world_gymnast_ros.types import Judgement, Start
 
 MOVE_BACK_AT = 0.5
 """Success of a group above which the curriculum begins further from the end."""
@@ -35,11 +36,12 @@ class AlongStart:
 
 
 @dataclass(frozen=True)
-class EditedStart:
-    """A start that an image editor made of a captured one, and the words that it was asked with."""
+class VariedStart:
+    """A start that was made of a captured one, and in words how: what was done to it, or what an editor was asked for.
+    """
 
     start: Start
-    prompt: str
+    how: str
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,25 @@ class Practice:
     scenes (`replay`). `notes`: what was made, and what was left out and why, for the report."""
 
     along: tuple[AlongStart, ...] = ()
-    varied: tuple[Start, ...] = ()
+    varied: tuple[VariedStart, ...] = ()
     replay: tuple[Start, ...] = ()
     notes: tuple[str, ...] = ()
-    edited: tuple[EditedStart, ...] = ()
+    edited: tuple[VariedStart, ...] = ()
 
     def beside(self, instruction: str) -> list[Start]:
         """Return the varied and the edited starts of an instruction."""
-        return [s for s in (*self.varied, *(e.start for e in self.edited)) if s.instruction == instruction]
+        return [v.start for v in (*self.varied, *self.edited) if v.start.instruction == instruction]
+
+
+def what_is_used(used: int, dropped: Mapping[str, int], kind: str) -> str:
+    """Say how many starts of a kind are used, and why others are not, with counts."""
+    why = "; ".join(f"{count}: {reason}" for reason, count in dropped.items())
+    return f"{used} of {used + sum(dropped.values())} {kind} are used" + (f"; dropped {why}" if why else "")
+
+
+def no_verdict(verdict: Judgement) -> str:
+    """Return why judges gave none, without what differs from start to start (figures in brackets, the remedy)."""
+    return re.split(r" \(|;", verdict.detail)[0] or "no verdict"
 
 
 def by_turns(starts: Sequence[Start]) -> tuple[Start, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from world_gymnast_ros.adaptation.advantage import rollout_rewards
 from world_gymnast_ros.adaptation.jitter import jitter_start
 from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, never
 from world_gymnast_ros.adaptation.rollout_filter import TrustConfig, TrustCounts, filter_group
@@ -20,16 +21,17 @@ class HeldOut:
     """Outcomes of D groups x C copies on seeds that training never sees.
 
     `success` bool (D, C): predicted and reproduced. `known` bool (D, C): the judge gave a verdict. `scores` float32
-    (D, C), NaN where unknown. A rollout that the trust filter rejected is known and not a success.
+    (D, C), NaN where unknown; `rewards` float32 (D, C): as in training, without a bonus for speed. A rollout that the
+    trust filter rejected is known and not a success.
     """
 
     success: NDArray[np.bool_]
     known: NDArray[np.bool_]
     scores: F32
     counts: TrustCounts
-    first_group: RolloutGroup
-    first_captured: tuple[U8, ...] = ()
-    """The camera's frame (H, W, 3) that each rollout of `first_group` began at."""
+    rewards: F32
+    shown: tuple[tuple[RolloutGroup, tuple[U8, ...]], ...]
+    """The first rollouts of each instruction, and the camera's frame (H, W, 3) that each of them began at."""
 
     @property
     def rate(self) -> float:
@@ -40,9 +42,14 @@ class HeldOut:
         return float(self.scores[self.known].mean()) if self.known.any() else 0.0
 
     @property
+    def mean_reward(self) -> float:
+        return float(self.rewards[self.known].mean()) if self.known.any() else 0.0
+
+    @property
     def rank(self) -> tuple[float, float]:
-        """What makes one checkpoint better than another: confirmed success, then how sure the judges are of it."""
-        return self.rate, self.mean_score
+        """What makes one checkpoint better than another: confirmed success, then the mean reward, which tells failures
+        apart where nothing succeeds yet."""
+        return self.rate, self.mean_reward
 
 
 VERDICTS, GAIN, EACH, WITHHELD = "verdicts", "gain in imagination", "each instruction", "nothing against it"
@@ -108,7 +115,7 @@ class Promotion(Decision):
 
 def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequence[Start], *, groups: int,
              copies: int, horizon_steps: int, temperature: float, jitter: tuple[float, float], trust: TrustConfig,
-             seed: int, max_batch: int = 64, judge_every_chunks: int = 0,
+             seed: int, max_batch: int = 64, judge_every_chunks: int = 0, progress_weight: float = 0.0,
              cancelled: Callable[[], bool] = never) -> HeldOut:
     """Evaluate the policy as it stands on `groups` jittered starts; everything random comes from `seed`.
 
@@ -116,10 +123,9 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
     Dreams of one instruction share batches of at most `max_batch` rollouts.
     """
     success, known = np.zeros((groups, copies), np.bool_), np.zeros((groups, copies), np.bool_)
-    scores = np.full((groups, copies), np.nan, np.float32)
+    scores, rewards = (np.full((groups, copies), np.nan, np.float32) for _ in range(2))
     counts = TrustCounts()
-    first: RolloutGroup | None = None
-    captured: tuple[U8, ...] = ()
+    shown: dict[str, tuple[RolloutGroup, tuple[U8, ...]]] = {}
     jittered = [jitter_start(starts[d % len(starts)], derive_seed(seed, d, 0), *jitter) for d in range(groups)]
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
@@ -127,13 +133,13 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
                         derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, cancelled=cancelled)
         known[rows] = np.array([j.score is not None for j in group.judgements]).reshape(-1, copies)
         scores[rows] = np.array([np.nan if j.score is None else j.score for j in group.judgements]).reshape(-1, copies)
+        worth = rollout_rewards(group, progress_weight=progress_weight)
+        rewards[rows] = np.array(worth, np.float32).reshape(-1, copies)
         group, more = filter_group(world_model, judge, batch, group, trust, derive_seed(seed, rows[0], 2), cancelled)
         success[rows] = np.array([is_success(j) for j in group.judgements]).reshape(-1, copies)
         counts += more
-        if first is None:
-            first, captured = group, tuple(s.captured.rgb for s in batch for _ in range(copies))
-    assert first is not None
-    return HeldOut(success, known, scores, counts, first, captured)
+        shown.setdefault(group.instruction, (group, tuple(s.captured.rgb for s in batch for _ in range(copies))))
+    return HeldOut(success, known, scores, counts, rewards, tuple(shown.values()))
 
 
 def _batches(instructions: Sequence[str], size: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from world_gymnast_ros.types import U8, ImageTextModel
 MAX_PROPOSALS = 20
 MAX_CHARACTERS = 160
 """A sentence that is longer is no instruction for one short rollout."""
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 """So many captured frames are shown at most."""
 ROUNDS = 3
 """So often the model is asked, while fewer than wanted can be used."""
@@ -87,9 +87,9 @@ def question(count: int, forms: Sequence[str] = (), known: Sequence[str] = ()) -
     return ASKED.format(count=count, forms=only if forms else "", known=others if known else "")
 
 
-def propose(model: ImageTextModel, pictures: Sequence[U8], count: int, seed: int, forms: Sequence[str] = (),
+def propose(model: ImageTextModel, images: Sequence[U8], count: int, seed: int, forms: Sequence[str] = (),
             known: Sequence[str] = ()) -> Proposals:
-    """Ask a model for `count` instructions for a scene, of which uint8 (H, W, 3) `pictures` were captured.
+    """Ask a model for `count` instructions for a scene, of which uint8 (H, W, 3) `images` were captured.
 
     Where too few can be used it is asked again, `ROUNDS` times in all; what fails (RemoteModelError) ends the asking
     and is stated in `failure`. `forms`, `known`: see `question`.
@@ -99,7 +99,7 @@ def propose(model: ImageTextModel, pictures: Sequence[U8], count: int, seed: int
     for turn in range(ROUNDS):
         here = [*known, *(p.instruction for p in usable)]
         try:
-            text = model.answer(question(count - len(usable), forms, here), pictures[:MAX_PICTURES], seed + turn)
+            text = model.answer(question(count - len(usable), forms, here), images[:MAX_IMAGES], seed + turn)
         except RemoteModelError as error:
             return Proposals(model.name, tuple(usable), tuple(dropped), f"it gave no answer: {error}")
         for found in read_proposals(text, here):

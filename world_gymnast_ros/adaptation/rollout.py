@@ -139,7 +139,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
 
     Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
-    successful is finished: its later chunks are masked in `valid` and its picture stands still. `judge_every_chunks`
+    successful is finished: its later chunks are masked in `valid` and its image stands still. `judge_every_chunks`
     0 judges once, at the end; otherwise the dream ends as soon as every copy is finished, with its last frame repeated.
     Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """

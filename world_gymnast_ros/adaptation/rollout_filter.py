@@ -38,7 +38,7 @@ from world_gymnast_ros.types import (
 class TrustConfig:
     """Limits of the image checks, and whether predicted successes are imagined a second time.
 
-    `moved_m` commanded path above which a picture must change; `static_fraction` share of pixels that must then
+    `moved_m` commanded path above which an image must change; `static_fraction` share of pixels that must then
     differ by more than `static_levels` grey levels; `sharpness_floor` smallest allowed ratio of edge energy to the
     start frame's; `colour_shift_levels` largest allowed shift of the mean colour. `action_error_m`: largest mean
     distance of a step between the translation that was commanded and the one that the world model reads out of a
@@ -101,8 +101,8 @@ def edge_energy(frames: U8) -> NDArray[np.float64]:
     return np.asarray((laplacian.astype(np.float64) ** 2).mean((-1, -2)))
 
 
-def picture_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
-    """Return for each rollout '' or what is wrong with its pictures: 'static', 'blurred' or 'colour'."""
+def image_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
+    """Return for each rollout '' or what is wrong with its images: 'static', 'blurred' or 'colour'."""
     deltas = group_deltas(group)
     faults: list[str] = []
     for i, steps in enumerate(executed_steps(group)):
@@ -139,7 +139,7 @@ def filter_group(world_model: WorldModel, judge: Judge, start: Start | Sequence[
     no_verdict = sum(j.score is None for j in judgements)
     starts = [start] if isinstance(start, Start) else list(start)
     began = [starts[i * len(starts) // len(judgements)] for i in range(len(judgements))]
-    faults = picture_faults(group, config)
+    faults = image_faults(group, config)
     for i, fault in enumerate(faults):
         if judgements[i].score is None:
             faults[i] = ""

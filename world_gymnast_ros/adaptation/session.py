@@ -95,7 +95,7 @@ class _Session:
         self.strips: list[Strip] = []
         self.idle = self.stale = 0
         self.update_s = self.held_out_s = 0.0
-        self.best = (0.0, 0.0)  # HeldOut.rank of the best checkpoint
+        self.best = self.sure = (0.0, 0.0)  # of the best checkpoint: HeldOut.rank; rate and mean score
         self.starved = ""  # how far the session fell short for want of time
 
     def tell(self, stage: str, update: int, reward: float, success: float, notice: str = "", warns: bool = False
@@ -185,13 +185,14 @@ class _Session:
                               copies=c.held_out_copies, horizon_steps=c.horizon_steps,
                               temperature=c.held_out_temperature, jitter=c.jitter,
                               trust=c.trust, seed=derive_seed(self.seed, branch), max_batch=c.max_batch,
-                              judge_every_chunks=c.judge_every_chunks, cancelled=self.cancelled)
+                              judge_every_chunks=c.judge_every_chunks, progress_weight=c.progress_weight,
+                              cancelled=self.cancelled)
         self.held_out_s = (self.watch.elapsed_s - began_s) / groups
         self.count(result.counts, c.horizon_steps)
         if branch == 2:
             self.log.write("held_out", update=update, rate=result.rate, mean_score=result.mean_score,
-                           counts=asdict(result.counts))
-        self.tell(label, update, result.mean_score, result.rate)
+                           mean_reward=result.mean_reward, counts=asdict(result.counts))
+        self.tell(label, update, result.mean_reward, result.rate)
         return result
 
     def must_stop(self, last: TrustCounts) -> Stop | None:
@@ -204,10 +205,10 @@ class _Session:
         if last.rejection_rate > c.max_rejection_rate:
             return Stop(StopKind.TRUST, f"trust: {last.rejected} of {last.rollouts} rollouts rejected, more than "
                         f"{c.max_rejection_rate:.0%}; the policy is leaving what the world model knows")
-        # Two updates can solve the pictures that they saw; the scene has those that were not practised on too.
+        # Two updates can solve the images that they saw; the scene has those that were not practised on too.
         practised = not self.curve or len(self.curve) * self.groups >= len(self.starts)
-        if practised and min(self.best) >= c.solved_rate:
-            return Stop(StopKind.SOLVED, f"solved: {self.best[0]:.0%} held-out success in imagination, of which the "
+        if practised and min(self.sure) >= c.solved_rate:
+            return Stop(StopKind.SOLVED, f"solved: {self.sure[0]:.0%} held-out success in imagination, of which the "
                         "judges are sure; more training could only learn the dream's mistakes")
         if self.idle >= c.max_idle_updates:
             return Stop(StopKind.NO_SIGNAL, f"no signal: {self.idle} updates in a row had equal rewards or no verdict")
@@ -301,8 +302,8 @@ def adapt(policy: Policy, world_model: WorldModel, judge: Judge, learner: Learne
     log.write("end", outcome=outcome, message=message, seconds=watch.seconds, counts=asdict(session.counts))
     session.tell(outcome, len(session.curve), session.curve[-1].mean_reward if session.curve else 0.0,
                  promotion.after.value if promotion else 0.0)
-    began = (*(strip_varied(start) for start in session.practice.varied[:STRIPS_OF_VARIED]),
-             *(strip_varied(e.start, f"edited start, {e.prompt}") for e in session.practice.edited))
+    began = (*(strip_varied(v, "varied start") for v in session.practice.varied[:STRIPS_OF_VARIED]),
+             *(strip_varied(e, "edited start") for e in session.practice.edited))
     return AdaptReport(outcome, message, ref, promotion, tuple(session.curve), (*session.strips, *began),
                        session.counts, dict(watch.seconds, total=watch.elapsed_s), session.rollouts, session.frames,
                        tuple(starts), names, stop, session.starved, session.practice.notes)
@@ -317,12 +318,13 @@ def _train_and_decide(s: _Session, learner: Learner, save: Callable[[Learner, di
     base = learner.snapshot()
     before = s.held_out("measuring the base", 0, 2, c.select_groups)
     if not before.known.any():  # nothing would ever be learned; say why now and not after the budget
-        why = next((j.detail for j in before.first_group.judgements if j.detail), "the judge gave no reason")
+        why = next((j.detail for group, _ in before.shown for j in group.judgements if j.detail),
+                   "the judge gave no reason")
         mute = Stop(StopKind.NO_VERDICT, f"no verdict: {why}")
         s.log.write("stop", reason=mute.text)
         return Outcome.KEPT, f"the judges gave no verdict on any rollout ({why}): present policy kept", mute, None, None
     s.update_s = s.held_out_s * s.groups  # a first, low estimate
-    best, best_update, s.best = base, 0, before.rank
+    best, best_update, s.best, s.sure = base, 0, before.rank, (before.rate, before.mean_score)
     counts = TrustCounts()
     stop: Stop | None = None
     for update in range(1, c.max_updates + 1):
@@ -335,6 +337,7 @@ def _train_and_decide(s: _Session, learner: Learner, save: Callable[[Learner, di
             s.stale += all(curriculum.finished for curriculum in s.curricula.values())
             if result.rank > s.best:  # of equals the earliest: it has moved least away from the base
                 best, best_update, s.best = learner.snapshot(), update, result.rank
+                s.sure = result.rate, result.mean_score
                 s.stale = 0
     stop = stop or Stop(StopKind.DONE, f"done: all {c.max_updates} updates")
     s.starved = s.fell_short(stop)
@@ -379,5 +382,6 @@ def _promotion_test(s: _Session, learner: Learner, base: Mapping[str, Any], best
     s.log.write("promotion_test", instructions=instructions, success_before=before.success,
                 success_after=after.success, known=known, seed=seed, withheld=withheld,
                 promote=promotion.promote, lower_bound=promotion.lower_bound, reason=promotion.reason)
-    s.strips = s.strips + strip_pair(before.first_group, after.first_group, before.first_captured)
+    for (group_before, captured), (group_after, _) in zip(before.shown, after.shown, strict=True):
+        s.strips = s.strips + strip_pair(group_before, group_after, captured)
     return promotion

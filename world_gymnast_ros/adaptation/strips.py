@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from world_gymnast_ros.adaptation.log import Strip, StripKind
+from world_gymnast_ros.adaptation.practice import VariedStart
 from world_gymnast_ros.adaptation.rollout import executed_steps, is_success
-from world_gymnast_ros.types import U8, RolloutGroup, Start
+from world_gymnast_ros.types import U8, RolloutGroup
 
 FRAMES_PER_STRIP = 5
 """Few and large: a miss by a finger's width must be seen."""
@@ -39,9 +40,10 @@ def true_strip(title: str, success: bool, frames: Sequence[U8]) -> Strip:
                  StripKind.TRUE)
 
 
-def strip_varied(start: Start, what: str = "varied start") -> Strip:
+def strip_varied(varied: VariedStart, what: str) -> Strip:
     """Return a varied start beside the frame that it was made of; `what` it is called."""
-    return Strip(f"{what}: {start.instruction}", start.frame.rgb[None].copy(), None, "looked at by the judges",
+    start = varied.start
+    return Strip(f"{what}: {start.instruction}", start.frame.rgb[None].copy(), None, f"on the right: {varied.how}",
                  StripKind.VARIED, start.captured.rgb)
 
 

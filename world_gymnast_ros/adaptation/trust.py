@@ -1,13 +1,13 @@
-"""How far a dream may be believed: for one task, with the judges it was measured with, on pictures of one kind.
+"""How far a dream may be believed: for one task, with the judges it was measured with, on images of one kind.
 
 A release table says, for each task by name, how well a world model with its judges ranked recorded episodes as they
-truly went, and what the pictures were like on which that was measured. A session's captured frames are compared with
+truly went, and what the images were like on which that was measured. A session's captured frames are compared with
 them: whatever was not measured is *unknown*, not good.
 
-A kind of picture is a range for each of a few plain statistics (`picture_statistics`) over the measured pictures. A
-picture is of the kind if each of its statistics lies in the range, widened by 1/sqrt(n) of its width: the extremes of
-n pictures are known no better. This tells a rendered picture from a photograph, another aspect ratio, and a black, grey
-or washed-out picture from a good one. It does not tell whether the arm stands where it should in the picture: that is
+A kind of image is a range for each of a few plain statistics (`image_statistics`) over the measured images. An
+image is of the kind if each of its statistics lies in the range, widened by 1/sqrt(n) of its width: the extremes of
+n images are known no better. This tells a rendered image from a photograph, another aspect ratio, and a black, grey
+or washed-out image from a good one. It does not tell whether the arm stands where it should in the image: that is
 seen by the judges, who then give no verdict, and a session without verdicts is never trusted.
 """
 from __future__ import annotations
@@ -29,8 +29,8 @@ RELEASE_AUC = 0.9
 """A dream that ranks recorded episodes worse than this is not believed."""
 RELEASE_FALSE_SUCCESS = 0.15
 """Nor is one in which more failures may pass for successes (upper end of the 95 % interval)."""
-MIN_PICTURES = 20
-"""Fewer pictures say nothing of a kind."""
+MIN_IMAGES = 20
+"""Fewer images say nothing of a kind."""
 GRID = (96, 128)
 """Height and width at which statistics are taken, so that the camera's resolution does not count."""
 FLAT_LEVELS = 2.0
@@ -46,8 +46,8 @@ STATISTICS = {
 """What is compared, and what each number means."""
 
 
-def picture_statistics(rgb: U8) -> dict[str, float]:
-    """Return the statistics of one picture uint8 (H, W, 3), in the order of `STATISTICS`. Raises BadFrame."""
+def image_statistics(rgb: U8) -> dict[str, float]:
+    """Return the statistics of one image uint8 (H, W, 3), in the order of `STATISTICS`. Raises BadFrame."""
     height, width = check_rgb(rgb).shape[:2]
     small = resize_rgb(rgb, GRID).astype(np.float64)
     grey = small.mean(-1)
@@ -60,8 +60,8 @@ def picture_statistics(rgb: U8) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class PictureKind:
-    """What the pictures were like on which something was measured.
+class ImageKind:
+    """What the images were like on which something was measured.
 
     `source` where they came from, in words; `count` how many; `height_px` of the smallest; `ranges` the smallest and
     the largest value of each statistic.
@@ -78,26 +78,26 @@ class PictureKind:
         if not all(math.isfinite(low) and low <= high < math.inf for low, high in self.ranges.values()):
             raise BadConfig(f"ranges must be finite and in order, got {dict(self.ranges)}")
         if self.count < 1:
-            raise BadConfig(f"count is {self.count}; a kind is of at least one picture")
+            raise BadConfig(f"count is {self.count}; a kind is of at least one image")
 
     @classmethod
-    def of(cls, pictures: Sequence[U8], source: str) -> PictureKind:
-        """Return the kind of pictures uint8 (H, W, 3), as the camera gave them. Raises BadConfig where there is none.
+    def of(cls, images: Sequence[U8], source: str) -> ImageKind:
+        """Return the kind of images uint8 (H, W, 3), as the camera gave them. Raises BadConfig where there is none.
         """
-        if not len(pictures):
-            raise BadConfig("no pictures to take statistics of")
-        rows = [picture_statistics(p) for p in pictures]
+        if not len(images):
+            raise BadConfig("no images to take statistics of")
+        rows = [image_statistics(p) for p in images]
         ranges = {name: (min(r[name] for r in rows), max(r[name] for r in rows)) for name in STATISTICS}
-        return cls(source, len(rows), min(p.shape[0] for p in pictures), ranges)
+        return cls(source, len(rows), min(p.shape[0] for p in images), ranges)
 
     def departures(self, rgb: U8) -> list[str]:
-        """Return what sets a picture uint8 (H, W, 3) apart from this kind, in words; nothing where it is of it."""
-        if self.count < MIN_PICTURES:
-            return [f"only {self.count} pictures were measured on, fewer than {MIN_PICTURES}"]
+        """Return what sets an image uint8 (H, W, 3) apart from this kind, in words; nothing where it is of it."""
+        if self.count < MIN_IMAGES:
+            return [f"only {self.count} images were measured on, fewer than {MIN_IMAGES}"]
         wrong = []
         if rgb.shape[0] < self.height_px:
             wrong.append(f"height {rgb.shape[0]} pixels (measured: {self.height_px} or more)")
-        for name, value in picture_statistics(rgb).items():
+        for name, value in image_statistics(rgb).items():
             low, high = self.ranges[name]
             slack = max((high - low) / math.sqrt(self.count), ASPECT_TOLERANCE if name == "aspect ratio" else 0.0)
             if not low - slack <= value <= high + slack:
@@ -110,7 +110,7 @@ class PictureKind:
                 "ranges": {name: [low, high] for name, (low, high) in self.ranges.items()}}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PictureKind:
+    def from_json(cls, value: Mapping[str, Any]) -> ImageKind:
         """Read what `to_json` wrote. Raises KeyError, TypeError, ValueError or BadConfig."""
         return cls(str(value["source"]), int(value["count"]), int(value["height_px"]),
                    {str(name): (float(low), float(high)) for name, (low, high) in value["ranges"].items()})
@@ -122,7 +122,7 @@ class TaskRelease:
 
     `auc` of imagined reward against what happened, with its 95 % interval `low` to `high`; `episodes` replayed;
     `false_success_high` the upper end of the 95 % interval of the share of failures that pass for successes;
-    `pictures` the kind that the episodes began with, None where it was not kept. `instructions`: the sentences that
+    `images` the kind that the episodes began with, None where it was not kept. `instructions`: the sentences that
     the task covers, "*" for any words; `horizon_steps`: actions of its longest episode, 0 where unknown.
     """
 
@@ -131,16 +131,16 @@ class TaskRelease:
     high: float = math.nan
     episodes: int = 0
     false_success_high: float = 1.0
-    pictures: PictureKind | None = None
+    images: ImageKind | None = None
     instructions: tuple[str, ...] = ()
     horizon_steps: int = 0
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TaskRelease:
         """Read one row; other keys are left alone. Raises KeyError, TypeError, ValueError or BadConfig."""
-        kind = row.get("pictures")
+        kind = row.get("images")
         return cls(float(row["auc"]), float(row["low"]), float(row["high"]), int(row["episodes"]),
-                   float(row["false_success_high"]), None if kind is None else PictureKind.from_json(kind),
+                   float(row["false_success_high"]), None if kind is None else ImageKind.from_json(kind),
                    tuple(str(s) for s in row.get("instructions", ())), int(row.get("horizon_steps", 0)))
 
 
@@ -159,7 +159,7 @@ class Known(str, Enum):
 
 @dataclass(frozen=True)
 class Trust:
-    """Whether the dream may be believed for one task on a session's pictures, and why, in words."""
+    """Whether the dream may be believed for one task on a session's images, and why, in words."""
 
     task: str
     known: Known
@@ -170,21 +170,21 @@ class Trust:
         return f"{self.known.value}. {self.because[:1].upper()}{self.because[1:]}"
 
 
-def picture_doubt(release: TaskRelease | None, pictures: Sequence[U8]) -> str:
+def image_doubt(release: TaskRelease | None, images: Sequence[U8]) -> str:
     """Return why captured frames uint8 (H, W, 3) are not of the kind that a task was measured on; '' where all are."""
-    if release is None or release.pictures is None:
-        return "it was not recorded which kind of picture was measured on"
-    for number, rgb in enumerate(pictures, 1):
-        if wrong := release.pictures.departures(rgb):
-            which = f"frame {number} of {len(pictures)}" if len(pictures) > 1 else "the captured frame"
-            return f"{which} is not of the kind that was measured on ({release.pictures.source}): {'; '.join(wrong)}"
-    return "" if len(pictures) else "no frame was captured"
+    if release is None or release.images is None:
+        return "it was not recorded which kind of image was measured on"
+    for number, rgb in enumerate(images, 1):
+        if wrong := release.images.departures(rgb):
+            which = f"frame {number} of {len(images)}" if len(images) > 1 else "the captured frame"
+            return f"{which} is not of the kind that was measured on ({release.images.source}): {'; '.join(wrong)}"
+    return "" if len(images) else "no frame was captured"
 
 
-def trust_of(task: str, release: TaskRelease | None, world_model: str, pictures: Sequence[U8], judged: bool) -> Trust:
+def trust_of(task: str, release: TaskRelease | None, world_model: str, images: Sequence[U8], judged: bool) -> Trust:
     """Say how far the dream of `world_model` may be believed for a task, by its row of the release table (or None).
 
-    `pictures` are the captured frames uint8 (H, W, 3), as the camera gave them; `judged`: the judges gave verdicts on
+    `images` are the captured frames uint8 (H, W, 3), as the camera gave them; `judged`: the judges gave verdicts on
     most rollouts of the session.
     """
     doubt = "imagined success says nothing about the real arm here; do not move one with an adapter from it"
@@ -197,9 +197,9 @@ def trust_of(task: str, release: TaskRelease | None, world_model: str, pictures:
     if not release.false_success_high <= RELEASE_FALSE_SUCCESS:
         return Trust(task, Known.NO, f"up to {release.false_success_high:.0%} of failures of '{task}' pass for "
                      f"successes in paired replay, more than {RELEASE_FALSE_SUCCESS:.0%}: {doubt}")
-    if wrong := picture_doubt(release, pictures):
+    if wrong := image_doubt(release, images):
         return Trust(task, Known.UNKNOWN, f"{wrong}: {doubt}")
     if not judged:
         return Trust(task, Known.UNKNOWN, f"the judges gave no verdict on most rollouts: {doubt}")
-    return Trust(task, Known.YES, f"'{world_model}' {auc} (needed: {RELEASE_AUC:g}), on pictures of this kind; watch "
+    return Trust(task, Known.YES, f"'{world_model}' {auc} (needed: {RELEASE_AUC:g}), on images of this kind; watch "
                  "the first real episodes")

@@ -1,8 +1,8 @@
 """Vary a captured start: objects that are not the task's, light, colour, blur, a camera turned a little. Pixels alone.
 
 Whatever is changed, the arm is not: its silhouette is computed from the state, and its pixels are put back. A turned
-camera turns the whole picture, arm included, by the homography of a rotation about the optical centre, which needs no
-depth and leaves the state in base axes right; a camera that is shifted would show what no picture holds, and is not
+camera turns the whole image, arm included, by the homography of a rotation about the optical centre, which needs no
+depth and leaves the state in base axes right; a camera that is shifted would show what no image holds, and is not
 imitated.
 
 Nothing here knows what the task's objects are. Cut-outs are put where the table is bare: pixels of the table's own
@@ -26,21 +26,21 @@ from world_gymnast_ros.types import F64, U8, Frame, Start
 
 Mask = NDArray[np.bool_]
 ARM_MARGIN, NEAR_ARM = 0.03, 0.3
-"""How far beyond the arm's silhouette its pixels are kept, in halves of the picture (no camera is known exactly), and
+"""How far beyond the arm's silhouette its pixels are kept, in halves of the image (no camera is known exactly), and
 how far beyond that other light comes in gradually, so that no edge is drawn around the arm."""
 TABLE_LEVELS, FLAT_LEVELS = 36, 14
 """Grey levels per channel by which bare table differs at most from the table's colour, and from its surroundings."""
 TABLE_FROM = 0.35
-"""The table's colour is looked for below this share of the picture's height."""
+"""The table's colour is looked for below this share of the image's height."""
 CUT_OUT_HEIGHT = (0.08, 0.16)
-"""Height of a cut-out, as a part of the picture's."""
+"""Height of a cut-out, as a part of the image's."""
 TRIES = 60
 
 
 @dataclass(frozen=True)
 class VariationConfig:
-    """How much a start is varied at most: `objects` cut-outs; light as gain, its fall across the picture and colour,
-    all parts of 1; `blur_px` for a picture 240 pixels high; `turn_rad` of the camera about each of its axes."""
+    """How much a start is varied at most: `objects` cut-outs; light as gain, its fall across the image and colour,
+    all parts of 1; `blur_px` for an image 240 pixels high; `turn_rad` of the camera about each of its axes."""
 
     objects: int = 3
     gain: float = 0.2
@@ -52,13 +52,13 @@ class VariationConfig:
 
 def arm_distance(state: NDArray[np.float32], camera: ArrayLike, size: tuple[int, int]) -> F64:
     """Return how far each pixel (H, W) lies outside the silhouette of an arm at a Bridge state (7,), halves of the
-    picture; 0 or less inside.
+    image; 0 or less inside.
 
     `camera` (12,) as from `arm_silhouette.projection`. BadFrame where the pose is out of reach: then nobody knows.
     """
     capsules = silhouette(state[None].astype(np.float32), np.array([True]), camera)[0].reshape(-1, 2, 3)
     if (capsules[..., :2] >= PARKED).all():
-        raise BadFrame("the arm's state is out of reach, so its place in the picture is unknown; it is not varied")
+        raise BadFrame("the arm's state is out of reach, so its place in the image is unknown; it is not varied")
     height, width = size
     u, v = (np.arange(width) + 0.5) / width * 2 - 1, (np.arange(height) + 0.5) / height * 2 - 1
     grid = np.stack(np.meshgrid(u, v), -1)
@@ -112,7 +112,7 @@ def read_cut_outs(folder: Path) -> list[U8]:
 
 
 def place_cut_out(rgb: U8, free: Mask, cut_out: U8, rng: np.random.Generator) -> tuple[U8, Mask] | None:
-    """Return the picture with a cut-out on `free` table, and the pixels that it covers; None where it has no room."""
+    """Return the image with a cut-out on `free` table, and the pixels that it covers; None where it has no room."""
     height, width = free.shape
     tall = max(4, round(height * rng.uniform(*CUT_OUT_HEIGHT)))
     wide = max(4, round(tall * cut_out.shape[1] / cut_out.shape[0]))
@@ -135,7 +135,7 @@ def place_cut_out(rgb: U8, free: Mask, cut_out: U8, rng: np.random.Generator) ->
 
 
 def relight(rgb: U8, config: VariationConfig, rng: np.random.Generator) -> U8:
-    """Return the picture in other light: brighter or darker, falling off to one side, tinted, a little out of focus."""
+    """Return the image in other light: brighter or darker, falling off to one side, tinted, a little out of focus."""
     height, width = rgb.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
     v, u = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
@@ -151,7 +151,7 @@ def relight(rgb: U8, config: VariationConfig, rng: np.random.Generator) -> U8:
 
 def turned(rgb: U8, rpy_rad: F64, focal: tuple[float, float]) -> U8:
     """Return what the camera sees once it is turned by `rpy_rad` (3,) about its own axes (right, down, forward);
-    `focal` in halves of the picture. What it did not see before repeats the edge."""
+    `focal` in halves of the image. What it did not see before repeats the edge."""
     height, width = rgb.shape[:2]
     v, u = np.meshgrid((np.arange(height) + 0.5) / height * 2 - 1, (np.arange(width) + 0.5) / width * 2 - 1,
                        indexing="ij")
@@ -166,7 +166,7 @@ def turned(rgb: U8, rpy_rad: F64, focal: tuple[float, float]) -> U8:
 
 
 def turned_camera(camera: ArrayLike, rpy_rad: F64) -> tuple[F64, tuple[float, float]]:
-    """Return the projection (12,) of a camera once it is turned, and its focal lengths in halves of the picture."""
+    """Return the projection (12,) of a camera once it is turned, and its focal lengths in halves of the image."""
     P = np.asarray(camera, np.float64).reshape(3, 4)
     focal = float(np.linalg.norm(P[0, :3])), float(np.linalg.norm(P[1, :3]))
     scale = np.diag([*focal, 1.0])
@@ -181,7 +181,7 @@ def vary(start: Start, camera: ArrayLike, cut_outs: Sequence[U8], config: Variat
     it, before anything else: judges measure there. BadFrame where the state is not known, and so the arm's place.
     """
     if start.state is None:
-        raise BadFrame("without the arm's state its place in the picture is unknown; give --state, or do not vary")
+        raise BadFrame("without the arm's state its place in the image is unknown; give --state, or do not vary")
     rng = np.random.default_rng(seed)
     rpy = rng.uniform(-config.turn_rad, config.turn_rad, 3)
     seen_by, focal = turned_camera(camera, rpy)
@@ -197,6 +197,7 @@ def vary(start: Start, camera: ArrayLike, cut_outs: Sequence[U8], config: Variat
             out, placed, bare = found[0], placed + 1, bare & ~found[1]
     share = np.clip((outside - ARM_MARGIN) / NEAR_ARM, 0.0, 1.0)[..., None]
     out = np.round(out * (1 - share) + relight(out, config, rng) * share).astype(np.uint8)
-    summary = f"{placed} objects, camera turned {np.degrees(np.abs(rpy).max()):.1f} degrees, other light"
+    turn_deg = np.degrees(np.abs(rpy).max())
+    summary = f"{placed} object{'s' * (placed != 1)} put there, camera turned {turn_deg:.1f} degrees, other light"
     stamp_ns = start.captured.stamp_ns
     return replace(start, frame=Frame(out, stamp_ns), original=Frame(rgb, stamp_ns)), summary

@@ -95,7 +95,7 @@ def imitate_demonstrations(parts: Parts, scene: Scene, instruction: str, config:
 class SimulatedWorld:
     """A twin in the place of world model and judge: `types.WorldModel` and `types.Judge` at once.
 
-    A batch of rollouts is G runs of the simulator, each placed as it was in the start picture that it is given, which
+    A batch of rollouts is G runs of the simulator, each placed as it was in the start image that it is given, which
     must be one of `captured`; the judge answers with the physics of the newest batch. For comparison only.
     """
 

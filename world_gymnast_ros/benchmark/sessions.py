@@ -14,7 +14,7 @@ from pathlib import Path
 from world_gymnast_ros import seeds as seed_ranges
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Progress
-from world_gymnast_ros.adaptation.practice import AlongStart, Practice
+from world_gymnast_ros.adaptation.practice import Practice
 from world_gymnast_ros.benchmark import rows as rows_of
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.evaluation.environment import episodes as real_episodes
@@ -26,7 +26,7 @@ from world_gymnast_ros.twin.play import record_episode
 from world_gymnast_ros.twin.scene import ObjectSpec, Scene, load_scene
 from world_gymnast_ros.types import Start
 from world_gymnast_ros.updates.adaptation import Parts, learner_of, run_session
-from world_gymnast_ros.updates.practice_starts import WITH_POLICY, along_episodes, replay_starts
+from world_gymnast_ros.updates.practice_starts import WITH_POLICY, Along, along_episodes, replay_starts
 from world_gymnast_ros.updates.variations import varied_starts
 
 MISSES = 8
@@ -55,12 +55,17 @@ class Case:
 
 FOUR = ("reach the purple block", "reach the orange block", "push the purple block left", "push the orange block right")
 REACH = ("reach the red block",)
+NEVER = ("captured alone", "varied starts", "near misses", "one demonstration")
+"""Sessions of scenes in which the base never succeeds."""
+ALONE = "alone: "
+"""Begins the name of a session that trains one instruction of a case, the words behind it."""
 CASES = (
-    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "replay, KL", "varied starts",
-                                            "four instructions"), distractors=True, earlier=True),
+    Case("evening", "novel_evening", FOUR, ("one instruction", "replay", "replay, KL", "varied starts"),
+         distractors=True, earlier=True),
+    Case("four at once", "novel_evening", FOUR, ("four instructions", *(ALONE + words for words in FOUR))),
     Case("dark red", "novel_dark_red", REACH, ("one instruction", "replay", "replay, KL"), earlier=True),
-    Case("dark table", "lab_dark_table", REACH, ("captured alone", "near misses", "one demonstration")),
-    Case("maroon cloth", "lab_maroon_cloth", REACH, ("captured alone", "near misses", "one demonstration")),
+    Case("dark table", "lab_dark_table", REACH, NEVER),
+    Case("maroon cloth", "lab_maroon_cloth", REACH, NEVER),
 )
 
 
@@ -68,7 +73,8 @@ CASES = (
 class Row:
     """One session: true outcomes `before` and `after` it by test, what it came to, and its cost.
 
-    A session that kept the base is not run again: `after` equals `before`."""
+    A session that kept the base is not run again: `after` equals `before`. `cpu_s`: processor seconds of the session,
+    0 where they were not taken."""
 
     case: str
     session: str
@@ -80,6 +86,7 @@ class Row:
     seconds: float
     updates: int
     notes: dict[str, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -103,7 +110,7 @@ def tests_of(case: Case) -> dict[str, tuple[Scene, str]]:
     return tests
 
 
-def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
+def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> Along:
     """Return the frames of real episodes of the base, explored a little, as starts along the way."""
     environment = TwinEnvironment(scene, (CAPTURE_HEIGHT, CAPTURE_WIDTH))
     try:
@@ -113,7 +120,7 @@ def near_misses(parts: Parts, scene: Scene, instruction: str, seed: int) -> tupl
     return along_episodes(found, [instruction], parts.judge, "real episodes of the base")
 
 
-def demonstrated(parts: Parts, scene: Scene, instruction: str, seed: int) -> tuple[AlongStart, ...]:
+def demonstrated(parts: Parts, scene: Scene, instruction: str, seed: int) -> Along:
     """Return the frames of one scripted demonstration as starts along the way; its actions are not used."""
     asked = replace(scene, instructions=(instruction,))
     row = record_episode(asked, seed_ranges.demonstrations(seed, 1)[0], "demo", False,
@@ -135,12 +142,16 @@ def practice_of(parts: Parts, session: str, scene: Scene, starts: Sequence[Start
     if session == "varied starts":
         config = replace(config, varied=VARIED)
         made = varied_starts(parts.judge, starts, config, seed)
-        return Practice(varied=made.starts, notes=(made.summary,)), config
+        return Practice(varied=made.made, notes=(made.summary,)), config
     if session == "near misses":
-        return Practice(along=near_misses(parts, scene, instruction, seed)), config
+        return _begun_at(near_misses(parts, scene, instruction, seed)), config
     if session == "one demonstration":
-        return Practice(along=demonstrated(parts, scene, instruction, seed)), config
+        return _begun_at(demonstrated(parts, scene, instruction, seed)), config
     return Practice(), config
+
+
+def _begun_at(along: Along) -> Practice:
+    return Practice(along=along.starts, notes=(along.summary,))
 
 
 def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, captures: int, config: AdaptNodeConfig,
@@ -150,7 +161,8 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
     policy = parts.policy
     before = {name: list(known[name]) if name in known else truly(parts, None, *test, episodes)
               for name, test in tests_of(case).items()}
-    asked = case.tests if session == "four instructions" else case.tests[:1]
+    asked = (case.tests if session == "four instructions" else (session.removeprefix(ALONE),)
+             if session.startswith(ALONE) else case.tests[:1])
     environment = TwinEnvironment(scene)
     try:
         first = [environment.reset(s, asked[0]) for s in seed_ranges.captures(captures)]
@@ -158,11 +170,11 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
         environment.close()
     starts = [replace(s, instruction=instruction) for s in first for instruction in asked]
     policy.load_adapter(None)
-    began = time.monotonic()
+    began, began_cpu = time.monotonic(), time.process_time()
     practice, config = practice_of(parts, session, scene, starts, config, seed)
     parts = replace(parts, learner=learner_of(policy, config))
     report = run_session(parts, starts, config, seed, time.time_ns(), practice=practice, progress=progress).report
-    seconds = time.monotonic() - began
+    seconds, cpu_s = time.monotonic() - began, time.process_time() - began_cpu
     ref = report.adapter
     try:
         after = {name: before[name] if ref is None else truly(parts, ref, *test, episodes)
@@ -171,7 +183,8 @@ def measure(parts: Parts, case: Case, session: str, seed: int, episodes: int, ca
         policy.load_adapter(None)
     last = report.curve[-1].stats if report.curve else {}
     return Row(case.name, session, seed, before, after, report.outcome, report.message, round(seconds, 1),
-               len(report.curve), {k: round(v, 5) for k, v in last.items() if k in ("kl", "kl_coefficient")})
+               len(report.curve), {k: round(v, 5) for k, v in last.items() if k in ("kl", "kl_coefficient")},
+               round(cpu_s, 1))
 
 
 def truly(parts: Parts, ref: object, scene: Scene, instruction: str, episodes: int) -> list[bool]:
@@ -204,8 +217,8 @@ def bench(parts: Parts, cases: Sequence[Case], seed: int, episodes: int, capture
 def markdown(rows: Sequence[Row]) -> str:
     """Format the rows as one table: a line for each session and test, with the paired difference of after and before,
     and of each session to the first of its case."""
-    lines = ["| scene | session | test | base | after | gain | against the first session | outcome | s |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| scene | session | test | base | after | gain | against the first session | outcome | s | processor s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     firsts: dict[tuple[str, int], Row] = {}
     for row in rows:
         first = firsts.setdefault((row.case, row.seed), row)
@@ -215,7 +228,8 @@ def markdown(rows: Sequence[Row]) -> str:
             against = "" if row is first or name not in first.after else _points(first.after[name], after)
             lines.append(f"| {row.case} | {row.session} | {name} | {sum(before)}/{len(before)} "
                          f"| {wilson(sum(after), len(after))} | {100 * gain.value:+.0f} [{100 * gain.low:+.0f}, "
-                         f"{100 * gain.high:+.0f}] | {against} | {row.outcome} | {row.seconds:.0f} |")
+                         f"{100 * gain.high:+.0f}] | {against} | {row.outcome} | {row.seconds:.0f} "
+                         f"| {f'{row.cpu_s:.0f}' if row.cpu_s else ''} |")
     return "\n".join(lines)
 
 

@@ -1,15 +1,15 @@
-"""Adapt the policy to one picture of a scene, inside the dream. No ROS and no arm; prints the verdict, writes a report.
+"""Adapt the policy to one image of a scene, inside the dream. No ROS and no arm; prints the verdict, writes a report.
 
 examples:
-  world-gymnast adapt --scene novel_camera_shift --budget-s 120          a picture of the simulated twin
-  world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1      a picture of your camera
+  world-gymnast adapt --scene novel_camera_shift --budget-s 120          an image of the simulated twin
+  world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1      an image of your camera
   world-gymnast adapt "reach the red block" "push the red block left" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
-  world-gymnast adapt --tasks tasks.yaml --replay policy                 several tasks, each with its own pictures
+  world-gymnast adapt --tasks tasks.yaml --replay policy                 several tasks, each with its own images
   world-gymnast adapt "push the red block left" --scene novel_blue_cloth --starts runs/episodes
       begin also where recordings came by
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
   world-gymnast adapt --frame a.png --state 0.28 0.02 0.1 0 0 0 1 --propose 6 --proposer http://HOST:8000/v1#MODEL
-      a model looks at the picture and proposes what to train; you tick
+      a model looks at the image and proposes what to train; you tick
   world-gymnast adapt --scene novel_evening --editor stable-diffusion-v1-5/stable-diffusion-inpainting --edits 8
       further starts with other things on the table, painted by a model of yours
   world-gymnast adapt --scene novel_night --set copies=24 margin=0.1     other settings of adapt.yaml
@@ -18,8 +18,8 @@ Models of your own are named in the same way: --policy openvla/openvla-7b --worl
 --judge Qwen/Qwen3-VL-4B-Instruct --judge https://HOST/v1#MODEL. Where only a yes or no is asked, judges are asked in
 their order, each about what all before it called a success: put the cheap ones first.
 
---state is where the arm was when the pictures were taken (adapt_node measures it by itself); the geometric judge
-needs it. The shipped models know the words of the twin alone, and were measured on pictures of it alone: of a
+--state is where the arm was when the images were taken (adapt_node measures it by itself); the geometric judge
+needs it. The shipped models know the words of the twin alone, and were measured on images of it alone: of a
 photograph nothing is shown (trust: unknown).
 
 exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
     from world_gymnast_ros.adaptation.config import AdaptNodeConfig
     from world_gymnast_ros.updates.adaptation import SessionResult
 
-HELP = "adapt to a picture of a scene, inside the dream"
+HELP = "adapt to an image of a scene, inside the dream"
 REACH_M = 0.8
 """No point of the WidowX 250s gets further from its base."""
-MIN_PICTURE_PX = 32
+MIN_IMAGE_PX = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", nargs="*", help="the task in words; several are trained together")
-    parser.add_argument("--frame", nargs="+", type=Path, default=[], help="pictures of the scene (PNG, JPEG)")
-    parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
+    parser.add_argument("--frame", nargs="+", type=Path, default=[], help="images of the scene (PNG, JPEG)")
+    parser.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the images: "
                         "x y z in m, roll pitch yaw in rad, gripper 0..1; needed with --frame where a "
                         "judge measures")
-    parser.add_argument("--scene", default="", help="picture of a twin scene instead: shipped name or YAML file")
+    parser.add_argument("--scene", default="", help="image of a twin scene instead: shipped name or YAML file")
     whole(parser, "--scene-seed", 0, default=seeds.CAPTURE[-1], help="start state of the twin (default: %(default)s)")
     parser.add_argument("--config", type=Path, help="settings (default: the shipped config/adapt.yaml)")
     parser.add_argument("--budget-s", type=float, help="wall time (default: as in the settings)")
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
           "beside the task's; the judges look at each (default: as in the settings)")
     parser.add_argument("--cut-outs", metavar="DIR", help="objects for them, PNG with transparency (default: those "
                         "that ship)")
-    parser.add_argument("--keep-free", metavar="FILE", help="picture whose bright parts they keep free of objects")
+    parser.add_argument("--keep-free", metavar="FILE", help="image whose bright parts they keep free of objects")
     parser.add_argument("--editor", metavar="NAME", help="have an image editor paint bare table in further starts, the "
                         "arm untouched: folder or hub name of an inpainting pipeline of diffusers, or address of an "
                         "OpenAI-compatible server (http://HOST:PORT/v1#MODEL); the judges look at each")
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks:
         starts, credit = _task_starts(args.tasks)
     else:
-        starts = _twin_start(args) if args.scene else _picture_starts(args)
+        starts = _twin_start(args) if args.scene else _image_starts(args)
 
     # Not before the arguments are known to be right: loading torch takes seconds.
     import torch
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.proposals import give_partial_credit
 
     if any(s.state is None for s in starts) and geometric_judge(config.judges):
-        raise BadConfig("--state is missing: the geometric judge cannot judge a picture without the arm's state "
+        raise BadConfig("--state is missing: the geometric judge cannot judge an image without the arm's state "
                         "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
                         "decide alone, such as --judge tiny/reflector")
     torch.set_num_threads(config.threads)
@@ -164,14 +164,14 @@ def _check(args: argparse.Namespace, config: AdaptNodeConfig) -> None:
     if args.edits and not config.editor:
         raise BadConfig(f"--edits {args.edits} needs an image editor: name one with --editor")
     if args.scene and (args.frame or args.state):
-        raise BadConfig(f"--scene {args.scene} makes its own picture and state; leave out --frame and "
+        raise BadConfig(f"--scene {args.scene} makes its own image and state; leave out --frame and "
                         "--state, or --scene")
     if config.episodes and not Path(config.episodes).is_dir():
         raise BadConfig(f"--episodes {config.episodes} does not exist; name a folder of recordings, or leave it out")
     if any(not words.strip() for words in args.instruction):
         raise BadInstruction("an instruction is empty; say what to do, e.g. 'reach the red block'")
     if args.tasks and (args.scene or args.frame or args.state or args.instruction):
-        raise BadConfig(f"--tasks {args.tasks} names words, pictures and states itself; leave out the others, or "
+        raise BadConfig(f"--tasks {args.tasks} names words, images and states itself; leave out the others, or "
                         "--tasks")
     proposing.check(args)
 
@@ -182,6 +182,11 @@ def _tell(result: SessionResult, regularised: bool, spent: str) -> dict[str, Any
     report = result.report
     print(result.advice.line)
     print(f"{report.outcome}: {report.message}")
+    for one in report.promotion.each if report.promotion else ():
+        before, after = (f"{round(x.value * x.n)}/{x.n}" for x in (one.before, one.after))
+        print(f"  {one.instruction}: imagined {before} before, {after} after")
+    for note in report.notes:
+        print(f"note: {note}")
     if regularised:
         print(f"learner: {report.names['learner']}")
     if report.adapter is not None:
@@ -196,9 +201,9 @@ def _tell(result: SessionResult, regularised: bool, spent: str) -> dict[str, Any
             "report": result.report_path, "trust": [trust.line for trust in result.trusts]}
 
 
-def _picture_starts(args: argparse.Namespace) -> list[Start]:
+def _image_starts(args: argparse.Namespace) -> list[Start]:
     if not args.frame:
-        raise BadFrame("no picture: give --frame with a picture of the scene, or --scene with a twin scene")
+        raise BadFrame("no image: give --frame with an image of the scene, or --scene with a twin scene")
     if not args.instruction and not args.propose:
         raise BadInstruction("say what to do, e.g. world-gymnast adapt 'reach the red block' --frame scene.png --state "
                              "0.28 0.02 0.1 0 0 0 1")
@@ -206,7 +211,7 @@ def _picture_starts(args: argparse.Namespace) -> list[Start]:
 
 
 def _task_starts(path: Path) -> tuple[list[Start], dict[str, str]]:
-    """Return the starts that a YAML file of tasks names, its pictures relative to it, and the partial-credit sentences
+    """Return the starts that a YAML file of tasks names, its images relative to it, and the partial-credit sentences
     of instructions that have one. Raises BadConfig."""
     tasks = read_yaml(path, f"--tasks {path}")
     starts: list[Start] = []
@@ -228,15 +233,15 @@ def _task_starts(path: Path) -> tuple[list[Start], dict[str, str]]:
     return starts, credit
 
 
-def starts_of(instructions: Sequence[str], pictures: Sequence[Path], values: Sequence[float] | None) -> list[Start]:
-    """Return each picture with each instruction and the Bridge state of --state. Raises BadFrame or BadConfig."""
+def starts_of(instructions: Sequence[str], images: Sequence[Path], values: Sequence[float] | None) -> list[Start]:
+    """Return each image with each instruction and the Bridge state of --state. Raises BadFrame or BadConfig."""
     state = _state(values)
     frames = []
-    for path in pictures:
+    for path in images:
         rgb = decode_rgb(path, str(path))
-        if min(rgb.shape[:2]) < MIN_PICTURE_PX:
-            raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_PICTURE_PX} each way are "
-                           "needed, give the camera's own picture")
+        if min(rgb.shape[:2]) < MIN_IMAGE_PX:
+            raise BadFrame(f"{path} has {rgb.shape[1]}x{rgb.shape[0]} pixels; at least {MIN_IMAGE_PX} each way are "
+                           "needed, give the camera's own image")
         frames.append(Frame(rgb, 0))
     return [Start(frame, state, words) for frame in frames for words in instructions]
 

@@ -85,10 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_imagined(sub: Any) -> None:
-    imagined = sub.add_parser("imagined", help="how often a policy succeeds in imagination, from pictures of a scene")
+    imagined = sub.add_parser("imagined", help="how often a policy succeeds in imagination, from images of a scene")
     imagined.add_argument("instruction", help="the task in words")
-    imagined.add_argument("--frame", nargs="+", type=Path, required=True, help="pictures of the scene (PNG, JPEG)")
-    imagined.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the pictures: "
+    imagined.add_argument("--frame", nargs="+", type=Path, required=True, help="images of the scene (PNG, JPEG)")
+    imagined.add_argument("--state", nargs=7, type=float, metavar="X", help="Bridge state of the arm in the images: "
                           "x y z in m, roll pitch yaw in rad, gripper 0..1; some judges and world models need it")
     options.policy(imagined)
     imagined.add_argument("--adapter", type=Path, metavar="DIR", help="adapter of the policy (default: none)")
@@ -96,7 +96,7 @@ def _add_imagined(sub: Any) -> None:
     options.judges(imagined)
     options.device(imagined)
     options.dtype(imagined)
-    whole(imagined, "--rollouts", 1, 256, default=8, help="from each picture, all at once (default: %(default)s)")
+    whole(imagined, "--rollouts", 1, 256, default=8, help="from each image, all at once (default: %(default)s)")
     whole(imagined, "--steps", 1, 2000, default=16, help="actions of a rollout, rounded up to whole chunks (default: "
           "%(default)s)")
     real(imagined, "--temperature", 0.05, 10.0, default=0.05, help="of the policy, where it has one; low, because the "
@@ -194,7 +194,7 @@ def _fog(args: argparse.Namespace) -> int:
 def _imagined(args: argparse.Namespace) -> int:
     from world_gymnast_ros.cli.adapt import starts_of
 
-    starts = starts_of([args.instruction], args.frame, args.state)  # a wrong picture is said before torch is loaded
+    starts = starts_of([args.instruction], args.frame, args.state)  # a wrong image is said before torch is loaded
     import torch
 
     from world_gymnast_ros.adaptation.rollout import derive_seed, imagine, is_success, sample_at, states_of

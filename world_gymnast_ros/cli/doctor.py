@@ -6,7 +6,7 @@ examples:
   world-gymnast doctor --json                            for programs
 
 Looked at: packages against the lock, GPU, memory, disk, clock, ROS, the files of each model and their hashes, whether
-these models were measured together; on the graph, rate and age of the camera's pictures and of the driver's joint
+these models were measured together; on the graph, rate and age of the camera's images and of the driver's joint
 states.
 
 exit status: 0 no problem, 1 at least one problem, 2 refused
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(parser, checked=False)  # a model that is not there is a finding
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder whose disk is looked at (default: "
                         "%(default)s)")
-    parser.add_argument("--topic", default="image_raw", help="the camera's pictures (default: %(default)s)")
+    parser.add_argument("--topic", default="image_raw", help="the camera's images (default: %(default)s)")
     parser.add_argument("--robot-name", default="wx250s", help="namespace of the driver (default: %(default)s)")
     real(parser, "--wait-s", 0.0, 600.0, default=3.0, help="how long the graph is listened to, 0: not at all (default: "
          "%(default)s s)")

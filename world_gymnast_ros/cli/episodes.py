@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     review.add_argument("--by", default="", help="who marks; asked on the page otherwise")
     whole(review, "--port", 0, 65535, default=0, help="of the page (default: any free one)")
     review.add_argument("--lan", nargs="?", const="", metavar="ADDRESS", help="open the page to the network, for a "
-                        "phone or tablet: whoever has the printed address, with its token, sees the pictures and can "
+                        "phone or tablet: whoever has the printed address, with its token, sees the images and can "
                         "mark; nothing is encrypted (ADDRESS: of this machine, where it has several; default without "
                         "--lan: this machine alone)")
     judge = verbs.add_parser("judge", help="store the judge's opinion beside the outcome, never instead of it")
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--frames", type=int, default=8)
     for verb in (review, judge, export, show):
         verb.add_argument("--camera", default="", metavar="TOPIC",
-                          help="topic of the pictures, where several cameras were recorded")
+                          help="topic of the images, where several cameras were recorded")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def _review(args: argparse.Namespace) -> int:
     address = LOOPBACK if args.lan is None else args.lan or network_address()
     with ReviewServer(Review(args.path, time.time_ns, args.camera), args.port, args.by, address) as server:
         if server.token:
-            print("the page is OPEN TO THE NETWORK: whoever has this address sees the pictures and can mark; nothing "
+            print("the page is OPEN TO THE NETWORK: whoever has this address sees the images and can mark; nothing "
                   "is encrypted", file=sys.stderr)
         place = "on a device in this network" if server.token else "in a browser on this machine"
         print(f"open {server.url} {place}; Ctrl-C ends", flush=True)

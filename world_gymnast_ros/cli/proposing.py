@@ -31,7 +31,7 @@ class Choice:
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of proposals."""
-    whole(parser, "--propose", 1, MAX_PROPOSALS, help="have a model look at the pictures and propose so many "
+    whole(parser, "--propose", 1, MAX_PROPOSALS, help="have a model look at the images and propose so many "
           "instructions, each with a sentence about partial credit; you tick which to train (needs --proposer)")
     parser.add_argument("--proposer", metavar="NAME", help="the model: folder or hub name of an image-text model, or "
                         "address of an OpenAI-compatible server (http://HOST:PORT/v1#MODEL)")
@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
     if (args.proposer or args.propose_all) and not args.propose:
         raise BadConfig("--proposer and --propose-all belong to --propose N: say how many instructions to propose")
     if args.propose and args.tasks:
-        raise BadConfig("--propose looks at the pictures of --frame or --scene; leave out --tasks, or propose first "
+        raise BadConfig("--propose looks at the images of --frame or --scene; leave out --tasks, or propose first "
                         "and write what you like into the file")
     if args.propose and not args.propose_all and not sys.stdin.isatty():
         raise BadConfig("--propose asks at a terminal which instructions to train, and there is none: add "
@@ -68,17 +68,17 @@ def ask(args: argparse.Namespace, config: AdaptNodeConfig, starts: Sequence[Star
     release = release_table(config.world_model, config.judges)
     check_released(release, args.instruction, config.min_release_auc, config.max_false_success)
     forms = [form for task, row in release.items() for form in row.instructions or (task,)]
-    pictures = [s.frame.rgb for s in {id(s.frame): s for s in starts}.values()]
+    images = [s.frame.rgb for s in {id(s.frame): s for s in starts}.values()]
     model = load_image_text(args.proposer, config.device, config.dtype, args.proposer_timeout_s)
-    print(f"{model.name} looks at {len(pictures)} picture{'s' * (len(pictures) != 1)} ...", flush=True)
-    return propose(model, pictures, args.propose, args.seed, forms if config.min_release_auc > 0 else (),
+    print(f"{model.name} looks at {len(images)} image{'s' * (len(images) != 1)} ...", flush=True)
+    return propose(model, images, args.propose, args.seed, forms if config.min_release_auc > 0 else (),
                    args.instruction)
 
 
 def choose(args: argparse.Namespace, asked: Proposals | None, parts: Parts, starts: Sequence[Start],
            config: AdaptNodeConfig) -> Choice:
     """Drop what cannot be trained here, have a person tick, and return what is trained: instructions of the user's own
-    and ticked ones, each from every picture. BadInstruction where that is nothing."""
+    and ticked ones, each from every image. BadInstruction where that is nothing."""
     if asked is None:
         return Choice(list(starts), {})
     from world_gymnast_ros.updates.proposals import keep_trainable

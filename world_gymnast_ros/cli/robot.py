@@ -6,7 +6,7 @@ own words. Start the graph first, in another terminal: ros2 launch world_gymnast
 examples:
   world-gymnast robot status                         what every node says; --json for programs
   world-gymnast robot say "reach the red block"      the task in words
-  world-gymnast robot capture                        keep a picture for the next adaptation
+  world-gymnast robot capture                        keep an image for the next adaptation
   world-gymnast robot capture --go                   the same, from a pose that the camera sees well; armed
   world-gymnast robot calibrate                      where is the camera? by what was captured
   world-gymnast robot table                          how high is the table? the finger tips rest on it, torque off
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     word("disarm", "disarm: nothing is sent any more, the arm holds its place")
     word("hold", "stop, and hold the place; arm goes on. Not an emergency stop")
     word("home", "walk slowly to neutral, from armed or held; Ctrl-C holds")
-    capture = word("capture", "keep the present picture for the next adaptation, once the arm rests")
+    capture = word("capture", "keep the present image for the next adaptation, once the arm rests")
     capture.add_argument("--go", action="store_true", help="walk to where the camera sees the arm well first; the arm "
                          "must be armed or held")
     word("calibrate", "find where the camera is, from 6 or more captures with the arm at different places in view")

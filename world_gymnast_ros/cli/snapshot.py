@@ -1,15 +1,15 @@
-"""One picture of a camera, as a PNG: what the policy would see, for `adapt --frame` or just to look.
+"""One image of a camera, as a PNG: what the policy would see, for `adapt --frame` or just to look.
 
 examples:
   world-gymnast snapshot scene.png                                       from image_raw of a running graph
   world-gymnast snapshot scene.png --topic /camera/color/image_raw       from any camera driver
   world-gymnast snapshot scene.png --camera 0                            from a camera of this machine, without a graph
 
-What is wrong with the picture (black, grey, padded, of another shape) is said; mirrored or upside down is seen only
+What is wrong with the image (black, grey, padded, of another shape) is said; mirrored or upside down is seen only
 beside a known arm, by policy_node. Where the arm's joint states are heard, the line ends with its pose, as `adapt
 --state` takes it.
 
-exit status: 0 written, 1 written, but the policy would not be let act on such a picture, 2 refused, or no picture came
+exit status: 0 written, 1 written, but the policy would not be let act on such an image, 2 refused, or no image came
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from world_gymnast_ros.cli import ros_child
 from world_gymnast_ros.cli.checks import real, whole
 from world_gymnast_ros.errors import BadConfig
 
-HELP = "one picture of a camera topic or device, as a PNG"
+HELP = "one image of a camera topic or device, as a PNG"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole(parser, "--camera", 0, 99, default=None, help="number of a camera of this machine, instead of a topic")
     parser.add_argument("--robot-name", default="wx250s", help="namespace of the driver, for the arm's pose (default: "
                         "%(default)s)")
-    real(parser, "--wait-s", 0.5, 3600.0, default=10.0, help="longest wait for a picture (default: %(default)s s)")
+    real(parser, "--wait-s", 0.5, 3600.0, default=10.0, help="longest wait for an image (default: %(default)s s)")
     parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """Refuse a name that cannot or should not be written, before a picture is waited for. Raises BadConfig."""
+    """Refuse a name that cannot or should not be written, before an image is waited for. Raises BadConfig."""
     out: Path = args.out
     if out.suffix.lower() != ".png":
         raise BadConfig(f"{out} is no name of a PNG; end it in .png")

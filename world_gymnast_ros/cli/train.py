@@ -245,7 +245,7 @@ def _update(args: argparse.Namespace) -> int:
     print("\n".join(result.decision.lines))
     promoted = result.decision.promote
     print(f"{'promoted' if promoted else 'not promoted, the old version is kept'}: {result.version.path}")
-    print(f"pictures: {args.out / 'replays.png'}")
+    print(f"images: {args.out / 'replays.png'}")
     return 0 if promoted else 1
 
 

@@ -2,7 +2,7 @@
 
 examples:
   world-gymnast twin scenes                                   list the scenes that ship
-  world-gymnast twin show novel_evening --out evening.png     the picture its camera sees
+  world-gymnast twin show novel_evening --out evening.png     the image its camera sees
   world-gymnast twin show my_scene.yaml --out mine.png        your own scene
   world-gymnast twin play wide_play --family reach --count 100 --seed 7 --out data/wide_play/reach-007.npz
   world-gymnast twin frames --count 1000 --seed 30000 --out data/frames/000.npz
@@ -24,21 +24,22 @@ HELP = "scenes, play data and quick measurements on the simulated twin"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     sub.add_parser("scenes", help="list shipped scenes with their instructions")
-    show = sub.add_parser("show", help="write the picture a scene's camera sees")
+    show = sub.add_parser("show", help="write the image a scene's camera sees")
     show.add_argument("scene", help="shipped name or YAML file")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
     whole(show, "--seed", 0, default=0)
     play = sub.add_parser("play", help="make play data: true episodes of varied behaviour, with truth")
-    play.add_argument("kind", choices=("demo", "train_play", "wide_play", "contact_play"),
+    play.add_argument("kind", choices=("demo", "train_play", "wide_play", "near_play", "contact_play"),
                       help="demo: demonstrations in the training scenes; train_play, wide_play: varied behaviour "
-                           "there, or in scenes of varied looks; contact_play: these with objects of varied size, "
-                           "weight and friction, and each scene without the arm, for `train moving-background`")
+                           "there, or in scenes of varied looks; near_play: these, with near misses for the most part, "
+                           "to calibrate judges; contact_play: varied scenes with objects of varied size, weight and "
+                           "friction, and each without the arm, for `train moving-background`")
     play.add_argument("--family", choices=("reach", "push", "pick_place"), required=True)
     whole(play, "--count", 1, seeds.EPISODES_PER_FILE, default=100, help="episodes (default: %(default)s)")
     whole(play, "--seed", 1, seeds.MAX_PLAY_SEED, required=True, help="held-out files need seeds of their own")
     play.add_argument("--out", type=Path, required=True, help=".npz file")
-    frames = sub.add_parser("frames", help="make single pictures of varied scenes with what is where, for the locator")
-    whole(frames, "--count", 1, 100000, default=1000, help="pictures (default: %(default)s)")
+    frames = sub.add_parser("frames", help="make single images of varied scenes with what is where, for the locator")
+    whole(frames, "--count", 1, 100000, default=1000, help="images (default: %(default)s)")
     whole(frames, "--seed", 0, required=True, help="held-out files need seeds of their own")
     frames.add_argument("--out", type=Path, required=True, help=".npz file")
     measure = sub.add_parser("measure", help="true success of a policy (and adapter) in a scene")
@@ -81,12 +82,12 @@ def _show(args: argparse.Namespace) -> int:
     twin = Twin(scene, args.seed)
     try:
         twin.reset(args.seed, scene.instructions[0])
-        picture = Image.fromarray(twin.render())
+        image = Image.fromarray(twin.render())
     finally:
         twin.close()
     partial = args.out.with_name(f".{args.out.name}")
     try:
-        picture.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
+        image.save(partial, "PNG" if args.out.suffix.lower() == ".png" else "JPEG")
         partial.replace(args.out)
     except OSError as error:
         raise BadConfig(f"--out {args.out} could not be written ({error.strerror or error}); free space there, or name "
@@ -107,7 +108,7 @@ def _make(args: argparse.Namespace) -> int:
         raise BadConfig(f"--out {args.out} must be a file that ends in .npz")
     writable_folder(args.out.parent)
     try:
-        with tqdm(total=args.count, unit="episode" if args.what == "play" else "picture") as bar:
+        with tqdm(total=args.count, unit="episode" if args.what == "play" else "image") as bar:
             if args.what == "frames":
                 make_single_frames(args.out, args.count, args.seed, bar.update)
                 rates = {}
@@ -126,6 +127,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     from world_gymnast_ros.evaluation.environment import outcomes
     from world_gymnast_ros.loading.load import load_policy
+    from world_gymnast_ros.serving.client import HttpPolicy
     from world_gymnast_ros.statistics import wilson
     from world_gymnast_ros.store import read_card
     from world_gymnast_ros.twin.environment import TwinEnvironment
@@ -135,6 +137,8 @@ def _measure(args: argparse.Namespace) -> int:
     scene = load_scene(args.scene)
     policy = load_policy(args.policy)
     adapter = read_card(args.adapter) if args.adapter else None
+    if isinstance(policy, HttpPolicy):
+        policy.as_started = True
     instruction = args.instruction or scene.instructions[0]
     environment = TwinEnvironment(scene)
     try:

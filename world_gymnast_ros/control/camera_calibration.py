@@ -1,10 +1,10 @@
-"""Where a camera stands, from pictures of the arm at several poses: no marker, no checkpoint, no known scene.
+"""Where a camera stands, from images of the arm at several poses: no marker, no checkpoint, no known scene.
 
-The camera and the scene stay, the arm moves: where a picture differs from the median of all, there the arm is, or was
+The camera and the scene stay, the arm moves: where an image differs from the median of all, there the arm is, or was
 in most of the others. The arm's computed silhouettes tell the same for any camera. The camera whose silhouettes
-correlate best with what was seen to change is the answer; what is left is measured picture by picture, in pixels.
+correlate best with what was seen to change is the answer; what is left is measured image by image, in pixels.
 
-A shadow that moves with the arm, or a thing that was moved between two pictures, counts as change: even light and hands
+A shadow that moves with the arm, or a thing that was moved between two images, counts as change: even light and hands
 off the scene help. Six numbers are fitted (place and direction); the focal length is the camera's own and given.
 """
 from __future__ import annotations
@@ -24,12 +24,12 @@ from world_gymnast_ros.robot.arm_silhouette import PARKED, silhouette_ends, silh
 from world_gymnast_ros.robot.camera import CameraPrior, moved
 from world_gymnast_ros.types import F32, F64, U8
 
-MIN_PICTURES = 6
-"""Each place of the scene must be free of the arm in most of the pictures."""
+MIN_IMAGES = 6
+"""Each place of the scene must be free of the arm in most of the images."""
 MIN_APART_M = 0.04
-"""Two pictures with the hand nearer to each other count as one."""
+"""Two images with the hand nearer to each other count as one."""
 GRIDS = ((48, 36, 2.0), (96, 72, 1.0), (160, 120, 0.7))
-"""Columns, rows and blur (cells) of the pictures that the fit looks at, one after the other."""
+"""Columns, rows and blur (cells) of the images that the fit looks at, one after the other."""
 SEARCHED = 400
 """Cameras drawn around the nominal one, of which the best KEPT are followed."""
 KEPT = 4
@@ -45,13 +45,13 @@ ARM, HAND = slice(0, 2), slice(2, 6)
 """Capsules of the silhouette: upper arm and forearm; hand, carriage and fingers."""
 WIDER = 1.6
 MIN_CELLS = 40
-"""Of the hand, below which a picture has no residual."""
+"""Of the hand, below which an image has no residual."""
 RESIDUAL_CELLS = 6
-"""A picture's residual is looked for up to so many cells of the finest grid, each way."""
+"""An image's residual is looked for up to so many cells of the finest grid, each way."""
 
 
-class CalibrationPicture(NamedTuple):
-    """A picture uint8 (H, W, 3) with the arm at rest at a measured Bridge state (7,)."""
+class CalibrationImage(NamedTuple):
+    """An image uint8 (H, W, 3) with the arm at rest at a measured Bridge state (7,)."""
 
     rgb: U8
     state: F32
@@ -59,8 +59,8 @@ class CalibrationPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """`T_base_camera` (4, 4), m, optical axes. `residual_px` (N,): how far each picture's silhouette lies from where
-    the arm was seen, pixels of the picture's own width. `match`: correlation of all, -1..1."""
+    """`T_base_camera` (4, 4), m, optical axes. `residual_px` (N,): how far each image's silhouette lies from where
+    the arm was seen, pixels of the image's own width. `match`: correlation of all, -1..1."""
 
     T_base_camera: F64
     residual_px: F64
@@ -72,28 +72,28 @@ class Calibrated:
         return float(np.sqrt(np.mean(np.square(self.residual_px))))
 
 
-def distinct(pictures: Sequence[CalibrationPicture]) -> list[CalibrationPicture]:
-    """Return the pictures, without those whose hand is within MIN_APART_M of a later one's."""
-    kept: list[CalibrationPicture] = []
-    for picture in reversed(pictures):
-        if all(np.linalg.norm(picture.state[:3] - other.state[:3]) >= MIN_APART_M for other in kept):
-            kept.append(picture)
+def distinct(images: Sequence[CalibrationImage]) -> list[CalibrationImage]:
+    """Return the images, without those whose hand is within MIN_APART_M of a later one's."""
+    kept: list[CalibrationImage] = []
+    for image in reversed(images):
+        if all(np.linalg.norm(image.state[:3] - other.state[:3]) >= MIN_APART_M for other in kept):
+            kept.append(image)
     return kept[::-1]
 
 
-def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior, seed: int = 0,
+def calibrate_camera(images: Sequence[CalibrationImage], prior: CameraPrior, seed: int = 0,
                      grids: Sequence[tuple[int, int, float]] = GRIDS,
                      progress: Callable[[float], object] = lambda share: None) -> Calibrated:
-    """Return the camera that saw these pictures. `prior`: where it is roughly, within some 15 cm and 15 degrees.
+    """Return the camera that saw these images. `prior`: where it is roughly, within some 15 cm and 15 degrees.
 
-    `grids`: columns, rows and blur of the pictures that are looked at, from coarse to fine. `progress` hears which
+    `grids`: columns, rows and blur of the images that are looked at, from coarse to fine. `progress` hears which
     share of the work is done, 0 to 1, as often as a camera was tried; the search may end early.
 
     Raises BadConfig where there are too few poses, BadFrame where no camera explains what changed.
     """
-    used = distinct(pictures)
-    if len(used) < MIN_PICTURES:
-        raise BadConfig(f"{len(used)} pictures with the hand at least {100 * MIN_APART_M:.0f} cm apart, {MIN_PICTURES} "
+    used = distinct(images)
+    if len(used) < MIN_IMAGES:
+        raise BadConfig(f"{len(used)} images with the hand at least {100 * MIN_APART_M:.0f} cm apart, {MIN_IMAGES} "
                         "are needed: move the arm to other places in view and capture there")
     ends = silhouette_ends(np.stack([p.state for p in used]))
     seen = _Changes(used, *grids[0])
@@ -114,9 +114,9 @@ def calibrate_camera(pictures: Sequence[CalibrationPicture], prior: CameraPrior,
     result = Calibrated(moved(prior, best[0]), scale * seen.residual_cells(capsules), match)
     limit_px = MAX_RESIDUAL_PX * used[0].rgb.shape[1] / 640
     if match < MIN_MATCH or result.rms_px > limit_px:
-        raise BadFrame(f"no camera near the given one explains the pictures: match {match:.2f}, at least {MIN_MATCH}; "
+        raise BadFrame(f"no camera near the given one explains the images: match {match:.2f}, at least {MIN_MATCH}; "
                        f"residual {result.rms_px:.1f} px, at most {limit_px:.1f}. Keep camera, light and things still "
-                       "while the arm moves, keep people out of the picture, and name the camera's place more closely")
+                       "while the arm moves, keep people out of the image, and name the camera's place more closely")
     return result
 
 
@@ -137,13 +137,13 @@ def arm_mask(capsules: F32, columns: int, rows: int) -> np.ndarray:
     return covered
 
 
-def overlay(pictures: Sequence[CalibrationPicture], T_base_camera: F64, prior: CameraPrior, columns: int = 4) -> U8:
-    """Return the pictures side by side, uint8 (H, W, 3), with the edge of the computed silhouette in red."""
+def overlay(images: Sequence[CalibrationImage], T_base_camera: F64, prior: CameraPrior, columns: int = 4) -> U8:
+    """Return the images side by side, uint8 (H, W, 3), with the edge of the computed silhouette in red."""
     at = CameraPrior(T_base_camera, prior.focal_u, prior.focal_v)
-    capsules = _capsules(silhouette_ends(np.stack([p.state for p in pictures])), at, np.zeros(6))
+    capsules = _capsules(silhouette_ends(np.stack([p.state for p in images])), at, np.zeros(6))
     tiles = []
-    for picture, here in zip(pictures, capsules, strict=True):
-        tile = resize_rgb(picture.rgb, (240, 320)).copy()
+    for image, here in zip(images, capsules, strict=True):
+        tile = resize_rgb(image.rgb, (240, 320)).copy()
         covered = arm_mask(here, 320, 240)
         tile[binary_dilation(covered) & ~covered] = (255, 0, 0)
         tiles.append(tile)
@@ -188,11 +188,11 @@ def _descend(seen: _Changes, ends: F64, prior: CameraPrior, x: F64, size: float,
 
 
 class _Changes:
-    """Where pictures differ from their median, as a grid of cells."""
+    """Where images differ from their median, as a grid of cells."""
 
-    def __init__(self, pictures: Sequence[CalibrationPicture], columns: int, rows: int, blur: float) -> None:
+    def __init__(self, images: Sequence[CalibrationImage], columns: int, rows: int, blur: float) -> None:
         self._size, self._blur = (rows, columns), blur
-        small = np.stack([resize_rgb(p.rgb, self._size) for p in pictures]).astype(np.float32)
+        small = np.stack([resize_rgb(p.rgb, self._size) for p in images]).astype(np.float32)
         change = np.abs(small - np.median(small, axis=0)).max(-1)
         noise = float(np.median(change)) + 4.0
         self._seen = self._smooth(np.clip(change / (6.0 * noise), 0.0, 1.0))
@@ -213,7 +213,7 @@ class _Changes:
         return _correlation(*self._predicted(capsules), self._seen)
 
     def residual_cells(self, capsules: F32) -> F64:
-        """Return, per picture that shows the hand, by how many cells its foretold change must be shifted to fit best.
+        """Return, per image that shows the hand, by how many cells its foretold change must be shifted to fit best.
         """
         out = []
         shifts = range(-RESIDUAL_CELLS, RESIDUAL_CELLS + 1)

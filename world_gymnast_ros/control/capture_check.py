@@ -1,6 +1,6 @@
-"""May a captured picture start an adaptation? The arm must rest, and enough of its hand must be in the picture.
+"""May a captured image start an adaptation? The arm must rest, and enough of its hand must be in the image.
 
-World model and judges find the arm in the picture to know where things are. Pure: poses and the camera come in.
+World model and judges find the arm in the image to know where things are. Pure: poses and the camera come in.
 """
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def turned_rad(states: Sequence[ArmState]) -> float:
 
 
 def hand_fault(state: F32, camera: tuple[float, ...], least: float) -> str:
-    """Return why a picture with the arm at a Bridge state (7,) shows too little of the hand, or "". `least`: 0..1."""
+    """Return why an image with the arm at a Bridge state (7,) shows too little of the hand, or "". `least`: 0..1."""
     seen = hand_seen(state, camera)
     if seen >= least:
         return ""
     x, y, z = CAPTURE_STATE[:3]
-    return (f"{100 * seen:.0f} % of the hand is in the picture, at least {100 * least:.0f} % must be: it is at "
+    return (f"{100 * seen:.0f} % of the hand is in the image, at least {100 * least:.0f} % must be: it is at "
             f"({state[0]:.2f}, {state[1]:.2f}, {state[2]:.2f}) m. Move it into view, such as to ({x}, {y}, {z}) m, "
-            "pointing down; an armed arm walks there with world-gymnast robot capture --go. Where the picture does "
+            "pointing down; an armed arm walks there with world-gymnast robot capture --go. Where the image does "
             "show the hand, the camera stands elsewhere than thought: calibrate it (world-gymnast robot calibrate)")
 
 
 def hand_seen(state: F32, camera: tuple[float, ...]) -> float:
-    """Return which part of the hand at a Bridge state (7,) is in the picture, 0..1, weighed by width.
+    """Return which part of the hand at a Bridge state (7,) is in the image, 0..1, weighed by width.
 
     `camera` as from `arm_silhouette.projection`; 0 for a pose out of reach.
     """

@@ -1,6 +1,6 @@
-"""May this policy move this arm? A policy that has seen simulated pictures only is no policy for a real arm.
+"""May this policy move this arm? A policy that has seen simulated images only is no policy for a real arm.
 
-It is not a matter of how good it is: nothing of what was measured of it holds where it was never shown a picture.
+It is not a matter of how good it is: nothing of what was measured of it holds where it was never shown an image.
 """
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def origin_refusal(policy: str, trained_on: str, sources: Sequence[str], simulat
     if trained_on != SIMULATION or (sources and set(sources) <= set(simulators)):
         return ""
     heard = f"joint states come from {', '.join(sorted(set(sources)))}" if sources else "there are no joint states"
-    return (f"policy '{policy}' has seen simulated pictures only, and this arm is not the twin's ({heard}): set "
+    return (f"policy '{policy}' has seen simulated images only, and this arm is not the twin's ({heard}): set "
             "checkpoint or policy_url in config/policy.yaml to a policy for this robot, or run with dry_run:=true; "
             "allow_simulation_policy:=true lets it move the arm nevertheless")

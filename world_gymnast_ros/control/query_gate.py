@@ -19,7 +19,7 @@ FUTURE_S = 0.05
 STEPPED_S = 0.5
 """A rest that would begin this much later than it possibly can: the clock was stepped back since."""
 FROZEN_M = 0.03
-"""Way of the arm after which two pictures equal to the last bit are one picture: a camera's noise alone differs."""
+"""Way of the arm after which two images equal to the last bit are one image: a camera's noise alone differs."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class QueryGate:
         self._look_from_ns = frame_stamp_ns + round((size - margin) * self.rules.dt_s * NS_PER_S)
 
 
-class PictureWatch:
-    """Tells a camera that repeats one picture under fresh stamps: the arm moved, and no bit changed."""
+class ImageWatch:
+    """Tells a camera that repeats one image under fresh stamps: the arm moved, and no bit changed."""
 
     def __init__(self) -> None:
         self._digest = -1
@@ -102,11 +102,11 @@ class PictureWatch:
         self._moved_m += way_m
 
     def refusal(self, rgb: U8) -> str:
-        """Return why this picture (H, W, 3) must not be acted on, or ""."""
+        """Return why this image (H, W, 3) must not be acted on, or ""."""
         digest = crc32(np.ascontiguousarray(rgb).data)
         if digest != self._digest:
             self._digest, self._moved_m = digest, 0.0
         elif self._moved_m > FROZEN_M:
-            return (f"the picture has not changed in one bit while the arm moved {self._moved_m:.2f} m: "
+            return (f"the image has not changed in one bit while the arm moved {self._moved_m:.2f} m: "
                     "the camera is frozen; start it again")
         return ""

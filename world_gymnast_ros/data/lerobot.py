@@ -1,8 +1,8 @@
-"""Read a LeRobot dataset v3.0 whose actions are Bridge's, ours or another's: pictures and actions of every episode.
+"""Read a LeRobot dataset v3.0 whose actions are Bridge's, ours or another's: images and actions of every episode.
 
-Rows are sorted by `frame_index`; pictures are those nearest to the rows' `timestamp` in the video. A set of another
-rate than 5 per second is resampled: picture j is the one nearest to j * 0.2 s, and its action is all that was done
-until picture j + 1, translations added, rotations multiplied in order, the gripper as it was told last.
+Rows are sorted by `frame_index`; images are those nearest to the rows' `timestamp` in the video. A set of another
+rate than 5 per second is resampled: image j is the one nearest to j * 0.2 s, and its action is all that was done
+until image j + 1, translations added, rotations multiplied in order, the gripper as it was told last.
 
 Refused rather than guessed: fewer than 5 rows a second, actions that are no Bridge steps, or several cameras of which
 none was named. An episode that is broken is named and left out; the others are read.
@@ -25,7 +25,7 @@ from world_gymnast_ros.errors import BadFrame, EpisodeError, one_line
 from world_gymnast_ros.images import decode_rgb, resize_rgb
 from world_gymnast_ros.robot.actions import StepLimits, matrix_to_rpy, rpy_to_matrix
 from world_gymnast_ros.types import CONTROL_DT_S, F32, F64, I64, U8
-from world_gymnast_ros.video import pictures
+from world_gymnast_ros.video import video_frames
 
 FPS = round(1.0 / CONTROL_DT_S)
 SLACK = 1.01
@@ -76,7 +76,7 @@ def is_lerobot(folder: Path) -> bool:
 
 def read_lerobot(folder: Path, size: tuple[int, int] | None = None, camera: str = "",
                  left_out: list[str] | None = None) -> Iterator[LeRobotEpisode]:
-    """Yield the episodes in order, pictures resized to `size` (h, w) if given. Raises EpisodeError.
+    """Yield the episodes in order, images resized to `size` (h, w) if given. Raises EpisodeError.
 
     `camera` names one of several, in full or by its last part. `left_out`: list that gets a line for each broken
     episode; without it, the first one raises.
@@ -224,10 +224,10 @@ def _frames(found: _Set, row: dict[str, Any], rows: pa.Table, chosen: I64, size:
 
 
 def _at_times(path: Path, wanted_s: F64, tolerance_s: float) -> Iterator[U8]:
-    """Yield the pictures of a video nearest to the times, which rise."""
+    """Yield the images of a video nearest to the times, which rise."""
     place = 0
     best: tuple[float, U8] | None = None
-    for time_s, rgb in pictures(path, max(0.0, float(wanted_s[0]) - tolerance_s)):
+    for time_s, rgb in video_frames(path, max(0.0, float(wanted_s[0]) - tolerance_s)):
         while place < len(wanted_s) and time_s > wanted_s[place]:
             nearer = best is not None and wanted_s[place] - best[0] < time_s - wanted_s[place]
             found = best if nearer and best is not None else (time_s, rgb)
@@ -237,7 +237,7 @@ def _at_times(path: Path, wanted_s: F64, tolerance_s: float) -> Iterator[U8]:
         if place == len(wanted_s):
             return
         best = (time_s, rgb)
-    for time_s in wanted_s[place:]:  # up to the last picture
+    for time_s in wanted_s[place:]:  # up to the last image
         _check_time(path, -1.0 if best is None else best[0], float(time_s), tolerance_s)
         if best is not None:
             yield best[1]
@@ -245,12 +245,12 @@ def _at_times(path: Path, wanted_s: F64, tolerance_s: float) -> Iterator[U8]:
 
 def _check_time(path: Path, found_s: float, wanted_s: float, tolerance_s: float) -> None:
     if not abs(found_s - wanted_s) <= tolerance_s * SLACK:
-        raise EpisodeError(f"{path} has no picture at {wanted_s:.2f} s; the nearest is at {found_s:.2f} s: it was cut, "
+        raise EpisodeError(f"{path} has no image at {wanted_s:.2f} s; the nearest is at {found_s:.2f} s: it was cut, "
                            "or is of another episode")
 
 
 def _image(found: _Set, cell: Any, name: str) -> U8:
-    """Return a picture that lies in the table itself, or beside it."""
+    """Return an image that lies in the table itself, or beside it."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
         return decode_rgb(cell["bytes"], name)
     if isinstance(cell, dict) and isinstance(cell.get("path"), str):

@@ -24,7 +24,7 @@ from world_gymnast_ros.data.exported import irasim_notes, is_bridge, is_irasim, 
 from world_gymnast_ros.data.lerobot import is_lerobot, read_lerobot
 from world_gymnast_ros.data.worldgym import read_clip
 from world_gymnast_ros.episodes.files import MCAP_NAME, OUTCOME_NAME, PARTIAL_SUFFIX, STEPS_NAME
-from world_gymnast_ros.episodes.reader import first_picture, read_episode
+from world_gymnast_ros.episodes.reader import first_image, read_episode
 from world_gymnast_ros.errors import EpisodeError, WorldGymnastError
 from world_gymnast_ros.files import read_npz, sha256_file, whole
 from world_gymnast_ros.objects import ObjectTracks
@@ -183,7 +183,7 @@ def recording(folder: Path, size_px: int | None, cache: Path | None, camera: str
     episode = read_episode(folder, None if size_px is None else (size_px, size_px), camera or None)
     if episode.outcome.outcome == "unknown":
         raise EpisodeError("not marked; say what came of it with `world-gymnast episodes mark`")
-    success, captured = episode.outcome.outcome == "success", first_picture(episode, camera or None)
+    success, captured = episode.outcome.outcome == "success", first_image(episode, camera or None)
     if held is not None:
         with whole(held) as beside, beside.open("wb") as stream:
             np.savez(stream, frames=episode.frames, deltas=episode.actions, states=episode.target_states,

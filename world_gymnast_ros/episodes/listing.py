@@ -18,15 +18,15 @@ from world_gymnast_ros.episodes.files import (
     STEPS_NAME,
     read_json,
 )
+from world_gymnast_ros.episodes.image_count import lost_images
 from world_gymnast_ros.episodes.outcome import ENDED_BY, Outcome, read_outcome
-from world_gymnast_ros.episodes.picture_count import lost_pictures
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, PICTURES, RAW_IMAGE, check_recorded, header_stamp_ns
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, IMAGES, RAW_IMAGE, check_recorded, header_stamp_ns
 from world_gymnast_ros.episodes.steps import outcome_in_table, read_steps
 from world_gymnast_ros.errors import BadFrame, EpisodeError
 
 MAX_LOST_SHARE = 0.25
-"""Of the pictures recorded, estimated from the gaps: more are reported."""
-MAX_PICTURE_GAP_S = 1.0
+"""Of the images recorded, estimated from the gaps: more are reported."""
+MAX_IMAGE_GAP_S = 1.0
 """A longer silence of the camera is reported. The frames of real 5 Hz data are 0.2 s apart."""
 
 
@@ -75,18 +75,18 @@ def describe(folder: Path) -> EpisodeInfo:
 
 
 def check(folder: Path) -> list[str]:
-    """Read the whole episode, decode its pictures, and list what is wrong; an empty list means nothing is."""
+    """Read the whole episode, decode its images, and list what is wrong; an empty list means nothing is."""
     problems: list[str] = []
     if folder.name.endswith(PARTIAL_SUFFIX):
         problems.append("was never finished: repair it")
-    counts, pictures_ns = _count(folder / MCAP_NAME, problems)
+    counts, images_ns = _count(folder / MCAP_NAME, problems)
     _check_header(folder, counts, problems)
     for read in (read_outcome, _read_table):
         try:
             read(folder)
         except EpisodeError as error:
             problems.append(str(error))
-    _check_pictures(pictures_ns, problems)
+    _check_images(images_ns, problems)
     return problems
 
 
@@ -106,29 +106,29 @@ def _read_table(folder: Path) -> None:
 
 
 def _count(path: Path, problems: list[str]) -> tuple[Counter[str], list[int]]:
-    """Read every message and decode every picture; return the number per topic, and the pictures' capture times."""
+    """Read every message and decode every image; return the number per topic, and the images' capture times."""
     counts: Counter[str] = Counter()
-    pictures_ns: list[int] = []
+    images_ns: list[int] = []
     sizes: Counter[tuple[int, int]] = Counter()
     bad: list[str] = []
     try:
         for topic, kind, _, cdr in recorded(path, validate=True):
             counts[topic] += 1
-            if kind not in PICTURES:
+            if kind not in IMAGES:
                 continue
-            pictures_ns.append(header_stamp_ns(cdr))
+            images_ns.append(header_stamp_ns(cdr))
             try:
                 sizes[check_recorded(kind, cdr)] += 1
             except (BadFrame, EpisodeError) as error:
-                bad.append(f"number {len(pictures_ns)} at {(pictures_ns[-1] - pictures_ns[0]) * 1e-9:.2f} s: {error}")
+                bad.append(f"number {len(images_ns)} at {(images_ns[-1] - images_ns[0]) * 1e-9:.2f} s: {error}")
     except EpisodeError as error:
         problems.append(f"{MCAP_NAME} cannot be read to its end: {error}")
     if bad:
-        problems.append(f"{len(bad)} of {len(pictures_ns)} pictures cannot be used, {bad[0]}")
+        problems.append(f"{len(bad)} of {len(images_ns)} images cannot be used, {bad[0]}")
     if len(sizes) > 1:
         counted = ", ".join(f"{n} of {width}x{height}" for (height, width), n in sizes.items())
-        problems.append(f"the pictures have {len(sizes)} sizes ({counted}): the camera's resolution was changed")
-    return counts, pictures_ns
+        problems.append(f"the images have {len(sizes)} sizes ({counted}): the camera's resolution was changed")
+    return counts, images_ns
 
 
 def _check_header(folder: Path, counts: Counter[str], problems: list[str]) -> None:
@@ -148,14 +148,14 @@ def _check_header(folder: Path, counts: Counter[str], problems: list[str]) -> No
         problems.append(f"{METADATA_NAME} cannot be read ({error!r}): repair it")
 
 
-def _check_pictures(pictures_ns: list[int], problems: list[str]) -> None:
-    if not pictures_ns:
-        problems.append(f"holds no picture ({COMPRESSED_IMAGE} or {RAW_IMAGE})")
+def _check_images(images_ns: list[int], problems: list[str]) -> None:
+    if not images_ns:
+        problems.append(f"holds no image ({COMPRESSED_IMAGE} or {RAW_IMAGE})")
         return
-    gap_s = float(np.diff(np.sort(np.array(pictures_ns))).max(initial=0)) * 1e-9
-    if gap_s > MAX_PICTURE_GAP_S:
-        problems.append(f"the camera was silent for {gap_s:.1f} s (limit {MAX_PICTURE_GAP_S} s)")
-    lost = lost_pictures(pictures_ns)
-    if lost > MAX_LOST_SHARE * len(pictures_ns):
-        problems.append(f"about {lost} pictures were lost beside {len(pictures_ns)} recorded (limit "
+    gap_s = float(np.diff(np.sort(np.array(images_ns))).max(initial=0)) * 1e-9
+    if gap_s > MAX_IMAGE_GAP_S:
+        problems.append(f"the camera was silent for {gap_s:.1f} s (limit {MAX_IMAGE_GAP_S} s)")
+    lost = lost_images(images_ns)
+    if lost > MAX_LOST_SHARE * len(images_ns):
+        problems.append(f"about {lost} images were lost beside {len(images_ns)} recorded (limit "
                         f"{MAX_LOST_SHARE:.0%}): the machine or the network was too busy")

@@ -1,4 +1,4 @@
-"""What a Step does not say of itself: its chunk as the policy gave it, its picture, whose policy it was."""
+"""What a Step does not say of itself: its chunk as the policy gave it, its image, whose policy it was."""
 from __future__ import annotations
 
 import json
@@ -25,17 +25,17 @@ def stamp_ns(time: Any) -> int:
     return int(time.sec) * 1_000_000_000 + int(time.nanosec)
 
 
-def pictures_acted_on(pictures_ns: I64, sent_ns: I64, seen_ns: I64, chunk_index: I64) -> I64:
-    """Return the places (T,) in the sorted capture times `pictures_ns` of the pictures that steps were taken at.
+def images_acted_on(images_ns: I64, sent_ns: I64, seen_ns: I64, chunk_index: I64) -> I64:
+    """Return the places (T,) in the sorted capture times `images_ns` of the images that steps were taken at.
 
-    The first action of a chunk belongs to the very picture that the policy saw (`seen_ns`), where that was recorded;
+    The first action of a chunk belongs to the very image that the policy saw (`seen_ns`), where that was recorded;
     any other to the newest one when it was sent; -1: there was none yet.
     """
-    newest = np.searchsorted(pictures_ns, sent_ns, side="right") - 1
-    if not len(pictures_ns):
+    newest = np.searchsorted(images_ns, sent_ns, side="right") - 1
+    if not len(images_ns):
         return newest.astype(np.int64)
-    seen = np.searchsorted(pictures_ns, seen_ns, side="left")
-    exact = (chunk_index == 0) & (pictures_ns[np.minimum(seen, len(pictures_ns) - 1)] == seen_ns)
+    seen = np.searchsorted(images_ns, seen_ns, side="left")
+    exact = (chunk_index == 0) & (images_ns[np.minimum(seen, len(images_ns) - 1)] == seen_ns)
     return np.where(exact, seen, newest).astype(np.int64)
 
 
@@ -46,13 +46,13 @@ class Provenance:
         self._decoders: dict[str, Callable[[bytes], Any]] = {}
         self._chunks: dict[tuple[int, int], Any] = {}
         self._adapters: dict[str, tuple[str, str]] = {}
-        self._pictures_ns = array("q")
+        self._images_ns = array("q")
         self._policy = ""
 
     def hear(self, msg_type: str, cdr: bytes, definition: str | None = None) -> None:
         """Take in one message of any type. Raises EpisodeError on bytes that do not fit a type of interest."""
         if msg_type in (COMPRESSED_IMAGE, RAW_IMAGE):
-            self._pictures_ns.append(header_stamp_ns(cdr))
+            self._images_ns.append(header_stamp_ns(cdr))
         elif msg_type in (CHUNK, ADAPTER, DIAGNOSTICS):
             if msg_type not in self._decoders:
                 self._decoders[msg_type] = decoder(msg_type, definition)
@@ -77,7 +77,7 @@ class Provenance:
             return
         sent_ns, seen_ns, index = (np.array([row[name] for row in rows], np.int64)
                                    for name in ("stamps_ns", "frame_stamps_ns", "chunk_index"))
-        frames = pictures_acted_on(np.sort(np.array(self._pictures_ns, np.int64)), sent_ns, seen_ns, index)
+        frames = images_acted_on(np.sort(np.array(self._images_ns, np.int64)), sent_ns, seen_ns, index)
         for row, frame in zip(rows, frames.tolist(), strict=True):
             sha256, world_model = self._adapters.get(row["adapter"], ("", ""))
             row |= {"frame": frame, "policy": self._policy, "adapter_sha256": sha256, "world_model": world_model}

@@ -11,8 +11,8 @@ import numpy as np
 from world_gymnast_ros.episodes.bag import recorded, recorded_types
 from world_gymnast_ros.episodes.files import HEADER_NAME, MCAP_NAME, PARTIAL_SUFFIX, STEPS_NAME, read_json
 from world_gymnast_ros.episodes.outcome import Outcome, read_outcome
-from world_gymnast_ros.episodes.provenance import pictures_acted_on
-from world_gymnast_ros.episodes.schemas import PICTURES, decode_picture, decoder, header_stamp_ns
+from world_gymnast_ros.episodes.provenance import images_acted_on
+from world_gymnast_ros.episodes.schemas import IMAGES, decode_image, decoder, header_stamp_ns
 from world_gymnast_ros.episodes.steps import StepTable, read_steps
 from world_gymnast_ros.errors import BadFrame, EpisodeError
 from world_gymnast_ros.images import resize_rgb
@@ -29,7 +29,7 @@ FINGER_CLOSED_M, FINGER_TRAVEL_M = 0.010, 0.025
 class Episode:
     """One episode of T actions. `frames` uint8 (T+1, H, W, 3) RGB; `frame_stamps_ns` int64 (T+1,), capture times.
 
-    `steps` has T rows; row t was taken at frame t, and frame T is the first picture after the last action.
+    `steps` has T rows; row t was taken at frame t, and frame T is the first image after the last action.
     `states` float32 (T+1, 7) measured Bridge states at the frames; `last_state_measured` is False when no joint
     states were recorded, and row T is then the last commanded target. `header` is what the recorder was started with.
     """
@@ -63,10 +63,10 @@ class Episode:
 
 
 def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic: str | None = None) -> Episode:
-    """Read a finished episode, pictures resized to `size` (h, w) if given.
+    """Read a finished episode, images resized to `size` (h, w) if given.
 
     `image_topic` chooses between cameras. Raises EpisodeError when the episode is partial or broken, holds no step or
-    no picture, or the camera is ambiguous.
+    no image, or the camera is ambiguous.
     """
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise EpisodeError(f"{folder} was never finished; run `world-gymnast episodes repair {folder}`")
@@ -90,8 +90,8 @@ def read_episode(folder: Path, size: tuple[int, int] | None = None, image_topic:
     )
 
 
-def first_picture(episode: Episode, image_topic: str | None = None) -> U8:
-    """Return the picture of the first action uint8 (H, W, 3) at the camera's own size."""
+def first_image(episode: Episode, image_topic: str | None = None) -> U8:
+    """Return the image of the first action uint8 (H, W, 3) at the camera's own size."""
     topic, kind = camera(episode.path, image_topic)
     return np.asarray(_decode(episode.path, topic, kind, episode.frame_stamps_ns[:1], None)[0])
 
@@ -102,10 +102,10 @@ def choose_frames(steps: StepTable, stamps_ns: I64, dt_s: float = CONTROL_DT_S) 
     The first action of a chunk belongs to the very frame that the policy saw (Step.frame_stamp); a later one to the
     newest frame when it was sent. The last frame is the first one 0.9 periods after the last action, or the newest.
     """
-    rows = pictures_acted_on(stamps_ns, steps.stamps_ns, steps.frame_stamps_ns, steps.chunk_index)
+    rows = images_acted_on(stamps_ns, steps.stamps_ns, steps.frame_stamps_ns, steps.chunk_index)
     after_ns = int(steps.stamps_ns[-1]) + round(0.9e9 * dt_s)
     last = min(int(np.searchsorted(stamps_ns, after_ns, side="left")), len(stamps_ns) - 1)
-    # Never back in time, and never before the first picture.
+    # Never back in time, and never before the first image.
     out: I64 = np.maximum.accumulate(np.append(np.maximum(rows, 0), last)).astype(np.int64)
     return out
 
@@ -117,13 +117,13 @@ def messages(folder: Path, topic: str) -> Iterator[tuple[int, bytes]]:
 
 
 def camera(folder: Path, wanted: str | None = None) -> tuple[str, str]:
-    """Return topic and type of the pictures; `wanted` chooses between cameras. Raises EpisodeError."""
-    cameras = {topic: kind for topic, kind in recorded_types(folder / MCAP_NAME).items() if kind in PICTURES}
+    """Return topic and type of the images; `wanted` chooses between cameras. Raises EpisodeError."""
+    cameras = {topic: kind for topic, kind in recorded_types(folder / MCAP_NAME).items() if kind in IMAGES}
     found = cameras if not wanted else {topic: kind for topic, kind in cameras.items()
                                         if topic.removesuffix("/compressed").strip("/") == wanted.strip("/")
                                         or topic == wanted}
     if not cameras:
-        raise EpisodeError(f"{folder} holds no pictures; was a camera running when it was recorded?")
+        raise EpisodeError(f"{folder} holds no images; was a camera running when it was recorded?")
     if len(found) != 1:
         content = f"no camera {wanted}" if wanted else f"{len(cameras)} cameras"
         raise EpisodeError(f"{folder} holds {content}; choose one with --camera: {', '.join(sorted(cameras))}")
@@ -131,23 +131,23 @@ def camera(folder: Path, wanted: str | None = None) -> tuple[str, str]:
 
 
 def _decode(folder: Path, topic: str, kind: str, chosen_ns: I64, size: tuple[int, int] | None) -> U8:
-    """Decode the pictures with the given capture times, in order."""
+    """Decode the images with the given capture times, in order."""
     wanted = set(chosen_ns.tolist())
-    pictures: dict[int, U8] = {}
+    images: dict[int, U8] = {}
     for _, cdr in messages(folder, topic):
         stamp_ns = header_stamp_ns(cdr)
-        if stamp_ns in wanted and stamp_ns not in pictures:
+        if stamp_ns in wanted and stamp_ns not in images:
             try:
-                picture = decode_picture(kind, cdr)
+                image = decode_image(kind, cdr)
             except (BadFrame, EpisodeError) as error:
                 seconds = (stamp_ns - int(chosen_ns[0])) * 1e-9
-                raise EpisodeError(f"{folder.name}: the picture {seconds:.2f} s after the first cannot be used: {error}"
+                raise EpisodeError(f"{folder.name}: the image {seconds:.2f} s after the first cannot be used: {error}"
                                    ) from error
-            pictures[stamp_ns] = picture if size is None else resize_rgb(picture, size)
-    shapes = {picture.shape for picture in pictures.values()}
+            images[stamp_ns] = image if size is None else resize_rgb(image, size)
+    shapes = {image.shape for image in images.values()}
     if len(shapes) != 1:
-        raise EpisodeError(f"{folder}: the pictures have {len(shapes)} sizes {sorted(shapes)}; read with one `size`")
-    return np.stack([pictures[stamp] for stamp in chosen_ns.tolist()])
+        raise EpisodeError(f"{folder}: the images have {len(shapes)} sizes {sorted(shapes)}; read with one `size`")
+    return np.stack([images[stamp] for stamp in chosen_ns.tolist()])
 
 
 def _state_after(folder: Path, stamp_ns: int) -> F32 | None:

@@ -2,8 +2,8 @@
 
     GET  /                     the page (review_page.py); nothing on it comes from elsewhere
     GET  /episodes             list of what is there, with outcomes and judges' opinions
-    GET  /episode/ID           times of the pictures, and what was asked of the arm when
-    GET  /picture/ID/N.jpg     picture N
+    GET  /episode/ID           times of the images, and what was asked of the arm when
+    GET  /image/ID/N.jpg     image N
     POST /mark/ID              {"outcome": "success", "marked_by": "alice", "partial_score": null}
 
 Only this machine is listened to, unless an address of the network is named: then every request must carry a token that
@@ -38,20 +38,20 @@ from world_gymnast_ros.episodes.marking import mark_outcome
 from world_gymnast_ros.episodes.outcome import read_outcome
 from world_gymnast_ros.episodes.reader import camera, messages
 from world_gymnast_ros.episodes.review_page import PAGE
-from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, decode_picture, decoder, header_stamp_ns
+from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, decode_image, decoder, header_stamp_ns
 from world_gymnast_ros.episodes.steps import read_steps
 from world_gymnast_ros.errors import BadConfig, EpisodeError, WorldGymnastError
 
 MAX_RATE_HZ = 10.0
-"""So many pictures a second are shown: enough to see what happened, and quick to load."""
+"""So many images a second are shown: enough to see what happened, and quick to load."""
 MAX_BODY_BYTES = 4096
 LOOPBACK, COOKIE, TOKEN_BYTES = "127.0.0.1", "review", 16
 POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
 @dataclass(frozen=True)
-class _Film:
-    """An episode being looked at: receive and capture times of the pictures that are shown."""
+class _Video:
+    """An episode being looked at: receive and capture times of the images that are shown."""
 
     topic: str
     kind: str
@@ -63,11 +63,11 @@ class Review:
     """What the server does, without HTTP. Every method may raise EpisodeError."""
 
     def __init__(self, root: Path, now_ns: Callable[[], int], camera: str = "") -> None:
-        """`root`: an episode, or a folder of episodes; `camera`: the topic of the pictures, where there are several."""
+        """`root`: an episode, or a folder of episodes; `camera`: the topic of the images, where there are several."""
         self._root, self._now_ns, self._camera = root, now_ns, camera
         self._alone = (root / MCAP_NAME).is_file()
         self._turn = threading.Lock()
-        self._films: dict[str, _Film] = {}
+        self._videos: dict[str, _Video] = {}
         self.episodes()
 
     def episodes(self) -> list[dict[str, Any]]:
@@ -80,8 +80,8 @@ class Review:
         """Return what the page needs to play one episode."""
         folder = self._folder(episode_id)
         with self._turn:
-            film = self._film(folder)
-        start_ns = film.captured_ns[0]
+            video = self._video(folder)
+        start_ns = video.captured_ns[0]
         steps = read_steps(folder / STEPS_NAME)
         rows = [{"s": (sent - start_ns) * 1e-9, "verdict": verdict, "reason": reason, "mm": 1000 * moved, "open": grip}
                 for sent, verdict, reason, moved, grip in zip(
@@ -89,26 +89,26 @@ class Review:
                     np.linalg.norm(steps.sent[:, :3], axis=1).round(5).tolist(), steps.gripper_command.tolist(),
                     strict=True)]
         header = read_json(folder / HEADER_NAME)
-        return {"id": episode_id, "pictures_s": [(t - start_ns) * 1e-9 for t in film.captured_ns], "steps": rows,
+        return {"id": episode_id, "images_s": [(t - start_ns) * 1e-9 for t in video.captured_ns], "steps": rows,
                 "adapter": steps.adapter[0] if len(steps) else "", "policy": steps.policy[0] if len(steps) else "",
                 "notes": str(header.get("header", {}).get("notes", "")), **self._said(folder)}
 
-    def picture(self, episode_id: str, number: int) -> bytes:
-        """Return picture `number` as JPEG."""
+    def image(self, episode_id: str, number: int) -> bytes:
+        """Return image `number` as JPEG."""
         folder = self._folder(episode_id)
         with self._turn:
-            film = self._film(folder)
-            if not 0 <= number < len(film.received_ns):
-                raise EpisodeError(f"{episode_id} has no picture {number}; there are {len(film.received_ns)}")
-            at_ns = film.received_ns[number]
-            cdr = next(cdr for _, _, _, cdr in recorded(folder / MCAP_NAME, [film.topic], at_ns, at_ns + 1)
-                       if header_stamp_ns(cdr) == film.captured_ns[number])
-        if film.kind == COMPRESSED_IMAGE:
+            video = self._video(folder)
+            if not 0 <= number < len(video.received_ns):
+                raise EpisodeError(f"{episode_id} has no image {number}; there are {len(video.received_ns)}")
+            at_ns = video.received_ns[number]
+            cdr = next(cdr for _, _, _, cdr in recorded(folder / MCAP_NAME, [video.topic], at_ns, at_ns + 1)
+                       if header_stamp_ns(cdr) == video.captured_ns[number])
+        if video.kind == COMPRESSED_IMAGE:
             message = decoder(COMPRESSED_IMAGE)(cdr)
             if "jpeg" in message.format or "jpg" in message.format:
                 return bytes(message.data.tobytes())
         buffer = io.BytesIO()
-        Image.fromarray(decode_picture(film.kind, cdr)).save(buffer, "JPEG", quality=90)
+        Image.fromarray(decode_image(video.kind, cdr)).save(buffer, "JPEG", quality=90)
         return buffer.getvalue()
 
     def mark(self, episode_id: str, body: Any) -> dict[str, Any]:
@@ -139,10 +139,10 @@ class Review:
             raise EpisodeError(f"there is no finished episode {episode_id[:100]!r} in {self._root}")
         return folder
 
-    def _film(self, folder: Path) -> _Film:
+    def _video(self, folder: Path) -> _Video:
         """Index an episode; that which was looked at before is forgotten."""
-        if folder.name not in self._films:
-            self._films.clear()
+        if folder.name not in self._videos:
+            self._videos.clear()
             topic, kind = camera(folder, self._camera or None)
             seen = sorted((header_stamp_ns(cdr), received) for received, cdr in messages(folder, topic))
             kept = seen[:1]
@@ -150,9 +150,9 @@ class Review:
                 if captured - kept[-1][0] >= 0.95e9 / MAX_RATE_HZ:
                     kept.append((captured, received))
             if not kept:
-                raise EpisodeError(f"{folder.name} holds no picture")
-            self._films[folder.name] = _Film(topic, kind, [r for _, r in kept], [c for c, _ in kept])
-        return self._films[folder.name]
+                raise EpisodeError(f"{folder.name} holds no image")
+            self._videos[folder.name] = _Video(topic, kind, [r for _, r in kept], [c for c, _ in kept])
+        return self._videos[folder.name]
 
 
 def network_address() -> str:
@@ -208,9 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(review.episodes)
         elif len(parts) == 2 and parts[0] == "episode":
             self._answer(lambda: review.episode(parts[1]))
-        elif len(parts) == 3 and parts[0] == "picture" and parts[2].removesuffix(".jpg").isascii() \
+        elif len(parts) == 3 and parts[0] == "image" and parts[2].removesuffix(".jpg").isascii() \
                 and parts[2].removesuffix(".jpg").isdigit() and len(parts[2]) < 12:
-            self._answer(lambda: review.picture(parts[1], int(parts[2].removesuffix(".jpg"))))
+            self._answer(lambda: review.image(parts[1], int(parts[2].removesuffix(".jpg"))))
         else:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.path[:80]!r} here"})
 
@@ -279,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, data: bytes, kind: str, cache: str = "no-store",
               more: Sequence[tuple[str, str]] = ()) -> None:
-        with contextlib.suppress(OSError):  # the browser went on to another picture
+        with contextlib.suppress(OSError):  # the browser went on to another image
             self.send_response(status)
             for name, text in (("Content-Type", kind), ("Content-Length", str(len(data))), ("Cache-Control", cache),
                                ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
@@ -289,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """A line per picture would drown everything else."""
+        """A line per image would drown everything else."""
 
 
 def _parsed(data: bytes) -> Any:

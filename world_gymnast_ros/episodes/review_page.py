@@ -33,7 +33,7 @@ section,nav{padding:10px}#screen{max-height:none}.marks>button{flex:1 1 40%}kbd{
 </style></head><body><main>
 <nav aria-label="Episodes"><h1>Episodes <span class="quiet" id="count"></span></h1><ol id="list"></ol></nav>
 <section><h2 id="words">Loading</h2><div class="quiet" id="about"></div>
-<img id="screen" alt="the camera's picture">
+<img id="screen" alt="the camera's image">
 <div id="track" aria-hidden="true"></div>
 <input id="seek" type="range" min="0" value="0" aria-label="place in the episode">
 <div class="row"><button id="play">Play</button><button id="back">-1</button><button id="on">+1</button>
@@ -104,44 +104,44 @@ function drawSaid() {
   box.replaceChildren(title, lines);
 }
 function drawTrack() {
-  const end = Math.max(shown.pictures_s.at(-1), 0.001);
+  const end = Math.max(shown.images_s.at(-1), 0.001);
   $("track").replaceChildren(...shown.steps.map((s, i) => {
     const mark = document.createElement("i"), until = i + 1 < shown.steps.length ? shown.steps[i + 1].s : s.s + 0.2;
     mark.style.left = 100 * Math.max(0, s.s) / end + "%"; mark.style.background = colours[s.verdict];
     mark.style.width = Math.max(0.2, 100 * Math.min(0.25, until - s.s) / end) + "%"; return mark;
   }));
 }
-const pictureAt = n => "/picture/" + encodeURIComponent(shown.id) + "/" + n + ".jpg";
+const imageAt = n => "/image/" + encodeURIComponent(shown.id) + "/" + n + ".jpg";
 function show(n) {
-  at = Math.max(0, Math.min(shown.pictures_s.length - 1, n));
-  $("screen").src = pictureAt(at); $("seek").value = at;
-  for (let k = 1; k <= 4; k++) if (at + k < shown.pictures_s.length) (new Image()).src = pictureAt(at + k);
-  const step = shown.steps.filter(s => s.s <= shown.pictures_s[at]).at(-1);
-  $("when").textContent = shown.pictures_s[at].toFixed(1) + " of " + shown.pictures_s.at(-1).toFixed(1) + " s" +
+  at = Math.max(0, Math.min(shown.images_s.length - 1, n));
+  $("screen").src = imageAt(at); $("seek").value = at;
+  for (let k = 1; k <= 4; k++) if (at + k < shown.images_s.length) (new Image()).src = imageAt(at + k);
+  const step = shown.steps.filter(s => s.s <= shown.images_s[at]).at(-1);
+  $("when").textContent = shown.images_s[at].toFixed(1) + " of " + shown.images_s.at(-1).toFixed(1) + " s" +
     (step ? " | " + names[step.verdict] + ", " + step.mm.toFixed(0) + " mm, gripper " +
      (step.open > 0.5 ? "open" : "shut") + (step.reason ? " | " + step.reason : "") : "");
 }
 function play(yes) {
   playing = yes; $("play").textContent = yes ? "Pause" : "Play";
-  if (yes && at >= shown.pictures_s.length - 1) show(0);
-  began = performance.now(); from = shown ? shown.pictures_s[at] : 0;
+  if (yes && at >= shown.images_s.length - 1) show(0);
+  began = performance.now(); from = shown ? shown.images_s[at] : 0;
   if (yes) requestAnimationFrame(tick);
 }
 function tick() {
   if (!playing || !shown) return;
   const t = from + (performance.now() - began) / 1000 * Number($("speed").value);
   if ($("screen").complete) {
-    let n = at; while (n + 1 < shown.pictures_s.length && shown.pictures_s[n + 1] <= t) n++;
+    let n = at; while (n + 1 < shown.images_s.length && shown.images_s[n + 1] <= t) n++;
     if (n !== at) show(n);
   }
-  if (t >= shown.pictures_s.at(-1)) { show(shown.pictures_s.length - 1); play(false); return; }
+  if (t >= shown.images_s.at(-1)) { show(shown.images_s.length - 1); play(false); return; }
   requestAnimationFrame(tick);
 }
 async function open_(id) {
   try {
     play(false); reveal = false; shown = await ask("/episode/" + encodeURIComponent(id));
     $("words").textContent = list.find(e => e.id === id).instruction || id;
-    $("seek").max = shown.pictures_s.length - 1; $("score").value = shown.partial_score ?? ""; tell("");
+    $("seek").max = shown.images_s.length - 1; $("score").value = shown.partial_score ?? ""; tell("");
     drawList(); drawTrack(); drawSaid(); show(0);
   } catch (error) { tell(error.message, true); }
 }

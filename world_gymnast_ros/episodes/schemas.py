@@ -21,16 +21,16 @@ from rosbags.typesys.store import Typestore
 
 from world_gymnast_ros.encodings import rgb_of
 from world_gymnast_ros.errors import BadFrame, EpisodeError
-from world_gymnast_ros.images import check_picture, decode_rgb
+from world_gymnast_ros.images import check_image, decode_rgb
 from world_gymnast_ros.types import U8
 
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 RAW_IMAGE = "sensor_msgs/msg/Image"
-PICTURES = (COMPRESSED_IMAGE, RAW_IMAGE)
+IMAGES = (COMPRESSED_IMAGE, RAW_IMAGE)
 STEP = "world_gymnast_ros/msg/Step"
 JPEG_QUALITY = 95
-"""With full colour resolution (4:4:4): 1.9 ms of one core and 145 kB for 640x480, mean error 2.2 grey levels on a
-picture with noise of 3."""
+"""With full colour resolution (4:4:4): 1.9 ms of one core and 145 kB for 640x480, mean error 2.2 grey levels on an
+image with noise of 3."""
 
 
 @lru_cache(maxsize=1)
@@ -104,9 +104,9 @@ def time_of(stamp_ns: int) -> Any:
 
 
 def jpeg_cdr(rgb: U8, stamp_ns: int, frame_id: str = "", quality: int = JPEG_QUALITY) -> bytes:
-    """Return one picture uint8 (H, W, 3) RGB as the CDR of a sensor_msgs/CompressedImage. Raises BadFrame."""
+    """Return one image uint8 (H, W, 3) RGB as the CDR of a sensor_msgs/CompressedImage. Raises BadFrame."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-        raise BadFrame(f"a picture to record must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
+        raise BadFrame(f"an image to record must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, "JPEG", quality=quality, subsampling=0)
     data = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
@@ -115,21 +115,21 @@ def jpeg_cdr(rgb: U8, stamp_ns: int, frame_id: str = "", quality: int = JPEG_QUA
     return serialize(COMPRESSED_IMAGE, message)
 
 
-def decode_picture(msg_type: str, cdr: bytes) -> U8:
-    """Return the RGB picture uint8 (H, W, 3) in an Image or CompressedImage. Raises BadFrame, EpisodeError."""
+def decode_image(msg_type: str, cdr: bytes) -> U8:
+    """Return the RGB image uint8 (H, W, 3) in an Image or CompressedImage. Raises BadFrame, EpisodeError."""
     message = decoder(msg_type)(cdr)
     if msg_type == COMPRESSED_IMAGE:
-        return decode_rgb(message.data.tobytes(), f"picture of format '{message.format[:60]}'")
+        return decode_rgb(message.data.tobytes(), f"image of format '{message.format[:60]}'")
     return rgb_of(message.encoding, message.data, int(message.height), int(message.width), int(message.step))
 
 
 def check_recorded(msg_type: str, cdr: bytes) -> tuple[int, int]:
-    """Return (height, width) of a picture that `decode_picture` takes; raise as it does, but more quickly."""
+    """Return (height, width) of an image that `decode_image` takes; raise as it does, but more quickly."""
     if msg_type != COMPRESSED_IMAGE:
-        shape = decode_picture(msg_type, cdr).shape
+        shape = decode_image(msg_type, cdr).shape
         return shape[0], shape[1]
     message = decoder(msg_type)(cdr)
-    return check_picture(message.data.tobytes(), f"picture of format '{message.format[:60]}'")
+    return check_image(message.data.tobytes(), f"image of format '{message.format[:60]}'")
 
 
 def _register(msg_type: str, definition: str | None) -> None:

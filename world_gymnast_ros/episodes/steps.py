@@ -29,8 +29,8 @@ class StepTable:
     """T control steps in order of sending. Row t is the action taken at frame t. Units as in msg/Step.msg.
 
     `policy_output` (as the chunk had it), `requested` (of the guard), `sent` float32 (T, 7); `verdict` uint8 (T,);
-    poses float64 (T, 4, 4) in base_link, m; joints rad. `frame`: number, in order of capture, of the recorded picture
-    that the action was taken at. `stamps_ns` when it was sent, `frame_stamps_ns` capture of the picture behind its
+    poses float64 (T, 4, 4) in base_link, m; joints rad. `frame`: number, in order of capture, of the recorded image
+    that the action was taken at. `stamps_ns` when it was sent, `frame_stamps_ns` capture of the image behind its
     chunk, `chunk_stamps_ns` when that was published. `world_model`: the one that the adapter was trained in, empty for
     the base. From other topics come `frame`, `policy_output`, the times of inference and chunk, `policy`,
     `adapter_sha256` and `world_model`; where those were not recorded they are -1, NaN, 0 and empty.

@@ -16,7 +16,7 @@ from world_gymnast_ros.episodes.steps import label_steps, step_row, table_of, to
 ROWS_HELD = 320
 """About a minute of control."""
 ROWS_LATE = 20
-"""The newest rows wait: their chunk or picture may reach the recorder after them."""
+"""The newest rows wait: their chunk or image may reach the recorder after them."""
 
 
 class StepsFile:

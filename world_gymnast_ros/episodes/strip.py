@@ -16,7 +16,7 @@ VERDICT_INKS = ((150, 220, 150), (240, 200, 90), (240, 140, 70), (240, 80, 80))
 
 
 def film_strip(episode: Episode, count: int = 8, height_px: int = 180) -> U8:
-    """Return a picture uint8 (H, W, 3) with `count` evenly spaced frames, the first and the last among them."""
+    """Return an image uint8 (H, W, 3) with `count` evenly spaced frames, the first and the last among them."""
     actions = episode.actions
     picks = np.unique(np.linspace(0, len(actions), min(count, len(actions) + 1)).round().astype(int))
     width_px = max(1, round(height_px * episode.frames.shape[2] / episode.frames.shape[1]))

@@ -131,7 +131,7 @@ class EpisodeWriter:
 
     def write_image(self, topic: str, rgb: U8, stamp_ns: int, received_ns: int, frame_id: str = "",
                     quality: int = JPEG_QUALITY) -> None:
-        """Record a picture uint8 (H, W, 3) as JPEG on `<topic>/compressed`. `stamp_ns`: its capture time."""
+        """Record an image uint8 (H, W, 3) as JPEG on `<topic>/compressed`. `stamp_ns`: its capture time."""
         self.write(f"{topic}/compressed", COMPRESSED_IMAGE, jpeg_cdr(rgb, stamp_ns, frame_id, quality), received_ns)
 
     def flush(self, now_ns: int) -> None:

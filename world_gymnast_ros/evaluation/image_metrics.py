@@ -23,7 +23,7 @@ def psnr_db(mse: float) -> float:
 
 
 def structural_error(a: U8, b: U8) -> F64:
-    """Return 1 - SSIM (N,) of grey pictures uint8 (N, H, W, 3), mean over whole, half and quarter size."""
+    """Return 1 - SSIM (N,) of grey images uint8 (N, H, W, 3), mean over whole, half and quarter size."""
     x, y = (torch.from_numpy(np.ascontiguousarray(v)).float().div_(255.0).mean(-1)[:, None] for v in (a, b))
     errors = []
     for _ in range(SCALES):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from world_gymnast_ros.adaptation.rollout import is_success, judge_safely, replay
-from world_gymnast_ros.adaptation.trust import RELEASE_AUC, PictureKind
+from world_gymnast_ros.adaptation.trust import RELEASE_AUC, ImageKind
 from world_gymnast_ros.data.episode import Episode
 from world_gymnast_ros.errors import EpisodeError
 from world_gymnast_ros.evaluation.image_metrics import psnr_db, squared_error, structural_error
@@ -89,10 +89,10 @@ class Replays:
                 for name in np.unique(names)}
 
     def release_row(self, source: str = "recordings", instructions: Sequence[str] = ()) -> dict[str, Any]:
-        """Return one row of the release table, of all these episodes. `pictures` is the kind that they began with, None
+        """Return one row of the release table, of all these episodes. `images` is the kind that they began with, None
         where the camera's own frames were not kept."""
         captured = [e.captured for e in self.episodes if e.captured is not None]
-        kind = PictureKind.of(captured, source).to_json() if len(captured) == len(self.episodes) else None
+        kind = ImageKind.of(captured, source).to_json() if len(captured) == len(self.episodes) else None
         judged = np.isfinite(self.score)
         success, predicted = self.success[judged], self.predicted[judged]
         imagined = paired_replay_auc(self.score[judged].tolist(), success.tolist())
@@ -105,7 +105,7 @@ class Replays:
                 "false_success": false.value, "false_success_low": false.low, "false_success_high": false.high,
                 "recall": recall.value if success.any() else float("nan"), "recall_low": recall.low,
                 "recall_high": recall.high, "episodes": len(self.episodes), "successes": int(self.success.sum()),
-                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "pictures": kind,
+                "no_verdict": int((~judged).sum()), "released": float(imagined.value >= RELEASE_AUC), "images": kind,
                 "instructions": list(instructions) or sorted({normalise(e.instruction) for e in self.episodes}),
                 "horizon_steps": max(e.steps for e in self.episodes)}
 

@@ -1,4 +1,4 @@
-"""What the runs say together: curves as a picture, a table, and whether the claim of fewer samples may be made."""
+"""What the runs say together: curves as an image, a table, and whether the claim of fewer samples may be made."""
 from __future__ import annotations
 
 import json

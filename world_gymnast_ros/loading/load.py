@@ -40,6 +40,7 @@ from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, re
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.robot.actions import RobotLimits
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera
 from world_gymnast_ros.serving.client import HttpPolicy
 from world_gymnast_ros.serving.exchange import is_address
 from world_gymnast_ros.serving.image_edits import ImageEditsClient
@@ -194,16 +195,19 @@ def is_learned_judge(name: str) -> bool:
 
 
 def load_judges(names: str | Sequence[str] = "", device: str = AUTO, dtype: str = AUTO,
-                limits: RobotLimits | None = None) -> Judge:
-    """Load judges; several are a consensus, in the order in which they are named. `limits`: the robot's."""
+                limits: RobotLimits | None = None, camera: StoredCamera | None = None) -> Judge:
+    """Load judges; several are a consensus, in the order in which they are named. `limits`: the robot's. `camera`:
+    where a calibration found it; None: where each geometric judge knows it."""
     judges: tuple[Judge, ...] = tuple(load(JUDGE, name, device, dtype) for name in judge_names(names))
+    if camera is not None:
+        judges = tuple(type(j)(j.locator.seen_from(camera)) if isinstance(j, CalibratedJudge) else j for j in judges)
     if limits is not None:
         judges = tuple(j.limited(limits) if isinstance(j, CalibratedJudge) else j for j in judges)
     return judges[0] if len(judges) == 1 else Consensus(judges)
 
 
 def load_image_text(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageTextModel:
-    """Load a model that looks at pictures and answers in words: a folder or hub name of an image-text model, or the
+    """Load a model that looks at images and answers in words: a folder or hub name of an image-text model, or the
     address of an OpenAI-compatible server; `timeout_s` holds for one answer. BadCheckpoint or BadConfig."""
     if is_address(where):
         return RemoteImageText(where, timeout_s)
@@ -212,7 +216,7 @@ def load_image_text(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s
 
 def load_editor(where: str, device: str = AUTO, dtype: str = AUTO, timeout_s: float = 120.0) -> ImageEditor:
     """Load what paints into captured frames: a folder or hub name of a diffusers inpainting pipeline, or the address of
-    a server with the images endpoint of OpenAI; `timeout_s` holds for one picture. BadCheckpoint or BadConfig."""
+    a server with the images endpoint of OpenAI; `timeout_s` holds for one image. BadCheckpoint or BadConfig."""
     if is_address(where):
         return ImageEditsClient(where, timeout_s=timeout_s, concurrency=1)
     return InpaintingEditor.from_pretrained(where, resolve_device(device), resolve_dtype(dtype), timeout_s)
@@ -226,23 +230,27 @@ def load_scene_judge(where: str | Path, device: str = AUTO) -> SceneJudge:
     return judge
 
 
-def load_objects(where: str = GEOMETRIC, device: str = AUTO) -> ObjectDynamics:
-    """Load what finds movable objects in captured frames."""
-    return SceneReader(Locator.from_pretrained(checkpoint_dir(where or GEOMETRIC, JUDGE), resolve_device(device)))
+def load_objects(where: str = GEOMETRIC, device: str = AUTO, camera: StoredCamera | None = None) -> ObjectDynamics:
+    """Load what finds movable objects in captured frames; `camera` as of `load_judges`."""
+    locator = Locator.from_pretrained(checkpoint_dir(where or GEOMETRIC, JUDGE), resolve_device(device))
+    return SceneReader(locator if camera is None else locator.seen_from(camera))
 
 
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,
-                     dtype: str = AUTO, limits: RobotLimits | None = None, timeout_s: float = TIMEOUT_S) -> WorldModel:
+                     dtype: str = AUTO, limits: RobotLimits | None = None, timeout_s: float = TIMEOUT_S,
+                     camera: StoredCamera | None = None) -> WorldModel:
     """Load a world model, or ask the server at an address (http://HOST:PORT); `timeout_s`: longest wait for its answer.
 
     One that draws movable objects on a background shares the camera and the finder of objects with the geometric judge
     among `judges`; where there is none, it moves its background as it has learned to (one that has not: by the shipped
-    finder). `limits`: the robot's, which hold in imagination too; BadConfig where they
-    are wider than what the model was trained on."""
+    finder). `limits`: the robot's, which hold in imagination too; BadConfig where they are wider than what the model
+    was trained on. `camera`: where a calibration found it; None: where the geometric judge or the model knows it."""
     world = RemoteWorld(str(where), timeout_s) if is_address(where) else load(WORLD_MODEL, where, device, dtype)
     geometric = geometric_judge(judges)
     if isinstance(world, ActionDiTWorld) and world.config.plate and (geometric or world.moving is None):
-        world = world.with_objects(load_objects(geometric, device))
+        world = world.with_objects(load_objects(geometric, device, camera))
+    elif isinstance(world, ActionDiTWorld) and camera is not None:
+        world.seen_from(camera.projection())
     limited: WorldModel = world if limits is None else world.limited(limits)
     return limited
 

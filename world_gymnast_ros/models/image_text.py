@@ -34,9 +34,9 @@ class LocalImageText:
         number = dtype or (torch.bfloat16 if str(device).startswith("cuda") else torch.float32)
         return cls(load_model(folder, str(device), number), load_processor(folder), folder.name, timeout_s)
 
-    def answer(self, text: str, pictures: Sequence[U8], seed: int) -> str:
+    def answer(self, text: str, images: Sequence[U8], seed: int) -> str:
         """Return what the model says; it is cut off after `timeout_s`. RemoteModelError for whatever goes wrong."""
-        talk = [{"role": "user", "content": [*({"type": "image", "image": Image.fromarray(rgb)} for rgb in pictures),
+        talk = [{"role": "user", "content": [*({"type": "image", "image": Image.fromarray(rgb)} for rgb in images),
                                              {"type": "text", "text": text}]}]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
@@ -67,7 +67,7 @@ class RemoteImageText:
         """The model and where it runs."""
         return self.client.name
 
-    def answer(self, text: str, pictures: Sequence[U8], seed: int) -> str:
+    def answer(self, text: str, images: Sequence[U8], seed: int) -> str:
         """Return what the server's model says. RemoteModelError where nothing usable came in time."""
-        asked = Question([user_message(text, list(pictures))], MAX_TOKENS, TEMPERATURE, seed=seed)
+        asked = Question([user_message(text, list(images))], MAX_TOKENS, TEMPERATURE, seed=seed)
         return self.client.ask(asked).choices[0].text

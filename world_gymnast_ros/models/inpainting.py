@@ -27,7 +27,7 @@ class InpaintingEditor:
     """Paints inside a mask. Implements `types.ImageEditor`."""
 
     def __init__(self, pipeline: Any, name: str, timeout_s: float = 120.0, steps: int | None = None) -> None:
-        """`steps` of denoising; None: the pipeline's own number. `timeout_s`: longest time for one picture."""
+        """`steps` of denoising; None: the pipeline's own number. `timeout_s`: longest time for one image."""
         self.pipeline, self.name, self.timeout_s = pipeline, name, timeout_s
         self._takes = set(inspect.signature(pipeline.__call__).parameters)
         self._steps = {} if steps is None else {"num_inference_steps": steps}
@@ -54,14 +54,14 @@ class InpaintingEditor:
         return cls(pipeline.to(device), folder.name, timeout_s, steps)
 
     def paint(self, rgb: U8, mask: NDArray[np.bool_], prompt: str, seed: int) -> U8:
-        """Return what the pipeline makes of a picture uint8 (S, S, 3) where `mask` bool (S, S) is set.
+        """Return what the pipeline makes of an image uint8 (S, S, 3) where `mask` bool (S, S) is set.
 
-        RemoteModelError where it takes longer than `timeout_s`, fails, or refuses its own picture."""
+        RemoteModelError where it takes longer than `timeout_s`, fails, or refuses its own image."""
         end = time.monotonic() + self.timeout_s
 
         def in_time(_pipeline: Any, _step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
             if time.monotonic() > end:
-                raise TimeoutError(f"no picture within {self.timeout_s:g} s")
+                raise TimeoutError(f"no image within {self.timeout_s:g} s")
             return values
         wanted: dict[str, Any] = {"prompt": prompt, "image": Image.fromarray(rgb), "mask_image": Image.fromarray(mask),
                                   "height": rgb.shape[0], "width": rgb.shape[1], "callback_on_step_end": in_time,
@@ -69,13 +69,13 @@ class InpaintingEditor:
         try:
             out = self.pipeline(**{k: v for k, v in wanted.items() if k in self._takes})
             refused = any(getattr(out, "nsfw_content_detected", None) or ())
-            picture = np.array(out.images[0].convert("RGB"))
+            image = np.array(out.images[0].convert("RGB"))
         except Exception as error:  # memory, device, numerics, a size that it cannot draw: none ends the session
             raise RemoteModelError(f"{self.name}: {type(error).__name__}: {one_line(error, 200)}"
                                    ) from error
         if refused:
-            raise RemoteModelError(f"{self.name}: its safety checker refused the picture")
-        return picture
+            raise RemoteModelError(f"{self.name}: its safety checker refused the image")
+        return image
 
 
 def _check(folder: Path) -> None:

@@ -64,7 +64,7 @@ class Block(nn.Module):
 
 
 class WindowTower(nn.Module):
-    """Pictures to tokens: `window` x `window` px windows every `stride` px, then `layers` blocks."""
+    """Images to tokens: `window` x `window` px windows every `stride` px, then `layers` blocks."""
 
     places: Tensor
 
@@ -87,7 +87,7 @@ class WindowTower(nn.Module):
         return x.permute(0, 2, 3, 1, 4, 5).reshape(frames.shape[0], self.side * self.side, -1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map uint8 pictures (B, H, W, 3) to tokens (B, side * side, dim)."""
+        """Map uint8 images (B, H, W, 3) to tokens (B, side * side, dim)."""
         x = self.stem_out(F.gelu(self.stem_in(self.windows(frames)), approximate="tanh"))
         x = x.float() + self.places
         for block in self.blocks:

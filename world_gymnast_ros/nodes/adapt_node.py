@@ -1,6 +1,6 @@
 """The action `adapt`: capture the scene, train inside the dream, offer the better adapter. Moves no arm.
 
-The service `~/capture` keeps the present picture for the next session. One picture teaches one picture: move the arm or
+The service `~/capture` keeps the present image for the next session. One image teaches one image: move the arm or
 nudge things, capture, and do so some times more; the session then starts from all of these.
 
 The node has its own copy of the policy, so the running one never notices a session. With `policy_port` that copy acts
@@ -30,7 +30,7 @@ from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import Outcome, Progress
 from world_gymnast_ros.adaptation.rollout import Cancelled
 from world_gymnast_ros.config import PolicyConfig
-from world_gymnast_ros.control.camera_calibration import CalibrationPicture
+from world_gymnast_ros.control.camera_calibration import CalibrationImage
 from world_gymnast_ros.control.capture_check import REST_RAD, REST_S, hand_fault, turned_rad
 from world_gymnast_ros.errors import (
     AdapterMismatch,
@@ -52,9 +52,9 @@ from world_gymnast_ros.types import F32, AdapterRef, ArmState, Frame, Start
 from world_gymnast_ros.updates.adaptation import Parts, SessionResult, check_released, load_parts, run_session
 
 JOINTS_S = 0.5
-"""Joint states as new as the last picture are waited for no longer."""
+"""Joint states as new as the last image are waited for no longer."""
 MAX_POSES = 24
-"""Pictures that are remembered for a calibration of the camera."""
+"""Images that are remembered for a calibration of the camera."""
 EXECUTOR_THREADS = 3
 """One for the session, one for topics, one for feedback and cancel."""
 TELL_NS = 300_000_000
@@ -85,11 +85,11 @@ class AdaptNode(base.ConfiguredNode):
         self._frames: deque[Frame] = deque(maxlen=c.capture_frames)
         self._kept: deque[tuple[Frame, F32 | None]] = deque(maxlen=c.max_captures)
         self._camera = PolicyConfig(camera_calibration=c.camera_calibration).camera() or ()
-        self._poses: deque[CalibrationPicture] = deque(maxlen=MAX_POSES)
+        self._poses: deque[CalibrationImage] = deque(maxlen=MAX_POSES)
         self._wanted_after_ns = 0
         self._joints: deque[ArmState] = deque(maxlen=200)
         self._merge = JointMerge()
-        self._blind = ""  # why the arm's state at the last picture is not known
+        self._blind = ""  # why the arm's state at the last image is not known
         self._joint_fault = ""
         self._busy = threading.Lock()
         self._closing = threading.Event()
@@ -152,7 +152,7 @@ class AdaptNode(base.ConfiguredNode):
     # --- capture --------------------------------------------------------------------------------------------------
 
     def capture(self, cancelled: Callable[[], bool]) -> list[Frame]:
-        """Return `capture_frames` pictures taken from now on. Raises StaleFrame when they do not come.
+        """Return `capture_frames` images taken from now on. Raises StaleFrame when they do not come.
 
         Camera and joint states are subscribed only while this waits: hearing 100 messages a second for nothing would
         cost a seventh of a core. They have a node and an executor of their own, in this thread: a subscription that is
@@ -186,7 +186,7 @@ class AdaptNode(base.ConfiguredNode):
             if cancelled():
                 raise Cancelled("cancelled while waiting for the camera")
             if time.monotonic() > deadline:
-                raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new pictures on {topic} within "
+                raise StaleFrame(f"{len(self._frames)} of {c.capture_frames} new images on {topic} within "
                                  f"{c.capture_timeout_s:g} s; is the camera running, and its clock right?")
             executor.spin_once(timeout_sec=0.1)
         wanted_ns = self._frames[-1].stamp_ns  # joint states of that moment may still wait behind others'
@@ -195,12 +195,12 @@ class AdaptNode(base.ConfiguredNode):
             executor.spin_once(timeout_sec=0.02)
 
     def _heard_long_enough(self, stamp_ns: int) -> bool:
-        """Whether the joint states tell of the moment of a picture, and whether the arm rests."""
+        """Whether the joint states tell of the moment of an image, and whether the arm rests."""
         return bool(self._joints) and self._joints[-1].stamp_ns >= max(
             stamp_ns, self._joints[0].stamp_ns + round(REST_S * 1e9))
 
     def _rested(self, cancelled: Callable[[], bool]) -> Frame:
-        """Return a picture taken while the arm rested. Raises StaleFrame where it keeps moving."""
+        """Return an image taken while the arm rested. Raises StaleFrame where it keeps moving."""
         deadline = time.monotonic() + self.config.capture_timeout_s
         while True:
             frame = self.capture(cancelled)[-1]
@@ -223,7 +223,7 @@ class AdaptNode(base.ConfiguredNode):
                                                  f"({', '.join(self._merge.others[:9])})" if self._merge.others else
                                                  f"no joint states were heard on {topic}"))
         elif min(gaps) > self.config.max_state_age_s * 1e9:
-            self._blind = (f"the nearest joint states are {min(gaps) * 1e-9:.1f} s away from the picture, at most "
+            self._blind = (f"the nearest joint states are {min(gaps) * 1e-9:.1f} s away from the image, at most "
                            f"{self.config.max_state_age_s:g} s are allowed; are the clocks of camera and driver right?")
         if self._blind:
             return None
@@ -231,7 +231,7 @@ class AdaptNode(base.ConfiguredNode):
         return bridge_state(state.T_base_ee, state.gripper)
 
     def _on_capture(self, _request: Any, response: Any) -> Any:
-        """Keep one picture for the next session; the oldest goes where there are more than `max_captures`."""
+        """Keep one image for the next session; the oldest goes where there are more than `max_captures`."""
         response.success = False
         if self._closing.is_set() or not self._busy.acquire(blocking=False):
             response.message = "a session or another capture is running; capture when it is over"
@@ -240,14 +240,14 @@ class AdaptNode(base.ConfiguredNode):
             frame = self._rested(self._closing.is_set)
             state = self.state_at(frame.stamp_ns)
             if state is not None:
-                self._poses.append(CalibrationPicture(frame.rgb, state))
+                self._poses.append(CalibrationImage(frame.rgb, state))
             fault = "" if state is None else hand_fault(state, self._camera, self.config.min_hand_seen)
             if fault:
                 raise BadFrame(fault)
             self._kept.append((frame, state))
             blind = f"; the arm's pose is unknown: {self._blind}" if self._kept[-1][1] is None else ""
             response.success = True
-            response.message = f"{len(self._kept)} of at most {self.config.max_captures} pictures kept{blind}"
+            response.message = f"{len(self._kept)} of at most {self.config.max_captures} images kept{blind}"
         except (BadFrame, StaleFrame, Cancelled) as error:
             response.message = f"nothing was captured: {error}"
         finally:
@@ -255,7 +255,7 @@ class AdaptNode(base.ConfiguredNode):
         return response
 
     def _on_calibrate(self, _request: Any, response: Any) -> Any:
-        """Find the camera from the pictures captured so far, refused ones included; write it, and a picture of it."""
+        """Find the camera from the images captured so far, refused ones included; write it, and an image of it."""
         response.success = False
         if self._closing.is_set() or not self._busy.acquire(blocking=False):
             response.message = "a session or a capture is running; calibrate when it is over"
@@ -282,7 +282,7 @@ class AdaptNode(base.ConfiguredNode):
         return tell
 
     def starts(self, instructions: Sequence[str], cancelled: Callable[[], bool]) -> list[Start]:
-        """Return every kept picture, or else new ones, with every instruction, instructions taking turns.
+        """Return every kept image, or else new ones, with every instruction, instructions taking turns.
 
         What was kept stays until a session came to a verdict about it: see `_use_up`.
         """
@@ -290,7 +290,7 @@ class AdaptNode(base.ConfiguredNode):
         return [Start(f, s, words) for f, s in seen for words in instructions]
 
     def _use_up(self, session: SessionResult, starts: Sequence[Start]) -> None:
-        """Forget the pictures that a session used; not those of one that was cancelled or dry, or whose judges were
+        """Forget the images that a session used; not those of one that was cancelled or dry, or whose judges were
         mute: a person captured them."""
         report = session.report
         if report.promotion is None or report.outcome in (Outcome.CANCELLED, Outcome.WOULD_PROMOTE):
@@ -299,9 +299,9 @@ class AdaptNode(base.ConfiguredNode):
         self._kept = deque((kept for kept in self._kept if id(kept[0]) not in used), maxlen=self.config.max_captures)
 
     def _still_kept(self) -> str:
-        """Return what to say of pictures that a session left."""
+        """Return what to say of images that a session left."""
         count = len(self._kept)
-        return f"; {count} captured picture{'s' * (count != 1)} kept for the next session" if count else ""
+        return f"; {count} captured image{'s' * (count != 1)} kept for the next session" if count else ""
 
     # --- the action -----------------------------------------------------------------------------------------------
 
@@ -342,8 +342,10 @@ class AdaptNode(base.ConfiguredNode):
             return self._closing.is_set() or bool(handle.is_cancel_requested)
 
         def feedback(p: Progress) -> None:
-            if p.notice:
-                (self.get_logger().warning if p.warns else self.get_logger().info)(p.notice)
+            if p.notice and p.warns:
+                self.get_logger().warning(p.notice)
+            elif p.notice:
+                self.get_logger().info(p.notice)
             handle.publish_feedback(convert.Adapt.Feedback(
                 stage=p.stage, update=p.update, max_updates=p.max_updates, mean_reward=float(p.mean_reward),
                 imagined_success=float(p.imagined_success), seconds_left=float(p.seconds_left), rejected=p.rejected))
@@ -395,8 +397,8 @@ Adapts the policy to the scene before the camera inside the world model, and off
 
   in      image_raw, joint states, instruction
   out     adapter, ~/calibration_progress (std_msgs/Float32, 0 to 1)
-  offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this picture for the next session),
-          ~/calibrate_camera (std_srvs/Trigger: find the camera from the pictures captured)""",
+  offers  the action adapt (feedback, cancel), ~/capture (std_srvs/Trigger: keep this image for the next session),
+          ~/calibrate_camera (std_srvs/Trigger: find the camera from the images captured)""",
     parameters=AdaptNodeConfig,
     moves="No. The arm need not be armed for it.",
     examples=(

@@ -30,7 +30,7 @@ SETTINGS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "judges": ("", "judges of adapt_node that must agree, with commas: folders, shipped names, hub names, "
                    "http://HOST:PORT/v1#MODEL; empty: as in the parameters files", ()),
     "record_dir": ("", "folder of the recorder's episodes; empty: as in the parameters files (runs/episodes)", ()),
-    "image_topic": ("", "topic of the pictures, for a camera driver of one's own (with camera:=none), such as "
+    "image_topic": ("", "topic of the images, for a camera driver of one's own (with camera:=none), such as "
                         "/camera/color/image_raw; compressed ones are looked for at <this>/compressed, camera_info "
                         "beside it. Empty: image_raw", ()),
     "log_level": ("info", "level of every node's log; above info the line that says whether the arm moves is not seen",
@@ -107,11 +107,11 @@ def _sets(files: Iterable[Path], parameter: str) -> bool:
 
 
 def _camera_topics(topic: str) -> dict[str, str]:
-    """Return the remaps to a camera's topics, by the convention that camera_info lies beside the pictures."""
+    """Return the remaps to a camera's topics, by the convention that camera_info lies beside the images."""
     if not topic:
         return {}
     if topic.endswith("/compressed"):
         raise BadConfig(f"image_topic:={topic}: name the topic without /compressed, and set image_compressed to true "
-                        "for the nodes that are to hear the compressed pictures")
+                        "for the nodes that are to hear the compressed images")
     return {"image_raw": topic, "image_raw/compressed": f"{topic}/compressed",
             "camera_info": str(PurePosixPath(topic).with_name("camera_info"))}

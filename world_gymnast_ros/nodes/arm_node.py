@@ -136,7 +136,7 @@ class ArmNode(base.ConfiguredNode):
             self._tick()
 
     def _on_policy_status(self, msg: Any) -> None:
-        """Hold when the policy's side finds that it must not act, such as on a mirrored picture."""
+        """Hold when the policy's side finds that it must not act, such as on a mirrored image."""
         self._policy_fault = msg.message if msg.level == msg.ERROR else ""
         self._policy_says = (msg.hardware_id, next((v.value for v in msg.values if v.key == "trained_on"), ""))
         refusal = self._policy_refusal()
@@ -161,7 +161,7 @@ class ArmNode(base.ConfiguredNode):
         return f"{HoldCause.POLICY_NOT_READY.value}: {fault}" if fault else ""
 
     def _origin_refusal(self) -> str:
-        """Return why a policy of simulated pictures must not move this arm, or ""."""
+        """Return why a policy of simulated images must not move this arm, or ""."""
         if self._policy_says is None or self.config.dry_run or self.config.allow_simulation_policy:
             return ""
         return origin_refusal(*self._policy_says, self.driver.sources(), [graph.TWIN.name])

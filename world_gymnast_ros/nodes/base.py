@@ -31,14 +31,14 @@ from world_gymnast_ros.nodes.ending import Signals, StoppedWhileLoadingError
 T = TypeVar("T")
 
 NEWEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
-"""Pictures: matches reliable and best-effort publishers, and never queues an old one."""
+"""Images: matches reliable and best-effort publishers, and never queues an old one."""
 NEWEST_RELIABLE = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
-"""Publishers of pictures: a reliable one also serves recorders and viewers that ask for it."""
+"""Publishers of images: a reliable one also serves recorders and viewers that ask for it."""
 RELIABLE = QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 RECORD = QoSProfile(depth=1000, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 """The recorder's: a busy moment on the disk must not cost a step."""
 RECORD_IMAGES = QoSProfile(depth=60, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
-"""The same for pictures: two seconds of them, 55 MB at the most."""
+"""The same for images: two seconds of them, 55 MB at the most."""
 SHARED = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 """Joint states where every one counts: several publishers may share the topic, and the newest need not be the arm's."""
 LATCHED = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,

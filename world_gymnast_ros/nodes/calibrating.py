@@ -1,4 +1,4 @@
-"""A camera calibration from captured pictures: fit, file and picture, for adapt_node's service."""
+"""A camera calibration from captured images: fit, file and image, for adapt_node's service."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
-from world_gymnast_ros.control.camera_calibration import CalibrationPicture, calibrate_camera, distinct, overlay
+from world_gymnast_ros.control.camera_calibration import CalibrationImage, calibrate_camera, distinct, overlay
 from world_gymnast_ros.errors import BadFrame
 from world_gymnast_ros.files import whole, write_text
 from world_gymnast_ros.nodes import set_up_file
@@ -22,19 +22,19 @@ from world_gymnast_ros.robot.camera import (
 from world_gymnast_ros.robot.camera_extrinsics import NAME, StoredCamera, read_camera, write_camera
 
 
-def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig,
+def calibrate(images: Sequence[CalibrationImage], config: AdaptNodeConfig,
               progress: Callable[[float], object] = lambda share: None) -> tuple[str, Path]:
-    """Calibrate the camera, write it, a picture and the parameter that names it under `directory`; return a line about
+    """Calibrate the camera, write it, an image and the parameter that names it under `directory`; return a line about
     it, and the file. `progress` hears which share of the work is done.
 
-    Raises BadConfig where poses are missing, BadFrame where no camera explains the pictures; nothing is written then.
+    Raises BadConfig where poses are missing, BadFrame where no camera explains the images; nothing is written then.
     """
-    used = distinct(pictures)
+    used = distinct(images)
     given = config.camera_calibration
     before = read_camera(Path(given).expanduser()) if given else nominal_camera()
     height, width = used[0].rgb.shape[:2] if used else (480, 640)
     if any(p.rgb.shape[:2] != (height, width) for p in used):
-        raise BadFrame("the captured pictures have several sizes; start the node again and capture with one camera")
+        raise BadFrame("the captured images have several sizes; start the node again and capture with one camera")
     prior = CameraPrior(before.pose(), 2 * before.focal / before.aspect, 2 * before.focal)
     found = calibrate_camera(used, prior, progress=progress)
     path = (Path(config.directory) / NAME).resolve()
@@ -47,7 +47,7 @@ def calibrate(pictures: Sequence[CalibrationPicture], config: AdaptNodeConfig,
         Image.fromarray(overlay(used, found.T_base_camera, prior)).save(partial, format="PNG")
     write_text(set_up, parameters)
     moved_mm = 1000 * float(np.linalg.norm((found.T_base_camera - before.pose())[:3, 3]))
-    return (f"camera found by {len(used)} pictures, {moved_mm:.0f} mm from where it was thought to be; the hand is "
+    return (f"camera found by {len(used)} images, {moved_mm:.0f} mm from where it was thought to be; the hand is "
             f"{found.rms_px:.1f} px from where it is seen. Look at {drawn}: the red lines must lie on the hand. "
             f"From then on launch with params_file:={set_up}, which names {path.name}"), path
 

@@ -16,7 +16,7 @@ KEPT = "file://${{ROS_HOME}}/camera_info/{}.yaml"
 
 
 class CameraNode(base.ConfiguredNode):
-    """Publishes at `rate_hz`; ends with code 1 when a device falls silent, 0 after the last picture of clips."""
+    """Publishes at `rate_hz`; ends with code 1 when a device falls silent, 0 after the last image of clips."""
 
     def __init__(self) -> None:
         super().__init__("camera_node")
@@ -35,15 +35,15 @@ class CameraNode(base.ConfiguredNode):
             self.every(1.0 / c.rate_hz, self._on_device)
         else:
             self._clips = list_clips(c.source)
-            self._pictures = self._play()
+            self._frames = self._play()
             self.every(1.0 / c.rate_hz, self._on_clip)
             self.get_logger().info(f"{len(self._clips)} clips from {c.source} at {c.rate_hz:g} Hz")
 
     def _on_rivals(self) -> None:
-        """Tell, when their number changes, that other cameras publish the same topic: their pictures mix with ours."""
+        """Tell, when their number changes, that other cameras publish the same topic: their images mix with ours."""
         count = self.count_publishers("image_raw")
         if count > 1 and count != self._rivals:
-            self.get_logger().error(f"{count} publishers of {self._images.topic_name}: pictures of several cameras are "
+            self.get_logger().error(f"{count} publishers of {self._images.topic_name}: images of several cameras are "
                                     "mixed; end all but one, or remap one of them")
         self._rivals = count
 
@@ -56,12 +56,12 @@ class CameraNode(base.ConfiguredNode):
 
     def _on_clip(self) -> None:
         try:
-            rgb = next(self._pictures, None)
+            rgb = next(self._frames, None)
         except BadFrame as error:
             self.get_logger().fatal(str(error))
             raise base.NodeDone(1) from error
         if rgb is None:
-            self.get_logger().info("last picture sent")
+            self.get_logger().info("last image sent")
             raise base.NodeDone(0)
         self._publish(rgb, self.now_ns())
 
@@ -71,7 +71,7 @@ class CameraNode(base.ConfiguredNode):
             self._last_ns = base.steady_ns()
             self._publish(frame.rgb, frame.stamp_ns)
         elif self._device.error is not None or base.steady_ns() - self._last_ns > self.config.max_gap_s * 1e9:
-            self.get_logger().fatal(f"camera {self.config.source} gave no picture for {self.config.max_gap_s:g} s "
+            self.get_logger().fatal(f"camera {self.config.source} gave no image for {self.config.max_gap_s:g} s "
                                     f"({self._device.error}); check cable and power, then start the node again")
             raise base.NodeDone(1)
 
@@ -81,7 +81,7 @@ class CameraNode(base.ConfiguredNode):
         self._infos.publish(convert.camera_info(stamp_ns, frame_id, width, height, self._intrinsics(width, height)))
 
     def _intrinsics(self, width: int, height: int) -> camera_file.Intrinsics | None:
-        """Return the calibration for pictures of this size. Raises BadConfig, which ends the node, if it cannot be."""
+        """Return the calibration for images of this size. Raises BadConfig, which ends the node, if it cannot be."""
         if self._calibration is None:
             focal = self.config.focal_px * height / self.config.height
             return camera_file.pinhole(focal, width, height) if focal else None

@@ -1,4 +1,4 @@
-"""Pictures from a camera device, a video file, or a folder of clips or pictures."""
+"""Images from a camera device, a video file, or a folder of clips or images."""
 from __future__ import annotations
 
 import threading
@@ -12,10 +12,10 @@ import av
 from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError
 from world_gymnast_ros.images import decode_rgb
 from world_gymnast_ros.types import U8, Frame
-from world_gymnast_ros.video import pictures
+from world_gymnast_ros.video import video_frames
 
 CLIP_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 DEVICE_RATE_HZ = 30
 """Asked of every device: with less than its own rate, V4L2 hands out old buffers."""
 DEVICE_FORMATS = ("mjpeg", "yuyv422", "")
@@ -30,11 +30,11 @@ def device_path(source: str) -> str:
 
 
 def list_clips(source: str) -> list[Path]:
-    """Return the clips and pictures of a file or folder in name order. Raises BadConfig when there is none."""
+    """Return the clips and images of a file or folder in name order. Raises BadConfig when there is none."""
     if "://" in source:
         raise BadConfig(f"source {source!r} is a stream, which is not read here; start a camera driver that publishes "
                         "it on image_raw")
-    path, suffixes = Path(source).expanduser(), (*CLIP_SUFFIXES, *PICTURE_SUFFIXES)
+    path, suffixes = Path(source).expanduser(), (*CLIP_SUFFIXES, *IMAGE_SUFFIXES)
     clips = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes)
     if not clips:
         raise BadConfig(f"source {source!r} is neither a camera index, a device's path, a video file nor a folder with "
@@ -43,19 +43,19 @@ def list_clips(source: str) -> list[Path]:
 
 
 def clip_frames(clip: Path) -> Iterator[U8]:
-    """Yield the pictures of a clip, RGB uint8 (H, W, 3), upright; its own times are ignored. Raises BadFrame."""
-    if clip.suffix.lower() in PICTURE_SUFFIXES:
+    """Yield the images of a clip, RGB uint8 (H, W, 3), upright; its own times are ignored. Raises BadFrame."""
+    if clip.suffix.lower() in IMAGE_SUFFIXES:
         yield decode_rgb(clip, str(clip))
         return
     try:
-        for _, rgb in pictures(clip):
+        for _, rgb in video_frames(clip):
             yield rgb
     except EpisodeError as error:
         raise BadFrame(str(error)) from error
 
 
 class Device:
-    """Newest picture of a V4L2 camera, read in a thread so that no old one is ever handed out."""
+    """Newest image of a V4L2 camera, read in a thread so that no old one is ever handed out."""
 
     def __init__(self, path: str, width: int, height: int) -> None:
         self._container = _opened(path, width, height)
@@ -66,15 +66,15 @@ class Device:
 
     def _read(self) -> None:
         try:
-            for picture in self._container.decode(video=0):
+            for image in self._container.decode(video=0):
                 stamp_ns = time.time_ns()
-                self._newest = Frame(picture.to_ndarray(format="rgb24"), stamp_ns)
+                self._newest = Frame(image.to_ndarray(format="rgb24"), stamp_ns)
             self.error = EOFError("the camera ended its stream")
         except Exception as error:  # handed to the node, which ends with it
             self.error = error
 
     def take(self) -> Frame | None:
-        """Return the newest picture once, or None when there is no new one."""
+        """Return the newest image once, or None when there is no new one."""
         frame, self._newest = self._newest, None
         return frame
 

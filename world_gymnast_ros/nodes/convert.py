@@ -1,6 +1,6 @@
 """Messages <-> the package's types: the only module that imports generated messages.
 
-Pictures cross by plain numpy (no copy on the way in, one on the way out). YUV and Bayer go through cv_bridge where it
+Images cross by plain numpy (no copy on the way in, one on the way out). YUV and Bayer go through cv_bridge where it
 is installed, which is quicker; `encodings` gives the same pixels where it is not.
 """
 from __future__ import annotations
@@ -149,18 +149,18 @@ def to_ns(time: Time) -> int:
     return int(time.sec) * NS_PER_S + int(time.nanosec)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def _check_size(height: int, width: int, size: tuple[int, int]) -> None:
     for name, got, wanted in (("width", width, size[1]), ("height", height, size[0])):
         if wanted and got != wanted:
-            raise BadFrame(f"picture is {width}x{height}, but image_{name} is set to {wanted}; "
+            raise BadFrame(f"image is {width}x{height}, but image_{name} is set to {wanted}; "
                            "change the camera's resolution or the parameter (0 takes any)")
 
 
 def frame_from_image(msg: Any, size: tuple[int, int] = (0, 0)) -> Frame:
-    """Return the picture of a sensor_msgs/Image as RGB. `size` (h, w) wanted, 0 for any. Raises BadFrame.
+    """Return the image of a sensor_msgs/Image as RGB. `size` (h, w) wanted, 0 for any. Raises BadFrame.
 
     rgb8 without row padding is not copied: the frame then shares the message's buffer.
     """
@@ -173,7 +173,7 @@ def frame_from_image(msg: Any, size: tuple[int, int] = (0, 0)) -> Frame:
 
 
 def _by_cv_bridge(msg: Any) -> U8 | None:
-    """Return the picture as cv_bridge has it, which is quicker here, or None where it refuses."""
+    """Return the image as cv_bridge has it, which is quicker here, or None where it refuses."""
     try:
         return np.asarray(cv_bridge.CvBridge().imgmsg_to_cv2(msg, "rgb8"))
     except Exception:  # it raises errors of its own, of OpenCV's and of numpy's; ours says what is wrong
@@ -181,7 +181,7 @@ def _by_cv_bridge(msg: Any) -> U8 | None:
 
 
 def frame_from_compressed(msg: Any, size: tuple[int, int] = (0, 0)) -> Frame:
-    """Return the picture of a sensor_msgs/CompressedImage (JPEG or PNG) as RGB. Raises BadFrame."""
+    """Return the image of a sensor_msgs/CompressedImage (JPEG or PNG) as RGB. Raises BadFrame."""
     rgb = decode_rgb(bytes(msg.data), f"compressed image of format '{msg.format[:60]}'")
     _check_size(rgb.shape[0], rgb.shape[1], size)
     return Frame(rgb, to_ns(msg.header.stamp))

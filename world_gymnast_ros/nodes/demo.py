@@ -36,8 +36,8 @@ from world_gymnast_ros.twin.scene import load_scene
 from world_gymnast_ros.twin.tasks import parse_instruction
 
 CAPTURES = 4
-FILMS = 3
-"""So many true episodes before and after are shown; the pictures of the others are not kept."""
+VIDEOS = 3
+"""So many true episodes before and after are shown; the images of the others are not kept."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def true_episodes(operator: Operator, o: DemoOptions, label: str) -> list[TrueRu
     with tqdm(total=o.episodes, desc=label, unit="episode", file=sys.stdout) as bar:
         for i, seed in enumerate(seeds.demo(o.episodes)):
             run = operator.run_episode(o.scene, o.instruction, seed, steps, o.record)
-            runs.append(run if i < FILMS else replace(run, film=()))
+            runs.append(run if i < VIDEOS else replace(run, video=()))
             bar.set_postfix_str(f"{sum(r.success for r in runs)} succeeded")
             bar.update()
     return runs
@@ -116,8 +116,8 @@ def write_results(o: DemoOptions, before: list[TrueRun], after: list[TrueRun], r
     """Write the session's page with what truly happened, and demo.json; return the page's path and the line that both
     begin with."""
     session = read_record(Path(result.report_path).with_name(RECORD_NAME))
-    strips = [true_strip(f"{label}, seed {r.seed}", r.success, r.film)
-              for label, runs in (("before", before), ("after", after)) for r in runs[:FILMS] if r.film]
+    strips = [true_strip(f"{label}, seed {r.seed}", r.success, r.video)
+              for label, runs in (("before", before), ("after", after)) for r in runs[:VIDEOS] if r.video]
     report, advice = write_report(o.out / "report.html", session, Truth(row, strips)), session.advice_with(row)
     summary = {"line": advice.line, "scene": o.scene, "instruction": o.instruction, "seed": o.seed,
                "promoted": bool(result.promoted), "message": result.message,
@@ -153,6 +153,8 @@ def run_demo(o: DemoOptions, domain_id: int | None) -> int:
             result = adaptation(operator, o)
             seconds["adapt"] = time.monotonic() - began - sum(seconds.values())
             print(result.message, flush=True)
+            if not result.report_path:
+                raise WorldGymnastError(f"the session left no report; {o.out / 'logs'} holds what adapt_node said")
             peak_mib = memory_mib([n.process.pid for n in nodes.nodes.values()])
             after = true_episodes(operator, o, "after")
             seconds["after"] = time.monotonic() - began - sum(seconds.values())

@@ -73,7 +73,7 @@ def _yaml(value: Any) -> str:
 
 # --- the graphs -------------------------------------------------------------------------------------------------------
 
-CAMERA = NodeSpec("camera_node", "config/camera.yaml", missed="no pictures come: policy_node acts on nothing and an "
+CAMERA = NodeSpec("camera_node", "config/camera.yaml", missed="no images come: policy_node acts on nothing and an "
                   "armed arm comes to hold, recorder_node records none, adapt_node captures none")
 POLICY = NodeSpec("policy_node", "config/policy.yaml", missed="no action chunks come: an armed arm_node holds")
 ARM = NodeSpec("arm_node", "config/arm.yaml", missed="nothing is sent to the arm, which stays at its last goal: "
@@ -85,7 +85,7 @@ REFLECTOR = NodeSpec("reflector_node", "config/reflector.yaml", missed="nobody s
                      "episodes end by time or by the operator")
 DISPLAY = NodeSpec("display_node", "config/display.yaml", missed="viewers see no /tf, poses and markers; the other "
                    "nodes go on")
-TWIN = NodeSpec("twin_node", "config/twin.yaml", missed="neither pictures nor joint states come: arm_node holds, "
+TWIN = NodeSpec("twin_node", "config/twin.yaml", missed="neither images nor joint states come: arm_node holds, "
                 "policy_node acts on nothing, recorder_node records neither")
 
 
@@ -148,7 +148,7 @@ PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 def network_environment(open_to_network: bool, env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that keep a graph on this machine, or open it to the network, whatever `env` says.
 
-    Either way shared memory is large enough for camera pictures. A graph on this machine has its ports on the loopback
+    Either way shared memory is large enough for camera images. A graph on this machine has its ports on the loopback
     interface alone and asks no other machine; processes of this machine reach it with any environment. An open one
     keeps a Fast DDS profile that `env` names: it may be what joins the machines.
     """

@@ -1,4 +1,4 @@
-"""What `world-gymnast doctor` sees of a graph: rate and age of pictures and joint states, as JSON. It only listens."""
+"""What `world-gymnast doctor` sees of a graph: rate and age of images and joint states, as JSON. It only listens."""
 from __future__ import annotations
 
 import json
@@ -61,7 +61,7 @@ def judged(name: str, heard: Heard, least_hz: float, most_s: float, absent: Find
 
 
 def listen(topic: str, robot_name: str, wait_s: float) -> list[Finding]:
-    """Hear pictures and joint states for `wait_s` and return the findings."""
+    """Hear images and joint states for `wait_s` and return the findings."""
     node = Caller(f"doctor_{os.getpid()}")
     camera, driver = Heard(), Heard()
     packed = topic.endswith("/compressed")
@@ -79,7 +79,7 @@ def listen(topic: str, robot_name: str, wait_s: float) -> list[Finding]:
                 *(() if others else ("no graph runs here, or it cannot be seen",
                                      "launch one; else compare ROS_DOMAIN_ID and ROS_AUTOMATIC_DISCOVERY_RANGE"))),
         judged("camera", camera, 1.0 / CONTROL_DT_S, PolicyConfig.max_frame_age_s, Finding(
-            "camera", State.UNKNOWN, f"no picture on {topic} within {wait_s:g} s", "the policy cannot look",
+            "camera", State.UNKNOWN, f"no image on {topic} within {wait_s:g} s", "the policy cannot look",
             "start a camera (bringup.launch.py camera:=0), or name its topic with --topic"), size),
         judged("driver", driver, 1.0 / ArmConfig.max_arm_age_s, ArmConfig.max_arm_age_s, Finding(
             "driver", State.UNKNOWN, f"no joint states on {node.resolve_topic_name(states)} within {wait_s:g} s",

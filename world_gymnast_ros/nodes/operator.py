@@ -17,18 +17,18 @@ from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.caller import Caller, GraphFault
 from world_gymnast_ros.types import U8
 
-FILM_PX = 320
+VIDEO_PX = 320
 
 
 @dataclass(frozen=True)
 class TrueRun:
-    """One true episode. `film` uint8 (n, 240, 320, 3): a picture per action. `path`: the recording, if any."""
+    """One true episode. `video` uint8 (n, 240, 320, 3): an image per action. `path`: the recording, if any."""
 
     seed: int
     success: bool
     steps: int
     held: int
-    film: tuple[U8, ...]
+    video: tuple[U8, ...]
     path: Path | None
 
 
@@ -37,13 +37,13 @@ class Operator(Caller):
 
     def __init__(self, check_alive: Callable[[], None] = lambda: None) -> None:
         super().__init__("operator", check_alive)
-        self.picture: U8 | None = None
+        self.image: U8 | None = None
         self.truth: Any = None
         self.status: Any = None
         self.adapter = ""
         self._steps = self._held = 0
-        self._film: list[U8] | None = None
-        self._film_due = True
+        self._video: list[U8] | None = None
+        self._video_due = True
         self.create_subscription(convert.Image, "image_raw", self._on_image, base.NEWEST)
         self.create_subscription(convert.TwinTruth, "twin/truth", self._on_truth, base.RELIABLE)
         self.create_subscription(convert.StepMsg, "step", self._on_step, base.RELIABLE)
@@ -60,12 +60,12 @@ class Operator(Caller):
     # --- listening ------------------------------------------------------------------------------------------------
 
     def _on_image(self, msg: Any) -> None:
-        if self.picture is None or (self._film is not None and self._film_due):
+        if self.image is None or (self._video is not None and self._video_due):
             rgb = convert.frame_from_image(msg, (0, 0)).rgb
-            self.picture = rgb
-            if self._film is not None:
-                self._film.append(resize_rgb(rgb, (FILM_PX * 3 // 4, FILM_PX)))
-            self._film_due = False
+            self.image = rgb
+            if self._video is not None:
+                self._video.append(resize_rgb(rgb, (VIDEO_PX * 3 // 4, VIDEO_PX)))
+            self._video_due = False
 
     def _on_truth(self, msg: Any) -> None:
         self.truth = msg
@@ -77,13 +77,13 @@ class Operator(Caller):
         self._steps += 1
         self._held += msg.verdict in (msg.HOLD, msg.STOP)
         self.adapter = msg.adapter
-        self._film_due = True
+        self._video_due = True
 
     # --- doing ----------------------------------------------------------------------------------------------------
 
     def wait_for_graph(self, timeout_s: float = 180.0) -> None:
         """Wait until camera, twin, arm, recorder, policy and adaptation answer."""
-        self.spin_until(lambda: self.picture is not None, timeout_s, "the first picture on image_raw")
+        self.spin_until(lambda: self.image is not None, timeout_s, "the first image on image_raw")
         self.spin_until(lambda: self.status is not None, timeout_s, "arm_status")
         for client in (*self._triggers.values(), self._reset, self._start):
             self.spin_until(client.service_is_ready, timeout_s, f"service {client.srv_name}")
@@ -102,8 +102,8 @@ class Operator(Caller):
         self.call(self._reset, convert.ResetTwin.Request(scene=scene, instruction=instruction, seed=seed))
         self.truth = None
         self.spin_until(lambda: self.truth is not None and self.truth.episode_seed == seed, 5.0, "twin/truth")
-        self.picture = None
-        self.spin_until(lambda: self.picture is not None, 5.0, "a picture after the reset")
+        self.image = None
+        self.spin_until(lambda: self.image is not None, 5.0, "an image after the reset")
 
     def say(self, instruction: str) -> None:
         """Publish the instruction."""
@@ -116,7 +116,7 @@ class Operator(Caller):
         if record:
             self.call(self._start, convert.StartEpisode.Request(instruction=instruction, notes=f"{scene} seed {seed}"))
         self._steps = self._held = 0
-        self._film, self._film_due = [], True
+        self._video, self._video_due = [], True
         try:
             self.trigger("arm")
             # A chunk may be finished and its successor still under way: the limit is on actions, time is a backstop.
@@ -127,7 +127,7 @@ class Operator(Caller):
                 self.spin_until(lambda: time.monotonic() > end, 2.0, "the last action")
             success = bool(self.truth.success)
         finally:
-            film, self._film = tuple(self._film or ()), None
+            video, self._video = tuple(self._video or ()), None
             self.trigger("disarm")
         path = None
         if record:
@@ -135,10 +135,10 @@ class Operator(Caller):
                                                   partial_score=float(self.truth.progress),
                                                   ended_by="done" if success else "time")
             path = Path(self.call(self._stop, request, 30.0).path)
-        return TrueRun(seed, success, self._steps, self._held, film, path)
+        return TrueRun(seed, success, self._steps, self._held, video, path)
 
     def capture(self) -> str:
-        """Have the adapt node keep the present picture for its next session; return what it says."""
+        """Have the adapt node keep the present image for its next session; return what it says."""
         return str(self.call(self._capture, convert.Trigger.Request(), 30.0).message)
 
     def adapt(self, instruction: str, budget_s: float, max_updates: int, seed: int,

@@ -15,9 +15,9 @@ from rclpy.parameter import Parameter
 
 from world_gymnast_ros.config import PolicyConfig
 from world_gymnast_ros.control.action_convention import ConventionRules, convention_fault
+from world_gymnast_ros.control.image_check import ImageCheck, ImageVerdict, PoseAtImage
 from world_gymnast_ros.control.limits import SafetyConfig
-from world_gymnast_ros.control.picture_check import PictureCheck, PictureVerdict, PoseAtPicture
-from world_gymnast_ros.control.query_gate import PictureWatch, QueryGate, QueryRules
+from world_gymnast_ros.control.query_gate import ImageWatch, QueryGate, QueryRules
 from world_gymnast_ros.errors import (
     AdapterMismatch,
     BadAction,
@@ -37,8 +37,10 @@ QUIET_S = 2.0
 CLOSE_S = 3.0
 """So long `close` waits for the look that is under way: launch kills after five seconds."""
 CHECK_PERIOD_S = 1.0
-"""A picture is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
-NOTHING_SEEN = PictureVerdict(None, False, False, None)
+"""An image is looked at this often also when it is not acted on: before arming, and while a chunk is played."""
+LATER_S = 0.05
+"""An image that was acted on is searched for the arm so much later: first the arm's process may need the core."""
+NOTHING_SEEN = ImageVerdict(None, False, False, None)
 TRAINED_ON = "trained_on"
 """Key of policy_status: what the policy's card says that it was trained on."""
 TEMPERATURE = "temperature"
@@ -56,16 +58,16 @@ class PolicyNode(base.ConfiguredNode):
         self.policy = self.make_policy()
         self._gate = QueryGate(QueryRules(c.dt_s, c.settle_fraction, c.max_frame_age_s, c.retry_s))
         self._gate.set_active(c.dry_run_without_arm, 0)
-        self._watch = PictureWatch()
-        self._check = None if c.picture_check == "off" else PictureCheck(c.picture_aspect, c.camera())
-        self._pose, self._verdict, self._checked_ns = PoseAtPicture(), NOTHING_SEEN, 0
+        self._watch = ImageWatch()
+        self._check = None if c.image_check == "off" else ImageCheck(c.image_aspect, c.camera())
+        self._pose, self._verdict, self._checked_ns = PoseAtImage(), NOTHING_SEEN, 0
         self._convention, self._wrong_chunks = "", 0  # what is wrong with the last chunk; such chunks in a row
-        self._tried = ""  # the instruction for which the policy was asked on a true picture before arming
+        self._tried = ""  # the instruction for which the policy was asked on a true image before arming
         self._told: tuple[str, ...] | None = None  # of policy_status
-        self._refusal = ""  # of the last picture
-        self._bad_picture = ""  # why the last picture could not be read
+        self._refusal = ""  # of the last image
+        self._bad_image = ""  # why the last image could not be read
         self._rated, self._rated_ns = (0, 0), base.steady_ns()  # frames and chunks when rates were last told
-        self._picture_ns = self._chunk_ns = base.steady_ns()  # of the last picture and chunk, steady
+        self._image_ns = self._chunk_ns = base.steady_ns()  # of the last image and chunk, steady
         self._instruction = c.instruction
         self._adapter = "base"
         self._gripper = 1.0  # as last measured with a step; open until then
@@ -202,7 +204,7 @@ class PolicyNode(base.ConfiguredNode):
 
     def _on_image(self, msg: Any) -> None:
         self._counts["frames"] += 1
-        self._picture_ns = base.steady_ns()
+        self._image_ns = base.steady_ns()
         if self._busy.is_set():
             return
         stamp_ns, instruction = convert.to_ns(msg.header.stamp), self._instruction
@@ -220,11 +222,11 @@ class PolicyNode(base.ConfiguredNode):
                 raise BadFrame(frozen)
         except BadFrame as error:
             self._counts["bad_frames"] += 1
-            self._bad_picture = str(error)
+            self._bad_image = str(error)
             if self.causes.news(str(error)):
                 self.get_logger().error(str(error))
             return
-        self._bad_picture = ""
+        self._bad_image = ""
         self._busy.set()
         job = (frame, self._pose.at(stamp_ns), instruction)
         self._jobs.put(("check", job) if self._refusal else ("frame", (*job, self._epoch)))
@@ -255,7 +257,7 @@ class PolicyNode(base.ConfiguredNode):
                     self._busy.clear()
 
     def _try_out(self, frame: Frame, pose: F64 | None, instruction: str) -> None:
-        """Look at a picture that is not acted on; before arming, ask the policy once what it would do there."""
+        """Look at an image that is not acted on; before arming, ask the policy once what it would do there."""
         refused = self._look(frame, pose)
         fresh = instruction.strip() and (self._tried != instruction or self._wrong_chunks)
         if fresh and not refused and not self._gate.active:
@@ -263,15 +265,17 @@ class PolicyNode(base.ConfiguredNode):
             self._ask(frame, instruction, pose)
 
     def _look(self, frame: Frame, pose: F64 | None) -> bool:
-        """Check a picture, taken with the arm at `pose`; return whether it must not be acted on."""
+        """Check an image, taken with the arm at `pose`; return whether it must not be acted on."""
         if self._check is None:
             return False
         before, self._verdict = self._verdict.words, self._check.look(frame.rgb, pose)
         finding = self._verdict.finding
         if finding and finding.fault.value not in before:  # once per fault; the diagnostics go on
-            tell = self.get_logger().error if finding.definite else self.get_logger().warning
-            tell(finding.words)
-        return self._verdict.refuse and self.config.picture_check == "refuse"
+            if finding.definite:
+                self.get_logger().error(finding.words)
+            else:
+                self.get_logger().warning(finding.words)
+        return self._verdict.refuse and self.config.image_check == "refuse"
 
     def _ask(self, frame: Frame, instruction: str, pose: F64 | None) -> ActionChunk:
         """Return the policy's chunk. Raises WrongConvention, also for a policy that runs here."""
@@ -287,8 +291,18 @@ class PolicyNode(base.ConfiguredNode):
         return chunk
 
     def _infer(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
-        if self._look(frame, pose):
+        later = self._check is not None and self._check.recognises(frame.rgb, pose)
+        if not later and self._look(frame, pose):
             return
+        try:
+            self._act(frame, pose, instruction, epoch)
+        finally:
+            if later:  # the search for the arm in the image, while the chunk is played
+                time.sleep(LATER_S)
+                self._look(frame, pose)
+
+    def _act(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
+        """Ask the policy and send its chunk."""
         start_ns, start = self.now_ns(), time.monotonic()
         chunk = self._ask(frame, instruction, pose)
         self._inference_s.append(time.monotonic() - start)
@@ -342,10 +356,10 @@ class PolicyNode(base.ConfiguredNode):
             level = convert.DiagnosticStatus.ERROR if error else convert.DiagnosticStatus.WARN
             words = self._convention
         elif words:
-            error = self._verdict.lasting and self.config.picture_check == "refuse"
+            error = self._verdict.lasting and self.config.image_check == "refuse"
             level = convert.DiagnosticStatus.ERROR if error else convert.DiagnosticStatus.WARN
         fault = self._verdict.finding.fault.value if self._verdict.finding else ""
-        # Without the numbers, which change with every picture.
+        # Without the numbers, which change with every image.
         told = (str(level), self._convention or fault, self._trained_on())
         if told != self._told:
             self._told = told
@@ -363,8 +377,8 @@ class PolicyNode(base.ConfiguredNode):
         seen = self._verdict.silhouette
         values = {"policy": self.policy.name, "adapter": self._adapter, "temperature": self._temperature,
                   "instruction": self._instruction,
-                  "active": self._gate.active, "picture": self._verdict.words or "nothing wrong seen",
-                  "arm_in_picture": "unknown" if seen is None else round(seen, 2),
+                  "active": self._gate.active, "image": self._verdict.words or "nothing wrong seen",
+                  "arm_in_image": "unknown" if seen is None else round(seen, 2),
                   "frames_per_s": rates[0], "chunks_per_s": rates[1],
                   "inference_ms_median": round(1000 * times[len(times) // 2], 1) if times else "",
                   "inference_ms_max": round(1000 * times[-1], 1) if times else "", **self._counts}
@@ -372,9 +386,9 @@ class PolicyNode(base.ConfiguredNode):
         wrong, hint = (self._verdict.words, "") if self._verdict.refuse else ("", self._verdict.words)
         cameras = self._images.get_publisher_count()
         if cameras > 1:
-            hint = (f"{cameras} publishers of {self._images.topic_name}: pictures of several cameras are mixed; end "
+            hint = (f"{cameras} publishers of {self._images.topic_name}: images of several cameras are mixed; end "
                     "all but one")
-        fault = self._fault or self._bad_picture
+        fault = self._fault or self._bad_image
         level = "error" if fault or wrong else "warn" if quiet or hint else "ok"
         message = fault or wrong or quiet or hint or ("acting" if self._gate.active else self._waiting())
         self._diagnostics.publish(convert.diagnostics_msg(base.named(self, "policy_node"), self.policy.name, level,
@@ -388,11 +402,11 @@ class PolicyNode(base.ConfiguredNode):
     def _quiet(self) -> str:
         """Return why an armed arm gets no chunks, or "" while it does."""
         now_ns = base.steady_ns()
-        silent_s, quiet_s = (now_ns - self._picture_ns) * 1e-9, (now_ns - self._chunk_ns) * 1e-9
+        silent_s, quiet_s = (now_ns - self._image_ns) * 1e-9, (now_ns - self._chunk_ns) * 1e-9
         if not self._gate.active or quiet_s <= QUIET_S:
             return ""
         if silent_s > QUIET_S:
-            return f"no picture for {silent_s:.1f} s; check the camera and its topic"
+            return f"no image for {silent_s:.1f} s; check the camera and its topic"
         return f"no chunk for {quiet_s:.1f} s: {self._refusal or 'the policy takes long'}"
 
     def close(self) -> None:
@@ -405,7 +419,7 @@ class PolicyNode(base.ConfiguredNode):
 USAGE = command_line.Usage(
     name="policy_node",
     doc="""\
-Asks the policy for an action chunk whenever the arm has come to rest and a newer picture is there.
+Asks the policy for an action chunk whenever the arm has come to rest and a newer image is there.
 
   in   image_raw, instruction (std_msgs/String, latched), adapter, arm_status, step
   out  action_chunk, policy_alive, diagnostics""",
@@ -414,7 +428,7 @@ Asks the policy for an action chunk whenever the arm has come to rest and a newe
     examples=(
         ("", "the small policy that ships with the package"),
         ("--ros-args -p policy_url:=http://127.0.0.1:8000", "a policy server, asked with POST /act"),
-        ("--ros-args -p dry_run_without_arm:=true -p threads:=1", "act on pictures alone, with no arm in the graph"),
+        ("--ros-args -p dry_run_without_arm:=true -p threads:=1", "act on images alone, with no arm in the graph"),
     ),
 )
 

@@ -23,7 +23,7 @@ from world_gymnast_ros.episodes import (
     unused_episode_id,
 )
 from world_gymnast_ros.episodes.files import check_episode_id
-from world_gymnast_ros.episodes.picture_count import PictureCount
+from world_gymnast_ros.episodes.image_count import ImageCount
 from world_gymnast_ros.episodes.schemas import COMPRESSED_IMAGE, check_recorded, header_stamp_ns
 from world_gymnast_ros.errors import BadConfig, BadFrame, EpisodeError, WorldGymnastError
 from world_gymnast_ros.nodes import base, command_line, convert
@@ -38,7 +38,7 @@ POLICY_STATUS = provenance.POLICY_STATUS.encode()
 SILENT_S = 1.0
 """An episode that begins while camera or arm is silent for longer begins without them; the answer says so."""
 TRY_PERIOD_S = 0.5
-"""How often a picture is decoded while no episode runs: so that who starts one is told at once what is refused."""
+"""How often an image is decoded while no episode runs: so that who starts one is told at once what is refused."""
 STANDING_S = 1.0
 """A clock that does not move for longer stands still."""
 ONCE = ("instruction", "adapter", "arm_status")
@@ -58,7 +58,7 @@ class RecorderNode(base.ConfiguredNode):
                           start_parameter_services=False, cli_args=base.keeps_its_name("recorder_ears"))
         self._readers: list[tuple[str, Any, Any, bool, Callable[[Any], None]]] = []
         self._used_ns: dict[str, int] = {}  # when a message that is of use came, steady; not any message
-        self._pictures = PictureCount()
+        self._images = ImageCount()
         self._tried_ns = 0
         self._clock_moved_ns, self._clock_ns = base.steady_ns(), 0
         self._kinds: dict[str, Any] = {}
@@ -87,7 +87,7 @@ class RecorderNode(base.ConfiguredNode):
             ("task_done", convert.DiagnosticStatus, base.RELIABLE),
         ):
             self._listen(topic, kind, qos)
-        # Pictures last: where time is short, they are what is lost, and no step.
+        # Images last: where time is short, they are what is lost, and no step.
         self._camera, self._arm = "image_raw", f"{c.robot_name}/joint_states"
         if c.image_compressed:
             self._camera = "image_raw/compressed"
@@ -151,15 +151,15 @@ class RecorderNode(base.ConfiguredNode):
     def _lacks(self) -> str:
         """Return what an episode lacks now, or what spoils it; "" where camera and arm are of use."""
         lacks = []
-        if self._pictures.refusal:
-            lacks.append(f"pictures on {self._camera} are not recorded: {self._pictures.refusal}")
+        if self._images.refusal:
+            lacks.append(f"images on {self._camera} are not recorded: {self._images.refusal}")
         silent = [f"{topic} ({f'for {s:.1f} s' if math.isfinite(s) else 'ever'})" for topic in (self._camera, self._arm)
                   if (s := self._unused_s(topic)) > SILENT_S and not (topic == self._camera and lacks)]
         if silent:
             lacks.append(f"nothing heard on {', '.join(silent)}; is it published, and under this name?")
         cameras = self._ears.count_publishers(self._camera)
         if cameras > 1:
-            lacks.append(f"{cameras} publishers of {self._camera}: pictures of several cameras are mixed; end all but "
+            lacks.append(f"{cameras} publishers of {self._camera}: images of several cameras are mixed; end all but "
                          "one")
         name = self.get_fully_qualified_name()
         recorders = self.count_services(f"{name}/start_episode")
@@ -177,16 +177,16 @@ class RecorderNode(base.ConfiguredNode):
 
     def _on_diagnostics(self) -> None:
         lacks = self._lacks()
-        doing = "ready" if self._writer is None else f"recording {self._writer.episode_id}, {self._pictures.words()}"
+        doing = "ready" if self._writer is None else f"recording {self._writer.episode_id}, {self._images.words()}"
         values = {topic: f"used {self._unused_s(topic):.1f} s ago" if topic in self._used_ns else "nothing of use yet"
                   for topic in dict.fromkeys(reader[0] for reader in self._readers)}
-        values |= {"pictures_used": str(self._pictures.used), "pictures_refused": str(self._pictures.refused)}
+        values |= {"images_used": str(self._images.used), "images_refused": str(self._images.refused)}
         self._diagnostics.publish(convert.diagnostics_msg(
             base.named(self, "recorder_node"), self.config.robot_name, "warn" if lacks else "ok",
             f"{doing}; {lacks}" if lacks else doing, values, self.now_ns()))
 
     def _rehearse(self) -> None:
-        """Record a little somewhere else: loading libraries and reading definitions takes the time of many pictures."""
+        """Record a little somewhere else: loading libraries and reading definitions takes the time of many images."""
         with tempfile.TemporaryDirectory() as place:
             writer = EpisodeWriter(Path(place), "rehearsal", {}, 0, reserve_bytes=0)
             for topic, kind in self._kinds.items():
@@ -217,7 +217,7 @@ class RecorderNode(base.ConfiguredNode):
             self._refuse(str(error))
 
     def _on_compressed(self, cdr: bytes) -> None:
-        """Record a picture as the camera compressed it; one that cannot be decoded would spoil the episode."""
+        """Record an image as the camera compressed it; one that cannot be decoded would spoil the episode."""
         if not self._is_due():
             return
         try:
@@ -228,7 +228,7 @@ class RecorderNode(base.ConfiguredNode):
         self._write(self._camera, COMPRESSED_IMAGE, cdr)
 
     def _is_due(self) -> bool:
-        """Tell whether a picture is looked at: all of an episode, else one now and then."""
+        """Tell whether an image is looked at: all of an episode, else one now and then."""
         if self._writer is None and base.steady_ns() - self._tried_ns < TRY_PERIOD_S * 1e9:
             return False
         self._tried_ns = base.steady_ns()
@@ -236,12 +236,12 @@ class RecorderNode(base.ConfiguredNode):
 
     def _take(self, stamp_ns: int, size: tuple[int, int]) -> None:
         self._used_ns[self._camera] = base.steady_ns()
-        self._pictures.use(stamp_ns, size)
+        self._images.use(stamp_ns, size)
 
     def _refuse(self, why: str) -> None:
-        self._pictures.refuse(why)
-        if self.causes.news(f"picture not recorded: {why}"):
-            self.get_logger().error(f"picture not recorded: {why}")
+        self._images.refuse(why)
+        if self.causes.news(f"image not recorded: {why}"):
+            self.get_logger().error(f"image not recorded: {why}")
 
     def _fault(self, error: EpisodeError) -> None:
         self.get_logger().error(f"recording stopped: {error}")
@@ -299,8 +299,8 @@ class RecorderNode(base.ConfiguredNode):
                                 "would be 0; start what publishes /clock, or start the recorder with "
                                 "use_sim_time:=false")
             return response
-        lacks, refusal = self._lacks(), self._pictures.refusal
-        self._pictures = PictureCount()
+        lacks, refusal = self._lacks(), self._images.refusal
+        self._images = ImageCount()
         try:
             episode_id = unused_episode_id(self._root, new_episode_id(request.instruction, now_ns))
             header = {"instruction": request.instruction, "notes": request.notes, "robot": self.config.robot_name}
@@ -317,7 +317,7 @@ class RecorderNode(base.ConfiguredNode):
         self._started_ns = base.steady_ns()
         response.success, response.message = True, f"recording {episode_id}"
         if lacks:
-            self._pictures.refusal = refusal  # until the first picture of the episode
+            self._images.refusal = refusal  # until the first image of the episode
             response.message += f"; {lacks}"
             self.get_logger().warning(response.message)
         response.path = str(self._writer.folder)
@@ -336,9 +336,9 @@ class RecorderNode(base.ConfiguredNode):
             response.message = str(error)
             return response
         response.success, response.path = True, str(path)
-        response.message = f"episode saved: {self._pictures.words()}"
-        if not self._pictures.used:
-            response.message += "; an episode without pictures cannot be learned from"
+        response.message = f"episode saved: {self._images.words()}"
+        if not self._images.used:
+            response.message += "; an episode without images cannot be learned from"
             self.get_logger().warning(response.message)
         return response
 

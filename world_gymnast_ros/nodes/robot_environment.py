@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from world_gymnast_ros.data.episode import Episode
-from world_gymnast_ros.episodes.reader import first_picture, read_episode
+from world_gymnast_ros.episodes.reader import first_image, read_episode
 from world_gymnast_ros.errors import BadAction, EpisodeError
 from world_gymnast_ros.nodes import base, convert
 from world_gymnast_ros.nodes.attended import Attended
@@ -25,7 +25,7 @@ LOOK_S = 10.0
 
 class RobotEnvironment:
     """One scene before the robot. `trial_s`, `wait_s` as for `Attended`; `frame_size` (h, w): of an episode's frames;
-    `robot_name`: of the driver; `camera`: the topic of the pictures that are learned from, where several are recorded.
+    `robot_name`: of the driver; `camera`: the topic of the images that are learned from, where several are recorded.
     """
 
     def __init__(self, instruction: str, trial_s: float, wait_s: float, frame_size: tuple[int, int], robot_name: str,
@@ -70,7 +70,7 @@ class RobotEnvironment:
         self._recording = path
         found = read_episode(path, self.frame_size, self._camera or None)
         return Episode(found.frames, found.actions, found.target_states, instruction, path.name,
-                       captured=first_picture(found, self._camera or None), measured=found.states, ended_by=ended_by,
+                       captured=first_image(found, self._camera or None), measured=found.states, ended_by=ended_by,
                        adapter=adapter.name if adapter else "base", seed=seed)
 
     def outcome(self) -> bool | None:

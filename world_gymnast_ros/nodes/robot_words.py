@@ -37,7 +37,7 @@ STATUS_S = 3.0
 HOME_S = 60.0
 """Longest walk home."""
 CAPTURE_S = 60.0
-"""Longest wait for a picture."""
+"""Longest wait for an image."""
 CALIBRATION_S = 300.0
 SESSION_ENDS_S = 60.0
 """A session that was cancelled ends within one update."""
@@ -244,10 +244,10 @@ class RobotWords(Caller):
         self.create_subscription(convert.ArmStatusMsg, "arm_status", heard.append, base.LATCHED)
         self.create_subscription(convert.DiagnosticArray, "/diagnostics", on_diagnostics, base.RELIABLE)
         capture = self.create_client(convert.Trigger, "adapt_node/capture")
-        pictures = [self.resolve_topic_name(name) for name in ("image_raw", "image_raw/compressed")]
+        images = [self.resolve_topic_name(name) for name in ("image_raw", "image_raw/compressed")]
 
         def cameras() -> list[str]:
-            return [info.node_name for topic in pictures for info in self.get_publishers_info_by_topic(topic)]
+            return [info.node_name for topic in images for info in self.get_publishers_info_by_topic(topic)]
         self.reach(lambda: heard or said, "arm_status or diagnostics", "the graph")
         self.spins_until(lambda: heard and len(said) == len(REPORTERS) and capture.service_is_ready() and cameras(),
                          STATUS_S)

@@ -1,4 +1,4 @@
-"""`world-gymnast snapshot`: one picture of a topic or a camera as a PNG, and what is wrong with it."""
+"""`world-gymnast snapshot`: one image of a topic or a camera as a PNG, and what is wrong with it."""
 from __future__ import annotations
 
 import argparse
@@ -13,7 +13,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from world_gymnast_ros.cli.snapshot import add_arguments, check_out
 from world_gymnast_ros.config import CameraConfig, PolicyConfig
-from world_gymnast_ros.control.picture_statistics import still_finding
+from world_gymnast_ros.control.image_statistics import still_finding
 from world_gymnast_ros.errors import BadAction, BadFrame, StaleFrame
 from world_gymnast_ros.files import whole
 from world_gymnast_ros.nodes import base, convert, verb
@@ -29,7 +29,7 @@ POLL_S = 0.02
 
 
 class Snapshot(Caller):
-    """Hears one picture, and where the arm is."""
+    """Hears one image, and where the arm is."""
 
     def __init__(self, robot_name: str) -> None:
         super().__init__(f"snapshot_{os.getpid()}")
@@ -44,21 +44,21 @@ class Snapshot(Caller):
             return
 
     def frame(self, topic: str, wait_s: float) -> Frame:
-        """Return the next picture on a topic. Raises StaleFrame naming topics with pictures, or BadFrame."""
+        """Return the next image on a topic. Raises StaleFrame naming topics with images, or BadFrame."""
         heard: list[Any] = []
         packed = topic.endswith("/compressed")
         self.create_subscription(convert.CompressedImage if packed else convert.Image, topic, heard.append, base.NEWEST)
         if not self.spins_until(lambda: heard, wait_s):
-            raise StaleFrame(f"no picture on {self.resolve_topic_name(topic)} within {wait_s:g} s; {self._others()}")
+            raise StaleFrame(f"no image on {self.resolve_topic_name(topic)} within {wait_s:g} s; {self._others()}")
         return convert.frame_from_compressed(heard[0]) if packed else convert.frame_from_image(heard[0])
 
     def _others(self) -> str:
-        """Say which topics have pictures here."""
+        """Say which topics have images here."""
         names = [name for name, kinds in self.get_topic_names_and_types() if self.count_publishers(name)
                  and any(kind.endswith(("/Image", "/CompressedImage")) for kind in kinds)]
         if names:
-            return f"pictures come on {', '.join(names)}: name one with --topic"
-        return ("no topic here has pictures: start a camera driver, with ROS_DOMAIN_ID "
+            return f"images come on {', '.join(names)}: name one with --topic"
+        return ("no topic here has images: start a camera driver, with ROS_DOMAIN_ID "
                 f"{os.environ.get('ROS_DOMAIN_ID', '0')}, or name a --camera")
 
     def state(self) -> str:
@@ -70,7 +70,7 @@ class Snapshot(Caller):
 
 
 def from_device(index: int, wait_s: float) -> Frame:
-    """Return a picture of a camera of this machine. Raises BadConfig where it cannot be opened, StaleFrame where none
+    """Return an image of a camera of this machine. Raises BadConfig where it cannot be opened, StaleFrame where none
     comes."""
     device = Device(device_path(str(index)), CameraConfig.width, CameraConfig.height)
     deadline = time.monotonic() + wait_s
@@ -79,11 +79,11 @@ def from_device(index: int, wait_s: float) -> Frame:
         if frame is not None:
             return frame
         time.sleep(POLL_S)
-    raise StaleFrame(f"camera {index} gave no picture within {wait_s:g} s ({device.error}); check cable and power")
+    raise StaleFrame(f"camera {index} gave no image within {wait_s:g} s ({device.error}); check cable and power")
 
 
 def work(args: argparse.Namespace) -> int:
-    """Write the picture and say what it shows."""
+    """Write the image and say what it shows."""
     check_out(args)
     state = ""
     if args.camera is not None:
@@ -97,10 +97,10 @@ def work(args: argparse.Namespace) -> int:
             node.destroy_node()
             rclpy.try_shutdown()
     if not frame.rgb.size:
-        raise BadFrame(f"the picture of {source} is empty")
+        raise BadFrame(f"the image of {source} is empty")
     with whole(args.out) as partial:
         Image.fromarray(frame.rgb).save(partial, format="PNG")
-    finding = still_finding(frame.rgb, PolicyConfig.picture_aspect)
+    finding = still_finding(frame.rgb, PolicyConfig.image_aspect)
     height, width = frame.rgb.shape[:2]
     print(f"{args.out}: {width}x{height} of {source}; {finding.words if finding else 'nothing wrong seen'}"
           + (f"; --state {state}" if state else ""))
@@ -108,7 +108,7 @@ def work(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, take the picture, and turn errors into one line and exit status 2."""
+    """Parse, take the image, and turn errors into one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="world-gymnast snapshot")
     add_arguments(parser)
     return verb.run(parser, work, argv, "stopped; nothing was written")

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from world_gymnast_ros.adaptation.log import Strip
+from world_gymnast_ros.adaptation.log import Strip, StripKind
 from world_gymnast_ros.report.charts import interval_bar
 from world_gymnast_ros.statistics import Interval
 from world_gymnast_ros.types import U8
@@ -33,9 +33,9 @@ gap:20px;align-items:start}figure{margin:0}img{display:block;width:100%;height:a
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;margin:0}
 .tiles div{background:var(--wash);border-radius:6px;padding:8px 12px}.tiles dt{color:var(--quiet);font-size:.82rem}
 .tiles dd{margin:0;font-size:1.25rem;font-weight:600}.strip{margin:0 0 16px}.strip h3{font-size:.95rem;margin:0}
-.film{display:grid;grid-template-columns:repeat(5,minmax(128px,1fr));gap:6px;margin-top:5px}
-.film b{display:block;height:5px;background:var(--line);margin-top:3px}
-.film b i{display:block;height:100%;background:#0b6e4f}.film span{font-size:.72rem;color:var(--quiet)}
+.video{display:grid;grid-template-columns:repeat(5,minmax(128px,1fr));gap:6px;margin-top:5px}
+.video b{display:block;height:5px;background:var(--line);margin-top:3px}
+.video b i{display:block;height:100%;background:#0b6e4f}.video span{font-size:.72rem;color:var(--quiet)}
 svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:#5c6670}.grid{stroke:#dfe3e7;stroke-width:1}
 svg.share{height:18px;border-radius:4px}
 svg.interval{width:200px}.scroll td{white-space:nowrap}.legend span{margin-right:16px;font-size:.85rem;
@@ -44,7 +44,7 @@ white-space:nowrap;display:inline-block}.legend i{display:inline-block;width:10p
 th,td{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:middle}
 th{color:var(--quiet);font-weight:500}
 @media(max-width:640px){main{padding:12px 10px 40px}.two{grid-template-columns:1fr}section{padding:14px}
-.film{grid-template-columns:repeat(2,minmax(128px,1fr))}h1{font-size:1.35rem}.verdict{font-size:1.02rem}
+.video{grid-template-columns:repeat(2,minmax(128px,1fr))}h1{font-size:1.35rem}.verdict{font-size:1.02rem}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr))}svg.interval{display:none}table{font-size:.85rem}
 svg text{font-size:21px}}
 """
@@ -66,18 +66,18 @@ def percent(value: float) -> str:
 
 
 def png(rgb: U8, max_width: int = FRAME_PX, aspect: float | None = None) -> str:
-    """Return a picture as a data URL: shrunk to `max_width` where wider, and enlarged to at least `FRAME_PX` where
+    """Return an image as a data URL: shrunk to `max_width` where wider, and enlarged to at least `FRAME_PX` where
     narrower, each pixel to a block of its own. `aspect`: width by height that it was squashed from, to undo that.
     """
-    picture = Image.fromarray(np.ascontiguousarray(rgb))
-    if picture.width > max_width:
-        picture = picture.resize((max_width, round(picture.height * max_width / picture.width)), Image.Resampling.BOX)
-    width = picture.width * -(-min(FRAME_PX, max_width) // picture.width)
-    height = round(width / aspect) if aspect else picture.height * width // picture.width
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if image.width > max_width:
+        image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.BOX)
+    width = image.width * -(-min(FRAME_PX, max_width) // image.width)
+    height = round(width / aspect) if aspect else image.height * width // image.width
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -86,20 +86,22 @@ def _of(interval: Interval) -> str:
 
 
 def strip_html(strip: Strip) -> str:
-    """Return a strip of frames with their scores; the first is the camera's own frame, where it is known."""
+    """Return a strip of frames with their scores; the first is the camera's own frame, where it is known, and what was
+    made of that stands beside it."""
     first = strip.captured
+    frames = [*strip.frames[:1], *strip.frames] if strip.kind is StripKind.VARIED else [*strip.frames]
     aspect = None if first is None else first.shape[1] / first.shape[0]
     cells = []
-    for i, frame in enumerate(strip.frames):
+    for i, frame in enumerate(frames):
         score = ""
         if strip.scores is not None:
             s = min(1.0, max(0.0, float(strip.scores[i])))
             score = f"<b><i style='width:{100 * s:.0f}%'></i></b><span>{s:.2f}</span>"
         seen = png(frame, CAPTURED_PX, aspect) if i or first is None else png(first, CAPTURED_PX)
-        caption = "captured frame" if first is not None and not i else f"frame {i + 1} of {len(strip.frames)}"
+        caption = "captured frame" if first is not None and not i else f"frame {i + 1} of {len(frames)}"
         cells.append(f"<div><img src='{seen}' alt='{caption}'>{score}</div>")
     return (f"<div class='strip'><h3>{escape(strip.title)}</h3><span class='quiet'>{escape(strip.note)}</span>"
-            f"<div class='film'>{''.join(cells)}</div></div>")
+            f"<div class='video'>{''.join(cells)}</div></div>")
 
 
 def interval_row(name: str, interval: Interval, colour: str) -> str:

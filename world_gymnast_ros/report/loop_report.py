@@ -95,7 +95,7 @@ def write_run_report(out: Path, scene: str, instruction: str, results: Mapping[s
 
 
 def page(out: Path, scene: str, instruction: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """Return the page: table, how success moved, and what each update changed, with pictures."""
+    """Return the page: table, how success moved, and what each update changed, with images."""
     head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in rows_of(results))
     parts = [_section("Rounds", f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"),
@@ -160,9 +160,9 @@ def _round(out: Path, method: str, row: Mapping[str, Any]) -> str:
         trial = row["validation"]
         parts.append(f"<p>Nothing new to try; the present policy, greedy, succeeded in {trial['successes']} of "
                      f"{trial['episodes']} episodes more.</p>")
-    picture = out / method / f"round-{row['round']}" / "world_model" / "replays.png"
-    if picture.is_file():
-        data = base64.b64encode(picture.read_bytes()).decode()
+    image = out / method / f"round-{row['round']}" / "world_model" / "replays.png"
+    if image.is_file():
+        data = base64.b64encode(image.read_bytes()).decode()
         parts.append("<figure><img style='image-rendering:pixelated' alt='film strips' "
                      f"src='data:image/png;base64,{data}'>"
                      "<figcaption>Held-out real episodes, in threes of rows: what happened; dreamed by the world model "

@@ -1,7 +1,7 @@
 """One self-contained HTML file about an adaptation session, for a person: one line first, evidence below.
 
 The line says whether the arm may move with what the session made: yes, no, or not shown, because ...
-Pictures are inline PNG, charts inline SVG; no script and nothing fetched. Reads on a phone as on a desk.
+Images are inline PNG, charts inline SVG; no script and nothing fetched. Reads on a phone as on a desk.
 """
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _truth(truth: Truth, advice: Advice, report: AdaptReport) -> str:
     return section("What really happened",
                    f"<p{red}>{escape(_measured(row))}.</p><div class='scroll'><table>{table}</table></div>",
                    quiet("True episodes with the same seeds before and after; success is read from physics, "
-                         "not from pictures."), *map(strip_html, truth.strips))
+                         "not from images."), *map(strip_html, truth.strips))
 
 
 def _head(advice: Advice, verdict: str, caution: str) -> str:
@@ -111,7 +111,8 @@ def _scene(report: AdaptReport) -> str:
     if report.adapter:
         parts["adapter"] = report.adapter.name
     names = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in parts.items())
-    many = f", first of {len(report.starts)}" if len(report.starts) > 1 else ""
+    images = len({s.captured.rgb.tobytes() for s in report.starts})
+    many = f", first of {images}" if images > 1 else ""
     return (f"<section class='two'><figure><img src='{png(first.captured.rgb, CAPTURED_PX)}' alt='captured frame'>"
             f"<figcaption>captured frame{many}: “{escape('”, “'.join(tasks))}”</figcaption></figure>"
             f"<div><dl class='tiles'>{''.join(f'<div><dt>{k}</dt><dd>{v}</dd></div>' for k, v in tiles.items())}</dl>"
@@ -150,8 +151,8 @@ def _curve(report: AdaptReport) -> str:
 def _trust(report: AdaptReport) -> str:
     c = report.counts
     cells = {"rollouts judged": c.rollouts, "imagined again (predicted successes)": c.rerolled,
-             "rejected: success not reproduced": c.not_reproduced, "rejected: static picture": c.static,
-             "rejected: blurred picture": c.blurred, "rejected: colours drifted": c.colour,
+             "rejected: success not reproduced": c.not_reproduced, "rejected: static image": c.static,
+             "rejected: blurred image": c.blurred, "rejected: colours drifted": c.colour,
              **({"asked for their actions (predicted successes)": c.recovered,
                  "rejected: frames show other actions": c.other_actions} if c.recovered else {}),
              "no verdict from the judges": c.no_verdict}
@@ -175,11 +176,11 @@ def _release(trusts: Sequence[Trust], release: Mapping[str, TaskRelease]) -> str
     if not shown:
         return lines
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{row.auc:.2f} [{row.low:.2f}, {row.high:.2f}]</td>"
-                   f"<td>{row.episodes}</td><td>{escape(row.pictures.source if row.pictures else 'not recorded')}</td>"
+                   f"<td>{row.episodes}</td><td>{escape(row.images.source if row.images else 'not recorded')}</td>"
                    "</tr>" for name, row in shown)
     return (f"<div style='margin-top:1em'>{lines}</div><p>How well this world model and judge rank true outcomes "
             "(paired replay, held-out scenes):</p><table><tr><th>task</th><th>AUC [95 %]</th><th>episodes</th>"
-            f"<th>measured on pictures of</th></tr>{rows}</table>")
+            f"<th>measured on images of</th></tr>{rows}</table>")
 
 
 def _cost(report: AdaptReport) -> str:

@@ -1,4 +1,4 @@
-"""Points of the arm that a picture shows well: the wrist, both ends of the finger carriage, both finger tips, elbow."""
+"""Points of the arm that an image shows well: the wrist, both ends of the finger carriage, both finger tips, elbow."""
 from __future__ import annotations
 
 import numpy as np

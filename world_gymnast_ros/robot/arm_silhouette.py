@@ -1,10 +1,10 @@
-"""Where a WidowX 250s in a known pose lies in the picture: six tapered capsules, projected by the nominal camera.
+"""Where a WidowX 250s in a known pose lies in the image: six tapered capsules, projected by the nominal camera.
 
 A video model that has only a vector of numbers must learn robot kinematics and the camera from pixels; on a small
 budget it draws the arm as smoke. The arm is the one thing of the scene that we can compute, so we do (compare the
 pose maps of EnerVerse-AC and Genie Envisioner). What is left to learn is how things answer to it.
 
-Numbers: picture coordinates u, v in -1..1 (left to right, top to bottom); a capsule is (u0, v0, r0, u1, v1, r1), its
+Numbers: image coordinates u, v in -1..1 (left to right, top to bottom); a capsule is (u0, v0, r0, u1, v1, r1), its
 radii in the same units. Shapes of the links: `wx250s.urdf.xacro` of Interbotix, rounded.
 """
 from __future__ import annotations
@@ -24,7 +24,7 @@ CAPSULE_DIM = 6
 NEAR_M = 0.06
 """Nothing nearer to the camera is projected."""
 PARKED = 9.0
-"""Where a capsule goes that is not to be seen: far outside the picture."""
+"""Where a capsule goes that is not to be seen: far outside the image."""
 
 _SHOULDER_M = (0.0, 0.0, 0.11065)
 _ELBOW_M = (0.04975, 0.25)  # forward and up from the shoulder, upper arm upright
@@ -39,7 +39,7 @@ def projection(T_base_camera: NDArray[np.float64], focal_px: float, width_px: fl
                ) -> tuple[float, ...]:
     """Return the 12 numbers, row-major (3, 4), that map base m to (u w, v w, w), w being the depth in m.
 
-    `T_base_camera` (4, 4), optical axes; the principal point is the picture's centre.
+    `T_base_camera` (4, 4), optical axes; the principal point is the image's centre.
     """
     T_camera_base = np.linalg.inv(T_base_camera)[:3]
     scale = np.array([2 * focal_px / width_px, 2 * focal_px / height_px, 1.0])
@@ -79,7 +79,7 @@ def silhouette_ends(states: F32) -> F64:
 
 def silhouette_of_ends(ends: F64, T_base_camera: F64, focal_u: float, focal_v: float) -> F32:
     """Return the capsules float32 (N, 6, 6) of axes (N, 6, 2, 3) seen by a camera (4, 4); focal lengths in halves of
-    the picture."""
+    the image."""
     rows = np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3]
     return _project(ends, np.broadcast_to(rows, (len(ends), 3, 4))).reshape(len(ends), CAPSULES, CAPSULE_DIM)
 

@@ -1,8 +1,8 @@
 """Where the camera is, from where parts of the arm are seen: maximum a posteriori around the nominal pose.
 
-The arm's pose is measured, so its parts are known points in the base frame; seen in one picture or several of the same
+The arm's pose is measured, so its parts are known points in the base frame; seen in one image or several of the same
 camera, they correct the nominal camera by Gauss-Newton on six numbers (shift in base axes, rotation in camera axes).
-What the parts do not tell is left to the prior. Picture coordinates u, v in -1..1, as in `arm_silhouette.py`.
+What the parts do not tell is left to the prior. Image coordinates u, v in -1..1, as in `arm_silhouette.py`.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BRIDGE_CAMERA_XYZ_M = (0.0, -0.16, 0.36)
 BRIDGE_CAMERA_LOOK = (1.0, 0.553, -1.085)
 BRIDGE_CAMERA_FOCAL = 623.588 / 480
 """The over-the-shoulder camera of the Bridge set-up, nominal: place and line of sight in base axes, focal length in
-heights of its 4:3 picture (ManiSkill2_real2sim, agents/configs/widowx/defaults.py)."""
+heights of its 4:3 image (ManiSkill2_real2sim, agents/configs/widowx/defaults.py)."""
 _NUDGE = 1e-5
 
 
@@ -37,7 +37,7 @@ def level_camera(xyz_m: tuple[float, ...], look: tuple[float, ...]) -> F64:
 class CameraPrior:
     """The nominal camera and how far from it a tripod may stand (one standard deviation).
 
-    `T_base_camera` (4, 4), optical axes, m; `focal_u`, `focal_v` in halves of the picture; `seen_sigma` how exactly a
+    `T_base_camera` (4, 4), optical axes, m; `focal_u`, `focal_v` in halves of the image; `seen_sigma` how exactly a
     part is seen, in the same unit.
     """
 
@@ -51,7 +51,7 @@ class CameraPrior:
 
 @dataclass(frozen=True)
 class FittedCamera:
-    """A corrected pose T_base_camera (4, 4), and the root mean square distance of the parts, halves of the picture."""
+    """A corrected pose T_base_camera (4, 4), and the root mean square distance of the parts, halves of the image."""
 
     T_base_camera: F64
     focal_u: float
@@ -87,7 +87,7 @@ def fit_camera(prior: CameraPrior, points: F64, seen: F64, weights: F64) -> Fitt
     """Fit the camera to parts `points` (N, 3) m seen at (N, 2) with `weights` (N,), 0 where not seen.
 
     A part that fits badly counts less (Cauchy weights at 2.5 sigma), so that one mistaken part costs little; one that
-    turns out to lie beyond the picture's edge was mistaken for another, and counts for nothing. With no part seen the
+    turns out to lie beyond the image's edge was mistaken for another, and counts for nothing. With no part seen the
     answer is the nominal camera, rms infinite.
     """
     base = np.where(np.asarray(weights, np.float64) > 0, weights, 0.0)

@@ -20,15 +20,15 @@ NAME = "camera_pose.json"
 
 @dataclass(frozen=True)
 class StoredCamera:
-    """`T_base_camera`: 16 numbers, row by row, m, optical axes; `focal` in heights of the picture; `aspect` width /
-    height; `rms_px`: what the calibration left, at `width_px`; `pictures`: how many it used."""
+    """`T_base_camera`: 16 numbers, row by row, m, optical axes; `focal` in heights of the image; `aspect` width /
+    height; `rms_px`: what the calibration left, at `width_px`; `images`: how many it used."""
 
     T_base_camera: list[float]
     focal: float
     aspect: float
     rms_px: float
     width_px: int
-    pictures: int
+    images: int
 
     def pose(self) -> F64:
         """Return T_base_camera (4, 4)."""

@@ -14,14 +14,14 @@ from world_gymnast_ros.files import read_yaml, write_text
 from world_gymnast_ros.types import F64
 
 ASPECT_TOLERANCE = 0.01
-"""Pictures of another size are the same view where width / height differs by no more than this part."""
+"""Images of another size are the same view where width / height differs by no more than this part."""
 _DISTORTIONS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
 """Model -> how many coefficients it may have."""
 
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A calibration: `K` (3, 3), `P` (3, 4) in pixels of a `width` x `height` picture, `R` (3, 3), distortion `D`."""
+    """A calibration: `K` (3, 3), `P` (3, 4) in pixels of a `width` x `height` image, `R` (3, 3), distortion `D`."""
 
     width: int
     height: int
@@ -43,11 +43,11 @@ class Intrinsics:
         return np.hstack([self.K, np.zeros((3, 1))]) if self.P is None else self.P
 
     def at(self, width: int, height: int) -> Intrinsics:
-        """Return the calibration for pictures of this size, scaled. Raises BadConfig where they show another view."""
+        """Return the calibration for images of this size, scaled. Raises BadConfig where they show another view."""
         if (width, height) == (self.width, self.height):
             return self
         if abs(width * self.height / (height * self.width) - 1.0) > ASPECT_TOLERANCE:
-            raise BadConfig(f"pictures are {width}x{height}, the camera was calibrated at {self.width}x{self.height}: "
+            raise BadConfig(f"images are {width}x{height}, the camera was calibrated at {self.width}x{self.height}: "
                             "another aspect ratio is another crop; calibrate at this size, or set width and height")
         scale = np.diag([width / self.width, height / self.height, 1.0])
         return replace(self, width=width, height=height, K=scale @ self.K,
@@ -55,7 +55,7 @@ class Intrinsics:
 
 
 def pinhole(focal_px: float, width: int, height: int) -> Intrinsics:
-    """Return an ideal camera that looks through the middle of its picture; `focal_px` at this `height`."""
+    """Return an ideal camera that looks through the middle of its image; `focal_px` at this `height`."""
     K = np.array([[focal_px, 0.0, width / 2], [0.0, focal_px, height / 2], [0.0, 0.0, 1.0]])
     return Intrinsics(width, height, K)
 

@@ -48,7 +48,9 @@ class HttpPolicy:
         self._acted = ""  # hash of the adapter that gave the last answer, as the server tells it
         self._adapter: tuple[str, str] | None = None  # name and hash of the one to act with; None: the server's choice
         self.trained_on = ""
-        """As the last answer's server tells it (`types.SIMULATION` for simulated pictures only); "": it does not."""
+        """As the last answer's server tells it (`types.SIMULATION` for simulated images only); "": it does not."""
+        self.as_started = False
+        """True: the base is whatever the server was started with, so `load_adapter(None)` asks nothing of it."""
 
     def act(self, frame: Frame, instruction: str, state: F32 | None = None) -> ActionChunk:
         """Return the server's chunk for a frame, sent as it is. Raises RemotePolicyError, WrongConvention, or
@@ -106,6 +108,8 @@ class HttpPolicy:
     def load_adapter(self, ref: AdapterRef | None) -> None:
         """Have the server act with this adapter (None: the base) from the next chunk on; it is named by its hash, and
         the server must hold it. AdapterMismatch changes nothing: an unknown hash, or a server with one adapter."""
+        if ref is None and self.as_started:
+            return
         sha256 = "" if ref is None else ref.sha256
         if ref is not None and not sha256:
             raise AdapterMismatch(f"adapter '{ref.name}' was offered without a SHA-256; offer it again")

@@ -1,6 +1,6 @@
-"""A client for `POST /v1/images/edits` of an OpenAI-compatible server: a picture, a mask and words in, a picture out.
+"""A client for `POST /v1/images/edits` of an OpenAI-compatible server: an image, a mask and words in, an image out.
 
-Retries, time limit, key and cost are those of `OpenAIClient`. The picture is taken from the answer itself (`b64_json`);
+Retries, time limit, key and cost are those of `OpenAIClient`. The image is taken from the answer itself (`b64_json`);
 an address in its place is not fetched.
 """
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageEditsClient(OpenAIClient):
     max_answer_bytes = 64 * 2**20
 
     def paint(self, rgb: U8, mask: NDArray[np.bool_], prompt: str, seed: int) -> U8:
-        """Return what the server makes of a picture uint8 (S, S, 3) where `mask` bool (S, S) is set; of any size. The
+        """Return what the server makes of an image uint8 (S, S, 3) where `mask` bool (S, S) is set; of any size. The
         API knows no seed. RemoteModelError where nothing usable came within `timeout_s`."""
         began = time.monotonic()
         hole = np.dstack([rgb, np.where(mask, 0, 255).astype(np.uint8)])  # transparent: to be painted
@@ -42,12 +42,12 @@ class ImageEditsClient(OpenAIClient):
         try:
             fields = {"model": self.model(), "prompt": prompt, "n": "1", "size": f"{rgb.shape[1]}x{rgb.shape[0]}",
                       "response_format": "b64_json"}
-            picture = self._picture(self._json(self._send(fields, files, began + self.timeout_s)))
+            image = self._image(self._json(self._send(fields, files, began + self.timeout_s)))
         except RemoteModelError:
             self._count(failures=1, seconds=time.monotonic() - began)
             raise
         self._count(seconds=time.monotonic() - began)
-        return picture
+        return image
 
     def _send(self, fields: Mapping[str, str], files: Mapping[str, bytes], deadline: float) -> Any:
         """Send a form; where the server refuses a field by name, send it without that field from then on."""
@@ -64,17 +64,17 @@ class ImageEditsClient(OpenAIClient):
             with self._lock:
                 self._left_out |= {refused}
 
-    def _picture(self, value: Any) -> U8:
+    def _image(self, value: Any) -> U8:
         rows = value.get("data") if isinstance(value, dict) else None
         first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
         text = first.get("b64_json")
         if not isinstance(text, str):
-            held = "an address in place of a picture, which is not fetched" if first.get("url") else "no picture"
+            held = "an address in place of an image, which is not fetched" if first.get("url") else "no image"
             raise RemoteModelError(f"{self.url}{PATH} answered 200 with {held}; is this a server that edits images?")
         try:
-            return decode_rgb(base64.b64decode(text, validate=True), "the picture")
+            return decode_rgb(base64.b64decode(text, validate=True), "the image")
         except (binascii.Error, ValueError, BadFrame) as error:
-            raise RemoteModelError(f"{self.url}{PATH} answered with what is no picture ({error})") from error
+            raise RemoteModelError(f"{self.url}{PATH} answered with what is no image ({error})") from error
 
 
 def _png(pixels: U8) -> bytes:

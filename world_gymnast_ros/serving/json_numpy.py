@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from world_gymnast_ros.errors import BadPayload
 
 MAX_BODY_BYTES = 8 * 2**20
-"""Of a request: a picture of 1920x1080 just fits."""
+"""Of a request: an image of 1920x1080 just fits."""
 MAX_DIMENSIONS = 4
 DTYPES = {"|u1": np.uint8, "uint8": np.uint8, "<f4": np.float32, "float32": np.float32, "<f8": np.float64,
           "float64": np.float64}

@@ -165,13 +165,13 @@ class RemoteRollouts:
         self._keep, self._copies = [int(i) for i in before[rows]], len(rows)
 
 
-def _distinct(pictures: Sequence[U8]) -> tuple[list[U8], list[int]]:
-    """Return the different pictures, and for each picture which of them it is."""
+def _distinct(images: Sequence[U8]) -> tuple[list[U8], list[int]]:
+    """Return the different images, and for each image which of them it is."""
     seen: dict[tuple[Any, ...], int] = {}
     known: dict[int, int] = {}
     different: list[U8] = []
     which = []
-    for rgb in pictures:
+    for rgb in images:
         if id(rgb) not in known:
             place = seen.setdefault((rgb.shape, rgb.tobytes()), len(different))
             if place == len(different):

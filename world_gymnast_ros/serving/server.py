@@ -22,7 +22,7 @@ from world_gymnast_ros.serving.http_server import JSON, Answer, Route
 from world_gymnast_ros.serving.json_numpy import MAX_BODY_BYTES, decode_array, encode_array, read_json
 from world_gymnast_ros.types import CONTROL_DT_S, ActionChunk, Frame
 
-MIN_PICTURE_PX, MAX_PICTURE_PX = 16, 4096
+MIN_IMAGE_PX, MAX_IMAGE_PX = 16, 4096
 MAX_INSTRUCTION = 1000
 """Characters."""
 BODY_TIMEOUT_S = 10.0
@@ -73,7 +73,7 @@ class PolicyService:
     what = "the policy"
     faults = (BadPayload, BadFrame, BadInstruction, AdapterMismatch, BadCheckpoint)
     max_body_bytes, body_timeout_s = MAX_BODY_BYTES, BODY_TIMEOUT_S
-    too_long = "send a smaller picture (256x256 is usual)"
+    too_long = "send a smaller image (256x256 is usual)"
 
     def __init__(self, policy: ActingPolicy, adapter: str = "base", first_action: bool = False) -> None:
         self.policy, self.adapter, self.first_action = policy, adapter, first_action
@@ -151,8 +151,8 @@ def _frame(payload: dict[str, Any]) -> Frame:
     rgb = decode_array(payload["image"], "image")
     if rgb.dtype != np.uint8:
         raise BadFrame(f"image is {rgb.dtype}; send RGB uint8, 0..255")
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or not all(MIN_PICTURE_PX <= n <= MAX_PICTURE_PX for n in rgb.shape[:2]):
-        raise BadFrame(f"image has shape {rgb.shape}; send (height, width, 3), {MIN_PICTURE_PX} to {MAX_PICTURE_PX} "
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or not all(MIN_IMAGE_PX <= n <= MAX_IMAGE_PX for n in rgb.shape[:2]):
+        raise BadFrame(f"image has shape {rgb.shape}; send (height, width, 3), {MIN_IMAGE_PX} to {MAX_IMAGE_PX} "
                        "pixels each way")
     return Frame(rgb, 0)
 

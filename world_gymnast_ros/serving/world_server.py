@@ -26,7 +26,7 @@ from world_gymnast_ros.errors import BadAction, BadConfig, BadFrame, BadInstruct
 from world_gymnast_ros.robot.actions import Workspace
 from world_gymnast_ros.serving.http_server import JSON, Answer, HttpError, Route
 from world_gymnast_ros.serving.json_numpy import read_json
-from world_gymnast_ros.serving.server import CONVENTION, MAX_INSTRUCTION, MAX_PICTURE_PX
+from world_gymnast_ros.serving.server import CONVENTION, MAX_IMAGE_PX, MAX_INSTRUCTION
 from world_gymnast_ros.serving.tensors import SAFETENSORS, array_of, pack, unpack
 from world_gymnast_ros.types import ACTION_DIM, Frame, RolloutBatch, Start, WorldModel
 
@@ -172,8 +172,8 @@ def _starts(arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], size:
     captured: list[NDArray[Any]] = []
     while (key := f"captured.{len(captured)}") in arrays:
         captured.append(array_of(arrays, key, np.uint8, (None, None, 3), REQUEST))
-        if max(captured[-1].shape) > MAX_PICTURE_PX:
-            raise BadFrame(f"{key} has shape {captured[-1].shape}; send at most {MAX_PICTURE_PX} pixels each way")
+        if max(captured[-1].shape) > MAX_IMAGE_PX:
+            raise BadFrame(f"{key} has shape {captured[-1].shape}; send at most {MAX_IMAGE_PX} pixels each way")
     states = array_of(arrays, "states", np.float32, (len(instructions), ACTION_DIM), REQUEST)
     which = [_indices(values, name, len(instructions), below)
              for name, below in (("frame", len(frames)), ("captured", len(captured)))]

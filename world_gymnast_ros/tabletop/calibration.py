@@ -71,7 +71,7 @@ def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     if not known:
         return "camera: as it was; no recording holds the arm's state"
     seen = [judge.locator.detect(frame[None], ())[2:]
-            for frame in shown(first_frames(known), "looking for the arm", "picture")]
+            for frame in shown(first_frames(known), "looking for the arm", "image")]
     uv = np.concatenate([s[0] for s in seen]).astype(np.float64).reshape(-1, 2)
     confidence = np.concatenate([s[1] for s in seen]).astype(np.float64).ravel()
     points = part_points(np.stack([e.states[0] for e in known])).astype(np.float64).reshape(-1, 3)  # type: ignore[index]
@@ -85,12 +85,12 @@ def fit_camera_again(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
         return float(np.median(np.linalg.norm(project(pose, judge.reader.prior, points[use]) - uv[use], axis=-1)))
     before, after = off(judge.reader.prior.T_base_camera), off(fitted.T_base_camera)
     if not after < before:
-        return f"camera: as it was; the arm is {before:.4f} off in the pictures, {after:.4f} after a fit"
+        return f"camera: as it was; the arm is {before:.4f} off in the images, {after:.4f} after a fit"
     moved_mm = 1000 * np.linalg.norm((fitted.T_base_camera - judge.reader.prior.T_base_camera)[:3, 3])
     judge.config.T_base_camera = [float(v) for v in fitted.T_base_camera.ravel()]
     judge.config.shift_sigma_m, judge.config.rotation_sigma_rad = STILL_SIGMA_M, STILL_SIGMA_RAD
     return (f"camera: {moved_mm:.0f} mm from where it was thought to be, by {use.sum()} sightings of the arm, "
-            f"{before:.4f} off before and {after:.4f} after (halves of the picture)")
+            f"{before:.4f} off before and {after:.4f} after (halves of the image)")
 
 
 def fit_height(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
@@ -168,7 +168,7 @@ def fit_detection(judge: GeometricJudge, episodes: Sequence[Episode]) -> str:
     open_minded = with_settings(judge, sure_sigmas=0.0, object_found={name: 0.0})  # looks at each frame once
     known = [e for e in episodes if e.states is not None]
     confidence = np.array([open_minded.reader.measure(frame, e.states[0], (name,)).confidence[0]  # type: ignore[index]
-                     for frame, e in shown(list(zip(first_frames(known), known, strict=True)), "detection", "picture")])
+                     for frame, e in shown(list(zip(first_frames(known), known, strict=True)), "detection", "image")])
     likely = {}
     radii_m = {usual_m, *RADII_M} if is_push(episodes) else {usual_m}
     for radius_m in shown(radii_m, "detection and radius", "radius"):

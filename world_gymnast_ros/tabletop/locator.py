@@ -1,10 +1,11 @@
-"""`LocatorNetwork`: where in the picture a named object is, and where the arm's parts are.
+"""`LocatorNetwork`: where in the image a named object is, and where the arm's parts are.
 
 A small convolutional U-Net with one map of cells for each question. A question about an object is a colour word and a
 shape word; the arm's parts are asked always, since they tell where the camera is (`robot/camera.py`).
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import field
 from itertools import pairwise
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from world_gymnast_ros.errors import BadCheckpoint, BadInstruction
 from world_gymnast_ros.images import check_rgb, resize_rgb
 from world_gymnast_ros.models.checkpoint import fill, read_config, save_model
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera
 from world_gymnast_ros.types import F32, U8
 
 STRIDE = 2
@@ -32,10 +34,10 @@ WINDOW = 3
 
 
 class LocatorConfig(PretrainedConfig):
-    """What the network is, and what `GeometricJudge` needs to turn places in the picture into m.
+    """What the network is, and what `GeometricJudge` needs to turn places in the image into m.
 
-    Network: picture size in pixels, words it knows, number of arm parts, widths. Camera: nominal `T_base_camera`
-    (16 numbers, row-major), `focal` in halves of the picture, how far from it a tripod may stand (one sigma), how
+    Network: image size in pixels, words it knows, number of arm parts, widths. Camera: nominal `T_base_camera`
+    (16 numbers, row-major), `focal` in halves of the image, how far from it a tripod may stand (one sigma), how
     exactly a part is seen. Arm: where the measured hand is, given its targets: `hand_lag` of the last step behind, and
     `hand_sag_m` below. Objects: `object_height_m`, the height of their middle above the table, `object_heights_m` of
     those by name that are otherwise, `approach_heights_m` how high the hand must be when it first comes near those
@@ -99,11 +101,11 @@ class _Block(nn.Module):
 
 
 class LocatorNetwork(PreTrainedModel):
-    """Maps of cells, as logits; the last logit of each says "not in the picture"."""
+    """Maps of cells, as logits; the last logit of each says "not in the image"."""
 
     config_class = LocatorConfig
     base_model_prefix = "locator"
-    main_input_name = "pictures"
+    main_input_name = "images"
 
     def __init__(self, config: LocatorConfig) -> None:
         super().__init__(config)
@@ -126,12 +128,12 @@ class LocatorNetwork(PreTrainedModel):
                                 indexing="ij")
         self.register_buffer("grid", torch.stack([xs, ys])[None], persistent=False)
 
-    def forward(self, pictures: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of objects (B, Q, cells + 1) and of parts (B, P, cells + 1).
 
-        `pictures` float (B, 3, H, W), 0..1; `words` int64 (B, Q, 2), colour and shape indices.
+        `images` float (B, 3, H, W), 0..1; `words` int64 (B, Q, 2), colour and shape indices.
         """
-        x = self.stem(torch.cat([pictures - 0.5, self.grid.expand(len(pictures), -1, -1, -1).to(pictures)], 1))
+        x = self.stem(torch.cat([images - 0.5, self.grid.expand(len(images), -1, -1, -1).to(images)], 1))
         levels = [x]
         for block in self.down:
             levels.append(block(levels[-1]))
@@ -180,7 +182,7 @@ def check_objects(config: LocatorConfig) -> None:
 
 
 class Locator:
-    """Asks the network about pictures."""
+    """Asks the network about images."""
 
     def __init__(self, network: LocatorNetwork, sha256: str, device: str = "cpu") -> None:
         self.config: LocatorConfig = network.config
@@ -206,6 +208,14 @@ class Locator:
         self.sha256 = save_model(self.network, self.config.to_dict(), Path(directory))
         return self.sha256
 
+    def seen_from(self, camera: StoredCamera) -> Locator:
+        """Return the same network with the camera that a calibration found as the nominal one."""
+        other = copy.copy(self)
+        other.config = copy.deepcopy(self.config)
+        other.config.T_base_camera = list(camera.T_base_camera)
+        other.config.focal = [2 * camera.focal / camera.aspect, 2 * camera.focal]
+        return other
+
     def word_indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Return (colour, shape) of names such as 'red block'. BadInstruction names a word that it does not know."""
         out = []
@@ -217,14 +227,14 @@ class Locator:
             out.append((self.config.colours.index(words[0]), self.config.shapes.index(words[1])))
         return out
 
-    def detect(self, pictures: U8, names: Sequence[str], batch: int = 32) -> tuple[F32, F32, F32, F32]:
-        """Find `names` and the arm's parts in pictures uint8 (B, H, W, 3) of any size.
+    def detect(self, images: U8, names: Sequence[str], batch: int = 32) -> tuple[F32, F32, F32, F32]:
+        """Find `names` and the arm's parts in images uint8 (B, H, W, 3) of any size.
 
         Returns places of the names (B, Q, 2), u, v in -1..1, and their confidence (B, Q); the same of the parts
         (B, P, 2), (B, P).
         """
         c = self.config
-        small = resize_rgb(check_rgb(pictures, "pictures"), (c.height, c.width))
+        small = resize_rgb(check_rgb(images, "images"), (c.height, c.width))
         words = torch.tensor(self.word_indices(names), dtype=torch.long, device=self.device).view(-1, 2)
         out: list[list[np.ndarray]] = []
         for i in range(0, len(small), batch):

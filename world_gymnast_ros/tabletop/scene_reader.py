@@ -1,6 +1,6 @@
 """`SceneReader`: where the camera is and where objects lie on the table, read off one captured frame.
 
-A `Locator` finds named objects and the parts of the arm in the picture; the arm's measured pose tells from the parts
+A `Locator` finds named objects and the parts of the arm in the image; the arm's measured pose tells from the parts
 where the camera is (`robot/camera.py`), so places on the table follow in m. The geometric judge asks it for the
 objects of a task, the world model for everything that a hand could move.
 """
@@ -51,7 +51,7 @@ class Seen:
 
 
 def _rows(T_base_camera: F64, focal_u: float, focal_v: float) -> F64:
-    """Return the projection float64 (12,) of a camera; focal lengths in halves of the picture."""
+    """Return the projection float64 (12,) of a camera; focal lengths in halves of the image."""
     return np.asarray(np.array([focal_u, focal_v, 1.0])[:, None] * np.linalg.inv(T_base_camera)[:3], np.float64).ravel()
 
 
@@ -78,7 +78,7 @@ class SceneReader:
         nothing = np.zeros((len(names), 3))
         if camera.rms > self.config.camera_rms:
             told = "no part of the arm was found" if not np.isfinite(camera.rms) else f"it is {camera.rms:.3f} off"
-            return Measured(nothing, confidence, None, "the arm in the picture does not agree with its measured pose "
+            return Measured(nothing, confidence, None, "the arm in the image does not agree with its measured pose "
                             f"({told}); check the camera and the joint states")
         lost = [n for n, s in zip(names, confidence, strict=True) if not s > self.detection_threshold(n)]
         if lost:

@@ -23,7 +23,7 @@ from world_gymnast_ros.training.optim import MuonAdamW, warm_then_decay
 from world_gymnast_ros.types import F32, F64, I64, U8
 
 QUERIES = 4
-"""Objects asked for in each picture; what is not there is asked for too."""
+"""Objects asked for in each image; what is not there is asked for too."""
 SPREAD_CELLS = 0.7
 MIN_FOUND = 50
 RAYLEIGH_MEDIAN = 1.1774
@@ -34,9 +34,9 @@ WORKSPACE = ((0.12, -0.20, 0.022), (0.42, 0.25, 0.25))
 
 @dataclass(frozen=True)
 class SingleFrames:
-    """Pictures uint8 (N, H, W, 3); names (N, M) with places float32 (N, M, 2) in the picture; parts (N, P, 2)."""
+    """Images uint8 (N, H, W, 3); names (N, M) with places float32 (N, M, 2) in the image; parts (N, P, 2)."""
 
-    pictures: U8
+    images: U8
     names: np.ndarray
     places: F32
     parts: F32
@@ -55,11 +55,11 @@ def read_single_frames(paths: Iterable[Path]) -> SingleFrames:
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as d:
-                pictures, names, xyz, state, camera = (d[k] for k in ("picture", "names", "xyz", "state", "camera"))
+                images, names, xyz, state, camera = (d[k] for k in ("image", "names", "xyz", "state", "camera"))
         except (OSError, ValueError, KeyError) as error:
             raise EpisodeError(f"{path} holds no single frames ({error}); make some with `world-gymnast twin frames`"
                                ) from error
-        parts.append((pictures, names, project(xyz, camera), project(part_points(state), camera)))
+        parts.append((images, names, project(xyz, camera), project(part_points(state), camera)))
     if not parts:
         raise EpisodeError("no single frames to learn from; make some with `world-gymnast twin frames`")
     return SingleFrames(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -76,12 +76,12 @@ def target_cells(uv: Tensor, inside: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([cells, (~inside)[..., None].float()], -1)
 
 
-def augment(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary colour and brightness; make half of the pictures coarse, as a small world model draws them."""
-    B = len(pictures)
+def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary colour and brightness; make half of the images coarse, as a small world model draws them."""
+    B = len(images)
     gain = torch.from_numpy((rng.uniform(0.8, 1.2, (B, 1, 1, 1)) * rng.uniform(0.93, 1.07, (B, 3, 1, 1))
                              ).astype(np.float32))
-    x = (pictures * gain).clamp(0, 1).pow(torch.from_numpy(rng.uniform(0.8, 1.25, (B, 1, 1, 1)).astype(np.float32)))
+    x = (images * gain).clamp(0, 1).pow(torch.from_numpy(rng.uniform(0.8, 1.25, (B, 1, 1, 1)).astype(np.float32)))
     coarse = torch.from_numpy(np.flatnonzero(rng.random(B) < 0.4))
     if len(coarse):
         size = x.shape[2:]
@@ -94,9 +94,9 @@ def augment(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 def draw(frames: SingleFrames, rng: np.random.Generator, count: int, config: LocatorConfig, rows: I64 | None = None
          ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return pictures (B, 3, H, W), words (B, Q, 2), places of the asked (B, Q, 2), whether they are there (B, Q),
+    """Return images (B, 3, H, W), words (B, Q, 2), places of the asked (B, Q, 2), whether they are there (B, Q),
     and places of the parts (B, P, 2)."""
-    rows = rng.integers(len(frames.pictures), size=count) if rows is None else rows
+    rows = rng.integers(len(frames.images), size=count) if rows is None else rows
     words = np.zeros((len(rows), QUERIES, 2), np.int64)
     uv = np.full((len(rows), QUERIES, 2), 9.0, np.float32)
     for b, r in enumerate(rows):
@@ -111,34 +111,34 @@ def draw(frames: SingleFrames, rng: np.random.Generator, count: int, config: Loc
             words[b, q] = config.colours.index(colour), config.shapes.index(shape)
             if name in there:
                 uv[b, q] = frames.places[r, there[name]]
-    pictures = torch.from_numpy(frames.pictures[rows]).permute(0, 3, 1, 2).float().div_(255.0)
+    images = torch.from_numpy(frames.images[rows]).permute(0, 3, 1, 2).float().div_(255.0)
     asked_at = torch.from_numpy(uv)
     there_at = asked_at.abs().amax(-1) < 1.0
-    return pictures, torch.from_numpy(words), asked_at, there_at, torch.from_numpy(frames.parts[rows])
+    return images, torch.from_numpy(words), asked_at, there_at, torch.from_numpy(frames.parts[rows])
 
 
 def loss_of(network: LocatorNetwork, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     """Return the mean cross-entropy of objects plus that of the arm's parts."""
-    pictures, words, uv, there, parts = batch
+    images, words, uv, there, parts = batch
     h, w = network.config.height // STRIDE, network.config.width // STRIDE
-    objects, found = network(pictures, words)
+    objects, found = network(images, words)
     seen = parts.abs().amax(-1) < 1.0
     return (-(target_cells(uv, there, h, w) * objects.log_softmax(-1)).sum(-1).mean()
             - (target_cells(parts, seen, h, w) * found.log_softmax(-1)).sum(-1).mean())
 
 
 def errors_px(network: LocatorNetwork, frames: SingleFrames, seed: int, count: int = 512) -> dict[str, float]:
-    """Return median and 90 % error in picture pixels of objects and parts that are there, and the share of what is
+    """Return median and 90 % error in image pixels of objects and parts that are there, and the share of what is
     there and what is not that was told rightly."""
     rng = np.random.default_rng((seed, 5))
     c = network.config
-    rows = rng.permutation(len(frames.pictures))[:count]
+    rows = rng.permutation(len(frames.images))[:count]
     gaps, part_gaps, there_right, absent_right = [], [], [], []
     half = torch.tensor([c.width / 2, c.height / 2])
     for i in range(0, len(rows), 32):
-        pictures, words, uv, there, parts = draw(frames, rng, 0, c, rows[i:i + 32])
+        images, words, uv, there, parts = draw(frames, rng, 0, c, rows[i:i + 32])
         with torch.inference_mode():
-            objects, found = network(pictures, words)
+            objects, found = network(images, words)
             at, confidence = places(objects, c.height // STRIDE, c.width // STRIDE)
             part_at, _ = places(found, c.height // STRIDE, c.width // STRIDE)
         gaps.append(((at - uv) * half).norm(dim=-1)[there])
@@ -160,9 +160,9 @@ def train_locator(network: LocatorNetwork, frames: SingleFrames, steps: int, bat
     bar = tqdm(range(steps), unit="step", desc="locator")
     for step in bar:
         optimiser.set_scale(warm_then_decay(step, steps))
-        pictures, *rest = draw(frames, rng, batch, network.config)
+        images, *rest = draw(frames, rng, batch, network.config)
         with fast_math(torch.device("cpu")):
-            loss = loss_of(network, (augment(pictures, rng), *rest))  # type: ignore[arg-type]
+            loss = loss_of(network, (augment(images, rng), *rest))  # type: ignore[arg-type]
         loss.backward()
         optimiser.step()
         if step % 20 == 0:
@@ -195,11 +195,11 @@ def place_errors_m(locator: Locator, path: Path, count: int) -> F64:
     judge = GeometricJudge(locator)
     errors = []
     with np.load(path, allow_pickle=False) as d:
-        for i in range(min(count, len(d["picture"]))):
+        for i in range(min(count, len(d["image"]))):
             for name, xyz in zip(d["names"][i], d["xyz"][i], strict=True):
                 if not name or np.abs(xyz[1]) > 0.3:
                     continue
-                measured = judge.reader.measure(d["picture"][i], d["state"][i], (str(name),))
+                measured = judge.reader.measure(d["image"][i], d["state"][i], (str(name),))
                 if not measured.fault:
                     errors.append(np.linalg.norm(measured.places_m[0, :2] - xyz[:2]))
     return np.array(errors)
@@ -210,21 +210,21 @@ CARD = """# {name}
 The geometric judge: finds named objects and the arm's parts in the captured frame, and from the arm's measured pose
 where the camera is (`tabletop/locator.py`, `tabletop/geometric_judge.py`).
 
-- Data: {files} files of single pictures of varied scenes of the twin ({pictures} pictures), the last file held out.
-- Training: {steps} steps of {batch} pictures, seed {seed}, {minutes:.0f} minutes. {parameters:,} parameters.
+- Data: {files} files of single images of varied scenes of the twin ({images} images), the last file held out.
+- Training: {steps} steps of {batch} images, seed {seed}, {minutes:.0f} minutes. {parameters:,} parameters.
 - Held out: objects found to {object_median_px:.2f} px (90 %: {object_p90_px:.2f}) of {width}, arm parts to
   {part_median_px:.2f} px (90 %: {part_p90_px:.2f}); of what is there {found:.1%} found, of what is not
   {absent:.1%} told.
 - Places on the table, with the camera corrected by the arm: median error {median_mm:.1f} mm, 90 % {p90_mm:.1f} mm
   ({measured} objects); `sigma_m` in config.json follows from the median.
 - The hand lags {lag:.2f} of its last step and stays {sag} m short, from play data.
-- Knows the twin's colours and shapes and nothing else. It was never shown a real picture.
+- Knows the twin's colours and shapes and nothing else. It was never shown a real image.
 """
 
 
 def main(args: argparse.Namespace, camera: Sequence[float], focal: Sequence[float]) -> int:
     """Train, write the judge and its card. `camera`: where the camera usually stands, T_base_camera as 16 numbers, row
-    by row; `focal` (2,): its focal lengths in halves of the picture."""
+    by row; `focal` (2,): its focal lengths in halves of the image."""
     files = sorted(args.frames.glob("*.npz"))
     if len(files) < 2:
         raise EpisodeError(f"--frames {args.frames} holds {len(files)} files; two are needed at least, one held out")
@@ -241,12 +241,12 @@ def main(args: argparse.Namespace, camera: Sequence[float], focal: Sequence[floa
     seen = errors_px(network, read_single_frames(files[-1:]), args.seed)
     off = place_errors_m(locator, files[-1], 400)
     if len(off) < MIN_FOUND:
-        raise EpisodeError(f"after {args.steps} steps only {len(off)} objects of the held-out pictures are found, at "
-                           f"least {MIN_FOUND} are needed to say how exactly; train longer (--steps), on more pictures")
+        raise EpisodeError(f"after {args.steps} steps only {len(off)} objects of the held-out images are found, at "
+                           f"least {MIN_FOUND} are needed to say how exactly; train longer (--steps), on more images")
     config.sigma_m = round(float(np.median(off)) / RAYLEIGH_MEDIAN, 5)
     locator.save(args.out)
     absent = seen.pop("absent_found_out")
-    card = CARD.format(name=config.name, files=len(files), pictures=len(frames.pictures), steps=args.steps,
+    card = CARD.format(name=config.name, files=len(files), images=len(frames.images), steps=args.steps,
                        batch=args.batch, seed=args.seed, minutes=(time.monotonic() - began_s) / 60,
                        parameters=sum(p.numel() for p in network.parameters()), width=config.width, absent=absent,
                        median_mm=1e3 * np.median(off), p90_mm=1e3 * np.quantile(off, 0.9), measured=len(off), lag=lag,

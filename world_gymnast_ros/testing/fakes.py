@@ -1,6 +1,6 @@
 """Small numpy stand-ins for policy, world model, judge and learner that really work, for tests and dry runs.
 
-The world is a dot on a 32 x 32 picture, moved by the xy of the action. The policy holds one table of categorical
+The world is a dot on a 32 x 32 image, moved by the xy of the action. The policy holds one table of categorical
 logits, so its log-probabilities are exact and it can truly learn.
 """
 from __future__ import annotations
@@ -30,7 +30,7 @@ from world_gymnast_ros.types import (
 )
 
 SIZE = 32
-"""Picture height and width in pixels; one pixel is 1 cm."""
+"""Image height and width in pixels; one pixel is 1 cm."""
 PIXEL_M = 0.01
 BINS = 7
 STEP_M = 0.03
@@ -44,7 +44,7 @@ def draw_dot(x_px: NDArray[np.float64], y_px: NDArray[np.float64]) -> U8:
     across, down = np.exp(-((grid - x_px[:, None]) ** 2) / 4.0), np.exp(-((grid - y_px[:, None]) ** 2) / 4.0)
     ink = (down[:, :, None] * across[:, None, :])[..., None]
     table = np.full((SIZE, SIZE, 3), 110.0)
-    table[::4] += 30.0  # stripes: a picture with edges, so that blur can be told
+    table[::4] += 30.0  # stripes: an image with edges, so that blur can be told
     return np.asarray(table * (1 - ink) + np.array([255.0, 0.0, 0.0]) * ink, np.uint8)
 
 

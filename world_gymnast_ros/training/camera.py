@@ -1,4 +1,4 @@
-"""Teach the world model where the camera really is: fit the arm's computed silhouette to the arm in a picture.
+"""Teach the world model where the camera really is: fit the arm's computed silhouette to the arm in an image.
 
 The only part of an `ActionDiT` that is trained with labels: play data know their camera. It comes first and is then
 left alone, so that the rest learns on silhouettes that lie where the arm is. (Left to the image loss, it did not move.)
@@ -30,7 +30,7 @@ def fit_parts(features: SilhouetteFeatures) -> list[torch.nn.Module]:
 
 def draw(episodes: Sequence[Episode], camera: tuple[float, ...], rng: np.random.Generator, count: int
          ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures (B, H, W, 3), 0..1, and the arm's capsules (B, 6, 6) under nominal and true camera."""
+    """Return images (B, H, W, 3), 0..1, and the arm's capsules (B, 6, 6) under nominal and true camera."""
     frames: list[U8] = []
     states: list[F32] = []
     true: list[F32] = []
@@ -39,18 +39,18 @@ def draw(episodes: Sequence[Episode], camera: tuple[float, ...], rng: np.random.
         t = 0 if rng.random() < 0.4 else int(rng.integers(e.steps + 1))
         assert e.states is not None and e.camera is not None
         here = silhouette(e.states[t:t + 1], np.ones(1, np.bool_), tuple(e.camera))
-        if np.abs(here[0].reshape(-1, 2, 3)[VISIBLE, :, :2]).min() < 1.0:  # some of it is in the picture
+        if np.abs(here[0].reshape(-1, 2, 3)[VISIBLE, :, :2]).min() < 1.0:  # some of it is in the image
             frames.append(e.frames[t])
             states.append(e.states[t])
             true.append(here[0])
     nominal = silhouette(np.stack(states), np.ones(count, np.bool_), camera)
-    pictures = torch.from_numpy(np.stack(frames)).float().div_(255.0)
+    images = torch.from_numpy(np.stack(frames)).float().div_(255.0)
     gain = torch.from_numpy(rng.uniform(0.8, 1.25, (count, 1, 1, 3)).astype(np.float32))
-    return (pictures * gain).clamp_(0.0, 1.0), torch.from_numpy(nominal), torch.from_numpy(np.stack(true))
+    return (images * gain).clamp_(0.0, 1.0), torch.from_numpy(nominal), torch.from_numpy(np.stack(true))
 
 
 def misfit(affine: Tensor, nominal: Tensor, true: Tensor) -> Tensor:
-    """Return the distance (B,) of the hand's moved capsule ends from the true ones, halves of the picture, mean."""
+    """Return the distance (B,) of the hand's moved capsule ends from the true ones, halves of the image, mean."""
     gap = (moved(nominal, affine) - true)[:, VISIBLE].unflatten(-1, (2, 3))[..., :2]
     return gap.square().sum(-1).add(1e-8).sqrt().mean((1, 2))
 

@@ -137,7 +137,7 @@ def travelled(before: Tensor, after: Tensor, free: Tensor) -> Tensor:
     """Return how far, px, what moves between crops (B, S, S, 3), 0..1, has gone, float32 (B, 2); NaN where nothing has.
 
     By the whole shift that explains most of what has changed and is unlike the table (the crop's median), from `free`
-    pixels bool (B, S, S) alone. So the shift is known from pictures only, and learned at once.
+    pixels bool (B, S, S) alone. So the shift is known from images only, and learned at once.
     """
     table = after.flatten(1, 2).median(1).values[:, None, None]
     stayed = (after - before).abs().amax(-1)
@@ -175,8 +175,8 @@ def rollout_loss(network: MovingBackground, stretch: tuple[Tensor, Tensor, Tenso
         assert now.soft is not None and now.corner is not None and now.logits is not None and now.shifts is not None
         y, x = (now.corner[:, 1, None] + line)[:, :, None], (now.corner[:, 0, None] + line)[:, None]
 
-        def cut(picture: Tensor, y: Tensor = y, x: Tensor = x) -> Tensor:
-            return picture.permute(0, 2, 3, 1)[clip, y, x]
+        def cut(image: Tensor, y: Tensor = y, x: Tensor = x) -> Tensor:
+            return image.permute(0, 2, 3, 1)[clip, y, x]
 
         other = ((frames[:, k + 1] - frames[:, 0]).abs().amax(1, keepdim=True) > CHANGED).float()
         target = frames[:, k + 1] * other + clean * (1.0 - other)

@@ -98,7 +98,7 @@ def place_loss(predicted: Tensor, places: Tensor, known: Tensor) -> Tensor:
 
 
 def relight(frames: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary brightness (15 %) and white balance (4 %) of uint8 pictures (B, H, W, 3)."""
+    """Vary brightness (15 %) and white balance (4 %) of uint8 images (B, H, W, 3)."""
     gain = rng.uniform(0.85, 1.15, (len(frames), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(frames), 1, 1, 3))
     return (frames.float() * torch.from_numpy(gain.astype(np.float32))).clamp_(0, 255).to(torch.uint8)
 

@@ -62,7 +62,7 @@ class ReflectorTraining:
 
 
 MAX_SHIFT, MAX_TURN_RAD, MAX_ZOOM = 0.09, 0.05, 0.06
-"""Of `reframe`: shift as a share of the half picture (3 pixels of 64), turn, and change of scale."""
+"""Of `reframe`: shift as a share of the half image (3 pixels of 64), turn, and change of scale."""
 
 
 def reframe(windows: Tensor, rng: np.random.Generator) -> Tensor:
@@ -80,10 +80,10 @@ def reframe(windows: Tensor, rng: np.random.Generator) -> Tensor:
     maps = np.stack([np.stack([zoom * np.cos(turn), -zoom * np.sin(turn), shift[:, 0]], -1),
                      np.stack([zoom * np.sin(turn), zoom * np.cos(turn), shift[:, 1]], -1)], axis=1)
     frames = windows.shape[1]
-    pictures = windows[chosen].flatten(0, 1).permute(0, 3, 1, 2).float()
+    images = windows[chosen].flatten(0, 1).permute(0, 3, 1, 2).float()
     each = torch.from_numpy(np.repeat(maps, frames, axis=0).astype(np.float32))
-    grid = F.affine_grid(each, list(pictures.shape), align_corners=False)
-    moved = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = F.affine_grid(each, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     out[chosen] = moved.round_().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (len(chosen), frames))
     return out
 
@@ -187,7 +187,7 @@ def window_batch(sampler: WindowSampler, count: int, heads: int, bootstrap: floa
 
 def window_loss(judge: Reflector, frames: Tensor, batch: WindowBatch, settings: ReflectorTraining
                 ) -> tuple[Tensor, str]:
-    """Return the loss of one batch, `frames` (W, 6, H, W, 3): pictures are seen once, read under two instructions."""
+    """Return the loss of one batch, `frames` (W, 6, H, W, 3): images are seen once, read under two instructions."""
     w, n = frames.shape[:2]
     model = judge.model
     tokens = model.trunk.see(frames.flatten(0, 1))
@@ -225,10 +225,10 @@ def fit(judge: Reflector, samplers: Sequence[WindowSampler], shares: Sequence[fl
         notes = []
         for sampler, count in zip(samplers, counts, strict=True):
             batch = window_batch(sampler, count, heads, settings.bootstrap, rng)
-            pictures = torch.from_numpy(sampler.table.frames[batch.rows])
-            pictures = reframe(relight(pictures.flatten(1, 2), rng).view_as(pictures), rng)
+            images = torch.from_numpy(sampler.table.frames[batch.rows])
+            images = reframe(relight(images.flatten(1, 2), rng).view_as(images), rng)
             with fast_math(torch.device("cpu")):
-                loss, note = window_loss(judge, pictures, batch, settings)
+                loss, note = window_loss(judge, images, batch, settings)
             (loss * (count / sum(counts))).backward()
             notes.append(note)
         optimiser.step()

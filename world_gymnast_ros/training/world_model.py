@@ -130,7 +130,7 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
         affine = network.fit(first, start)
     background = network.background(first, start, affine, places_m[:, 0], cameras, sizes_m)
     behind = background.at(places_m[:, 1:] if network.config.plate else None)
-    # Where objects are predicted to leave or to be is little of the picture, and what decides about a task.
+    # Where objects are predicted to leave or to be is little of the image, and what decides about a task.
     touched = ((behind - background.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
     with fast_math(target.device):
         out = network(previous, network.windows(behind, tokens), (1.0 - s) * target + s * noise, level,

@@ -16,7 +16,7 @@ from world_gymnast_ros.twin.sim import Twin
 from world_gymnast_ros.types import F64, U8
 
 SIDE_PX, RENDER_PX = 32, 128
-"""Side of the images that models see, and of the picture that is averaged down to it."""
+"""Side of the images that models see, and of the image that is averaged down to it."""
 REACH_M = 0.03
 LOW_M, HIGH_M = np.array([0.19, -0.10]), np.array([0.37, 0.10])
 """Where the hand may go: the table that the arm reaches with its hand pointing down."""

@@ -24,7 +24,17 @@ from world_gymnast_ros.twin.observer import (
 from world_gymnast_ros.twin.scene import Scene
 from world_gymnast_ros.twin.sim import CONTROL_TICK_S, Twin
 from world_gymnast_ros.twin.simulated_arm import INFERENCE_S, SimulatedArm
-from world_gymnast_ros.types import CONTROL_DT_S, F32, ActionChunk, AdapterRef, EndsEpisodes, Frame, Policy, Start
+from world_gymnast_ros.types import (
+    CONTROL_DT_S,
+    F32,
+    ActionChunk,
+    ActsOnState,
+    AdapterRef,
+    EndsEpisodes,
+    Frame,
+    Policy,
+    Start,
+)
 
 PATIENCE = 3
 """An episode ends after so many times its horizon, however few actions were played."""
@@ -62,7 +72,8 @@ class TwinEnvironment:
 
     def run(self, policy: Policy, adapter: AdapterRef | None, instruction: str, temperature: float, seed: int
             ) -> Episode:
-        """Play one episode from the last `reset`; sampled with `seed` where the temperature is not 0."""
+        """Play one episode from the last `reset`; sampled with `seed` where the temperature is not 0. A policy that
+        looks at the arm's state gets the measured one."""
         if not self._is_reset:
             raise EpisodeError("an episode was run already; reset the twin first")
         self._is_reset = False
@@ -119,10 +130,14 @@ class _Recording:
         """Show the policy a frame and return its chunk."""
         frame = Frame(self.twin.render(RENDER_WIDTH, RENDER_HEIGHT), now_ns)
         self._looked = self.observer.look(frame.rgb)
-        if self.temperature == 0.0:
+        rgb, seed = frame.rgb[None], self.seed * 1000 + len(self.deltas)
+        if isinstance(self.policy, ActsOnState):
+            state = self._looked.measured[None]
+            sampled = self.policy.sample_at(rgb, state, self.instruction, self.temperature, seed)
+        elif self.temperature == 0.0:
             return self.policy.act(frame, self.instruction)
-        sampled = self.policy.sample(frame.rgb[None], self.instruction, self.temperature,
-                                     self.seed * 1000 + len(self.deltas))
+        else:
+            sampled = self.policy.sample(rgb, self.instruction, self.temperature, seed)
         return ActionChunk(sampled.deltas[0], now_ns, sampled.adapter)
 
     def note(self, played: PlayedStep | None) -> bool:

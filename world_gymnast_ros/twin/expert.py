@@ -77,8 +77,9 @@ def player(behaviour: str, task: Task, loop: BridgeLoop, rng: np.random.Generato
     speed, tremor = float(rng.uniform(0.02, 0.048)), float(rng.uniform(0.0, 0.006))
     if behaviour == "expert":
         return Follower(plan(task, loop), rng, speed, tremor)
-    if behaviour == "perturbed":
-        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.008, 0.06)
+    if behaviour in ("perturbed", "near"):
+        low, high = (0.01, 0.045) if behaviour == "near" else (0.008, 0.06)
+        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(low, high)
         return Follower(plan(task, loop, radius * np.array([np.cos(angle), np.sin(angle)])), rng, speed, tremor)
     if behaviour == "halting":
         ways = plan(task, loop)[:int(rng.integers(1, 4))]

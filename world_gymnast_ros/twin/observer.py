@@ -46,7 +46,7 @@ def scene_camera(scene: Scene) -> tuple[float, ...]:
 
 
 def nominal_camera() -> tuple[list[float], list[float]]:
-    """Return the Bridge camera's T_base_camera (16 numbers, row by row) and its focal lengths in halves of the picture.
+    """Return the Bridge camera's T_base_camera (16 numbers, row by row) and its focal lengths in halves of the image.
     """
     pose = camera_pose(Scene("nominal", ("reach the red block",), (ObjectSpec("red", "block"),)))
     return [float(x) for x in pose.ravel()], [2 * CAMERA_FOCAL_PX / CAMERA_WIDTH, 2 * CAMERA_FOCAL_PX / CAMERA_HEIGHT]

@@ -15,4 +15,4 @@ def gl_error(error: Exception) -> BadConfig:
     names = " ".join(word.partition("=")[0] for word in asked)
     remedy = (f"the environment asks for {' '.join(asked)}: unset {names}" if asked else
               "is libEGL installed? (apt install libegl1)")
-    return BadConfig(f"the twin cannot draw pictures ({type(error).__name__}: {one_line(error)}); {remedy}")
+    return BadConfig(f"the twin cannot draw images ({type(error).__name__}: {one_line(error)}); {remedy}")

@@ -34,6 +34,8 @@ KNOWN_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
 KNOWN_SHAPES = ("block", "cylinder")
 TRAIN_SCENES = ("train_oak", "train_grey", "train_green")
 PLAY_MIX = {"expert": 0.32, "perturbed": 0.36, "wander": 0.24, "halting": 0.08}
+NEAR_MIX = {"expert": 0.15, "near": 0.7, "halting": 0.15}
+"""Of `near_play`: near misses, which judges find hardest."""
 
 
 def random_objects(rng: np.random.Generator, family: str, wide: bool) -> tuple[ObjectSpec, ...]:
@@ -163,7 +165,7 @@ def record(twin: Twin, seed: int, instruction: str, behaviour: str, begin: Calla
             **observer.truth(seen)}
 
 
-SCENES = {"wide_play": wide_scene, "contact_play": contact_scene}
+SCENES = {"wide_play": wide_scene, "near_play": wide_scene, "contact_play": contact_scene}
 
 
 def make_file(path: Path, family: str, kind: str, count: int, seed: int,
@@ -171,15 +173,17 @@ def make_file(path: Path, family: str, kind: str, count: int, seed: int,
     """Make `count` episodes and write them to `path`; return success rates per behaviour.
 
     `kind` demo: training scenes, demonstrator; train_play: training scenes, mixed behaviour; wide_play: varied scenes,
-    mixed behaviour; contact_play: these with objects of varied size, weight and friction, and the scene without the
-    arm at each frame. `progress` is called after each episode.
+    mixed behaviour; near_play: these, near misses for the most part; contact_play: varied scenes and mixed behaviour
+    with objects of varied size, weight and friction, and the scene without the arm at each frame. `progress` is called
+    after each episode.
     """
     episodes = []
-    names = list(PLAY_MIX)
+    mix = NEAR_MIX if kind == "near_play" else PLAY_MIX
+    names = list(mix)
     for episode_seed in seeds.play(seed, count):
         rng = np.random.default_rng((episode_seed, 7))
         scene = SCENES.get(kind, training_scene)(rng, family)
-        behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(PLAY_MIX.values()))]
+        behaviour = "demo" if kind == "demo" else names[rng.choice(len(names), p=list(mix.values()))]
         wide_start = kind != "demo" and rng.random() < 0.5
         episodes.append(record_episode(scene, episode_seed, behaviour, wide_start,
                                        without_arm=kind == "contact_play"))

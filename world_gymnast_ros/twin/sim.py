@@ -213,7 +213,7 @@ class Twin:
 
     def render(self, width: int = model.CAMERA_WIDTH, height: int = model.CAMERA_HEIGHT, camera: str = "bridge",
                arm: bool = True) -> U8:
-        """Return a picture, RGB uint8 (height, width, 3), of the Bridge camera or of the one at the `wrist`; `arm`
+        """Return an image, RGB uint8 (height, width, 3), of the Bridge camera or of the one at the `wrist`; `arm`
         False: as if the arm were not there."""
         if not arm:
             rgba = self.model.geom_rgba.copy()

@@ -1,4 +1,4 @@
-"""Single pictures of varied scenes with what is where: what the locator learns from. No physics is run but settling.
+"""Single images of varied scenes with what is where: what the locator learns from. No physics is run but settling.
 
 Cheap where episodes are not, so there can be many, at four times the pixels, with more clutter and more arm poses.
 """
@@ -48,7 +48,7 @@ def random_arm(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_single_frames(path: Path, count: int, seed: int, progress: Callable[[], object] = lambda: None) -> None:
-    """Write `count` single frames to `path` (.npz): pictures uint8 (144, 192, 3), names and places of all objects, m,
+    """Write `count` single frames to `path` (.npz): images uint8 (144, 192, 3), names and places of all objects, m,
     the measured Bridge state and the true camera (`arm_silhouette.projection`)."""
     rng = np.random.default_rng((seed, 77))
     rows: list[dict[str, np.ndarray]] = []
@@ -66,9 +66,9 @@ def make_single_frames(path: Path, count: int, seed: int, progress: Callable[[],
                 arm = twin.arm_state(0)
                 xyz = np.zeros((MAX_OBJECTS, 3), np.float32)
                 xyz[:len(objects)] = [twin.object_xyz(t.name) for t in objects]
-                picture = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
+                image = resize_rgb(twin.render(RENDER_WIDTH, RENDER_HEIGHT), (CAPTURE_HEIGHT, CAPTURE_WIDTH))
                 names = [t.name for t in objects] + [""] * (MAX_OBJECTS - len(objects))
-                rows.append({"picture": picture, "names": np.array(names, "U64"),
+                rows.append({"image": image, "names": np.array(names, "U64"),
                              "xyz": xyz, "state": bridge_state(arm.T_base_ee, arm.gripper),
                              "camera": np.asarray(scene_camera(scene), np.float32)})
                 progress()

@@ -10,20 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.log import LOG_NAME, Progress, SessionLog
-from world_gymnast_ros.adaptation.practice import Practice
+from world_gymnast_ros.adaptation.practice import Practice, VariedStart
 from world_gymnast_ros.adaptation.record import RECORD_NAME, SessionRecord, write_record
 from world_gymnast_ros.adaptation.rollout_filter import check_recovers
 from world_gymnast_ros.adaptation.session import Learner, adapt
 from world_gymnast_ros.adaptation.time_plan import TimePlan, recorded_rate
-from world_gymnast_ros.adaptation.trust import TaskRelease, picture_doubt, released_task, trust_of
+from world_gymnast_ros.adaptation.trust import TaskRelease, image_doubt, released_task, trust_of
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.data.read import read_episodes
 from world_gymnast_ros.errors import NotTrusted
 from world_gymnast_ros.loading.load import load_judges, load_policy, load_world_model
 from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.report.session_report import write_report
+from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_XYZ_M
 from world_gymnast_ros.store import Store, slug
 from world_gymnast_ros.types import AdapterRef, Counts, Judge, Policy, Start, TrainablePolicy, WorldModel
 from world_gymnast_ros.updates.behaviour_cloning import Imitation, cloning_loss
@@ -101,10 +104,14 @@ def load_parts(config: AdaptNodeConfig, tell: Callable[[str], None] = lambda _: 
     if c.check_memory:
         plan.check()
     policy = trainable(load_policy(c.policy, c.device, c.dtype, c.four_bit))
-    limits = robot_limits(c.arm_params)
-    world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s)
+    limits, camera = robot_limits(c.arm_params), c.camera()
+    world_model = load_world_model(c.world_model, c.judges, c.device, c.dtype, limits, c.world_model_timeout_s, camera)
     check_recovers(world_model, c.trust)
-    judge = load_judges(c.judges, c.device, c.dtype, limits)
+    judge = load_judges(c.judges, c.device, c.dtype, limits, camera)
+    if camera is not None:
+        away_m = np.linalg.norm(camera.pose()[:3, 3] - BRIDGE_CAMERA_XYZ_M)
+        tell(f"judges and world model take the camera from {c.camera_calibration}, {1000 * away_m:.0f} mm from where "
+             "the shipped ones were measured; far from there it is not known how well they rank rollouts")
     if plan.unread:
         tell(plan.text)
     return Parts(policy, world_model, judge, release_table(c.world_model, c.judges), learner_of(policy, c))
@@ -153,18 +160,19 @@ def practice_for(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig,
     BadFrame names what is missing."""
     instructions = list(dict.fromkeys(s.instruction for s in starts))
     along = along_starts([Path(config.starts)], instructions, parts.judge,
-                         Path(config.directory) / "decoded") if config.starts else ()
+                         Path(config.directory) / "decoded") if config.starts else None
+    begun = along.starts if along else ()
     replay = replay_starts(config.replay, config.policy) if config.replay else ()
-    notes = [f"{len(along)} frames of {config.starts} to begin at along the way"] if along else []
+    notes = [along.summary] if along else []
     notes += [f"{len(replay)} frames of earlier scenes ({config.replay})"] if replay else []
-    varied: tuple[Start, ...] = ()
+    varied: tuple[VariedStart, ...] = ()
     if config.varied:
         made = varied_starts(parts.judge, starts, config, seed)
-        varied, notes = made.starts, [*notes, made.summary, *sorted(set(made.edits))[:4]]
+        varied, notes = made.made, [*notes, made.summary]
     if not (config.editor and config.edits):
-        return Practice(along, varied, replay, tuple(notes))
+        return Practice(begun, varied, replay, tuple(notes))
     edited, said = edited_starts(parts.judge, starts, config, seed, cancelled)
-    return Practice(along, varied, replay, (*notes, said), edited)
+    return Practice(begun, varied, replay, (*notes, said), edited)
 
 
 def time_notice(directory: Path, config: AdaptNodeConfig, instructions: int) -> Progress:
@@ -204,8 +212,8 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                          created_ns=created_ns)
 
     tasks = list(dict.fromkeys(released_task(i, parts.release) for i in instructions))
-    pictures = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
-    doubts = [doubt for task in tasks if (doubt := picture_doubt(parts.release.get(task), pictures))]
+    images = [start.captured.rgb for start in {id(start.frame): start for start in starts}.values()]
+    doubts = [doubt for task in tasks if (doubt := image_doubt(parts.release.get(task), images))]
     parts.policy.load_adapter(parent)
     practice = practice_for(parts, starts, config, seed, cancelled) if practice is None else practice
     log_path = folder / LOG_NAME
@@ -213,7 +221,7 @@ def run_session(parts: Parts, starts: Sequence[Start], config: AdaptNodeConfig, 
                    progress, cancelled, log_path=log_path, save=None if dry_run else save,
                    withheld=doubts[0] if doubts and config.min_release_auc > 0 else "",
                    practice=replace(practice, notes=(*notes, *practice.notes)))
-    trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, pictures, report.judged)
+    trusts = tuple(trust_of(task, parts.release.get(task), parts.world_model.name, images, report.judged)
                    for task in tasks)
     if isinstance(parts.judge, Counts) and parts.judge.spent:
         SessionLog(log_path, lambda: report.seconds["total"]).write("judges", spent=parts.judge.spent)

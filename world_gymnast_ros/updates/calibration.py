@@ -120,7 +120,7 @@ class Calibration:
 def veto_offset(judged: Verdicts, scale: float, threshold: float, share: float) -> float:
     """Return the offset at which the judge passes all but `share` of the true successes.
 
-    Beside a geometric judge well, one that must be convinced by smeared pictures only costs true successes: it is
+    Beside a geometric judge well, one that must be convinced by smeared images only costs true successes: it is
     left to stop what it is sure about. Raises EpisodeError with too few successes.
     """
     won = judged.logits[judged.success]

@@ -1,4 +1,4 @@
-"""Imagine recorded episodes again: same first frames, same actions, imagined pictures, true labels. Data for the judge.
+"""Imagine recorded episodes again: same first frames, same actions, imagined images, true labels. Data for the judge.
 
 A judge that has only seen true frames believes a flattering rollout. Trained on rollouts labelled with what the same
 actions truly did, it learns which of them lie. To be done again after every change of the world model.

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from world_gymnast_ros.adaptation.config import AdaptNodeConfig
 from world_gymnast_ros.adaptation.editing import edited
-from world_gymnast_ros.adaptation.practice import EditedStart
+from world_gymnast_ros.adaptation.practice import VariedStart, no_verdict, what_is_used
 from world_gymnast_ros.adaptation.rollout import derive_seed, is_success, never
 from world_gymnast_ros.adaptation.variation import VariationConfig, read_cut_outs, vary
 from world_gymnast_ros.errors import BadConfig, BadFrame, RemoteModelError
@@ -25,11 +25,11 @@ from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.arm_silhouette import projection
 from world_gymnast_ros.robot.camera import BRIDGE_CAMERA_FOCAL, BRIDGE_CAMERA_LOOK, BRIDGE_CAMERA_XYZ_M, level_camera
+from world_gymnast_ros.robot.camera_extrinsics import StoredCamera
 from world_gymnast_ros.types import U8, ImageEditor, Judge, Start, TellsPossible
-from world_gymnast_ros.updates.practice_starts import judge_frames
+from world_gymnast_ros.updates.practice_starts import DONE_ALREADY, judge_frames
 
 BRIGHT_LEVELS = 127
-DONE_ALREADY = "the task is done already"
 NOT_POSSIBLE = "the task is no longer possible there"
 GIVE_UP_AFTER = 2
 """An editor that fails so often in a row is not asked again."""
@@ -47,19 +47,22 @@ class Variations:
     kind: str = "varied starts"
 
     @property
+    def made(self) -> tuple[VariedStart, ...]:
+        """The starts with what was done to each."""
+        return tuple(map(VariedStart, self.starts, self.edits))
+
+    @property
     def summary(self) -> str:
         """What came of it, in words."""
-        tried = len(self.starts) + sum(self.dropped.values())
-        why = "; ".join(f"{count}: {reason}" for reason, count in self.dropped.items())
-        return f"{len(self.starts)} of {tried} {self.kind} are used" + (f"; dropped {why}" if why else "")
+        return what_is_used(len(self.starts), self.dropped, self.kind)
 
 
 def make_variations(starts: Sequence[Start], judge: Judge, cameras: Sequence[ArrayLike], cut_outs: Sequence[U8],
                     config: VariationConfig, count: int, seed: int, keep: U8 | None = None) -> Variations:
-    """Make `count` variations of starts by turns and keep those that the judges pass, looking at the varied picture
+    """Make `count` variations of starts by turns and keep those that the judges pass, looking at the varied image
     alone: they give a verdict (what they look for is still there), and the verdict is not success.
 
-    `cameras`: the projection (12,) that sees each start. `keep` uint8 (H, W, 3): a picture whose bright parts stay free
+    `cameras`: the projection (12,) that sees each start. `keep` uint8 (H, W, 3): an image whose bright parts stay free
     of objects, at any size.
     """
     made: list[tuple[Start, str]] = []
@@ -83,11 +86,11 @@ def _looked_at(made: Sequence[tuple[Start, str]], dropped: Counter[str], judge: 
                kind_of_start: str = "varied starts") -> Variations:
     """Return those starts that the judges pass; the others are added to what is `dropped`."""
     kept: list[tuple[Start, str]] = []
-    for kind in dict.fromkeys(map(_kind, made)):  # judges take pictures of one size and one instruction
+    for kind in dict.fromkeys(map(_kind, made)):  # judges take images of one size and one instruction
         mine = [pair for pair in made if _kind(pair) == kind]
         for pair, verdict in zip(mine, judge_frames(judge, [replace(s, original=None) for s, _ in mine]), strict=True):
             if verdict.score is None:
-                dropped[verdict.detail or "no verdict"] += 1
+                dropped[no_verdict(verdict)] += 1
             elif is_success(verdict):
                 dropped[DONE_ALREADY] += 1
             else:
@@ -101,7 +104,7 @@ def make_edits(starts: Sequence[Start], judge: Judge, cameras: Sequence[ArrayLik
     """Have an editor make `count` starts by turns, of starts and of prompts, and keep those that the judges pass.
 
     An editor that fails `GIVE_UP_AFTER` times in a row is not asked again: one that hangs costs two time limits. Judges
-    that are asked in words also say whether the task is still possible in the edited picture. Arguments as in
+    that are asked in words also say whether the task is still possible in the edited image. Arguments as in
     `make_variations`; `size_px` see `Canvas`.
     """
     made: list[tuple[Start, str]] = []
@@ -147,7 +150,7 @@ def _kind(made: tuple[Start, str]) -> tuple[str, tuple[int, ...]]:
 
 
 def varied_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig, seed: int) -> Variations:
-    """Make the varied starts that a session's settings ask for. BadConfig or BadFrame for a bad folder or picture."""
+    """Make the varied starts that a session's settings ask for. BadConfig or BadFrame for a bad folder or image."""
     cut_outs = read_cut_outs(Path(config.cut_outs) if config.cut_outs else share_path("config/cut_outs"))
     keep = decode_rgb(Path(config.keep_free), config.keep_free) if config.keep_free else None
     return make_variations(starts, judge, _cameras(starts, config), cut_outs, VariationConfig(), config.varied, seed,
@@ -155,7 +158,7 @@ def varied_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig
 
 
 def edited_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig, seed: int,
-                  cancelled: Callable[[], bool] = never) -> tuple[tuple[EditedStart, ...], str]:
+                  cancelled: Callable[[], bool] = never) -> tuple[tuple[VariedStart, ...], str]:
     """Make the edited starts that a session's settings ask for; return them, and in words what came of it.
 
     BadCheckpoint or BadConfig where there is no such editor; what goes wrong with one that is there ends nothing."""
@@ -168,20 +171,23 @@ def edited_starts(judge: Judge, starts: Sequence[Start], config: AdaptNodeConfig
     keep = decode_rgb(Path(config.keep_free), config.keep_free) if config.keep_free else None
     made = make_edits(starts, judge, _cameras(starts, config), editor, prompts, config.edits, config.editor_px, seed,
                       keep, cancelled)
-    return tuple(map(EditedStart, made.starts, made.edits)), made.summary
+    return made.made, made.summary
 
 
 def _cameras(starts: Sequence[Start], config: AdaptNodeConfig) -> list[NDArray[Any]]:
-    finder = load_objects(geometric, config.device) if (geometric := geometric_judge(config.judges)) else None
-    return [_camera(start, finder) for start in starts]
+    known, geometric = config.camera(), geometric_judge(config.judges)
+    finder = load_objects(geometric, config.device, known) if geometric else None
+    return [_camera(start, finder, known) for start in starts]
 
 
-def _camera(start: Start, finder: ObjectDynamics | None) -> NDArray[Any]:
-    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its picture, else the nominal one
-    of the Bridge set-up."""
+def _camera(start: Start, finder: ObjectDynamics | None, known: StoredCamera | None) -> NDArray[Any]:
+    """Return the projection (12,) that sees a start: as fitted to the arm's parts in its image, else the calibrated
+    one, else the nominal one of the Bridge set-up."""
     rgb = start.captured.rgb
     found = None if finder is None or start.state is None else finder.begin([rgb], start.state[None])
     if found is not None and found[1][0].any():
         return np.asarray(found[1][0])
+    if known is not None:
+        return np.array(known.projection())
     nominal = level_camera(BRIDGE_CAMERA_XYZ_M, BRIDGE_CAMERA_LOOK)
     return np.array(projection(nominal, BRIDGE_CAMERA_FOCAL * rgb.shape[0], rgb.shape[1], rgb.shape[0]))

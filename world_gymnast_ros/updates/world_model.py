@@ -26,7 +26,11 @@ from world_gymnast_ros.loading.load import holds
 from world_gymnast_ros.models.checkpoint import CONFIG, WEIGHTS, read_tensors, save_tensors
 from world_gymnast_ros.models.world_models.action_dit import ActionDiTConfig
 from world_gymnast_ros.models.world_models.action_dit_world import load_network, seen_by
-from world_gymnast_ros.models.world_models.moving_background import load_moving_background, save_moving_background
+from world_gymnast_ros.models.world_models.moving_background import (
+    FOLDER,
+    load_moving_background,
+    save_moving_background,
+)
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import read_weights, weights_file
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
@@ -100,7 +104,7 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
              for some, by in ((new, objects), (replay, replay_objects or objects)) for e in some]
     sha256 = sha256_file(weights_file(parent))
     inputs = json.dumps({"parent_sha256": sha256, "config": asdict(config), "new": [e.name for e in new],
-                         "pictures": _fingerprint(clips)}, sort_keys=True)
+                         "images": _fingerprint(clips)}, sort_keys=True)
     note = out / TRAINING / INPUTS
     if note.is_file() and note.read_text() != inputs:
         raise BadCheckpoint(f"{out} holds an update of other episodes, settings or another parent; name another folder")
@@ -191,6 +195,7 @@ def mixed(parent: Path, trained: Path, share: float, out: Path) -> Path:
     save_tensors({k: torch.lerp(before[k].float(), w.float(), share).to(w.dtype) if w.is_floating_point() else w
                   for k, w in after.items()}, out / WEIGHTS)
     write_text(out / CONFIG, (trained / CONFIG).read_text())
+    save_moving_background(load_moving_background(trained), out)
     return out
 
 
@@ -288,9 +293,10 @@ def store_version(root: Path, run: Path, name: str, parent: str, figures: Mappin
 
 def put_version(root: Path, run: Path, name: str, parent: str, scores: dict[str, Any], created_ns: int,
                 kind: Any = WORLD_MODEL) -> AdapterRef:
-    """Copy weights and settings of `run` into a store of versions."""
+    """Copy weights and settings of `run`, and its moving background where it has one, into a store of versions."""
     def write(directory: Path) -> None:
-        for part in (WEIGHTS, CONFIG):
+        for part in (WEIGHTS, CONFIG, *(f"{FOLDER}/{p}" for p in (WEIGHTS, CONFIG) if (run / FOLDER / p).is_file())):
+            (directory / part).parent.mkdir(exist_ok=True)
             (directory / part).write_bytes((run / part).read_bytes())
     return Store(root, kind).put(name, write, parent=parent, base_policy="", scores=scores, created_ns=created_ns)
 

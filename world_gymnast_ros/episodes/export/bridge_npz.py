@@ -3,7 +3,7 @@
 Keys follow the RLDS feature names with "/" for nesting, e.g. `steps/observation/state`: T+1 steps, a zero action
 appended, as the public conversion does (readers of RLDS relabel actions from states themselves). `action` is what was
 sent, in base axes, the gripper absolute and 1 open. Ours are `captured_ns` and `sent_ns` (0 for the appended action),
-when the pictures were taken and the actions sent, nanoseconds since the epoch; `target_state`, what the actions were
+when the images were taken and the actions sent, nanoseconds since the epoch; `target_state`, what the actions were
 added to; and `outcome`, `ended_by`, `adapter`.
 """
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Its actions are recomputed from states in the previous end effector's frame, so states and a continuous gripper
 suffice; they are written too, in its scaling (times 20), for readers that take them as they are. Ours are `captured_ns`
-and `sent_ns`, when the pictures were taken and the actions sent, nanoseconds since the epoch; `sent`, the actions in
+and `sent_ns`, when the images were taken and the actions sent, nanoseconds since the epoch; `sent`, the actions in
 base axes, m and rad; `target_state`, what they were added to; and `outcome`, `ended_by`, `adapter`.
 """
 from __future__ import annotations

@@ -18,9 +18,9 @@ def column_stats(values: NDArray[Any]) -> Stats:
     return _stats(values.reshape(len(values), -1).astype(np.float64), len(values))
 
 
-def picture_stats(frames: U8) -> Stats:
-    """Return the same of pictures uint8 (T, H, W, 3), in 0..1, per channel as nested lists (3, 1, 1)."""
-    # Every fourth pixel: LeRobot too takes its picture statistics from reduced pictures.
+def image_stats(frames: U8) -> Stats:
+    """Return the same of images uint8 (T, H, W, 3), in 0..1, per channel as nested lists (3, 1, 1)."""
+    # Every fourth pixel: LeRobot too takes its image statistics from reduced images.
     pixels = frames[:, ::4, ::4].reshape(-1, 3).astype(np.float64) / 255.0
     stats = _stats(pixels, len(frames))
     return {key: value if key == "count" else np.reshape(value, (3, 1, 1)).tolist() for key, value in stats.items()}

@@ -2,9 +2,9 @@
 
 Layout of huggingface/lerobot (CODEBASE_VERSION v3.0): `meta/{info.json, stats.json, tasks.parquet,
 episodes/chunk-000/file-000.parquet}`, `data/chunk-000/file-000.parquet`, `videos/<key>/chunk-000/file-000.mp4`.
-One row per action: T rows per episode, the picture after the last action is left out. `action` is what was sent, as in
+One row per action: T rows per episode, the image after the last action is left out. `action` is what was sent, as in
 Bridge: dx dy dz in m and droll dpitch dyaw in rad along base axes, the gripper absolute, 1 open. LeRobot's own
-timestamps are frame_index / fps; the true times are in `extra.captured_ns` (the picture) and `extra.sent_ns` (the
+timestamps are frame_index / fps; the true times are in `extra.captured_ns` (the image) and `extra.sent_ns` (the
 action), nanoseconds since the epoch. What is ours is called `extra.*`, because LeRobot's policies take every feature
 that begins with `observation` for an input and with `action` for an output.
 """
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from world_gymnast_ros.episodes.export.lerobot_stats import column_stats, merge_stats, picture_stats
+from world_gymnast_ros.episodes.export.lerobot_stats import column_stats, image_stats, merge_stats
 from world_gymnast_ros.episodes.files import PARTIAL_SUFFIX, episode_error, write_json
 from world_gymnast_ros.episodes.reader import Episode
 from world_gymnast_ros.errors import EpisodeError
@@ -85,14 +85,14 @@ def _write(episodes: Iterable[Episode], partial: Path, size: tuple[int, int]) ->
     stats: list[dict[str, dict[str, Any]]] = []
 
     def clips() -> Iterator[U8]:
-        """Hand the pictures on one episode at a time: a dataset need not fit in memory."""
+        """Hand the images on one episode at a time: a dataset need not fit in memory."""
         start = 0
         for number, episode in enumerate(episodes):
             task = tasks.setdefault(episode.instruction, len(tasks))
             tables.append(_table(episode, number, start, task))
             frames = resize_rgb(episode.frames[:-1], size)
             stats.append({name: column_stats(column) for name, column in tables[-1].items()})
-            stats[-1][CAMERA] = picture_stats(frames)
+            stats[-1][CAMERA] = image_stats(frames)
             rows.append(_episode_row(episode, number, start, stats[-1]))
             start += len(episode.steps)
             yield frames

@@ -95,7 +95,7 @@ class ReflectorNetwork(PreTrainedModel):
         return out[..., 0], torch.sigmoid(out[..., 1])
 
     def features(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, d + 9) and places (B, 9) of seen pictures (`trunk.see`) under instructions."""
+        """Return features (B, d + 9) and places (B, 9) of seen images (`trunk.see`) under instructions."""
         readout, places = self.trunk.read(tokens, ids)
         return torch.cat([self.norm(readout), places], dim=-1), places
 
@@ -240,7 +240,7 @@ class Reflector:
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30, 30))), np.float32)
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
-        """Judge rollouts uint8 (G, T+1, H, W, 3) by their pictures alone.
+        """Judge rollouts uint8 (G, T+1, H, W, 3) by their images alone.
 
         What goes wrong inside becomes *no verdict*, with the reason.
 

@@ -29,15 +29,15 @@ class OpenVLA(SmallPolicy):
     config_class, network_class, targets = OpenVLAConfig, OpenVLAForActionPrediction, TARGETS
 
     def logits(self, frames: U8, instructions: Sequence[str] | str) -> Tensor:
-        """Return bin logits float32 (B, K, 7, 256) of pictures (B, H, W, 3), with gradient where enabled."""
-        pictures, ids = self.inputs(frames, instructions)
+        """Return bin logits float32 (B, K, 7, 256) of images (B, H, W, 3), with gradient where enabled."""
+        images, ids = self.inputs(frames, instructions)
         with fast_math(self.device):
-            out: Tensor = self.model(pictures, ids)[0]
+            out: Tensor = self.model(images, ids)[0]
         return out
 
     @in_turn
     def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
-        """Return the most likely chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
+        """Return the most likely chunks float32 (B, K, 7) for images (B, H, W, 3), physical units."""
         with torch.inference_mode():
             bins = self.logits(frames, instructions).argmax(-1).cpu().numpy()
         return self.stats.unnormalise(decode_bins(bins))

@@ -40,7 +40,7 @@ class RegressionConfig(OpenVLAConfig):
 
 
 class RegressionNetwork(PreTrainedModel, ChunkTrunk):
-    """Pictures and an instruction to means and log-scales of K * 7 normalised actions."""
+    """Images and an instruction to means and log-scales of K * 7 normalised actions."""
 
     config_class = RegressionConfig
     base_model_prefix = "regression"
@@ -79,14 +79,14 @@ class RegressionPolicy(SmallPolicy):
     targets = f"{TARGETS}|action_head\\.model\\.(fc[12]|mlp_resnet_blocks\\.\\d+\\.ffn\\.1)|scale_head\\.fc"
 
     def distribution(self, frames: U8, instructions: Sequence[str] | str) -> tuple[Tensor, Tensor]:
-        """Return normalised means and log-scales (B, K, 7) at pictures (B, H, W, 3), with gradient where enabled."""
-        pictures, ids = self.inputs(frames, instructions)
-        mean, log_scale = self.model(pictures, ids)
+        """Return normalised means and log-scales (B, K, 7) at images (B, H, W, 3), with gradient where enabled."""
+        images, ids = self.inputs(frames, instructions)
+        mean, log_scale = self.model(images, ids)
         return mean, log_scale
 
     @in_turn
     def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
-        """Return the means, chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
+        """Return the means, chunks float32 (B, K, 7) for images (B, H, W, 3), physical units."""
         with torch.inference_mode():
             mean = self.distribution(frames, instructions)[0].cpu().numpy()
         return self.stats.unnormalise(mean)

@@ -1,4 +1,4 @@
-"""What the small policies share: pictures and words in, units out, one adapter slot, files."""
+"""What the small policies share: images and words in, units out, one adapter slot, files."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ class SmallPolicy(AdaptedPolicy, ABC):
         return self.base_hash
 
     def inputs(self, frames: U8, instructions: Sequence[str] | str) -> tuple[Tensor, Tensor]:
-        """Return pictures uint8 (B, image_size, image_size, 3) and word ids (B, L), where the network computes."""
+        """Return images uint8 (B, image_size, image_size, 3) and word ids (B, L), where the network computes."""
         texts = [instructions] * len(frames) if isinstance(instructions, str) else list(instructions)
         size = self.config.image_size
         if frames.shape[-3:-1] != (size, size):
@@ -70,7 +70,7 @@ class SmallPolicy(AdaptedPolicy, ABC):
 
     @abstractmethod
     def greedy(self, frames: U8, instructions: Sequence[str] | str) -> F32:
-        """Return the most likely chunks float32 (B, K, 7) for pictures (B, H, W, 3), physical units."""
+        """Return the most likely chunks float32 (B, K, 7) for images (B, H, W, 3), physical units."""
 
     @in_turn
     def act(self, frame: Frame, instruction: str) -> ActionChunk:

@@ -57,7 +57,7 @@ class OpenVLAConfig(PretrainedConfig):
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens per picture in the language model, after merging 2 x 2."""
+        """Tokens per image in the language model, after merging 2 x 2."""
         return (self.image_size // self.stride // 2) ** 2
 
     def llama(self) -> LlamaConfig:
@@ -77,7 +77,7 @@ TINY_TEXT: dict[str, Any] = {
 
 
 class Trunk(nn.Module):
-    """What policy and judge have in common: pictures and words to a readout and a prefix.
+    """What policy and judge have in common: images and words to a readout and a prefix.
 
     Subclasses have `vision_backbone`, `projector`, `language_model` and `aux_head`; weight names as OpenVLA's.
     """
@@ -89,7 +89,7 @@ class Trunk(nn.Module):
     aux_head: nn.Module
 
     def see(self, frames: Tensor) -> Tensor:
-        """Map uint8 pictures (B, H, W, 3) to language-model tokens (B, vision_tokens, d). Knows no instruction."""
+        """Map uint8 images (B, H, W, 3) to language-model tokens (B, vision_tokens, d). Knows no instruction."""
         tokens: Tensor = self.projector(self.vision_backbone(frames))
         return tokens
 
@@ -163,7 +163,7 @@ class ChunkTrunk(Trunk):
 
 
 class OpenVLAForActionPrediction(PreTrainedModel, ChunkTrunk):
-    """Pictures and an instruction to the logits of K * 7 action bins."""
+    """Images and an instruction to the logits of K * 7 action bins."""
 
     config_class = OpenVLAConfig
     base_model_prefix = "openvla"

@@ -17,7 +17,7 @@ of WorldGym, because they decide whether a small one learns at all on a processo
 
 One denoising step is enough, because R is almost determined by the condition.
 
-Pictures are channels-last; a frame is `tokens` patches in row-major order. Sizes: B clips, T frames, M tokens, C
+Images are channels-last; a frame is `tokens` patches in row-major order. Sizes: B clips, T frames, M tokens, C
 condition numbers.
 """
 from __future__ import annotations
@@ -47,17 +47,17 @@ STATE = slice(7, 14)
 OCTAVES = 5
 NOISE_FEATURES = 64
 POINT_RADII = (0.2, 0.6)
-"""Reach of a projected point, in halves of the picture."""
+"""Reach of a projected point, in halves of the image."""
 SOURCES = 4
 """Of a pixel: kept, background, painted, changed."""
 SILHOUETTE_FEATURES = 2 * 2 * len(GROUPS)
 """Per pixel: before and after, inside and distance, of each group of capsules."""
 TOUCHED = 0.05
-"""Places nearer to the arm than this may change, halves of the picture: its shadow, and what it touches."""
+"""Places nearer to the arm than this may change, halves of the image: its shadow, and what it touches."""
 STALE = 0.05
 """Places may change whose pixels differ from the background by more than this, 0..1 grey."""
 EDGE = 0.02
-"""Softness of a silhouette's edge, in halves of the picture: two thirds of a pixel of 64."""
+"""Softness of a silhouette's edge, in halves of the image: two thirds of a pixel of 64."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ class ActionDiTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along one edge of the picture."""
+        """Patches along one edge of the image."""
         return self.image_size // self.patch
 
     @property
     def tokens(self) -> int:
-        """Patches in a picture."""
+        """Patches in an image."""
         return self.side**2
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def octaves(values: Tensor) -> Tensor:
 
 
 class ProjectedPoints(nn.Module):
-    """Points of the picture that the network finds from the condition, and where each place lies from them."""
+    """Points of the image that the network finds from the condition, and where each place lies from them."""
 
     def __init__(self, config: ActionDiTConfig, features: int) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class SilhouetteFeatures(nn.Module):
         return silhouette_at(capsules, points)
 
     def distance(self, capsules: Tensor) -> Tensor:
-        """Return how far each pixel is from the arm (B, H * W), halves of the picture, up to 0.4; capsules (B, 6, 6).
+        """Return how far each pixel is from the arm (B, H * W), halves of the image, up to 0.4; capsules (B, 6, 6).
         """
         return from_arm(capsules, self.whole)
 
@@ -257,7 +257,7 @@ def silhouette_at(capsules: Tensor, points: Tensor) -> Tensor:
 
 
 def from_arm(capsules: Tensor, points: Tensor) -> Tensor:
-    """Return how far points (1, P, 2) are from the arm (B, P), halves of the picture, up to 0.4; capsules (B, 6, 6)."""
+    """Return how far points (1, P, 2) are from the arm (B, P), halves of the image, up to 0.4; capsules (B, 6, 6)."""
     return silhouette_at(capsules[:, None], points)[:, 0, 0, :, len(GROUPS):].amin(-1) / 2.5
 
 
@@ -271,7 +271,7 @@ def moved(capsules: Tensor, affine: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Places:
-    """Places of the picture that are computed, for each of B clips: `tokens` int64 (B, M), of which only the `own`
+    """Places of the image that are computed, for each of B clips: `tokens` int64 (B, M), of which only the `own`
     bool (B, M) are meant; the others fill up the row, nothing attends to them, and what comes of them is dropped."""
 
     tokens: Tensor
@@ -402,7 +402,7 @@ class Block(nn.Module):
 
 
 class ActionDiT(nn.Module):
-    """The network. It sees tokens; `windows`, `patches` and `picture` convert. It predicts the clean change R."""
+    """The network. It sees tokens; `windows`, `patches` and `image` convert. It predicts the clean change R."""
 
     def __init__(self, config: ActionDiTConfig) -> None:
         super().__init__()
@@ -431,7 +431,7 @@ class ActionDiT(nn.Module):
         frequencies = torch.exp(torch.linspace(0.0, math.log(200.0), NOISE_FEATURES // 2))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    # ---- pictures and tokens -----------------------------------------------------------------------------------
+    # ---- images and tokens -----------------------------------------------------------------------------------
 
     def windows(self, frames: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Return overlapping windows (B, T, M, 3 window^2) of frames (B, T, H, W, 3), edges repeated.
@@ -449,8 +449,8 @@ class ActionDiT(nn.Module):
         c = self.config
         return _pick(frames.unfold(2, c.patch, c.patch).unfold(3, c.patch, c.patch), c.side, tokens)
 
-    def picture(self, patches: Tensor) -> Tensor:
-        """Return pictures (..., H, W, 3) of all their patches (..., tokens, 3 patch^2)."""
+    def image(self, patches: Tensor) -> Tensor:
+        """Return images (..., H, W, 3) of all their patches (..., tokens, 3 patch^2)."""
         c = self.config
         grid = patches.unflatten(-1, (c.patch, c.patch, 3)).unflatten(-4, (c.side, c.side))
         return grid.transpose(-4, -3).reshape(*patches.shape[:-2], c.image_size, c.image_size, 3)

@@ -1,6 +1,6 @@
-"""`ActionDiTWorld`: imagined continuations of one picture, drawn by an `ActionDiT`. Implements `types.WorldModel`.
+"""`ActionDiTWorld`: imagined continuations of one image, drawn by an `ActionDiT`. Implements `types.WorldModel`.
 
-Physical units come in and uint8 pictures go out; normalised units stay in `condition_vector`. The dream's target
+Physical units come in and uint8 images go out; normalised units stay in `condition_vector`. The dream's target
 pose is integrated by the same function and limits as the arm's, and the gripper command meets the same threshold.
 """
 from __future__ import annotations
@@ -146,7 +146,7 @@ class FrameSampler:
             whole = change.new_zeros(len(change), c.tokens, change.shape[-1])
             index = places.tokens[..., None].expand_as(change)
             change = whole.scatter_(1, index, change * places.own[..., None])
-        self.frame = (self.frame + net.picture(change)).clamp_(0.0, 1.0)
+        self.frame = (self.frame + net.image(change)).clamp_(0.0, 1.0)
         return self.frame
 
     def _move(self, background: Background, condition: Tensor, states: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class ActionDiTRollouts:
 
 
 def to_uint8(frames: Tensor) -> U8:
-    """Return pictures uint8 of float pictures 0..1."""
+    """Return images uint8 of float images 0..1."""
     out: U8 = frames.mul(255.0).round_().to(torch.uint8).cpu().numpy()
     return out
 
@@ -301,6 +301,11 @@ class ActionDiTWorld:
         self.config = self.network.config = replace(self.config, workspace_low_m=limits.workspace.low_m,
                                                     workspace_high_m=limits.workspace.high_m)
         return self
+
+    def seen_from(self, camera: tuple[float, ...]) -> None:
+        """Draw the arm for this camera, 12 numbers of `arm_silhouette.projection`, where the model draws for one."""
+        if self.config.camera is not None:
+            self.config = self.network.config = replace(self.config, camera=camera)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None,

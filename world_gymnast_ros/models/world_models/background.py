@@ -6,7 +6,7 @@ in from around it) and with the objects that the hand has moved taken from where
 pixels, so what is uncovered or moved stays as sharp as it was captured however long the dream; it draws the arm and
 the shadows, and corrects what was predicted wrongly.
 
-Picture coordinates u, v in -1..1; B clips, T frames, N objects.
+Image coordinates u, v in -1..1; B clips, T frames, N objects.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ARM_MARGIN = 0.07
-"""How far beyond the arm's silhouette it is taken out, in halves of the picture: 2 pixels of 64."""
+"""How far beyond the arm's silhouette it is taken out, in halves of the image: 2 pixels of 64."""
 OBJECT_SIZE_M = (0.022, 0.04)
 """Radius and height of an object whose size nobody gives."""
 SIZE_MARGIN_M = (0.004, 0.005)
@@ -28,16 +28,16 @@ MOVED_M = 0.002
 """An object predicted nearer than this to where it lay has not moved."""
 
 
-def fill(picture: Tensor, keep: Tensor) -> Tensor:
-    """Return `picture` (B, C, H, W) with what is not kept filled in from around, coarse to fine; `keep` (B, 1, H, W).
+def fill(image: Tensor, keep: Tensor) -> Tensor:
+    """Return `image` (B, C, H, W) with what is not kept filled in from around, coarse to fine; `keep` (B, 1, H, W).
     """
-    if max(picture.shape[-2:]) == 1:
-        return picture
+    if max(image.shape[-2:]) == 1:
+        return image
     weight = F.avg_pool2d(keep, 2, ceil_mode=True)
-    mean = F.avg_pool2d(picture * keep, 2, ceil_mode=True) / weight.clamp_min(1e-6)
+    mean = F.avg_pool2d(image * keep, 2, ceil_mode=True) / weight.clamp_min(1e-6)
     coarse = fill(mean, (4.0 * weight).clamp_max(1.0))
-    wide = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
-    return picture * keep + wide * (1.0 - keep)
+    wide = F.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return image * keep + wide * (1.0 - keep)
 
 
 def grid_of(height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -66,17 +66,17 @@ class Background:
         (B, N, 3) of objects at the start frame, base axes, with `cameras` (B, 12) and `sizes_m` (B, N, 2), radius and
         height (None or NaN: OBJECT_SIZE_M); None: no objects are known.
         """
-        picture = first.permute(0, 3, 1, 2).contiguous()
-        no_arm = torch.ones_like(picture[:, :1])
+        image = first.permute(0, 3, 1, 2).contiguous()
+        no_arm = torch.ones_like(image[:, :1])
         if arm_distance is not None:
             no_arm = (arm_distance > ARM_MARGIN).float().unsqueeze(1)
         self._objects = None
         table = no_arm
         if places_m is not None and cameras is not None and places_m.shape[1]:
-            self._objects = _Objects(picture, places_m, cameras, sizes_m)
+            self._objects = _Objects(image, places_m, cameras, sizes_m)
             table = no_arm * (1.0 - self._objects.around.amax(1, keepdim=True))
-        bare = fill(picture, table)
-        self.clean = picture * no_arm + bare * (1.0 - no_arm)
+        bare = fill(image, table)
+        self.clean = image * no_arm + bare * (1.0 - no_arm)
         if self._objects is not None:
             self._objects.cut_out(bare, no_arm)
 
@@ -98,16 +98,16 @@ class Background:
 class _Objects:
     """Objects of B start frames: which pixels are theirs, and what the frame looks like with them elsewhere."""
 
-    def __init__(self, picture: Tensor, places_m: Tensor, cameras: Tensor, sizes_m: Tensor | None) -> None:
-        self.picture, self.cameras = picture, cameras
+    def __init__(self, image: Tensor, places_m: Tensor, cameras: Tensor, sizes_m: Tensor | None) -> None:
+        self.image, self.cameras = image, cameras
         self.there = places_m.isfinite().all(-1)  # (B, N)
         self.start_m = torch.nan_to_num(places_m)
-        height, width = picture.shape[-2:]
-        self.grid = grid_of(height, width, picture.device)
+        height, width = image.shape[-2:]
+        self.grid = grid_of(height, width, image.device)
         self.centre, self.depth = project(cameras, self.start_m)
-        usual = torch.tensor(OBJECT_SIZE_M, device=picture.device).expand(*self.start_m.shape[:2], 2)
+        usual = torch.tensor(OBJECT_SIZE_M, device=image.device).expand(*self.start_m.shape[:2], 2)
         size_m = usual if sizes_m is None else torch.where(sizes_m.isfinite(), sizes_m, usual)
-        size_m = size_m + torch.tensor(SIZE_MARGIN_M, device=picture.device)
+        size_m = size_m + torch.tensor(SIZE_MARGIN_M, device=image.device)
         none = torch.zeros_like(size_m[..., 0])
         radius_m, half_m = size_m[..., 0], size_m[..., 1] / 2
         foot, head, *sides = (project(cameras, self.start_m + torch.stack(shift, -1))[0]
@@ -121,13 +121,13 @@ class _Objects:
 
     def keep(self, copies: Tensor) -> None:
         """Go on with these clips alone, indices."""
-        for name in ("picture", "cameras", "there", "start_m", "centre", "depth", "bare", "own", "vacated"):
+        for name in ("image", "cameras", "there", "start_m", "centre", "depth", "bare", "own", "vacated"):
             setattr(self, name, getattr(self, name)[copies])
 
     def cut_out(self, bare: Tensor, no_arm: Tensor) -> None:
         """Find each object's own pixels, by how they differ from the `bare` table (B, 3, H, W)."""
         self.bare = bare
-        unlike = (self.picture - bare).abs().amax(1, keepdim=True)
+        unlike = (self.image - bare).abs().amax(1, keepdim=True)
         own = ((unlike - OWN_FROM) / (OWN_FULL - OWN_FROM)).clamp(0.0, 1.0)
         self.own = own * (self.beyond < 0.0).float() * self.there[:, :, None, None].float() * no_arm  # (B, N, H, W)
         nobody = torch.zeros_like(self.own[:, :1])
@@ -149,7 +149,7 @@ class _Objects:
             b, t = torch.nonzero(moved[:, :, n], as_tuple=True)
             scale = (depth[b, t, n] / self.depth[b, n])[:, None, None, None]
             source = self.centre[b, n][:, None, None] + (self.grid - uv[b, t, n][:, None, None]) * scale
-            layers = torch.cat([self.picture[b], self.own[b, n].unsqueeze(1)], 1)
+            layers = torch.cat([self.image[b], self.own[b, n].unsqueeze(1)], 1)
             seen = F.grid_sample(layers, source, mode="bilinear", padding_mode="zeros", align_corners=False)
             out[b, t] = out[b, t] * (1.0 - seen[:, 3:]) + seen[:, :3] * seen[:, 3:]
         return out

@@ -1,4 +1,4 @@
-"""A background that moves as it was learned to: what the hand pushes, carries and drops, from pictures and poses alone.
+"""A background that moves as it was learned to: what the hand pushes, carries and drops, from images and poses alone.
 
 The background is the scene without the arm (`background.py`). A small recurrent network looks at a crop of it around
 the fingertips, at the arm's computed silhouette before and after an action and at the target poses, and says which
@@ -10,7 +10,7 @@ object.
 Moving pixels by few learned shifts: Finn et al. 2016 (arXiv 1605.07157). Pose maps as input: World-Env (arXiv
 2509.24948).
 
-Picture coordinates u, v in -1..1; B clips, S pixels along the crop's edge.
+Image coordinates u, v in -1..1; B clips, S pixels along the crop's edge.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REACH = 5.0
 HINT = 0.1
 """Share from which, while it trains, a pixel counts as one that may leave."""
 UNSEEN = 1.3
-"""A hand farther than this from the picture's centre, in halves of the picture, moves nothing."""
+"""A hand farther than this from the image's centre, in halves of the image, moves nothing."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ LEVEL_FEATURES = 256
 LONGEST_PERIOD = 10_000.0
 """Of those, and of rotary positions."""
 PIXEL_FREQUENCIES = 128.0
-"""Highest frequency of "pixel" positions, in half turns per half picture."""
+"""Highest frequency of "pixel" positions, in half turns per half image."""
 NORM_EPS = 1e-6
 MOST_SEQUENCES = 32_768
 """Attended at once: a CUDA kernel takes at most 65,535, and 128 guided copies have 65,536 over time."""

@@ -1,4 +1,4 @@
-"""Pictures as cameras give them, and damaged ones: RGB, or one clear refusal. No ROS, but where a message is needed."""
+"""Images as cameras give them, and damaged ones: RGB, or one clear refusal. No ROS, but where a message is needed."""
 from __future__ import annotations
 
 import contextlib
@@ -15,13 +15,13 @@ from world_gymnast_ros.encodings import BAYER, CHANNELS, ENCODINGS, PACKED_YUV, 
 from world_gymnast_ros.episodes.schemas import (
     COMPRESSED_IMAGE,
     RAW_IMAGE,
-    decode_picture,
+    decode_image,
     header_of,
     message_class,
     serialize,
 )
 from world_gymnast_ros.errors import BadFrame, EpisodeError
-from world_gymnast_ros.images import check_picture, decode_rgb
+from world_gymnast_ros.images import check_image, decode_rgb
 
 HERE = Path(__file__).parent
 DAMAGED = sorted((HERE / "data").glob("png*.bin"))
@@ -76,10 +76,10 @@ def test_odd_sizes_of_yuv_and_bayer_are_refused() -> None:
 def test_a_damaged_png_is_a_bad_frame(path: Path) -> None:
     """Pillow raises SyntaxError on these."""
     assert len(DAMAGED) == 2
-    with pytest.raises(BadFrame, match="picture"):
-        decode_rgb(path.read_bytes(), "a picture")
-    with pytest.raises(BadFrame, match="picture"):
-        check_picture(path.read_bytes(), "a picture")
+    with pytest.raises(BadFrame, match="image"):
+        decode_rgb(path.read_bytes(), "an image")
+    with pytest.raises(BadFrame, match="image"):
+        check_image(path.read_bytes(), "an image")
 
 
 def test_a_sixteen_bit_png_is_refused_and_not_shown_white() -> None:
@@ -87,13 +87,13 @@ def test_a_sixteen_bit_png_is_refused_and_not_shown_white() -> None:
     buffer = io.BytesIO()
     deep.save(buffer, "PNG")
     with pytest.raises(BadFrame, match="more than 8 bits"):
-        decode_rgb(buffer.getvalue(), "a picture")
+        decode_rgb(buffer.getvalue(), "an image")
     with pytest.raises(BadFrame, match="more than 8 bits"):
-        check_picture(buffer.getvalue(), "a picture")
+        check_image(buffer.getvalue(), "an image")
 
 
 def test_motion_jpeg_without_huffman_tables_is_read() -> None:
-    """Webcams leave the standard tables out of every picture."""
+    """Webcams leave the standard tables out of every image."""
     data, out, at = encoded(RGB, "JPEG", quality=95), bytearray(b"\xff\xd8"), 2
     while data[at + 1] != 0xDA:  # segments up to the start of scan, all but DHT
         size = 2 + struct.unpack(">H", data[at + 2:at + 4])[0]
@@ -111,7 +111,7 @@ def test_a_photograph_stands_upright() -> None:
 
 
 def test_no_damage_escapes_as_another_error() -> None:
-    """Seeded fuzz: bytes changed or cut; a picture or a BadFrame."""
+    """Seeded fuzz: bytes changed or cut; an image or a BadFrame."""
     rng = np.random.default_rng(7)
     whole = [encoded(RGB, "PNG"), encoded(RGB, "JPEG"), *(p.read_bytes() for p in DAMAGED)]
     refused = 0
@@ -126,31 +126,31 @@ def test_no_damage_escapes_as_another_error() -> None:
         except BadFrame:
             refused += 1
             with contextlib.suppress(BadFrame):
-                check_picture(bytes(data), "x")
+                check_image(bytes(data), "x")
     assert 500 < refused < 1490
 
 
-def test_recorded_pictures_of_every_kind() -> None:
+def test_recorded_images_of_every_kind() -> None:
     def raw(encoding: str, data: np.ndarray, height: int, width: int, step: int) -> bytes:
         return serialize(RAW_IMAGE, message_class(RAW_IMAGE)(
             header=header_of(1, "c"), height=height, width=width, encoding=encoding, is_bigendian=0, step=step,
             data=data))
 
-    np.testing.assert_array_equal(decode_picture(RAW_IMAGE, raw("bgr8", RGB[..., ::-1].reshape(-1), 24, 32, 96)), RGB)
-    assert decode_picture(RAW_IMAGE, raw("yuyv", np.zeros(64, np.uint8), 4, 8, 16)).shape == (4, 8, 3)
+    np.testing.assert_array_equal(decode_image(RAW_IMAGE, raw("bgr8", RGB[..., ::-1].reshape(-1), 24, 32, 96)), RGB)
+    assert decode_image(RAW_IMAGE, raw("yuyv", np.zeros(64, np.uint8), 4, 8, 16)).shape == (4, 8, 3)
     rng, cdr = np.random.default_rng(3), raw("rgb8", RGB.reshape(-1), 24, 32, 96)
     for _ in range(300):  # seeded fuzz of the header's bytes
         damaged = bytearray(cdr)
         for place in rng.integers(0, 60, 3):
             damaged[place] = int(rng.integers(256))
         try:
-            decode_picture(RAW_IMAGE, bytes(damaged))
+            decode_image(RAW_IMAGE, bytes(damaged))
         except (BadFrame, EpisodeError):
             continue
     message = message_class(COMPRESSED_IMAGE)(header=header_of(1, "c"), format="png",
                                               data=np.frombuffer(DAMAGED[-1].read_bytes(), np.uint8))
-    with pytest.raises(BadFrame, match="picture of format 'png'"):
-        decode_picture(COMPRESSED_IMAGE, serialize(COMPRESSED_IMAGE, message))
+    with pytest.raises(BadFrame, match="image of format 'png'"):
+        decode_image(COMPRESSED_IMAGE, serialize(COMPRESSED_IMAGE, message))
 
 
 @pytest.mark.parametrize("encoding", [*PACKED_YUV, *BAYER])

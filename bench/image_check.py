@@ -1,11 +1,11 @@
-"""How often the check of the camera's pictures is right: false alarms and detections, by what was done to a picture.
+"""How often the check of the camera's images is right: false alarms and detections, by what was done to an image.
 
-    python bench/picture_check.py                            # the twin, all shipped scenes, arm anywhere
-    python bench/picture_check.py --frames mine.npz          # pictures of a robot: frames (N, H, W, 3) uint8, states
+    python bench/image_check.py                            # the twin, all shipped scenes, arm anywhere
+    python bench/image_check.py --frames mine.npz          # images of a robot: frames (N, H, W, 3) uint8, states
                                                              # (N, 7) Bridge states, episode (N,) int
-    python bench/picture_check.py --clips FOLDER             # clips without poses: picture statistics alone
+    python bench/image_check.py --clips FOLDER             # clips without poses: image statistics alone
 
-Every picture is shown to the check as it is, and with each fault. An episode is a few pictures, the arm at rest at
+Every image is shown to the check as it is, and with each fault. An episode is a few images, the arm at rest at
 different poses: `first` counts what is said of the first one, as before arming, `last` what is said of the last.
 """
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from world_gymnast_ros.control.picture_check import PictureCheck
-from world_gymnast_ros.control.picture_statistics import PictureFault
+from world_gymnast_ros.control.image_check import ImageCheck
+from world_gymnast_ros.control.image_statistics import ImageFault
 from world_gymnast_ros.errors import Unreachable
 from world_gymnast_ros.nodes.clips import clip_frames, list_clips
 from world_gymnast_ros.robot.actions import bridge_state, pose_from_state
@@ -44,7 +44,7 @@ def grey(rgb: U8) -> U8:
 
 
 def wide(rgb: U8) -> U8:
-    """16:9: the middle of the picture, as a wide camera's picture of it would be."""
+    """16:9: the middle of the image, as a wide camera's image of it would be."""
     lost = round(rgb.shape[0] / 8)
     width = round((rgb.shape[0] - 2 * lost) * 16 / 9)
     return np.asarray(Image.fromarray(rgb[lost:-lost]).resize((width, rgb.shape[0] - 2 * lost)))
@@ -56,15 +56,15 @@ def barred(rgb: U8) -> U8:
     return out
 
 
-FAULTS: dict[str, tuple[Callable[[U8], U8], PictureFault | None]] = {
+FAULTS: dict[str, tuple[Callable[[U8], U8], ImageFault | None]] = {
     "as it is": (lambda rgb: rgb, None),
-    "mirrored": (lambda rgb: rgb[:, ::-1], PictureFault.MIRRORED),
-    "upside down": (lambda rgb: rgb[::-1, ::-1], PictureFault.UPSIDE_DOWN),
-    "flipped": (lambda rgb: rgb[::-1], PictureFault.FLIPPED),
-    "16:9": (wide, PictureFault.ASPECT), "black bars": (barred, PictureFault.BARS), "grey": (grey, PictureFault.GREY),
-    "black": (lambda rgb: rgb // 32, PictureFault.BLACK),
-    "white": (lambda rgb: 255 - (255 - rgb) // 16, PictureFault.WHITE),
-    "BGR": (lambda rgb: rgb[..., ::-1], PictureFault.COLD_COLOURS),
+    "mirrored": (lambda rgb: rgb[:, ::-1], ImageFault.MIRRORED),
+    "upside down": (lambda rgb: rgb[::-1, ::-1], ImageFault.UPSIDE_DOWN),
+    "flipped": (lambda rgb: rgb[::-1], ImageFault.FLIPPED),
+    "16:9": (wide, ImageFault.ASPECT), "black bars": (barred, ImageFault.BARS), "grey": (grey, ImageFault.GREY),
+    "black": (lambda rgb: rgb // 32, ImageFault.BLACK),
+    "white": (lambda rgb: 255 - (255 - rgb) // 16, ImageFault.WHITE),
+    "BGR": (lambda rgb: rgb[..., ::-1], ImageFault.COLD_COLOURS),
 }
 
 
@@ -108,9 +108,9 @@ def clip_episodes(folder: str) -> Iterator[Episode]:
         yield clip.name, frames, [None] * len(frames)
 
 
-def told(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8]) -> list[PictureFault | None]:
-    """Return what the check says of each picture of an episode."""
-    check = PictureCheck(ASPECT, CAMERA)
+def told(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8]) -> list[ImageFault | None]:
+    """Return what the check says of each image of an episode."""
+    check = ImageCheck(ASPECT, CAMERA)
     verdicts = [check.look(np.ascontiguousarray(change(rgb)), None if s is None else pose_from_state(s))
                 for rgb, s in zip(frames, states, strict=True)]
     return [v.finding.fault if v.finding else None for v in verdicts]
@@ -118,10 +118,10 @@ def told(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=Path, help="npz of a robot's pictures and states")
+    parser.add_argument("--frames", type=Path, help="npz of a robot's images and states")
     parser.add_argument("--clips", help="clip or folder of clips, without poses")
     parser.add_argument("--episodes", type=int, default=8, help="per scene of the twin")
-    parser.add_argument("--length", type=int, default=6, help="pictures per episode of the twin")
+    parser.add_argument("--length", type=int, default=6, help="images per episode of the twin")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.frames:
@@ -129,9 +129,9 @@ def main() -> None:
     else:
         episodes = list(clip_episodes(options.clips) if options.clips else
                         twin_episodes(options.episodes, options.length, options.seed))
-    hints = {PictureFault.COLD_COLOURS, PictureFault.ARM_ELSEWHERE, None}
-    print(f"{len(episodes)} episodes, {sum(len(f) for _, f, _ in episodes)} pictures\n")
-    print("| done to the picture | named, first picture | named, last | another definite fault, any picture |"
+    hints = {ImageFault.COLD_COLOURS, ImageFault.ARM_ELSEWHERE, None}
+    print(f"{len(episodes)} episodes, {sum(len(f) for _, f, _ in episodes)} images\n")
+    print("| done to the image | named, first image | named, last | another definite fault, any image |"
           "\n|---|---|---|---|")
     for name, (change, fault) in FAULTS.items():
         said = [told(frames, states, change) for _, frames, states in episodes]
@@ -140,7 +140,7 @@ def main() -> None:
         print(f"| {name} | {100 * first:.0f} % | {100 * last:.0f} % | {wrong} |", flush=True)
     hinted = [(name, f.name) for name, frames, states in episodes for f in told(frames, states, FAULTS["as it is"][0])
               if f is not None]
-    print(f"\nsaid of pictures as they are: {({h: hinted.count(h) for h in sorted(set(hinted))})}")
+    print(f"\nsaid of images as they are: {({h: hinted.count(h) for h in sorted(set(hinted))})}")
 
 
 if __name__ == "__main__":

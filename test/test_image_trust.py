@@ -1,4 +1,4 @@
-"""Trust belongs to a task, its models and judges, and to the kind of picture that they were measured on."""
+"""Trust belongs to a task, its models and judges, and to the kind of image that they were measured on."""
 from __future__ import annotations
 
 import json
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from world_gymnast_ros.adaptation.trust import (
-    MIN_PICTURES,
+    MIN_IMAGES,
     STATISTICS,
+    ImageKind,
     Known,
-    PictureKind,
     TaskRelease,
-    picture_doubt,
-    picture_statistics,
+    image_doubt,
+    image_statistics,
     trust_of,
 )
 from world_gymnast_ros.errors import BadConfig, BadFrame
@@ -37,7 +37,7 @@ def render(scene: str, seed: int = 9999) -> U8:
 
 
 @pytest.fixture(scope="module")
-def picture() -> U8:
+def image() -> U8:
     return render("novel_evening")
 
 
@@ -47,21 +47,21 @@ def shipped() -> TaskRelease:
 
 
 OTHERS = ("lab_dark_table",)
-"""Scenes of another kind of picture than the shipped table was measured on, by intention: nearly black."""
+"""Scenes of another kind of image than the shipped table was measured on, by intention: nearly black."""
 
 
 @pytest.mark.parametrize("scene", OTHERS)
 def test_a_scene_of_another_kind_is_doubted(scene: str) -> None:
-    pictures = [render(scene, seed) for seed in (9999, 9998)]
+    images = [render(scene, seed) for seed in (9999, 9998)]
     for task, row in release_table().items():
-        assert row.pictures is not None and picture_doubt(row, pictures), task
+        assert row.images is not None and image_doubt(row, images), task
 
 
 @pytest.mark.parametrize("scene", [s for s in known_scenes() if s not in OTHERS])
 def test_the_twin_is_what_the_shipped_table_was_measured_on(scene: str) -> None:
-    pictures = [render(scene, seed) for seed in (9999, 9998)]
+    images = [render(scene, seed) for seed in (9999, 9998)]
     for task, row in release_table().items():
-        assert row.pictures is not None and picture_doubt(row, pictures) == "", task
+        assert row.images is not None and image_doubt(row, images) == "", task
 
 
 def as_photographed(rgb: U8) -> U8:
@@ -88,61 +88,61 @@ def blurred(rgb: U8) -> U8:
     (lambda rgb: rgb[30:-30], "aspect ratio 1.78"), (lambda rgb: rgb[:, 40:-40], "aspect ratio 1 "),
     (lambda rgb: rgb[::4, ::4], "height 60 pixels"),
 ])
-def test_another_kind_of_picture_is_unknown_and_it_is_said_why(change, says: str, picture: U8, shipped: TaskRelease
+def test_another_kind_of_image_is_unknown_and_it_is_said_why(change, says: str, image: U8, shipped: TaskRelease
                                                                ) -> None:
-    other = change(picture)
-    assert trust_of("reach", shipped, "wm", [picture], True).known is Known.YES
-    trust = trust_of("reach", shipped, "wm", [picture, other], True)
+    other = change(image)
+    assert trust_of("reach", shipped, "wm", [image], True).known is Known.YES
+    trust = trust_of("reach", shipped, "wm", [image, other], True)
     assert trust.known is Known.UNKNOWN and "frame 2 of 2 is not of the kind" in trust.because
     assert says in trust.because and "do not move one" in trust.line
 
 
-def test_trust_is_no_where_it_was_measured_and_is_bad_and_unknown_where_nothing_was(picture: U8, shipped: TaskRelease
+def test_trust_is_no_where_it_was_measured_and_is_bad_and_unknown_where_nothing_was(image: U8, shipped: TaskRelease
                                                                                     ) -> None:
-    assert trust_of("reach", shipped, "wm", [picture], True).line.startswith("yes, within limits. 'wm' ranks 'reach'")
-    assert trust_of("reach", replace(shipped, auc=0.8), "wm", [picture], True).known is Known.NO
-    assert trust_of("reach", replace(shipped, false_success_high=0.2), "wm", [picture], True).known is Known.NO
-    for row in (None, replace(shipped, auc=math.nan), replace(shipped, pictures=None)):
-        assert trust_of("wipe the table", row, "wm", [picture], True).known is Known.UNKNOWN
-    mute = trust_of("reach", shipped, "wm", [picture], False)
+    assert trust_of("reach", shipped, "wm", [image], True).line.startswith("yes, within limits. 'wm' ranks 'reach'")
+    assert trust_of("reach", replace(shipped, auc=0.8), "wm", [image], True).known is Known.NO
+    assert trust_of("reach", replace(shipped, false_success_high=0.2), "wm", [image], True).known is Known.NO
+    for row in (None, replace(shipped, auc=math.nan), replace(shipped, images=None)):
+        assert trust_of("wipe the table", row, "wm", [image], True).known is Known.UNKNOWN
+    mute = trust_of("reach", shipped, "wm", [image], False)
     assert mute.known is Known.UNKNOWN and "no verdict" in mute.because
     assert trust_of("reach", shipped, "wm", [], True).known is Known.UNKNOWN
 
 
-def test_few_pictures_say_nothing_of_a_kind(picture: U8) -> None:
-    few = PictureKind.of([picture] * (MIN_PICTURES - 1), "a webcam")
-    assert few.departures(picture) == ["only 19 pictures were measured on, fewer than 20"]
-    enough = PictureKind.of([picture] * MIN_PICTURES, "a webcam")
-    assert enough.departures(picture) == []
+def test_few_images_say_nothing_of_a_kind(image: U8) -> None:
+    few = ImageKind.of([image] * (MIN_IMAGES - 1), "a webcam")
+    assert few.departures(image) == ["only 19 images were measured on, fewer than 20"]
+    enough = ImageKind.of([image] * MIN_IMAGES, "a webcam")
+    assert enough.departures(image) == []
 
 
-def test_the_more_pictures_the_less_their_range_is_widened(picture: U8) -> None:
-    bright = np.clip(picture * 1.2, 0, 255).astype(np.uint8)
-    brighter = np.clip(picture * 1.23, 0, 255).astype(np.uint8)
-    assert PictureKind.of([picture, bright] * 12, "").departures(brighter) == []
-    assert any("brightness" in d for d in PictureKind.of([picture, bright] * 500, "").departures(brighter))
+def test_the_more_images_the_less_their_range_is_widened(image: U8) -> None:
+    bright = np.clip(image * 1.2, 0, 255).astype(np.uint8)
+    brighter = np.clip(image * 1.23, 0, 255).astype(np.uint8)
+    assert ImageKind.of([image, bright] * 12, "").departures(brighter) == []
+    assert any("brightness" in d for d in ImageKind.of([image, bright] * 500, "").departures(brighter))
 
 
-def test_a_kind_survives_the_table_and_bad_values_are_refused(picture: U8) -> None:
-    kind = PictureKind.of([picture] * 20, "a webcam")
-    again = PictureKind.from_json(json.loads(json.dumps(kind.to_json())))
-    assert (again.source, again.count, again.height_px) == ("a webcam", 20, 240) and again.departures(picture) == []
+def test_a_kind_survives_the_table_and_bad_values_are_refused(image: U8) -> None:
+    kind = ImageKind.of([image] * 20, "a webcam")
+    again = ImageKind.from_json(json.loads(json.dumps(kind.to_json())))
+    assert (again.source, again.count, again.height_px) == ("a webcam", 20, 240) and again.departures(image) == []
     with pytest.raises(BadConfig, match="ranges are of brightness"):
-        PictureKind("", 20, 240, {"brightness": (0.0, 1.0)})
+        ImageKind("", 20, 240, {"brightness": (0.0, 1.0)})
     with pytest.raises(BadConfig, match="in order"):
-        PictureKind("", 20, 240, dict.fromkeys(STATISTICS, (1.0, 0.0)))
-    with pytest.raises(BadConfig, match="no pictures"):
-        PictureKind.of([], "nothing")
+        ImageKind("", 20, 240, dict.fromkeys(STATISTICS, (1.0, 0.0)))
+    with pytest.raises(BadConfig, match="no images"):
+        ImageKind.of([], "nothing")
     with pytest.raises(BadFrame):
-        picture_statistics(picture[..., 0])
+        image_statistics(image[..., 0])
 
 
-def test_statistics_do_not_hang_on_the_resolution(picture: U8) -> None:
+def test_statistics_do_not_hang_on_the_resolution(image: U8) -> None:
     loaded = load_scene("novel_evening")
     twin = Twin(loaded)
     try:
         twin.reset(9999, loaded.instructions[0])
-        small, large = (picture_statistics(twin.render(w, h)) for w, h in ((320, 240), (640, 480)))
+        small, large = (image_statistics(twin.render(w, h)) for w, h in ((320, 240), (640, 480)))
     finally:
         twin.close()
     assert list(small) == list(STATISTICS)

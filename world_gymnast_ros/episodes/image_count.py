@@ -1,4 +1,4 @@
-"""How many pictures came, how many of them were used, and why the others were not. No clock: times are arguments."""
+"""How many images came, how many of them were used, and why the others were not. No clock: times are arguments."""
 from __future__ import annotations
 
 from collections import Counter
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 MIN_FOR_RATE = 8
-"""With fewer pictures, nobody knows how often the camera gives one."""
+"""With fewer images, nobody knows how often the camera gives one."""
 
 
-def lost_pictures(stamps_ns: Sequence[int]) -> int:
-    """Return how many pictures are missing between capture times, by the median gap; 0 where too few came to tell."""
+def lost_images(stamps_ns: Sequence[int]) -> int:
+    """Return how many images are missing between capture times, by the median gap; 0 where too few came to tell."""
     if len(stamps_ns) < MIN_FOR_RATE:
         return 0
     gaps = np.diff(np.unique(np.asarray(stamps_ns, np.int64)))
@@ -20,8 +20,8 @@ def lost_pictures(stamps_ns: Sequence[int]) -> int:
     return int(np.maximum(np.rint(gaps / np.median(gaps)) - 1, 0).sum())
 
 
-class PictureCount:
-    """Counts pictures of one topic, since the node came up or since an episode began."""
+class ImageCount:
+    """Counts images of one topic, since the node came up or since an episode began."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -34,19 +34,19 @@ class PictureCount:
         self._stamps_ns: list[int] = []
 
     def use(self, stamp_ns: int, size: tuple[int, int]) -> None:
-        """Count a picture that was used."""
+        """Count an image that was used."""
         self.used, self.refusal = self.used + 1, ""
         self._stamps_ns.append(stamp_ns)
         self.sizes[size] += 1
 
     def refuse(self, why: str) -> None:
-        """Count a picture that was not used."""
+        """Count an image that was not used."""
         self.refused, self.refusal, self._why = self.refused + 1, why, why
 
     def words(self) -> str:
-        """Return the counts in words: what an answer says of an episode's pictures."""
-        parts = [f"{self.used} picture{'s' * (self.used != 1)} recorded"]
-        lost = lost_pictures(self._stamps_ns)
+        """Return the counts in words: what an answer says of an episode's images."""
+        parts = [f"{self.used} image{'s' * (self.used != 1)} recorded"]
+        lost = lost_images(self._stamps_ns)
         if lost:
             parts.append(f"about {lost} lost on the way")
         if self.refused:
