@@ -59,19 +59,39 @@ def test_a_bench_that_takes_long_runs(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_bench_of_recorded_clips_runs(tmp_path: Path) -> None:
-    diffusers = pytest.importorskip("diffusers")
     for number in range(3):
         record(tmp_path / "episodes", f"e{number}", chunks=4, seed=number)
     assert cli.main(["episodes", "export", str(tmp_path / "episodes"), str(tmp_path / "clips"), "--format",
                      "worldgym"]) == 0
+    prints("worldgym_clips", [str(tmp_path / "clips"), small_autoencoder(tmp_path), str(tmp_path / "out"), *SMALL],
+           "psnr_db")
+
+
+@pytest.mark.slow
+def test_the_bench_of_judged_rollouts_runs_and_goes_on_where_it_is_done(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    for seed, name in enumerate(("train", "held"), 1):
+        assert cli.main(["twin", "play", "train_play", "--family", "reach", "--count", "4", "--seed", str(seed),
+                         "--out", str(tmp_path / name / "reach.npz")]) == 0
+    words = [str(tmp_path / "train"), str(tmp_path / "held"), small_autoencoder(tmp_path), str(tmp_path / "out"),
+             *SMALL]
+    for _ in range(2):
+        prints("worldgym_judged", words, "| persistent, 1 step |")
+    assert (tmp_path / "out" / "judged.json").is_file()
+
+
+SMALL = ["--steps", "2", "--batch", "1", "--dim", "32", "--depth", "1", "--window", "4"]
+
+
+def small_autoencoder(root: Path) -> str:
+    diffusers = pytest.importorskip("diffusers")
     diffusers.AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16).save_pretrained(tmp_path / "vae")
-    prints("worldgym_clips", [str(tmp_path / "clips"), str(tmp_path / "vae"), str(tmp_path / "out"), "--steps", "2",
-                              "--batch", "1", "--dim", "32", "--depth", "1", "--window", "4"], "psnr_db")
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16).save_pretrained(root / "vae")
+    return str(root / "vae")
 
 
 def test_no_bench_is_left_out() -> None:
-    tried = {name.split()[0] for name in (*QUICK, *SLOW, *ELSEWHERE, "worldgym_clips")}
+    tried = {name.split()[0] for name in (*QUICK, *SLOW, *ELSEWHERE, "worldgym_clips", "worldgym_judged")}
     assert tried == {path.stem for path in (ROOT / "bench").glob("*.py")}
     assert all((ROOT / "test" / test).is_file() for test in ELSEWHERE.values())
