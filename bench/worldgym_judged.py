@@ -1,8 +1,8 @@
 """Do a window that is not computed anew, and fewer denoising steps, change what a judge decides?
 
-    world-gymnast twin play train_play --family reach --count 300 --seed 901 --out TRAIN/reach.npz
-    world-gymnast twin play train_play --family reach --count 80 --seed 900 --out HELD/reach.npz
-    nice -n 10 python bench/worldgym_judged.py TRAIN HELD AUTOENCODER OUT --steps 2500
+    world-gymnast twin play train_play --family reach --count 160 --seed 901 --out TRAIN/reach.npz
+    world-gymnast twin play train_play --family reach --count 60 --seed 900 --out HELD/reach.npz
+    nice -n 10 python bench/worldgym_judged.py TRAIN HELD AUTOENCODER OUT
 
 Trains a small WorldGym network on scripted play, and replays the held-out episodes in it: from their first frames,
 under their recorded actions, with the same noise for all methods. A judge scores each rollout. "other noise" is the
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("autoencoder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--judge", nargs="+", default=["tiny/reflector"])
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--size", type=int, default=64)
