@@ -133,6 +133,7 @@ def test_where_nothing_succeeds_the_checkpoint_is_the_one_that_came_furthest(tmp
     by_update = {e["update"]: e["mean_reward"] for e in events if e["event"] == "held_out"}
     assert chosen == max(by_update, key=by_update.get) > 0 and by_update[chosen] > by_update[0] > 0
     assert check_session(events) == [] and not report.outcome.better
+    assert f"went from {by_update[0]:.2f} to {by_update[chosen]:.2f}: where it rises give more" in report.message
 
 
 def test_a_near_miss_is_cut_where_it_came_nearest():

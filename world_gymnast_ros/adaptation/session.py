@@ -351,7 +351,11 @@ def _train_and_decide(s: _Session, learner: Learner, save: Callable[[Learner, di
     starved = f"the session was starved: {s.starved}" if s.starved else ""
     promotion = _promotion_test(s, learner, base, best, s.withheld or starved)
     if not promotion.promote:
-        return Outcome.KEPT, promotion.reason, stop, promotion, None
+        none = promotion.decided and promotion.after.value == 0
+        advice = (f"; nothing succeeded in imagination yet, the mean reward went from {before.mean_reward:.2f} to "
+                  f"{s.best[1]:.2f}: where it rises give more updates (max_updates), else let training begin near "
+                  "success, at frames of recordings (starts)") if none else ""
+        return Outcome.KEPT, promotion.reason + advice, stop, promotion, None
     if save is None:
         return Outcome.WOULD_PROMOTE, f"dry run: {promotion.reason}, but not stored", stop, promotion, None
     scores = {"imagined_before": asdict(promotion.before), "imagined_after": asdict(promotion.after),
