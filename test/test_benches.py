@@ -23,6 +23,8 @@ SLOW: dict[str, tuple[list[str], str]] = {
     "frames_per_second": (["--copies", "1", "--seconds", "0.1"], "frames/s"),
     "paired_rows": (["docs/measured/adaptation.jsonl"] * 2, "|"),
     "imagination": (["--shapes", "tiny", "--copies", "1", "--steps", "1", "--repeats", "1"], "peak memory"),
+    "imagination --guidance": (["--shapes", "tiny", "--copies", "1", "--guidance", "3", "--steps", "1", "--repeats",
+                                "1"], "| 12,580 |"),
     "imagination --passes": (["--shapes", "tiny", "--copies", "1", "--repeats", "1", "--passes"], "peak memory"),
     "latency": (["--minutes", "0.05", "--rates", "5", "--loads", "none"], "| 5"),
     "learned_contact": (["--only", "push", "--most", "4"], "| push"),
