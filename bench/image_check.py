@@ -116,6 +116,27 @@ def told(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8])
     return [v.finding.fault if v.finding else None for v in verdicts]
 
 
+def recognised(episodes: list[Episode]) -> str:
+    """Say how often an image is recognised by the right one before it, as it is and with the arm's turns of it."""
+    counts = {kind: [0, 0] for kind in ("with the arm at rest", "after a move of 2 cm or more", "turned")}
+    for _, frames, states in episodes:
+        check, before = ImageCheck(ASPECT, CAMERA), None
+        for rgb, state in zip(frames, states, strict=True):
+            if state is None:
+                return "no poses: nothing is recognised, every image is searched before it is acted on"
+            pose = pose_from_state(state)
+            if before is not None:
+                kind = "with the arm at rest" if np.linalg.norm(state[:3] - before) < 0.02 else list(counts)[1]
+                for name, (change, fault) in FAULTS.items():
+                    if fault is None or name in ("mirrored", "upside down", "flipped"):
+                        of = counts[kind if fault is None else "turned"]
+                        of[0] += check.recognises(np.ascontiguousarray(change(rgb)), pose)
+                        of[1] += 1
+            check.look(rgb, pose)
+            before = state[:3]
+    return "recognised by the right one before: " + ", ".join(f"{k} {a} of {n}" for k, (a, n) in counts.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=Path, help="npz of a robot's images and states")
@@ -138,6 +159,7 @@ def main() -> None:
         first, last = (sum(s[i] is fault for s in said) / len(said) for i in (0, -1))
         wrong = sum(f is not fault and f not in hints for s in said for f in s)
         print(f"| {name} | {100 * first:.0f} % | {100 * last:.0f} % | {wrong} |", flush=True)
+    print(f"\n{recognised(episodes)}")
     hinted = [(name, f.name) for name, frames, states in episodes for f in told(frames, states, FAULTS["as it is"][0])
               if f is not None]
     print(f"\nsaid of images as they are: {({h: hinted.count(h) for h in sorted(set(hinted))})}")

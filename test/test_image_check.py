@@ -130,6 +130,13 @@ def test_nothing_is_recognised_after_a_wrong_image(moving: list[tuple[U8, F64]])
     assert not check.recognises(*moving[-1])
 
 
+def test_a_fault_of_an_image_that_was_acted_on_counts_at_once(images: dict[str, list[tuple[U8, F64]]]) -> None:
+    (rgb, T), mirrored = images["train_oak"][0], np.ascontiguousarray(images["train_oak"][0][0][:, ::-1])
+    before, after = ImageCheck(ASPECT, CAMERA), ImageCheck(ASPECT, CAMERA)
+    assert before.look(mirrored, T).refuse and not ImageCheck(ASPECT, CAMERA).look(mirrored, T).lasting
+    assert after.look(mirrored, T, acted_on=True).lasting and not after.look(rgb, T, acted_on=True).lasting
+
+
 def test_swapped_channels_are_told_on_a_brown_table_and_never_refuse(
     images: dict[str, list[tuple[U8, F64]]]
 ) -> None:

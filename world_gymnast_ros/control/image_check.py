@@ -79,8 +79,12 @@ class ImageCheck:
             self._read = (rgb, T_base_ee, finding, view)
         return self._read[2:]
 
-    def look(self, rgb: U8, T_base_ee: F64 | None) -> ImageVerdict:
-        """Return what is to be said of an image uint8 (H, W, 3) taken with the arm at rest at `T_base_ee` (4, 4)."""
+    def look(self, rgb: U8, T_base_ee: F64 | None, acted_on: bool = False) -> ImageVerdict:
+        """Return what is to be said of an image uint8 (H, W, 3) taken with the arm at rest at `T_base_ee` (4, 4).
+
+        `acted_on`: it was recognised and acted on. A fault then counts at once, for the arm is no longer where the next
+        image would show the same.
+        """
         (finding, view), fitted, of_arm, sure = self._seen_in(rgb, T_base_ee), None, None, False
         if view is not None and T_base_ee is not None:
             self._remember(view, T_base_ee[:3, 3])
@@ -93,7 +97,8 @@ class ImageCheck:
         fault = finding.fault if finding is not None and definite else None
         self._in_a_row = self._in_a_row + 1 if definite and fault is self._last else int(definite)
         self._last = fault
-        return ImageVerdict(finding, definite, self._in_a_row >= IN_A_ROW, fitted)
+        lasting = definite and (acted_on or self._in_a_row >= IN_A_ROW)
+        return ImageVerdict(finding, definite, lasting, fitted)
 
     def _of_arm(self) -> tuple[Finding | None, float, bool]:
         """Return what the remembered images say of the arm, how well its silhouette fits them as they are, and

@@ -264,11 +264,11 @@ class PolicyNode(base.ConfiguredNode):
             self._tried = instruction
             self._ask(frame, instruction, pose)
 
-    def _look(self, frame: Frame, pose: F64 | None) -> bool:
+    def _look(self, frame: Frame, pose: F64 | None, acted_on: bool = False) -> bool:
         """Check an image, taken with the arm at `pose`; return whether it must not be acted on."""
         if self._check is None:
             return False
-        before, self._verdict = self._verdict.words, self._check.look(frame.rgb, pose)
+        before, self._verdict = self._verdict.words, self._check.look(frame.rgb, pose, acted_on)
         finding = self._verdict.finding
         if finding and finding.fault.value not in before:  # once per fault; the diagnostics go on
             if finding.definite:
@@ -299,7 +299,7 @@ class PolicyNode(base.ConfiguredNode):
         finally:
             if later:  # the search for the arm in the image, while the chunk is played
                 time.sleep(LATER_S)
-                self._look(frame, pose)
+                self._look(frame, pose, acted_on=True)
 
     def _act(self, frame: Frame, pose: F64 | None, instruction: str, epoch: int) -> None:
         """Ask the policy and send its chunk."""
