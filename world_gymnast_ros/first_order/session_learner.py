@@ -5,7 +5,7 @@ judges' value of a rollout so far is the reward of each step. Both have the worl
 derivatives of a light surrogate (`operator.decoupled`), which is trained on these very rollouts. A Laplace action is
 `mean + scale * noise`, with the noise that was drawn, so the mean reward is differentiated to the adapter's weights.
 
-The policy reads pictures, which nobody differentiates: what it does later is held as it was, and only what an action
+The policy reads images, which nobody differentiates: what it does later is held as it was, and only what an action
 changes by itself is followed.
 
 After each update the policy is played greedily in the world model, and so is what it was before, from the same starts
@@ -182,7 +182,7 @@ class FogLearner(LoraLearner):
             return None
         deltas = group_deltas(group)[known]
         for row, end in zip(deltas, executed_steps(group)[known], strict=True):
-            row[end:, :6] = 0.0  # its picture stands still from here on
+            row[end:, :6] = 0.0  # its image stands still from here on
         frames, facts = group.frames[known], group.facts.rows(known)
         rewards = self.values_so_far(frames, group.instruction, RolloutFacts(facts.captured, facts.states, deltas))
         return Sequences(self.reader.encode(frames, group.instruction), torch.from_numpy(deltas / self.units()),
