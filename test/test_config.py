@@ -50,6 +50,13 @@ def test_an_int_passes_for_a_float_and_a_list_for_a_tuple() -> None:
     assert c.tick_hz == 50.0 and isinstance(c.tick_hz, float) and c.workspace_low_m == (0.0, 0.0, 0.0)
 
 
+def test_a_number_may_be_typed_with_an_exponent() -> None:
+    """PyYAML reads 3e-4 as a text; ROS, and people, as a number."""
+    assert config.from_mapping(config.ArmConfig, {"tick_hz": "5e1"}).tick_hz == 50.0
+    with pytest.raises(BadConfig, match="must be float"):
+        config.from_mapping(config.ArmConfig, {"tick_hz": "5e"})
+
+
 def test_every_limit_of_the_guard_can_be_set_from_the_arm_file() -> None:
     values = {f.name: getattr(SafetyConfig(), f.name) for f in dataclasses.fields(SafetyConfig)}
     assert config.from_mapping(config.ArmConfig, values).safety() == SafetyConfig()

@@ -273,6 +273,10 @@ FILES: dict[str, type[Any]] = {
 """Shipped file -> its dataclass."""
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""A number such as 3e-4, which PyYAML takes for a text and ROS for a number."""
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -290,7 +294,7 @@ def _coerce(where: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     default = spec.default
     kind = type(default)
     good: Any = None
-    if kind is float and _is_number(value):
+    if kind is float and (_is_number(value) or (isinstance(value, str) and _EXPONENT.fullmatch(value))):
         good = float(value)
     elif kind in (int, bool, str) and type(value) is kind:
         good = value
