@@ -216,6 +216,14 @@ def test_earlier_scenes_come_from_the_policy_a_file_or_sessions(tmp_path):
         replay_starts("policy", str(tmp_path / "policy"))
 
 
+def test_a_rollout_that_began_at_a_varied_start_is_shown_with_that():
+    varied = replace(at(4), original=start_frame(16))
+    config = replace(CONFIG, groups_per_update=1, max_updates=2)
+    report = session([at(16)], config, Practice(varied=(VariedStart(varied, "moved"),)))
+    began = {s.title.split(":")[0]: s.captured for s in report.strips if s.kind is StripKind.EXTREME}
+    np.testing.assert_array_equal(began["best, update 2"], varied.frame.rgb)
+
+
 def test_varied_starts_are_practised_on_and_shown_beside_what_they_were_made_of(tmp_path):
     varied = replace(at(14), original=start_frame(16))
     practice = Practice(varied=(VariedStart(varied, "darker"),), notes=("1 of 1 varied starts are used",))

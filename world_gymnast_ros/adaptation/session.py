@@ -36,6 +36,7 @@ from world_gymnast_ros.adaptation.rollout_filter import TrustCounts, filter_grou
 from world_gymnast_ros.adaptation.strips import keep_extremes, strip_pair, strip_varied
 from world_gymnast_ros.adaptation.time_plan import RECORDED, STARVED_SHARE, Rate, TimePlan
 from world_gymnast_ros.errors import BadInstruction, RemoteModelError
+from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.types import AdapterRef, Judge, Policy, RolloutGroup, Start, WorldModel
 
 STRIPS_OF_VARIED = 4
@@ -250,8 +251,11 @@ class _Session:
         verdicts = [j for group, _, _ in groups for j in group.judgements if j.score is not None]
         success = sum(map(is_success, verdicts)) / max(len(verdicts), 1)
         self.curve.append(UpdateRow(update, reward, success, counts.rejected, self.watch.elapsed_s, None, stats))
-        first, _ = self.chosen(update, 0)
-        self.strips = keep_extremes(self.strips, groups[0][0], update, first.captured.rgb)
+        first, kind = self.chosen(update, 0)
+        began = first.captured.rgb
+        if kind == "varied":  # what the camera gave shows other objects and another light
+            began = resize_rgb(first.frame.rgb, (began.shape[0], began.shape[1]))
+        self.strips = keep_extremes(self.strips, groups[0][0], update, began)
         self.log.write("update", update=update, mean_reward=reward, imagined_success=success, idle=not batch, **stats)
         took_s = self.watch.elapsed_s - began_s
         self.update_s = max(self.update_s, took_s)

@@ -50,7 +50,7 @@ def strip_varied(varied: VariedStart, what: str) -> Strip:
 def keep_extremes(strips: list[Strip], group: RolloutGroup, update: int, captured: U8 | None = None) -> list[Strip]:
     """Return the strips with the newest best and worst rollout, and up to two rejected ones of the whole session.
 
-    `captured`: the camera's frame that the group began at.
+    `captured`: the camera's frame that the group began at, or the variation of it.
     """
     rejected = [s for s in strips if s.kind is StripKind.REJECTED]
     for i, judgement in enumerate(group.judgements):

@@ -98,7 +98,7 @@ def strip_html(strip: Strip) -> str:
             s = min(1.0, max(0.0, float(strip.scores[i])))
             score = f"<b><i style='width:{100 * s:.0f}%'></i></b><span>{s:.2f}</span>"
         seen = png(frame, CAPTURED_PX, aspect) if i or first is None else png(first, CAPTURED_PX)
-        caption = "captured frame" if first is not None and not i else f"frame {i + 1} of {len(frames)}"
+        caption = "where it began" if first is not None and not i else f"frame {i + 1} of {len(frames)}"
         cells.append(f"<div><img src='{seen}' alt='{caption}'>{score}</div>")
     return (f"<div class='strip'><h3>{escape(strip.title)}</h3><span class='quiet'>{escape(strip.note)}</span>"
             f"<div class='video'>{''.join(cells)}</div></div>")
