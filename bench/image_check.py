@@ -108,7 +108,7 @@ def clip_episodes(folder: str) -> Iterator[Episode]:
         yield clip.name, frames, [None] * len(frames)
 
 
-def told(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8]) -> list[ImageFault | None]:
+def faults(frames: list[U8], states: list[F32 | None], change: Callable[[U8], U8]) -> list[ImageFault | None]:
     """Return what the check says of each image of an episode."""
     check = ImageCheck(ASPECT, CAMERA)
     verdicts = [check.look(np.ascontiguousarray(change(rgb)), None if s is None else pose_from_state(s))
@@ -155,12 +155,12 @@ def main() -> None:
     print("| done to the image | named, first image | named, last | another definite fault, any image |"
           "\n|---|---|---|---|")
     for name, (change, fault) in FAULTS.items():
-        said = [told(frames, states, change) for _, frames, states in episodes]
+        said = [faults(frames, states, change) for _, frames, states in episodes]
         first, last = (sum(s[i] is fault for s in said) / len(said) for i in (0, -1))
         wrong = sum(f is not fault and f not in hints for s in said for f in s)
         print(f"| {name} | {100 * first:.0f} % | {100 * last:.0f} % | {wrong} |", flush=True)
     print(f"\n{recognised(episodes)}")
-    hinted = [(name, f.name) for name, frames, states in episodes for f in told(frames, states, FAULTS["as it is"][0])
+    hinted = [(name, f.name) for name, frames, states in episodes for f in faults(frames, states, FAULTS["as it is"][0])
               if f is not None]
     print(f"\nsaid of images as they are: {({h: hinted.count(h) for h in sorted(set(hinted))})}")
 

@@ -14,6 +14,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,21 @@ def run(args: argparse.Namespace) -> int:
             "five": _five, "fog": _fog}[args.what](args)
 
 
+def _rows_printed(args: argparse.Namespace, read_rows: Callable[[Path], list[Any]], markdown: Callable[[list[Any]], str]
+                  ) -> bool:
+    """Print the table of --rows where it is given; tell whether it was. Raises EpisodeError where nothing is there."""
+    if not args.rows:
+        return False
+    if not (rows := read_rows(args.rows)):
+        raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench {args.what} --out` wrote")
+    print(markdown(rows))
+    return True
+
+
 def _fog(args: argparse.Namespace) -> int:
     from world_gymnast_ros.benchmark import first_order
 
-    if args.rows:
-        if not (rows := first_order.read_rows(args.rows)):
-            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench fog --out` wrote")
-        print(first_order.markdown(rows))
+    if _rows_printed(args, first_order.read_rows, first_order.markdown):
         return 0
     import torch
 
@@ -236,10 +245,7 @@ def _imagined(args: argparse.Namespace) -> int:
 def _five(args: argparse.Namespace) -> int:
     from world_gymnast_ros.benchmark import five_demonstrations as five
 
-    if args.rows:
-        if not (rows := five.read_rows(args.rows)):
-            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench five --out` wrote")
-        print(five.markdown(rows))
+    if _rows_printed(args, five.read_rows, five.markdown):
         return 0
     import torch
     from tqdm import tqdm
@@ -274,11 +280,7 @@ def _sessions(args: argparse.Namespace) -> int:
                                           directory=str(args.out))
     from world_gymnast_ros.benchmark import sessions
 
-    if args.rows:
-        if not (rows := sessions.read_rows(args.rows)):
-            raise EpisodeError(f"--rows {args.rows}: nothing was measured there; name what `bench sessions --out` "
-                               "wrote")
-        print(sessions.markdown(rows))
+    if _rows_printed(args, sessions.read_rows, sessions.markdown):
         return 0
     import torch
 
