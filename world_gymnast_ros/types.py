@@ -16,7 +16,7 @@ Conventions (`docs/concepts.md`):
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -201,7 +201,8 @@ class RolloutGroup:
     `frames` uint8 (G, T+1, H, W, 3); `chunks` one SampledChunks per policy query (N of them, T = N K);
     `query_frames` indices (N,) of the frame each chunk was chosen at; `judgements` G of them;
     `valid` bool (G, N): False for chunks after the first success, and for rejected rollouts. `facts`: what the judges
-    knew of them beside their frames; None: nothing.
+    knew of them beside their frames; None: nothing. `late`: decodes frames of rollouts, indices of both, that are not
+    in `frames` yet; None: all are (`seen`).
     """
 
     frames: U8
@@ -213,6 +214,13 @@ class RolloutGroup:
     adapter: str
     world_model: str
     facts: RolloutFacts | None = None
+    late: Callable[[Sequence[int] | I64, Sequence[int] | I64], None] | None = None
+
+    def seen(self, rollout: int, steps: Sequence[int] | I64) -> U8:
+        """Return these frames of a rollout, uint8 (n, H, W, 3), decoded where they were not."""
+        if self.late is not None:
+            self.late([rollout], steps)
+        return self.frames[rollout, steps]
 
 
 @dataclass(frozen=True)
@@ -298,6 +306,18 @@ class RolloutBatch(Protocol):
 
 
 @runtime_checkable
+class DrawsLatents(Protocol):
+    """What a batch of imagined continuations of a latent world model can also do."""
+
+    def draw(self, deltas: F32) -> Any:
+        """Do as `play` does, but return latent frames, indexed by copy and step."""
+
+    @property
+    def decode(self) -> Callable[[list[Any]], U8]:
+        """What decodes n latent frames to images uint8 (n, H, W, 3); it outlives the batch, and does not hold it."""
+
+
+@runtime_checkable
 class TellsState(Protocol):
     """What a batch of imagined continuations can also do."""
 
@@ -351,6 +371,21 @@ class Judge(Protocol):
 
     def score(self, frames: U8, instruction: str, facts: RolloutFacts | None = None) -> list[Judgement]:
         """Judge rollouts uint8 (G, T+1, H, W, 3). `facts`: what else is known of them, for who can use it."""
+
+
+@runtime_checkable
+class LooksAtSome(Protocol):
+    """What a judge can also say."""
+
+    def looks_at(self, frames: int) -> Sequence[int]:
+        """Return which of the so many frames of a rollout it looks at; its score depends on no others."""
+
+
+def looked_at(judge: Judge, frames: int) -> Sequence[int]:
+    """Return which of the so many frames of a rollout a judge looks at: all, where it does not say."""
+    if not getattr(judge, "reads_frames", True):
+        return ()
+    return judge.looks_at(frames) if isinstance(judge, LooksAtSome) else range(frames)
 
 
 @runtime_checkable

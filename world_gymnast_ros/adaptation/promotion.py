@@ -130,7 +130,8 @@ def hold_out(policy: Policy, world_model: WorldModel, judge: Judge, starts: Sequ
     for rows in _batches([s.instruction for s in jittered], max(1, max_batch // copies)):
         batch = [jittered[d] for d in rows]
         group = imagine(policy, world_model, judge, batch, copies, horizon_steps, temperature,
-                        derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, cancelled=cancelled)
+                        derive_seed(seed, rows[0], 1), judge_every_chunks=judge_every_chunks, cancelled=cancelled,
+                        sparing=True)
         known[rows] = np.array([j.score is not None for j in group.judgements]).reshape(-1, copies)
         scores[rows] = np.array([np.nan if j.score is None else j.score for j in group.judgements]).reshape(-1, copies)
         worth = rollout_rewards(group, progress_weight=progress_weight)

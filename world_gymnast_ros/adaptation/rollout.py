@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from world_gymnast_ros.adaptation.late_frames import LateFrames
 from world_gymnast_ros.errors import BadAction, BadBudget, BadFrame, BadInstruction, WorldGymnastError
 from world_gymnast_ros.images import resize_rgb
 from world_gymnast_ros.robot.actions import StepLimits, clip_delta, gripper_is_open, integrate_states
@@ -33,6 +34,7 @@ from world_gymnast_ros.types import (
     Start,
     TellsState,
     WorldModel,
+    looked_at,
 )
 
 REPLAY_STEPS = 8
@@ -120,14 +122,6 @@ def sample_at(policy: Policy, frames: U8, states: F32, instruction: str, tempera
     return policy.sample(frames, instruction, temperature, seed)
 
 
-def check_frames(frames: U8, shape: tuple[int, ...], world_model: WorldModel) -> U8:
-    """Refuse frames of a world model that are not uint8 and of the shape (G, K, H, W, 3) that was asked for."""
-    if frames.dtype != np.uint8 or frames.shape != shape:
-        raise BadFrame(f"world model {world_model.name} drew {frames.dtype} {frames.shape}, expected uint8 {shape}; "
-                       f"its frame_size says {world_model.frame_size}")
-    return frames
-
-
 def never() -> bool:
     """Stand for 'nobody cancels'."""
     return False
@@ -135,12 +129,14 @@ def never() -> bool:
 
 def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start | Sequence[Start], copies: int,
             horizon_steps: int, temperature: float, seed: int, *, judge_every_chunks: int = 1,
-            cancelled: Callable[[], bool] = never) -> RolloutGroup:
+            cancelled: Callable[[], bool] = never, sparing: bool = False) -> RolloutGroup:
     """Imagine `copies` rollouts of about `horizon_steps` actions (rounded up to whole chunks) from a start.
 
     Several starts of one instruction may share the batch: rollout i then begins at start i // copies. A copy judged
     successful is finished: its later chunks are masked in `valid` and its image stands still. `judge_every_chunks`
     0 judges once, at the end; otherwise the dream ends as soon as every copy is finished, with its last frame repeated.
+    `sparing`: a latent world model decodes only what policy and judge look at, and of the rest what is asked for
+    (`RolloutGroup.seen`); until then its place holds an earlier frame.
     Raises Cancelled between chunks, BadAction for a non-finite action, BadFrame for a malformed dream.
     """
     if copies < 1 or horizon_steps < 1:
@@ -157,6 +153,7 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
     frames = np.repeat(firsts[:, None], N * K + 1, 1)
     limits = StepLimits(*world_model.max_step)
     rollouts = world_model.begin(each, derive_seed(seed, 0))
+    drawn = LateFrames(frames, rollouts, world_model, judge if sparing else None)
     states = states_of(each)
     chunks: list[SampledChunks] = []
     judgements = [Judgement(None, detail="not judged")] * G
@@ -170,12 +167,11 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
         _check_chunk(chunk, len(active), K)
         chunk = replace(chunk, deltas=clip_delta(chunk.deltas, limits))  # as the guard does on the arm
         chunks.append(_scattered(chunk, active, G))
-        drawn = check_frames(rollouts.play(chunk.deltas), (len(active), K, *firsts.shape[1:]), world_model)
+        drawn.play(rollouts, active, n * K + 1, chunk.deltas)
         states[active] = states_after(rollouts, states[active], chunk.deltas, limits)
-        frames[active, n * K + 1:(n + 1) * K + 1] = drawn
-        frames[active, (n + 1) * K + 1:] = drawn[:, -1:]  # what a finished copy shows from here on
         if n == N - 1 or (judge_every_chunks and (n + 1) % judge_every_chunks == 0):
             facts = facts_of([each[i] for i in active], np.concatenate([c.deltas[active] for c in chunks], axis=1))
+            drawn.show(active, looked_at(judge, (n + 1) * K + 1))
             verdicts = judge_safely(judge, frames[active, : (n + 1) * K + 1], instruction, facts, rank_failures=False)
             done = np.zeros(len(active), np.bool_)
             for k, (i, verdict) in enumerate(zip(active, verdicts, strict=True)):
@@ -189,28 +185,31 @@ def imagine(policy: Policy, world_model: WorldModel, judge: Judge, start: Start 
             active = active[~done]
         if not len(active):
             break
-    for rollout, verdict in zip(frames, judgements, strict=True):
+    for row, verdict in enumerate(judgements):
         if verdict.done_at is not None:
-            end = _finished_after(verdict.done_at, K, len(chunks))
-            rollout[end + 1:] = rollout[end]
+            drawn.stand_still(row, _finished_after(verdict.done_at, K, len(chunks)))
     valid = np.arange(len(chunks))[None, :] <= last_chunk[:, None]
     valid &= np.array([j.score is not None for j in judgements])[:, None]
     return RolloutGroup(frames, tuple(chunks), tuple(n * K for n in range(len(chunks))), tuple(judgements), valid,
                         instruction, chunks[0].adapter, world_model.name,
-                        facts_of(each, np.concatenate([c.deltas for c in chunks], axis=1)))
+                        facts_of(each, np.concatenate([c.deltas for c in chunks], axis=1)),
+                        None if drawn.decode is None else drawn.show)
 
 
 def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: int,
-           cancelled: Callable[[], bool] = never, steps: NDArray[np.int64] | None = None) -> U8:
+           cancelled: Callable[[], bool] = never, steps: NDArray[np.int64] | None = None, judge: Judge | None = None
+           ) -> U8:
     """Replay actions float32 (G, T, 7), each row from its own start, under the noise of `seed`; return frames uint8
     (G, T+1, H, W, 3). Raises Cancelled between pieces of REPLAY_STEPS actions.
 
     `steps` int64 (G,): after so many actions a row is finished, leaves the batch and stands still (None: no row is).
+    `judge`: who alone looks at them; a latent world model then need not decode all.
     """
     firsts, T = first_frames(starts, world_model), deltas.shape[1]
     frames = np.repeat(firsts[:, None], T + 1, 1)
     ends = np.full(len(firsts), T) if steps is None else np.minimum(steps, T)
     rollouts = world_model.begin(starts, derive_seed(seed, 0))
+    drawn = LateFrames(frames, rollouts, world_model, judge)
     piece = -(-REPLAY_STEPS // world_model.stride) * world_model.stride
     active, t = np.arange(len(firsts)), 0
     while t < T:
@@ -224,12 +223,12 @@ def replay(world_model: WorldModel, starts: Sequence[Start], deltas: F32, seed: 
             active = active[on]
         until = int(ends[active].min()) - t  # up to where the next row is finished, in whole strides
         part = deltas[active, t:t + min(piece, -(-until // world_model.stride) * world_model.stride)]
-        shape = (len(active), part.shape[1], *firsts.shape[1:])
-        drawn = check_frames(rollouts.play(part), shape, world_model)
-        frames[active, t + 1:t + 1 + part.shape[1]] = drawn
+        drawn.play(rollouts, active, t + 1, part)
         t += part.shape[1]
-    for rollout, end in zip(frames, ends, strict=True):
-        rollout[end + 1:] = rollout[end]
+    for i, end in enumerate(ends.tolist()):
+        drawn.stand_still(i, end)
+    if judge is not None:
+        drawn.show(range(len(ends)), looked_at(judge, T + 1))
     return frames
 
 

@@ -101,21 +101,27 @@ def edge_energy(frames: U8) -> NDArray[np.float64]:
     return np.asarray((laplacian.astype(np.float64) ** 2).mean((-1, -2)))
 
 
+def changed(frames: U8, config: TrustConfig) -> float:
+    """Return the largest share of pixels by which a frame of (T+1, H, W, 3) differs from the first."""
+    apart = np.abs(frames[1:].astype(np.float32) - frames[0].astype(np.float32)).max(-1)
+    return float((apart > config.static_levels).mean((-1, -2)).max())
+
+
 def image_faults(group: RolloutGroup, config: TrustConfig) -> list[str]:
     """Return for each rollout '' or what is wrong with its images: 'static', 'blurred' or 'colour'."""
     deltas = group_deltas(group)
     faults: list[str] = []
     for i, steps in enumerate(executed_steps(group)):
         seen = group.frames[i, : int(steps) + 1]
-        start, later = seen[0].astype(np.float32), seen[1:]
-        if not len(later):
+        start, last = seen[0].astype(np.float32), seen[-1]
+        if len(seen) < 2:
             faults.append("")
             continue
         path_m = float(np.linalg.norm(deltas[i, : int(steps), :3], axis=-1).sum())
-        changed = (np.abs(later.astype(np.float32) - start).max(-1) > config.static_levels).mean((-1, -2)).max()
-        sharpness = float(edge_energy(later[-1]) / max(float(edge_energy(seen[0])), 1e-6))
-        shift = float(np.abs(later[-1].mean((0, 1)) - start.mean((0, 1))).max())
-        if path_m > config.moved_m and changed < config.static_fraction:
+        sharpness = float(edge_energy(last) / max(float(edge_energy(seen[0])), 1e-6))
+        shift = float(np.abs(last.mean((0, 1)) - start.mean((0, 1))).max())
+        if path_m > config.moved_m and changed(seen, config) < config.static_fraction and \
+                changed(group.seen(i, range(len(seen))), config) < config.static_fraction:  # of those not decoded, too
             faults.append("static")
         elif sharpness < config.sharpness_floor:
             faults.append("blurred")
@@ -186,7 +192,8 @@ def _show_other_actions(world_model: WorldModel, group: RolloutGroup, which: lis
         return {}
     steps = executed_steps(group)
     longest = max(int(steps[which].max()), 1)
-    seen = world_model.recovered(starts, group.frames[which, :longest + 1], derive_seed(seed, 2))
+    frames = np.stack([group.seen(i, range(longest + 1)) for i in which])
+    seen = world_model.recovered(starts, frames, derive_seed(seed, 2))
     wanted, why = group_deltas(group), {}
     for i, found in zip(which, seen, strict=True):
         end = max(int(steps[i]), 1)
@@ -204,7 +211,7 @@ def reroll(world_model: WorldModel, judge: Judge, group: RolloutGroup, which: li
     steps = executed_steps(group)[which]
     longest = max(int(steps.max()), 1)
     deltas = group_deltas(group)[which, :longest]
-    frames = replay(world_model, starts, deltas, seed, cancelled, steps)  # finished ones stand still, as at first
+    frames = replay(world_model, starts, deltas, seed, cancelled, steps, judge)  # finished ones stand still
     for i, end in enumerate(steps):
         deltas[i, int(end):, :6] = 0.0
     return judge_safely(judge, frames, group.instruction, facts_of(starts, deltas), yes_or_no=True)

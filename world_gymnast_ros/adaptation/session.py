@@ -170,7 +170,7 @@ class _Session:
         with self.watch.stage("imagine and judge"):
             group = imagine(self.policy, self.world_model, self.judge, start, c.copies, c.horizon_steps, c.temperature,
                             derive_seed(self.seed, 1, update, g, 1), judge_every_chunks=c.judge_every_chunks,
-                            cancelled=self.cancelled)
+                            cancelled=self.cancelled, sparing=True)
         with self.watch.stage("distrust"):
             return filter_group(self.world_model, self.judge, start, group, c.trust,
                                 derive_seed(self.seed, 1, update, g, 2), self.cancelled)

@@ -30,7 +30,7 @@ def cut_strip(group: RolloutGroup, i: int, title: str, kind: StripKind, captured
     else:
         done = f", done at frame {judgement.done_at}" if judgement.done_at is not None else ""
         note = f"{'success' if is_success(judgement) else 'not a success'}, score {judgement.score:.2f}{done}"
-    return Strip(f"{title}: {group.instruction}", group.frames[i, picks].copy(), scores, note, kind, captured)
+    return Strip(f"{title}: {group.instruction}", group.seen(i, picks).copy(), scores, note, kind, captured)
 
 
 def true_strip(title: str, success: bool, frames: Sequence[U8]) -> Strip:

@@ -183,7 +183,8 @@ class FogLearner(LoraLearner):
         deltas = group_deltas(group)[known]
         for row, end in zip(deltas, executed_steps(group)[known], strict=True):
             row[end:, :6] = 0.0  # its image stands still from here on
-        frames, facts = group.frames[known], group.facts.rows(known)
+        frames = np.stack([group.seen(int(i), range(group.frames.shape[1])) for i in known])
+        facts = group.facts.rows(known)
         rewards = self.values_so_far(frames, group.instruction, RolloutFacts(facts.captured, facts.states, deltas))
         return Sequences(self.reader.encode(frames, group.instruction), torch.from_numpy(deltas / self.units()),
                          torch.from_numpy(rewards)), known

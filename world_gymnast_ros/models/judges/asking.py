@@ -117,11 +117,16 @@ class AskConfig:
         return (f"{context}\n\n{self.question}\n{levels}\nAnswer with the letter of the level that fits best "
                 f"({LEVELS[0]} to {LEVELS[-1]}) only.")
 
+    def rows(self, frames: int) -> list[int]:
+        """Return which of the so many frames of a rollout are shown."""
+        shown: list[int] = np.unique(np.linspace(0, frames - 1, self.frames).round().astype(int)).tolist()
+        return shown
+
     def pick(self, rollouts: U8) -> U8:
         """Return the frames that are shown, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
         if rollouts.ndim != 5 or rollouts.dtype != np.uint8 or rollouts.shape[-1] != 3 or 0 in rollouts.shape[1:]:
             raise BadFrame(f"rollouts must be uint8 (G, T+1, H, W, 3), got {rollouts.dtype} {rollouts.shape}")
-        rows = np.unique(np.linspace(0, rollouts.shape[1] - 1, self.frames).round().astype(int))
+        rows = self.rows(rollouts.shape[1])
         height, width = rollouts.shape[2:4]
         size = (self.frame_px, max(1, round(width * self.frame_px / height)))
         return resize_rgb(rollouts[:, rows], size)
@@ -165,6 +170,10 @@ class AskedJudge(Generic[C]):
     def pick(self, rollouts: U8) -> U8:
         """Return the frames that it looks at, uint8 (G, n, h, w, 3), of rollouts uint8 (G, T+1, H, W, 3)."""
         return self.config.pick(rollouts)
+
+    def looks_at(self, frames: int) -> list[int]:
+        """Return which of the so many frames of a rollout it looks at."""
+        return self.config.rows(frames)
 
     def save(self, directory: str | Path) -> None:
         """Write a judge's folder: the settings, and where the model is; neither the model nor a key is copied."""

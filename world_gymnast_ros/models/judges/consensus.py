@@ -16,6 +16,7 @@ from world_gymnast_ros.types import (
     Judgement,
     RolloutFacts,
     TakesPartialCredit,
+    looked_at,
 )
 
 SURE_FAILURE = 1e-3
@@ -47,6 +48,10 @@ class Consensus:
     def spent(self) -> str:
         """What those of its judges that count have used, in words."""
         return "; ".join(j.spent for j in self.judges if isinstance(j, Counts) and j.spent)
+
+    def looks_at(self, frames: int) -> list[int]:
+        """Return which of the so many frames of a rollout any of its judges looks at."""
+        return sorted({t for judge in self.judges for t in looked_at(judge, frames)})
 
     def take_partial_credit(self, sentences: Mapping[str, str]) -> tuple[str, ...]:
         """Have those of its judges that are asked in words ask with the sentence of each instruction that says what

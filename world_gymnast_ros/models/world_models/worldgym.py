@@ -6,7 +6,8 @@ copies, nor on whether some of them have left, nor on the device.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,36 +26,41 @@ from world_gymnast_ros.robot.actions import RobotLimits, check_limits
 from world_gymnast_ros.types import ACTION_DIM, F32, I64, U8, Start
 
 
+def decoded(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> U8:
+    """Return images uint8 (n, H, W, 3) of latent frames (h, w, C)."""
+    images: U8 = autoencoder.decode(torch.stack(list(latents))).mul(255.0).round_().to(torch.uint8).cpu().numpy()
+    return images
+
+
 class WorldGymRollouts:
     """A single-use batch of imagined continuations, each of its start frame. Implements `types.RolloutBatch`."""
 
     def __init__(self, sampler: LatentSampler, autoencoder: Autoencoder, generators: list[torch.Generator]) -> None:
         """`generators`: the source of noise of each copy, on the CPU."""
-        self.sampler, self._autoencoder, self._generators = sampler, autoencoder, generators
+        self.sampler, self._generators = sampler, generators
+        self.decode: Callable[[Sequence[Tensor]], U8] = partial(decoded, autoencoder)
+        """Decodes latent frames (h, w, C) to images; implements `types.DrawsLatents`."""
 
-    def play(self, deltas: F32, shown: Sequence[int] | None = None) -> U8:
+    def play(self, deltas: F32) -> U8:
         """Apply K actions per copy, float32 (G, K, 7), physical units; return frames uint8 (G, K, H, W, 3).
 
-        `shown`: which of the K frames to decode and return, (G, len(shown), H, W, 3); None: all. Those that neither
-        policy nor judge looks at need not be decoded. Actions beyond the step limits are clipped as on the arm.
-        BadAction on a wrong shape or a number that is not finite.
+        Actions beyond the step limits are clipped as on the arm. BadAction on a wrong shape or a number that is not
+        finite.
         """
+        latents = self.draw(deltas)
+        frames = self.decode(latents.flatten(0, 1).unbind())
+        return frames.reshape(*latents.shape[:2], *frames.shape[1:])
+
+    def draw(self, deltas: F32) -> Tensor:
+        """Do as `play` does, but return latent frames float32 (G, K, h, w, C)."""
         shape = np.shape(deltas)
         if len(shape) != 3 or shape[0] != len(self._generators) or shape[1] < 1 or shape[2] != ACTION_DIM:
             raise BadAction(f"this dream takes actions of shape ({len(self._generators)}, K, {ACTION_DIM}) with K at "
                             f"least 1, got {shape}")
-        chosen = list(range(shape[1]) if shown is None else shown)
-        if any(not 0 <= i < shape[1] for i in chosen):
-            raise BadAction(f"shown is {chosen}; each must lie within 0..{shape[1] - 1}, the frames of this chunk")
         settings, network = self.sampler.settings, self.sampler.network
         numbers = torch.from_numpy(settings.model_actions(deltas, network.shape.action_dim))
         device = self.sampler.device
-        latents = self.sampler.advance(numbers.to(device, non_blocking=True), self._noise(shape[1]).to(device))
-        if not chosen:
-            return np.zeros((shape[0], 0, *settings.frame_size, 3), np.uint8)
-        images = self._autoencoder.decode(latents[:, chosen].flatten(0, 1))
-        frames: U8 = images.mul(255.0).round_().to(torch.uint8).cpu().numpy()
-        return frames.reshape(shape[0], len(chosen), *frames.shape[1:])
+        return self.sampler.advance(numbers.to(device, non_blocking=True), self._noise(shape[1]).to(device))
 
     def _noise(self, frames: int) -> Tensor:
         """Draw each copy's noise frame by frame, so that K actions at once and one by one are the same."""
