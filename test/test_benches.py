@@ -1,6 +1,9 @@
 """Every script in bench/ runs, at its smallest size, and prints what it promises."""
 from __future__ import annotations
 
+import io
+import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 from episode_maker import record
 from patience import START_S
+from PIL import Image
 
 from world_gymnast_ros import cli
 
@@ -67,6 +71,44 @@ def test_the_bench_of_recorded_clips_runs(tmp_path: Path) -> None:
                      "worldgym"]) == 0
     prints("worldgym_clips", [str(tmp_path / "clips"), small_autoencoder(tmp_path), str(tmp_path / "out"), *SMALL],
            "psnr_db")
+
+
+@pytest.mark.slow
+def test_the_bench_of_recorded_clips_fine_tunes_and_goes_on_where_it_is_done(tmp_path: Path) -> None:
+    for number in range(3):
+        record(tmp_path / "episodes", f"e{number}", chunks=4, seed=number)
+    assert cli.main(["episodes", "export", str(tmp_path / "episodes"), str(tmp_path / "clips"), "--format",
+                     "worldgym"]) == 0
+    (tmp_path / "bridge.tfrecord").write_bytes(rlds_record(frames=6) * 2)
+    words = [str(tmp_path / "clips"), small_autoencoder(tmp_path), str(tmp_path / "out"), *SMALL, "--batch", "2",
+             "--tune", "2", "--pretrain", str(tmp_path / "bridge.tfrecord")]
+    prints("worldgym_clips", words, "| LoRA: model |")
+    prints("worldgym_clips", words, "| all weights: model |")
+    found = json.loads((tmp_path / "out" / "measured.json").read_text())
+    assert found["pretraining_episodes"] == 2, "a camera that saw nothing is left out"
+
+
+def rlds_record(frames: int) -> bytes:
+    """Return one episode as a TFRecord holds it: one camera saw a grey level that grows, two saw nothing."""
+    def field(number: int, data: bytes) -> bytes:
+        size, out = len(data), bytearray([number << 3 | 2])
+        while size > 127:
+            out.append(size & 127 | 128)
+            size >>= 7
+        return bytes([*out, size]) + data
+
+    def jpeg(level: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), (level, level, level)).save(file, "JPEG")
+        return file.getvalue()
+
+    columns = {"steps/action": field(2, field(1, bytes(4 * 7 * frames)))}
+    for camera in range(3):
+        images = b"".join(field(1, jpeg(20 * n if camera == 0 else 0)) for n in range(frames))
+        columns[f"steps/observation/image_{camera}"] = field(1, images)
+    entries = b"".join(field(1, field(1, name.encode()) + field(2, data)) for name, data in columns.items())
+    record = field(1, entries)
+    return struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4)
 
 
 @pytest.mark.slow
