@@ -10,7 +10,7 @@ import torch
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, EpisodeError
 from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir, load_world_model
-from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
+from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network, to_uint8
 from world_gymnast_ros.models.world_models.moving_background import (
     FOLDER,
     load_moving_background,
@@ -177,6 +177,36 @@ def test_it_is_trained_and_goes_on_where_it_was_stopped(contact_play: Path, tmp_
     trained = (tmp_path / "mb" / "model.safetensors").read_bytes()
     assert main(words) == 0  # nothing is left to do
     assert (tmp_path / "mb" / "model.safetensors").read_bytes() == trained and len(trained) < 1_000_000
+
+
+def test_a_world_model_learns_on_the_background_that_it_draws_by(network, contact_play: Path, tmp_path: Path):
+    from world_gymnast_ros.data.clip_sampler import ClipSource
+    from world_gymnast_ros.data.read import read_arrays
+    from world_gymnast_ros.training.backgrounds import with_backgrounds
+    from world_gymnast_ros.updates.world_model import UpdateConfig, fine_tune
+
+    parent = checkpoint_dir("", WORLD_MODEL)
+    episodes = read_arrays(contact_play / "push.npz")
+    moving = with_backgrounds(load_network(parent)[0].eval(), network, episodes)
+    world = load_world_model(parent, "tiny/reflector", dtype="float32")
+    for e in moving[:2]:
+        drawn = world.begin([e.start()], seed=0)
+        drawn.play(e.deltas[None])
+        shown = to_uint8(drawn._sampler._moved.now.permute(0, 2, 3, 1))[0].astype(int)
+        assert np.abs(shown - e.background[-1]).max() <= 1
+        assert (np.abs(shown - e.background[0].astype(int)).max(-1) > 12).any()  # something was pushed
+    batch = ClipSource(moving, 8, {}).batch(np.random.default_rng(0), 4, 0.0)
+    assert batch.behind is not None and batch.behind.shape == batch.following.shape
+    assert ClipSource(episodes, 8, {}).batch(np.random.default_rng(0), 4, 0.0).behind is None
+
+    out = fine_tune(parent, episodes, [], [], UpdateConfig(steps=2, batch=2, own_rollouts=2), tmp_path / "tuned")
+    still = tmp_path / "still"  # as a parent without one is trained
+    still.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (still / name).write_bytes((parent / name).read_bytes())
+    other = fine_tune(still, episodes, [], [], UpdateConfig(steps=2, batch=2, own_rollouts=2), tmp_path / "other")
+    assert (out / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    assert load_moving_background(out) is not None
 
 
 def test_episodes_without_states_are_refused(tmp_path: Path):

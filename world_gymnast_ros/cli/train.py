@@ -235,7 +235,8 @@ def _update(args: argparse.Namespace) -> int:
           f"{len(old)} to check that nothing got worse", flush=True)
     data = Data(new, held, replay, old, found.hashes)
     result = update(parent, data, config, Margins(), figures, args.out, args.store,
-                    slug(args.out.name), time.time_ns(), build.load_objects(geometric), build.load_objects())
+                    slug(args.out.name), time.time_ns(), build.object_finder(parent, judges),
+                    build.object_finder(parent, [build.GEOMETRIC] if geometric else judges))
     for name, pair in result.figures.items():
         if not pair:
             continue

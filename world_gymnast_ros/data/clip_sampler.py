@@ -25,7 +25,8 @@ class Batch:
     `first_states` float32 (B, 7), at the start frame; `known` bool (B,). `places_m` float32 (B, T + 1, N, 3) of objects
     at the start frame and after each action, NaN where there are none or nothing is known; `cameras` (B, 12), which see
     them; `sizes_m` (B, N, 2), their radii and heights. `silhouette_camera` float64 (B, 12), the cameras that the arm is
-    drawn for, NaN for the model's own."""
+    drawn for, NaN for the model's own. `behind` uint8 (B, T, H, W, 3): what is behind the arm after each action, as a
+    moving background predicts it; None where nothing does."""
 
     previous: U8
     following: U8
@@ -38,6 +39,7 @@ class Batch:
     cameras: F32
     sizes_m: F32
     silhouette_camera: F64
+    behind: U8 | None = None
 
 
 def places_at(tracks: Sequence[ObjectTracks | None], rows: Sequence[I64]) -> tuple[F32, F32, F32]:
@@ -95,6 +97,8 @@ class ClipSource:
         if short:
             raise BadConfig(f"episode {short[0]} has fewer than {clip_frames} actions, as {len(short)} of "
                             f"{len(self.episodes)} have; move them away, or record longer ones")
+        self.moving = all(e.background is not None for e in self.episodes)
+        """Whether a background is predicted for every episode: one step from the next, so not from any frame."""
         if weights is None:
             weights = task_balance(self.episodes, task_weights)
         self.cumulative = np.cumsum(weights / weights.sum())
@@ -107,22 +111,26 @@ class ClipSource:
               own: dict[int, U8] | None = None) -> Batch:
         """Cut `count` clips. With `own` (episode index to frames imagined of it), half get imagined previous frames.
 
-        The start frame of a clip is its episode's first frame or, in one case of four, any frame up to the clip.
+        The start frame of a clip is its episode's first frame or, in one case of four, any frame up to the clip; always
+        the first where a moving background is predicted from there.
         """
         indices, T = self.draw(rng, count), self.clip_frames
         redrawn = sorted(own) if own else []  # whatever order a resumed run read them in
         if redrawn:
             indices[: count // 2] = rng.choice(redrawn, count // 2)
-        rows = []
+        rows, behind = [], []
         for i, index in enumerate(indices):
             e = self.episodes[index]
             past = own[int(index)] if own and redrawn and i < count // 2 else e.frames
             s = int(rng.integers(0, e.steps - T + 1))
-            f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 else 0
+            f = int(rng.integers(0, s + 1)) if rng.random() < 0.25 and not self.moving else 0
             known = e.states is not None and rng.random() >= state_dropout
             targets = e.states if known and e.states is not None else np.zeros((e.steps + 1, 7), np.float32)
             places_m, camera, sizes_m = places_at([e.objects if known else None], [np.r_[f, s + 1:s + T + 1]])
+            if self.moving and e.background is not None:
+                behind.append(e.background[s + 1:s + T + 1] if known else np.repeat(e.background[:1], T, 0))
             rows.append((past[s:s + T], e.frames[s + 1:s + T + 1], e.frames[f:f + 1], e.deltas[s:s + T],
                          targets[s:s + T + 1], targets[f], known, places_m[0], camera[0], sizes_m[0],
                          np.full(12, np.nan) if e.silhouette_camera is None else e.silhouette_camera))
-        return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+        batch = Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+        return replace(batch, behind=np.stack(behind)) if behind else batch

@@ -41,6 +41,8 @@ class Episode:
     """Where the arm was at each frame, Bridge states float32 (T+1, 7), where it was measured."""
     without_arm: U8 | None = None
     """The scene without the arm at each frame, uint8 (T+1, H, W, 3), where a simulator rendered it."""
+    background: U8 | None = None
+    """The same as a world model's moving background predicts it from the first frame and the actions."""
     adapter: str = ""
     seed: int = 0
     ended_by: str = ""

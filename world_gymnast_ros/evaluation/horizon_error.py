@@ -57,13 +57,22 @@ def imagine_segments(network: ActionDiT, stretches: Sequence[Segment], seed: int
         sampler = FrameSampler(network, torch.from_numpy(first).to(device).float() / 255.0,
                                denoising_steps or network.config.sampling_steps, generator,
                                (places_m[:, 0], cameras, sizes_m))
+        # A background that is predicted from an episode's first frame is of no use from a later one.
+        moving = known and all(c.episode.background is not None and c.start == 0 for c in part)
         drawn = [first]
         for t in range(max(c.steps for c in part)):
             condition = np.stack([_condition(network, c, t, known) for c in part])
-            drawn.append(to_uint8(sampler.step(torch.from_numpy(condition), places_m[:, t + 1])))
+            drawn.append(to_uint8(sampler.step(torch.from_numpy(condition), places_m[:, t + 1],
+                                               behind=_behind(part, t) if moving else None)))
         rollouts = np.stack(drawn, 1)
         out += [rollouts[j, :c.steps + 1] for j, c in enumerate(part)]
     return out
+
+
+def _behind(part: Sequence[Segment], t: int) -> torch.Tensor:
+    """Return the predicted backgrounds (B, H, W, 3), 0..1, after action t."""
+    frames = [c.episode.background[min(t + 1, c.episode.steps)] for c in part if c.episode.background is not None]
+    return torch.from_numpy(np.stack(frames)).float().div_(255.0)
 
 
 def _condition(network: ActionDiT, segment: Segment, t: int, known: bool) -> np.ndarray:

@@ -35,6 +35,7 @@ from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorl
 from world_gymnast_ros.models.world_models.cosmos3 import Cosmos3World
 from world_gymnast_ros.models.world_models.cosmos3_files import is_cosmos3
 from world_gymnast_ros.models.world_models.cosmos3_settings import Cosmos3Settings
+from world_gymnast_ros.models.world_models.moving_background import FOLDER as MOVING_BACKGROUND
 from world_gymnast_ros.models.world_models.worldgym import WorldGym
 from world_gymnast_ros.models.world_models.worldgym_files import is_worldgym, read_settings
 from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSettings
@@ -234,6 +235,15 @@ def load_objects(where: str = GEOMETRIC, device: str = AUTO, camera: StoredCamer
     """Load what finds movable objects in captured frames; `camera` as of `load_judges`."""
     locator = Locator.from_pretrained(checkpoint_dir(where or GEOMETRIC, JUDGE), resolve_device(device))
     return SceneReader(locator if camera is None else locator.seen_from(camera))
+
+
+def object_finder(world_model: str | Path | None, judges: str | Sequence[str], device: str = AUTO
+                  ) -> ObjectDynamics | None:
+    """Load what finds objects for a world model as `load_world_model` gives it with these judges; None where its
+    background moves as it has learned."""
+    geometric = geometric_judge(judges)
+    moving = not is_address(world_model) and (checkpoint_dir(world_model, WORLD_MODEL) / MOVING_BACKGROUND).is_dir()
+    return load_objects(geometric, device) if geometric or not moving else None
 
 
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,

@@ -129,7 +129,10 @@ def residual_loss(network: ActionDiT, batch: Batch, tokens: Tensor | None, movin
     with fast_math(target.device):
         affine = network.fit(first, start)
     background = network.background(first, start, affine, places_m[:, 0], cameras, sizes_m)
-    behind = background.at(places_m[:, 1:] if network.config.plate else None)
+    if batch.behind is None:
+        behind = background.at(places_m[:, 1:] if network.config.plate else None)
+    else:
+        behind = torch.from_numpy(batch.behind).to(target.device).float().div_(255.0)
     # Where objects are predicted to leave or to be is little of the image, and what decides about a task.
     touched = ((behind - background.at(None)).abs().amax(-1, keepdim=True) > 0.05).float().expand(-1, -1, -1, -1, 3)
     with fast_math(target.device):

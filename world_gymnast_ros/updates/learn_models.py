@@ -17,7 +17,7 @@ from world_gymnast_ros.loading.release import write_release
 from world_gymnast_ros.models.checkpoint import WEIGHTS
 from world_gymnast_ros.objects import drawn_with
 from world_gymnast_ros.updates.judges import JUDGE, SETTINGS, decide_judge, update_judge, update_pair
-from world_gymnast_ros.updates.run import OFF, Round, judge_pair, objects_of, seen_by
+from world_gymnast_ros.updates.run import OFF, Round, drawn_by, judge_pair, objects_of
 from world_gymnast_ros.updates.world_model import parent_name, put_version
 from world_gymnast_ros.updates.world_model_run import Data, play_folder, update
 
@@ -54,12 +54,13 @@ def learn_world_model(here: Round) -> dict[str, Any]:
 
     def figures(world_model: Path, some: Sequence[Episode]) -> Replays:
         if some is data.held:
-            return run.replays.replay(str(world_model), seen_by(state.geometric), state.judges, "held out", some)
-        return run.replays.replay(str(world_model), run.seen_by("old"), state.judges, "old", some)
+            return run.replays.replay(str(world_model), drawn_by(state.geometric), state.judges, "held out", some)
+        return run.replays.replay(str(world_model), drawn_by(run.seen_by("old")), state.judges, "old", some)
     result = update(Path(state.world_model), data, dataclasses.replace(run.config.update, seed=here.seed(2)),
                     run.config.margins, figures, here.folder / "world_model", here.where / "world_models",
-                    f"{run.environment.name}-{here.name}", run.now_ns(), objects_of(state.geometric),
-                    objects_of(run.seen_by("replay")))
+                    f"{run.environment.name}-{here.name}", run.now_ns(),
+                    objects_of(state.world_model, state.geometric),
+                    objects_of(state.world_model, run.seen_by("replay")))
     promoted = result.decision.promote
     run.say(f"world model {result.version.name}: {'promoted' if promoted else 'not promoted'}")
     return {"version": result.version.name, "promoted": promoted, "decision": result.decision.lines,
@@ -78,11 +79,12 @@ def learn_judges(here: Round) -> dict[str, Any]:
     everything = here.episodes()
 
     def judged(judge: str | Path, geometric: str) -> Judged:
-        pair, camera = judge_pair(judge, geometric), seen_by(geometric)
-        usual = judge_pair(judge, geometric if geometric == OFF else run.seen_by("old"))
+        pair, camera = judge_pair(judge, geometric), drawn_by(geometric)
+        other = geometric if geometric == OFF else run.seen_by("old")
+        usual = judge_pair(judge, other)
         return (run.replays.replay(state.world_model, camera, pair, "held out", held),
                 run.replays.replay(state.world_model, camera, pair, "all", everything),
-                run.replays.replay(state.world_model, run.seen_by("old"), usual, "old", old) if old else None)
+                run.replays.replay(state.world_model, drawn_by(other), usual, "old", old) if old else None)
     before = judged(state.judge, state.geometric)
     chosen, right = "", -1.0
     after: dict[str, Judged] = {}
@@ -114,11 +116,13 @@ def _candidates(here: Round) -> tuple[dict[str, tuple[Path, str]], list[str]]:
     settings = dataclasses.replace(run.config.judge, seed=here.seed(3))
     world = build.load_world_model(state.world_model, state.judges)
     replay = run.play("replay")
+    finder = objects_of(state.world_model, run.seen_by("replay"))
     taught = None if replay is None else update_judge(  # with nothing to mix in, weights would forget: left alone
-        Path(state.judge), world, drawn_with(world, objects_of(run.seen_by("replay"))), here.where / "training",
+        Path(state.judge), world, world if finder is None else drawn_with(world, finder), here.where / "training",
         here.where / "calibration", replay, here.folder / "judge", settings, run.play_labels)
     # Without the geometric judge nobody would know a camera that was learned.
-    moved = objects_of(state.geometric).projection != build.load_objects().projection
+    here_finder = objects_of(state.world_model, state.geometric)
+    moved = here_finder is not None and here_finder.projection != build.load_objects().projection
     candidates: dict[str, tuple[Path, str]] = {} if moved or taught is None else {"alone": (taught, OFF)}
     lines = [] if replay else ["the learned judge keeps its weights: there is no earlier data to mix in"]
     if state.geometric == OFF:

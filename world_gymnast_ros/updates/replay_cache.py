@@ -22,13 +22,13 @@ class ReplayCache:
         self._replays.clear()
         self._rollouts.clear()
 
-    def replay(self, world_model: str, geometric: str, judges: Sequence[str], which: str, episodes: Sequence[Episode]
-               ) -> Replays:
-        """Replay the set of episodes called `which` in a world model; `geometric`: the judge that knows their camera
-        and finds their objects, '' the shipped one."""
-        key, same = (world_model, geometric, *judges, which), (world_model, geometric, which)
+    def replay(self, world_model: str, drawn_by: tuple[str, ...], judges: Sequence[str], which: str,
+               episodes: Sequence[Episode]) -> Replays:
+        """Replay the set of episodes called `which` in a world model; `drawn_by`: the judges with which
+        that is loaded: a geometric one among them knows the camera and finds the objects."""
+        key, same = (world_model, drawn_by, *judges, which), (world_model, drawn_by, which)
         if key not in self._replays:
-            world = load_world_model(world_model, [geometric] if geometric else [])
+            world = load_world_model(world_model, drawn_by)
             self._replays[key] = replay_episodes(world, load_judges(judges), episodes, self.seed,
                                                  rollouts=self._rollouts.get(same))
             self._rollouts[same] = self._replays[key].rollouts

@@ -119,14 +119,15 @@ def judge_pair(judge: str | Path, geometric: str | Path) -> tuple[str, ...]:
     return (str(judge),) if str(geometric) == OFF else (str(judge), str(geometric) or build.GEOMETRIC)
 
 
-def seen_by(geometric: str) -> str:
-    """Return the geometric judge whose camera a world model shares: '', the shipped one, where there is none (OFF)."""
-    return "" if geometric == OFF else geometric
+def drawn_by(geometric: str) -> tuple[str, ...]:
+    """Return the judges with which a world model is loaded: the geometric one ('': the shipped one), or, without it
+    (OFF), a learned one: which of them makes no difference to what is drawn."""
+    return (build.SHIPPED[build.JUDGE],) if geometric == OFF else (geometric or build.GEOMETRIC,)
 
 
-def objects_of(geometric: str) -> ObjectDynamics:
-    """Return what finds objects for a world model beside the geometric judge (OFF: the shipped one)."""
-    return build.load_objects(seen_by(geometric))
+def objects_of(world_model: str, geometric: str) -> ObjectDynamics | None:
+    """Return what finds objects for a world model beside the geometric judge; None where it needs nothing found."""
+    return build.object_finder(world_model, drawn_by(geometric))
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -192,8 +193,9 @@ class Run:
 
     def seen_by(self, name: str) -> str:
         """Return the folder of the judge that knows the camera of `replay` or of `old` scenes: the shipped one for
-        play that was made for this run, else the run's first."""
-        return self.start().geometric if Path(getattr(self.config, name)).is_absolute() else ""
+        play that was made for this run, else the run's first; OFF where the run has none."""
+        first = self.start().geometric
+        return first if first == OFF or Path(getattr(self.config, name)).is_absolute() else ""
 
     def captured(self, number: int) -> list[Start]:
         """Return the frames that a round's adaptation starts from: captured once, whatever asks for them."""

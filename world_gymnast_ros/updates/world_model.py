@@ -37,6 +37,7 @@ from world_gymnast_ros.models.world_models.worldgym_settings import WorldGymSett
 from world_gymnast_ros.objects import ObjectDynamics
 from world_gymnast_ros.statistics import Interval, newcombe_paired, paired_bootstrap
 from world_gymnast_ros.store import WORLD_MODEL, Store
+from world_gymnast_ros.training.backgrounds import with_backgrounds
 from world_gymnast_ros.training.run_state import STATE
 from world_gymnast_ros.training.world_model import TASK_WEIGHTS, TRAINING, TrainConfig, Trainer
 from world_gymnast_ros.training.worldgym import WorldGymTrainer, WorldGymTraining
@@ -93,8 +94,9 @@ def fine_tune(parent: Path, new: Sequence[Episode], replay: Sequence[Episode], h
               replay_objects: ObjectDynamics | None = None) -> Path:
     """Train on from the checkpoint `parent` in the run folder `out`, which then is a checkpoint; returns it.
 
-    `objects` finds objects in the new episodes' captured frames and knows their camera; `replay_objects` (None: the
-    same) does so for `replay`, which was recorded before a camera was mounted anew.
+    `objects` finds objects in the new episodes' captured frames and knows their camera (None: what moves behind the arm
+    is as the model's moving background predicts); `replay_objects` (None: the same) does so for `replay`, which was
+    recorded before a camera was mounted anew.
 
     A run that was stopped goes on; one that is complete is left as it is. BadCheckpoint where `out` holds a run of
     other data, another parent or other settings.
@@ -135,17 +137,20 @@ def _action_dit(run: Fine) -> Path:
     config = run.config
     network, _ = load_network(run.parent)
     network.config = seen_by(network.config, run.objects)
+    moving, clips, held_out = load_moving_background(run.parent), run.clips, run.held_out
+    if run.objects is None and moving is not None:  # as it is drawn in a session without a geometric judge
+        clips, held_out = (with_backgrounds(network.eval(), moving.eval(), some) for some in (clips, held_out))
     training = TrainConfig(steps=config.steps, batch=config.batch, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr,
                            warmup_steps=max(1, config.steps // 10), ema=0.97, rollouts_from=0.0,
                            rollout_every=max(1, config.steps // 2), rollout_count=config.own_rollouts,
                            report_every_s=1e9, save_every=config.save_every, seed=config.seed)
-    trainer = Trainer(network, run.clips, run.held_out, training, run.out, run.shares)
+    trainer = Trainer(network, clips, held_out, training, run.out, run.shares)
     if (run.out / TRAINING / STATE).is_file():
         trainer.resume()
         if trainer.done_share >= 1.0 and (run.out / WEIGHTS).is_file():
             return run.out
     write_text(run.out / TRAINING / INPUTS, run.inputs)
-    save_moving_background(load_moving_background(run.parent), run.out)
+    save_moving_background(moving, run.out)
     trainer.run()
     return run.out
 

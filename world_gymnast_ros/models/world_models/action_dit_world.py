@@ -114,25 +114,27 @@ class FrameSampler:
         self._begun, self._rows = len(first), torch.arange(len(first), device=first.device)
 
     @torch.inference_mode()
-    def step(self, condition: Tensor, places_m: NDArray[Any] | None = None, states: Tensor | None = None) -> Tensor:
+    def step(self, condition: Tensor, places_m: NDArray[Any] | None = None, states: Tensor | None = None,
+             behind: Tensor | None = None) -> Tensor:
         """Draw the next frame (G, H, W, 3) float32, 0..1, under the condition float32 (G, C).
 
         `places_m` (G, N, 3): where the objects are then, as predicted; None: where they were. `states` (G, 2, 7),
-        target states before and after, is what a moving background needs.
+        target states before and after, is what a moving background needs. `behind` (G, H, W, 3): the background after
+        the action, where it is at hand.
         """
         net, c = self.network, self.network.config
         # Noise of all copies that began, so that what one copy sees does not hang on which others are finished.
         shape = (self._begun, 1, c.tokens, 3 * c.patch**2)
         noisy = (c.noise_scale * torch.randn(shape, generator=self.generator, device=self.frame.device))[self._rows]
         condition = condition[:, None].to(self.frame.device)
-        if self.background is None:  # before the first action the silhouette is that of the start frame
-            self.affine = net.fit(self.frame, condition[:, 0])
-            self.background = net.background(self.frame, condition[:, 0], self.affine, *(self._objects or ()))
+        background = self._begin(condition[:, 0])
         now_m = None if places_m is None else torch.from_numpy(np.asarray(places_m, np.float32)).to(self.frame.device)
-        if self.moving is not None and states is not None:
-            behind = self._move(self.background, condition[:, 0], states)
+        if behind is not None:
+            behind = behind[:, None]
+        elif self.moving is not None and states is not None:
+            behind = self._move(background, condition[:, 0], states)
         else:
-            behind = self.background.at(None if now_m is None else now_m[:, None])
+            behind = background.at(None if now_m is None else now_m[:, None])
         places = net.touched(self.frame, condition[:, 0], self.affine, behind[:, 0]) if self.sparse else None
         self.cache.begin(places, len(self.frame), c.tokens, self.frame.device)
         tokens = None if places is None else places.tokens
@@ -148,6 +150,22 @@ class FrameSampler:
             change = whole.scatter_(1, index, change * places.own[..., None])
         self.frame = (self.frame + net.image(change)).clamp_(0.0, 1.0)
         return self.frame
+
+    def _begin(self, condition: Tensor) -> Background:
+        """Return the background of the start frames: before the first action the silhouette, of `condition` (G, C), is
+        theirs."""
+        if self.background is None:
+            self.affine = self.network.fit(self.frame, condition)
+            self.background = self.network.background(self.frame, condition, self.affine, *(self._objects or ()))
+        return self.background
+
+    @torch.inference_mode()
+    def backgrounds(self, conditions: Tensor, states: Tensor) -> Tensor:
+        """Return the background alone, float32 (G, T+1, H, W, 3), as it moves under the conditions (G, T, C) of actions
+        between target states (G, T+1, 7)."""
+        background = self._begin(conditions[:, 0])
+        moved_on = [self._move(background, conditions[:, t], states[:, t:t + 2]) for t in range(conditions.shape[1])]
+        return torch.cat([background.at(None)[:, :1], *moved_on], 1)
 
     def _move(self, background: Background, condition: Tensor, states: Tensor) -> Tensor:
         """Return the background (G, 1, H, W, 3) after an action of `condition` (G, C) between `states` (G, 2, 7)."""
