@@ -3,7 +3,7 @@
     python bench/learned_contact.py                     100 held-out episodes of each task
     python bench/learned_contact.py --unseen --most 30  pushing objects that no training showed
 
-One rollout an episode, judged by frames and instruction alone (`tiny/reflector`). Rates: each half of the episodes
+One rollout an episode, judged by frames and instruction alone (`--judge`). Rates: each half of the episodes
 judged with the threshold for 5 % false positives of the other half.
 """
 from __future__ import annotations
@@ -95,11 +95,13 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="episodes of each kind (default: %(default)s)")
     parser.add_argument("--unseen", action="store_true", help="objects that no training showed")
     parser.add_argument("--only", nargs="+", help="these kinds alone")
+    parser.add_argument("--judge", default="tiny/reflector", help="folder or shipped name of the learned judge "
+                        "(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    judge = load_judges("tiny/reflector", "cpu")
+    judge = load_judges(args.judge, "cpu")
     print("| kind (successes) | " + " | ".join(f"{w}: AUC; false positives / recall" for w in worlds())
           + " | recorded frames |\n|" + "---|" * 5, flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -73,6 +73,20 @@ def test_every_command_of_the_pages_is_understood(page: Path) -> None:
             assert "does not exist" in str(error), (command, error)  # files of the reader's own
 
 
+def test_every_command_of_the_retraining_is_understood() -> None:
+    script = (ROOT / "tools" / "train_tiny").read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"\$cli (\w[^\n|]*)", re.sub(r"\$\(\([^()]*\)\)", "1", script))
+    assert len(found) > 12
+    for command in found:
+        words = shlex.split(command.replace('"$1"', "demo").replace('"$3"', "reach"), comments=True)
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parser_of(words).parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, (words, said.getvalue())
+
+
 def test_a_judge_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder that the page makes is a judge that can be asked, and the settings have the defaults that it tells."""
     from tiny_vlm import QWEN, write_tiny_vlm
