@@ -120,8 +120,11 @@ class Public:
 Method = tuple[str, Callable[[WorldGymDiT, Tensor], Any]]
 
 
-def methods(guidance: float, steps: tuple[int, ...]) -> list[Method]:
-    """Return the methods that are compared, by name."""
+def methods(guidance: float, steps: tuple[int, ...], together: int) -> list[Method]:
+    """Return the methods that are compared, by name.
+
+    With `together` > 1 also the persistent ones that draw so many frames in staggered steps.
+    """
     s = replace(SETTINGS, guidance=guidance)
     found: list[Method] = [
         ("window recomputed", lambda net, first: Public(net, s, first, False)),
@@ -132,6 +135,9 @@ def methods(guidance: float, steps: tuple[int, ...]) -> list[Method]:
     for n in steps:
         found.append((f"{PERSISTENT}, {n} steps", lambda net, first, n=n: LatentSampler(
             net, replace(s, after_window=PERSISTENT, sampling_steps=n), first)))
+    for n in (s.sampling_steps, *steps) if together > 1 else ():
+        found.append((f"{PERSISTENT}, {n} steps, {together} together", lambda net, first, n=n: LatentSampler(
+            net, replace(s, after_window=PERSISTENT, sampling_steps=n, frames_at_once=together), first)))
     return found
 
 
@@ -140,16 +146,17 @@ def run(make: Method, network: WorldGymDiT, first: Tensor, actions: Tensor, nois
     sampler = make[1](network, first)
     wall, cpu = time.perf_counter(), time.process_time()
     parts, at = [], {}
-    for n in range(actions.shape[1]):
-        parts.append(sampler.advance(actions[:, n:n + 1], noise[:, n:n + 1]))
-        if n + 1 in FRAMES:
-            at[n + 1] = (time.perf_counter() - wall, time.process_time() - cpu)
+    each = sampler.settings.frames_at_once
+    for n in range(each, actions.shape[1] + 1, each):
+        parts.append(sampler.advance(actions[:, n - each:n], noise[:, n - each:n]))
+        if n in FRAMES:
+            at[n] = (time.perf_counter() - wall, time.process_time() - cpu)
     held = sampler.cache.bytes / 1e6 if isinstance(sampler, LatentSampler) else None
     return {"at": at, "counted": sampler.frame_forwards, "frames": torch.cat(parts, 1), "cache_mb": held}
 
 
-def compare(name: str, copies: int, guidance: float, repeats: int, dtype: torch.dtype, steps: tuple[int, ...]
-            ) -> dict[str, Any]:
+def compare(name: str, copies: int, guidance: float, repeats: int, dtype: torch.dtype, steps: tuple[int, ...],
+            together: int = 1) -> dict[str, Any]:
     """Compare all methods on one shape and batch; the same frames are asserted."""
     shape, g = SHAPES[name], torch.Generator().manual_seed(1)
     network = shape.network(dtype)
@@ -159,7 +166,7 @@ def compare(name: str, copies: int, guidance: float, repeats: int, dtype: torch.
     noise = torch.randn(copies, max(FRAMES), *size, generator=g)
     best: dict[str, dict[str, Any]] = {}
     for _ in range(repeats):
-        for make in methods(guidance, steps):
+        for make in methods(guidance, steps, together):
             found = run(make, network, first, actions, noise)
             before = best.setdefault(make[0], found)
             for n in FRAMES:
@@ -179,10 +186,11 @@ def compare(name: str, copies: int, guidance: float, repeats: int, dtype: torch.
     return row
 
 
-def passes(name: str, copies: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def passes(name: str, copies: int, dtype: torch.dtype, repeats: int, window: bool = True) -> dict[str, Any]:
     """Time the three passes that a frame under a full window is made of: 20 frames, 2 and 1, in processor seconds.
 
-    The seconds of a frame are their sum: an extrapolation, and named so.
+    The seconds of a frame are their sum: an extrapolation, and named so. Without `window` that pass is left out, which
+    takes by far the most time and memory, and the cache holds random keys.
     """
     shape, s = SHAPES[name], SETTINGS
     network = shape.network(dtype)
@@ -197,15 +205,27 @@ def passes(name: str, copies: int, dtype: torch.dtype, repeats: int) -> dict[str
         network.run(latents, network.modulate(torch.full((count,), 14), actions), cache, first, count - 1)
         spent[what] = min(spent.get(what, math.inf), time.process_time() - begin)
 
+    def filled() -> None:
+        cache.begin(0, s.window, torch.device("cpu"))
+        heads, patches = network.shape.heads, (shape.side // network.shape.patch) ** 2
+        for block in range(shape.depth):
+            some = torch.randn(copies, patches, heads, s.window, shape.dim // heads).to(dtype)
+            cache.attend(block, some, some, some)
+
     for _ in range(repeats):
         cache.clear()
-        timed("window", 0, s.window)
+        if window:
+            timed("window", 0, s.window)
+        else:
+            filled()
         timed("two", s.window - 1, 2)
         for _ in range(3):
             timed("one", s.window, 1)
     n = s.sampling_steps
-    frame = {"window recomputed": n * spent["window"], "cache rebuilt": spent["window"] + (n - 1) * spent["one"],
-             RECOMPUTE: spent["window"] + (n - 1) * spent["one"], PERSISTENT: spent["two"] + (n - 1) * spent["one"]}
+    frame = {PERSISTENT: spent["two"] + (n - 1) * spent["one"]}
+    if window:
+        rebuilt = spent["window"] + (n - 1) * spent["one"]
+        frame |= {"window recomputed": n * spent["window"], "cache rebuilt": rebuilt, RECOMPUTE: rebuilt}
     return {"shape": name, "copies": copies, "dtype": str(dtype).removeprefix("torch."), "pass_cpu_s": spent,
             "extrapolated_frame_cpu_s": frame, "cache_mb": cache.bytes / 1e6,
             "weights_mb": sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6}
@@ -243,6 +263,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="in bfloat16 (default: float32)")
     parser.add_argument("--passes", action="store_true", help="time single passes under a full window, and extrapolate")
+    parser.add_argument("--no-window", action="store_true", help="with --passes: leave out that over the whole window")
+    parser.add_argument("--together", type=int, default=1, help="also draw so many frames in staggered steps: a "
+                        "divisor of 20")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -250,8 +273,8 @@ def main() -> None:
     rows = []
     for name in args.shapes:
         for copies in args.copies:
-            rows.append(passes(name, copies, dtype, args.repeats) if args.passes else
-                        compare(name, copies, args.guidance, args.repeats, dtype, tuple(args.steps)))
+            rows.append(passes(name, copies, dtype, args.repeats, not args.no_window) if args.passes else
+                        compare(name, copies, args.guidance, args.repeats, dtype, tuple(args.steps), args.together))
             print("\n".join(lines(rows[-1:])) if not args.passes else json.dumps(rows[-1], indent=1), flush=True)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"threads {args.threads}, {dtype}, peak memory of the process {peak_mb:.0f} MB")

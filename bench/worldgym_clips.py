@@ -1,7 +1,7 @@
 """Train a small WorldGym network on recorded clips, hold the last one out, and measure how far its frames are off.
 
     nice -n 10 python bench/worldgym_clips.py CLIPS AUTOENCODER OUT --steps 300       all weights, from scratch
-    nice -n 10 python bench/worldgym_clips.py CLIPS AUTOENCODER OUT --pretrain BRIDGE.tfrecord --steps 2400 --tune 600
+    nice -n 10 python bench/worldgym_clips.py CLIPS AUTOENCODER OUT --pretrain BRIDGE.tfrecord --steps 2400
 
 CLIPS holds clips in WorldGym's format, AUTOENCODER what `WorldGym` takes as `vae`. With --pretrain the network is first
 trained on other footage (episodes of Bridge in the RLDS format, of the debug data set that Octo publishes), and then
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pretrain", type=Path, help="TFRecord file of other footage; then fine-tune on the clips")
     parser.add_argument("--steps", type=int, default=1500, help="from scratch")
-    parser.add_argument("--tune", type=int, default=600, help="steps of fine-tuning")
+    parser.add_argument("--tune", type=int, default=300, help="steps of fine-tuning")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)

@@ -57,12 +57,15 @@ def trained(args: argparse.Namespace) -> WorldGym:
 
 def methods(world: WorldGym) -> dict[str, tuple[WorldGym, int]]:
     """Return what is compared, and the seed of its noise."""
-    def of(mode: str, steps: int) -> WorldGym:
-        settings = replace(world.settings, after_window=mode, sampling_steps=steps)
+    def of(mode: str, steps: int, together: int = 1) -> WorldGym:
+        settings = replace(world.settings, after_window=mode, sampling_steps=steps, frames_at_once=together)
         return WorldGym(world.network, world.autoencoder, settings, world.name)
     found = {FIRST: (of(RECOMPUTE, 10), 0), "other noise": (of(RECOMPUTE, 10), 1)}
     for mode, steps in ((PERSISTENT, 10), (PERSISTENT, 4), (PERSISTENT, 2), (PERSISTENT, 1), (RECOMPUTE, 1)):
         found[f"{mode}, {steps} step{'s' * (steps > 1)}"] = of(mode, steps), 0
+    together = world.settings.window // 2
+    for steps in (10, 4, 2):
+        found[f"{PERSISTENT}, {steps} steps, {together} together"] = of(PERSISTENT, steps, together), 0
     return found
 
 
