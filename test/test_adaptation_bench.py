@@ -122,7 +122,8 @@ class Straight:
 def test_true_actions_are_imagined_again_from_their_own_starts() -> None:
     words = "reach the red block"
     environment = TwinEnvironment(load_scene("train_oak"))
-    parts = Parts(None, build.load_world_model(), build.load_judges(), {}, None)  # type: ignore[arg-type]
+    judges = build.TABLETOP_JUDGES
+    parts = Parts(None, build.load_world_model("", judges), build.load_judges(judges), {}, None)  # type: ignore[arg-type]
     try:
         begun = [environment.reset(seed, words) for seed in (3, 4)]
         twin = environment.twin

@@ -105,7 +105,8 @@ def test_judges_and_world_model_take_the_camera_from_the_calibration(tmp_path: P
     write_camera(path, StoredCamera([float(v) for v in camera_pose(scene).ravel()], NOMINAL.focal, NOMINAL.aspect, 1.0,
                                     640, 8))
     told: list[str] = []
-    nominal, calibrated = (load_parts(AdaptNodeConfig(device="cpu", camera_calibration=words), told.append)
+    nominal, calibrated = (load_parts(AdaptNodeConfig(device="cpu", judges="tabletop",
+                                                      camera_calibration=words), told.append)
                            for words in ("", str(path)))
     assert "150 mm from where" in told[-1] and "not known" in told[-1]
     true = read_camera(path).projection()

@@ -21,6 +21,9 @@ from world_gymnast_ros.updates.adaptation import SessionResult
 torch.set_num_threads(1)
 
 
+STATE = ["--state", "0.25", "0", "0.1", "0", "0", "0", "1"]
+
+
 @pytest.fixture()
 def image(tmp_path: Path) -> str:
     rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -38,7 +41,7 @@ def image(tmp_path: Path) -> str:
     (["reach the red block", "--frame", "IMAGE", "--budget-s", "0"], "budget_s must be positive"),
     (["reach the red block", "--scene", "nowhere"], "nowhere"),
     (["reach the red block", "--frame", "IMAGE"], "--state is missing"),
-    (["reach the red block", "--frame", "IMAGE", "--set", "policy=/nowhere", "judges=tiny/reflector"], "/nowhere"),
+    (["reach the red block", "--frame", "IMAGE", *STATE, "--set", "policy=/nowhere"], "/nowhere"),
     (["reach the red block", "--frame", "IMAGE", "--episodes", "/nowhere"], "/nowhere does not exist"),
 ])
 def test_refusals_are_one_line(words: list[str], says: str, image: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +58,7 @@ def test_a_missing_state_is_said_before_any_model_is_loaded(image: str, monkeypa
     monkeypatch.setattr(adaptation, "load_parts", load)
     assert main(["adapt", "reach the red block", "--frame", image]) == 2
     with pytest.raises(AssertionError, match="models were loaded"):
-        main(["adapt", "reach the red block", "--frame", image, "--set", "judges=tiny/reflector"])
+        main(["adapt", "push the red block left", "--frame", image, "--state", "0.25", "0", "0.1", "0", "0", "0", "1"])
 
 
 def test_a_session_from_a_image(tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,8 +78,11 @@ def test_every_command_of_the_retraining_is_understood(tmp_path: Path) -> None:
     found = re.findall(r"\$cli (\w[^\n|]*)", re.sub(r"\$\(\([^()]*\)\)", "1", script))
     assert len(found) > 12
     for command in found:
-        words = shlex.split(command.replace('"$1"', "demo").replace('"$3"', "reach").replace("$out", str(tmp_path)),
-                            comments=True)
+        for name, value in (('"$1"', "demo"), ('"$3"', "reach"), ('"$task"', "reach"), ('"$kind"', "demo"),
+                            ('"$seed"', "1"), ('"$most"', "0.05"), ('"$alone"', str(tmp_path)),
+                            ("${task}", "reach"), ("$out", str(tmp_path))):
+            command = command.replace(name, value)
+        words = shlex.split(command, comments=True)
         for word in words:
             if word.startswith(str(tmp_path)):
                 Path(word).mkdir(exist_ok=True, parents=True)

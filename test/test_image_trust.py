@@ -19,6 +19,7 @@ from world_gymnast_ros.adaptation.trust import (
     trust_of,
 )
 from world_gymnast_ros.errors import BadConfig, BadFrame
+from world_gymnast_ros.loading.load import TABLETOP_JUDGES
 from world_gymnast_ros.loading.release import release_table
 from world_gymnast_ros.twin.observer import capture
 from world_gymnast_ros.twin.scene import known_scenes, load_scene
@@ -43,7 +44,7 @@ def image() -> U8:
 
 @pytest.fixture(scope="module")
 def shipped() -> TaskRelease:
-    return release_table()["reach"]
+    return release_table("", TABLETOP_JUDGES)["reach"]
 
 
 OTHERS = ("lab_dark_table",)
@@ -53,14 +54,14 @@ OTHERS = ("lab_dark_table",)
 @pytest.mark.parametrize("scene", OTHERS)
 def test_a_scene_of_another_kind_is_doubted(scene: str) -> None:
     images = [render(scene, seed) for seed in (9999, 9998)]
-    for task, row in release_table().items():
+    for task, row in release_table("", TABLETOP_JUDGES).items():
         assert row.images is not None and image_doubt(row, images), task
 
 
 @pytest.mark.parametrize("scene", [s for s in known_scenes() if s not in OTHERS])
 def test_the_twin_is_what_the_shipped_table_was_measured_on(scene: str) -> None:
     images = [render(scene, seed) for seed in (9999, 9998)]
-    for task, row in release_table().items():
+    for task, row in release_table("", TABLETOP_JUDGES).items():
         assert row.images is not None and image_doubt(row, images) == "", task
 
 

@@ -32,7 +32,8 @@ def test_a_policy_on_a_server_is_evaluated_in_imagination_and_not_adapted(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(image)
-    words = ["reach the red block", "--frame", str(image), "--judge", "tiny/reflector", "--device", "cpu"]
+    words = ["reach the red block", "--frame", str(image), "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
+             "--judge", "tiny/reflector", "--device", "cpu"]
     with serving(PolicyService(NumbersPolicy())) as server:
         policy = load(POLICY, server.url)
         policy.act(Frame(np.zeros((48, 64, 3), np.uint8), 0), "reach the red block")

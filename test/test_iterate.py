@@ -22,7 +22,13 @@ from world_gymnast_ros.errors import BadConfig
 from world_gymnast_ros.evaluation.environment import episodes as episodes_of
 from world_gymnast_ros.evaluation.image_metrics import structural_error
 from world_gymnast_ros.evaluation.replay import Replays, imagine_again
-from world_gymnast_ros.loading.load import checkpoint_dir, load_objects, load_policy, load_world_model
+from world_gymnast_ros.loading.load import (
+    GEOMETRIC,
+    checkpoint_dir,
+    load_objects,
+    load_policy,
+    load_world_model,
+)
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network
 from world_gymnast_ros.report.loop_report import ahead, ahead_lines, markdown, write_run_report
 from world_gymnast_ros.store import Store
@@ -130,7 +136,8 @@ def start_run() -> Iterator[Callable[..., Run]]:
 
     def start(out: Path, config: IterateConfig, said: list[str], scene: str = "lab_bottle") -> Run:
         open_ones.append(TwinEnvironment(load_scene(scene)))
-        return Run(config, adapt_settings(None, ["min_release_auc=0"], {}), open_ones[-1], out, said.append, lambda: 1)
+        adapt = adapt_settings(None, ["min_release_auc=0", "judges=tabletop"], {})
+        return Run(config, adapt, open_ones[-1], out, said.append, lambda: 1)
     yield start
     for environment in open_ones:
         environment.close()
@@ -369,7 +376,7 @@ def test_a_camera_that_was_mounted_anew_is_found_for_world_model_and_judge_alike
     write_episodes(run.out / "loop" / "calibration" / "round-1.npz", rows[6:])
     told = learn_models.learn_camera(Round(run, "loop", 1, run.start()))
     assert "from where it was thought to be" in told["message"]
-    shipped, learned = (load_world_model("", second) for second in ("", told["geometric"]))
+    shipped, learned = (load_world_model("", second) for second in (GEOMETRIC, told["geometric"]))
     true = np.array(rows[0].camera)  # as physics has it
 
     def off(world: ActionDiTWorld) -> float:

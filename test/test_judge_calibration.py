@@ -70,6 +70,15 @@ def test_the_command_writes_the_same_weights_with_one_family_cut(tmp_path: Path,
     assert predicted[judged.success].mean() == pytest.approx(0.8, abs=0.05)
 
 
+def test_a_calibration_for_one_task_leaves_the_others_alone() -> None:
+    judge = Reflector.from_pretrained(checkpoint_dir("tiny/reflector"))
+    logits = np.array([1.4, 1.6])
+    pushed = judge.probability(logits, "push")
+    judge.calibrate_task("reach", 2.0, -3.0)  # success from a logit of 1.5 on
+    assert (judge.probability(logits, "reach") > judge.config.done_threshold).tolist() == [False, True]
+    assert (judge.probability(logits, "push") == pushed).all()
+
+
 def test_unmarked_and_broken_recordings_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                                ) -> None:
     (tmp_path / "one").mkdir()

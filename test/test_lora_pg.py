@@ -253,7 +253,7 @@ def test_the_kl_term_is_in_earlier_scenes_alone_and_follows_the_measured_diverge
     for target in (0.0, 1e-4):
         learner = LoraLearner(policy, LoraConfig(rank=4, learning_rate=0.02, epochs=4, target_kl=target))
         learner.begin()
-        for k in range(8):
+        for k in range(16):
             groups = [sampled_group(policy, 4, 2, np.ones((4, 2)), seed=9 + k)]
             again = [sampled_group(policy, 4, 2, np.ones((4, 2)), seed=99 + k, words="reach the blue block")]
             stats = learner.update([(g, some) for g in groups], 1.2, k, [(g, equal) for g in again])

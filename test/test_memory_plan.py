@@ -199,8 +199,8 @@ def test_adapt_refuses_before_it_loads(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(module, "free_bytes", lambda device: 2**20)
     Image.fromarray(camera_frame(96, 128, 0)).save(tmp_path / "a.png")
-    told = main(["adapt", REACH, "--frame", str(tmp_path / "a.png"), "--judge", "tiny/reflector", "--device", "cpu",
-                 "--out", str(tmp_path / "runs")])
+    told = main(["adapt", REACH, "--frame", str(tmp_path / "a.png"), "--state", "0.25", "0", "0.1", "0", "0", "0", "1",
+                 "--judge", "tiny/reflector", "--device", "cpu", "--out", str(tmp_path / "runs")])
     out = capsys.readouterr()
     assert told == 2 and "memory plan on cpu" in out.err and "1.0 MiB are free" in out.err
     assert not (tmp_path / "runs" / "sessions").exists()

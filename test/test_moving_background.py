@@ -9,7 +9,7 @@ import torch
 
 from world_gymnast_ros.cli import main
 from world_gymnast_ros.errors import AdapterMismatch, BadCheckpoint, EpisodeError
-from world_gymnast_ros.loading.load import WORLD_MODEL, checkpoint_dir, load_world_model
+from world_gymnast_ros.loading.load import TABLETOP_JUDGES, WORLD_MODEL, checkpoint_dir, load_world_model
 from world_gymnast_ros.models.world_models.action_dit_world import ActionDiTWorld, load_network, to_uint8
 from world_gymnast_ros.models.world_models.moving_background import (
     FOLDER,
@@ -75,7 +75,7 @@ def test_what_is_far_from_the_hand_stays(network):
 
 
 def test_it_is_asked_where_no_geometric_judge_is():
-    learned, geometric = load_world_model("", "tiny/reflector"), load_world_model("")
+    learned, geometric = load_world_model("", "tiny/reflector"), load_world_model("", TABLETOP_JUDGES)
     assert isinstance(learned, ActionDiTWorld) and isinstance(geometric, ActionDiTWorld)
     assert learned.objects is None and learned.moving is not None
     assert geometric.objects is not None

@@ -198,7 +198,8 @@ def test_refusals_come_before_models_are_loaded(words: list[str], says: str, tmp
     from world_gymnast_ros.updates import adaptation
     monkeypatch.setattr(adaptation, "load_parts", lambda _: pytest.fail("models were loaded"))
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
-    assert main(["adapt", "--frame", str(tmp_path / "a.png"), "--judge", "tiny/reflector", *words]) == 2
+    state = ["--state", "0.25", "0", "0.1", "0", "0", "0", "1"]
+    assert main(["adapt", "--frame", str(tmp_path / "a.png"), *state, "--judge", "tiny/reflector", *words]) == 2
     assert says in capsys.readouterr().err
 
 

@@ -89,7 +89,9 @@ def walk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Walk,
     """The graph of the launch file beside the twin: dry as the recipe has it, and live as with models of one's own."""
     dry = request.param == "dry"
     bringup = graph.dry_graph("") if dry else graph.robot_graph("")
-    folders = {"adapt_node": {"directory": str(tmp_path), "threads": 1},
+    [judges] = [word.removeprefix("judges:=") for words in recipe() if words[1] == "launch" for word in words
+                if word.startswith("judges:=")]
+    folders = {"adapt_node": {"directory": str(tmp_path), "threads": 1, "judges": judges},
                "recorder_node": {"directory": str(tmp_path / "episodes")}}
     specs = [spec.with_overrides(**folders.get(spec.name, {})) for spec in bringup]
     with client() as c, running([graph.TWIN.with_overrides(scene="novel_white_table", image_rate_hz=5.0), *specs],

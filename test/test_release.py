@@ -9,7 +9,8 @@ import pytest
 
 from world_gymnast_ros.adaptation.trust import TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, NotTrusted
-from world_gymnast_ros.loading.release import release_table, write_release
+from world_gymnast_ros.loading.load import TABLETOP_JUDGES
+from world_gymnast_ros.loading.release import is_offered, offered, release_table, write_release
 from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.updates.adaptation import check_released
 
@@ -17,7 +18,7 @@ SHIPPED = share_dir() / "checkpoints" / "tiny"
 
 
 def test_what_ships_is_released_as_its_table_says() -> None:
-    table = release_table()
+    table = release_table("", TABLETOP_JUDGES)
     reach, push, place = "reach the red block", "push the red block left", "put the red block on the blue plate"
     check_released(table, [reach, push, place], 0.9, 0.15)
     for words in (push, place, "wipe the table"):
@@ -27,10 +28,16 @@ def test_what_ships_is_released_as_its_table_says() -> None:
         check_released(table, [place], 0.9, 0.09)  # 1 of 54 failures called successes: up to 9.8 %
 
 
+def test_with_the_learned_judge_alone_no_task_is_offered() -> None:
+    assert not any(is_offered(row) for row in release_table().values()) and release_table().keys() == {
+        "reach", "push", "pick_place"}
+    assert offered() == {"reflector-tiny+locator-tiny": ["pick_place", "push", "reach"]}
+
+
 def test_another_judge_or_world_model_has_no_table(tmp_path: Path) -> None:
     judge = tmp_path / "judge"
     shutil.copytree(SHIPPED / "reflector", judge)
-    assert release_table("", [str(judge), "tiny/locator"]) == release_table()
+    assert release_table("", [str(judge), "tiny/locator"]) == release_table("", TABLETOP_JUDGES)
     with (judge / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
     assert release_table("", [str(judge), "tiny/locator"]) == {}
@@ -66,15 +73,15 @@ def test_a_table_that_does_not_say_of_whom_it_is_counts_for_nothing(tmp_path: Pa
 
 def test_other_judges_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert release_table("", "tiny/locator") == {}
-    both, learned = release_table(), release_table("", "tiny/reflector")
+    both, learned = release_table("", TABLETOP_JUDGES), release_table("", "tiny/reflector")
     assert learned and learned["push"] != both["push"]
     world = tmp_path / "world"
     shutil.copytree(SHIPPED / "world_model", world)
     row = {"auc": 0.7, "low": 0.6, "high": 0.8, "episodes": 9, "false_success_high": 0.5}
     write_release(world, "tiny/reflector", {"drawer": row}, 0)
     assert set(release_table(world, "tiny/reflector")) == {*learned, "drawer"}
-    assert release_table(world) == both
+    assert release_table(world, TABLETOP_JUDGES) == both
     moving = world / "moving_background" / "model.safetensors"
     moving.write_bytes(moving.read_bytes() + b" ")  # what draws without the geometric judge is another one
     assert release_table(world, "tiny/reflector") == {}
-    assert release_table(world) == both
+    assert release_table(world, TABLETOP_JUDGES) == both

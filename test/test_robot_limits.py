@@ -9,7 +9,7 @@ import pytest
 from world_gymnast_ros.adaptation.rollout import imagine
 from world_gymnast_ros.config import robot_limits
 from world_gymnast_ros.errors import BadConfig
-from world_gymnast_ros.loading.load import load_judges, load_world_model
+from world_gymnast_ros.loading.load import TABLETOP_JUDGES, load_judges, load_world_model
 from world_gymnast_ros.paths import share_path
 from world_gymnast_ros.robot.actions import RobotLimits, StepLimits, Workspace
 from world_gymnast_ros.tabletop.geometric_judge import GeometricJudge
@@ -37,7 +37,7 @@ def test_the_shipped_limits_are_those_that_the_shipped_models_were_trained_with(
 
 def test_a_lab_that_halves_the_step_imagines_and_judges_half_steps(tmp_path: Path) -> None:
     limits = robot_limits(lab(tmp_path, max_step_m=0.02, workspace_low_m="[0.12, -0.03, 0.022]"))
-    world, judges = load_world_model(limits=limits), load_judges(limits=limits)
+    world, judges = load_world_model("", TABLETOP_JUDGES, limits=limits), load_judges(TABLETOP_JUDGES, limits=limits)
     assert world.max_step[0] == 0.02
     start = Start(Frame(np.zeros((64, 64, 3), np.uint8), 0), STATE, "reach the red block")
     dream = world.begin([start], 0)

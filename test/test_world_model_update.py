@@ -407,7 +407,7 @@ sys.exit(status)
 """
 
 
-def test_recordings_update_the_world_model_without_a_simulator_and_both_judges_decide(tmp_path: Path) -> None:
+def test_recordings_update_the_world_model_without_a_simulator_and_its_judges_decide(tmp_path: Path) -> None:
     root = tmp_path / "episodes"
     root.mkdir()
     for i in range(8):
@@ -416,5 +416,5 @@ def test_recordings_update_the_world_model_without_a_simulator_and_both_judges_d
     done = subprocess.run([sys.executable, "-c", NO_SIMULATOR, *words], capture_output=True, text=True, timeout=400)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "6 episodes to learn from, 2 held out; earlier data: 0 episodes to mix in, 0 to check" in done.stdout
-    assert "asked [('tiny/reflector', 'tiny/locator')]" in done.stdout, "the consensus, as iterate asks"
+    assert "asked [('tiny/reflector_alone',)]" in done.stdout, "the judges that iterate asks"
     assert "not promoted, the old version is kept" in done.stdout and not (tmp_path / "run" / "play").exists()

@@ -9,6 +9,8 @@ from world_gymnast_ros.errors import BadConfig
 
 PACKAGE = "world_gymnast_ros"
 SHARE_VARIABLE = "WORLD_GYMNAST_SHARE"
+TWIN_ADAPT = "config/twin_adapt.yaml"
+"""What adaptation on the twin has instead of the settings in config/adapt.yaml."""
 
 
 def share_dir() -> Path:

@@ -84,7 +84,7 @@ class AdaptNodeConfig(AdaptConfig):
                             "one that ships with the package")
     world_model_timeout_s: float = number(120.0, 0.1, 36000.0, "longest wait for one answer of a world model's server: "
                                           "a chunk of all rollouts at once")
-    judges: str = text("tiny/reflector, tiny/locator", "judges that must agree, with commas: folders, "
+    judges: str = text("tiny/reflector_alone", "judges that must agree, with commas: folders, "
                        "shipped names, hub names, http://HOST:PORT/v1#MODEL")
     arm_params: str = text("", "arm.yaml whose step limits and workspace hold in imagination; empty: the shipped one")
     device: str = text("auto", "where the models compute: auto (the GPU where there is one), cpu, cuda, cuda:1")

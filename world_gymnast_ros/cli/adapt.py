@@ -2,9 +2,10 @@
 
 examples:
   world-gymnast adapt --scene novel_camera_shift --budget-s 120          an image of the simulated twin
-  world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1      an image of your camera
-  world-gymnast adapt "reach the red block" "push the red block left" --frame a.png b.png --state 0.28 0.02 0.1 0 0 0 1
-  world-gymnast adapt --tasks tasks.yaml --replay policy                 several tasks, each with its own images
+  world-gymnast adapt "reach the red block" --frame a.png --state 0.28 0.02 0.1 0 0 0 1 --judge tabletop
+      an image of your camera
+  world-gymnast adapt "reach the red block" "push the red block left" --scene novel_blue_cloth    two tasks at once
+  world-gymnast adapt --tasks tasks.yaml --replay policy --judge tabletop    several tasks, each with its own images
   world-gymnast adapt "push the red block left" --scene novel_blue_cloth --starts runs/episodes
       begin also where recordings came by
   world-gymnast adapt --scene novel_evening --episodes runs/episodes     held to what succeeded on the arm
@@ -18,9 +19,10 @@ Models of your own are named in the same way: --policy openvla/openvla-7b --worl
 --judge Qwen/Qwen3-VL-4B-Instruct --judge https://HOST/v1#MODEL. Where only a yes or no is asked, judges are asked in
 their order, each about what all before it called a success: put the cheap ones first.
 
---state is where the arm was when the images were taken (adapt_node measures it by itself); the geometric judge
+--state is where the arm was when the images were taken (adapt_node measures it by itself); the shipped world model
 needs it. The shipped models know the words of the twin alone, and were measured on images of it alone: of a
-photograph nothing is shown (trust: unknown).
+photograph nothing is shown (trust: unknown). With the default judge, which needs no geometry of objects, none of
+their tasks is offered; with --judge tabletop (small objects on a table) all are. A --scene of the twin has it.
 
 exit status: 0 promoted (or would be, with --dry-run), 1 the present policy was kept, 2 refused
 """
@@ -98,9 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one session and print its verdict."""
     config = options.session_settings(
-        args, args.config, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out) if args.out else
-        None, episodes=str(args.episodes) if args.episodes else None, episodes_camera=args.camera or None,
-        starts=str(args.starts) if args.starts else None, replay=args.replay,
+        args, args.config, on_twin=bool(args.scene), budget_s=args.budget_s, max_updates=args.updates,
+        directory=str(args.out) if args.out else None, episodes=str(args.episodes) if args.episodes else None,
+        episodes_camera=args.camera or None, starts=str(args.starts) if args.starts else None, replay=args.replay,
         varied=args.vary, cut_outs=args.cut_outs, keep_free=args.keep_free, editor=args.editor, edits=args.edits,
         policy_port=args.policy_port)
     _check(args, config)
@@ -115,16 +117,15 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from world_gymnast_ros.adaptation.log import Progress
-    from world_gymnast_ros.loading.load import geometric_judge
+    from world_gymnast_ros.loading.load import needs_state
     from world_gymnast_ros.models.policies.shared import serve_copy, stop_serving
     from world_gymnast_ros.store import load_adapter
     from world_gymnast_ros.updates.adaptation import check_released, load_parts, run_session
     from world_gymnast_ros.updates.proposals import give_partial_credit
 
-    if any(s.state is None for s in starts) and geometric_judge(config.judges):
-        raise BadConfig("--state is missing: the geometric judge cannot judge an image without the arm's state "
-                        "there; give --state X Y Z ROLL PITCH YAW GRIPPER (m, rad, 0..1), or let another judge "
-                        "decide alone, such as --judge tiny/reflector")
+    if any(s.state is None for s in starts) and (whose := needs_state(config.world_model, config.judges)):
+        raise BadConfig(f"--state is missing: {whose} needs to know where the arm is in an image; give --state X Y Z "
+                        "ROLL PITCH YAW GRIPPER (m, rad, 0..1)")
     torch.set_num_threads(config.threads)
     asked = proposing.ask(args, config, starts)
     parts = load_parts(config, lambda plan: print(plan, file=sys.stderr))

@@ -186,7 +186,8 @@ def _fog(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.adaptation import load_parts
 
     torch.set_num_threads(args.threads)
-    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
+    config = options.session_settings(args, on_twin=True, budget_s=args.budget_s, max_updates=args.updates,
+                                      directory=str(args.out))
     writable_folder(args.out)
 
     def progress(label: str, p: Progress | None) -> None:
@@ -255,7 +256,7 @@ def _five(args: argparse.Namespace) -> int:
     from world_gymnast_ros.updates.fine_tuning import FineTuning
 
     torch.set_num_threads(args.threads)
-    config = options.session_settings(args, words=PAPER,
+    config = options.session_settings(args, words=PAPER, on_twin=True,
                                       budget_s=args.budget_s, max_updates=args.updates, directory=str(args.out))
     judge = load_judges(args.ends, args.device)
     writable_folder(args.out)
@@ -276,7 +277,7 @@ def _five(args: argparse.Namespace) -> int:
 
 def _sessions(args: argparse.Namespace) -> int:
     if not args.rows:
-        config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates,
+        config = options.session_settings(args, on_twin=True, budget_s=args.budget_s, max_updates=args.updates,
                                           directory=str(args.out))
     from world_gymnast_ros.benchmark import sessions
 
@@ -306,7 +307,7 @@ def _adaptation(args: argparse.Namespace) -> int:
     from world_gymnast_ros.twin.scene import load_scene
     from world_gymnast_ros.twin.tasks import parse_instruction
 
-    config = options.session_settings(args, budget_s=args.budget_s, max_updates=args.updates or None,
+    config = options.session_settings(args, on_twin=True, budget_s=args.budget_s, max_updates=args.updates or None,
                                       directory=str(args.out))
     for scene in args.scenes:  # all of them before the first takes its minutes
         parse_instruction(args.instruction or load_scene(scene).instructions[0])

@@ -123,8 +123,8 @@ def _on_twin(args: argparse.Namespace) -> int:
 def session_settings(args: argparse.Namespace) -> AdaptNodeConfig:
     """Return the settings of a run's sessions."""
     # No limit of wall time: a budget in seconds would make a resumed run differ from one that was not stopped.
-    return options.session_settings(args, words=("min_release_auc=0", "max_updates=8", "copies=20", "select_groups=6",
-                                                 "budget_s=86400.0"))
+    words = ("min_release_auc=0", "max_updates=8", "copies=20", "select_groups=6", "budget_s=86400.0")
+    return options.session_settings(args, words=words, on_twin=bool(args.scene))
 
 
 def settings(args: argparse.Namespace, instruction: str, task: str, play: dict[str, str], defaults: dict[str, int],

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     present(source, "--play", trainings.PLAY, help="folder of play data (*.npz); imagined ones too (`train imagined`)")
     options.judge(calibrate)
     options.device(calibrate)
-    calibrate.add_argument("--task", default="", help="only this task, e.g. reach")
+    calibrate.add_argument("--task", default="", help="only this task, e.g. reach; the learned judge keeps its "
+                           "thresholds for others")
     real(calibrate, "--max-false-success", 0.001, 0.5, default=0.05,
          help="share of failures that may be called successes on the fitted half (default: %(default)s)")
     real(calibrate, "--refuse-above", 0.001, 1.0, default=0.15,
@@ -133,7 +134,7 @@ def run_learn(args: argparse.Namespace) -> int:
         if (args.out / name).exists():
             raise BadConfig(f"{args.out / name} is there already; name another --out, or move it away")
     writable_folder(args.out)
-    names = build.judge_names(args.judge)
+    names = build.judge_names(args.judge or build.TABLETOP_JUDGES)
     geometric = build.geometric_judge(names)
     learned = [name for name in names if name != geometric]
     if not geometric or len(learned) != 1:
@@ -208,7 +209,10 @@ def run_calibrate(args: argparse.Namespace) -> int:
         (args.out / "calibration.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
         print(f"report: {args.out / REPORT_NAME}")
         if not refused:
-            judge.calibrate(found.scale, found.offset)
+            if args.task and isinstance(judge, Reflector):
+                judge.calibrate_task(args.task, found.scale, found.offset)
+            else:
+                judge.calibrate(found.scale, found.offset)
             judge.save(args.out)
             print(f"judge: {args.out}")
     return 1 if refused else 0

@@ -203,13 +203,17 @@ def models(policy: str, world_model: str, judges: str | Sequence[str]) -> list[F
     if any(f.state is State.PROBLEM for f in out):
         return out
     try:
-        tasks = sorted(release.release_table(world_model, judges))
+        measured = release.release_table(world_model, judges)
+        tasks = sorted(task for task, row in measured.items() if release.is_offered(row))
+        others = "; ".join(f"{name}: {', '.join(t)}" for name, t in release.offered(world_model).items())
     except WorldGymnastError as error:
         return [*out, Finding("release", State.PROBLEM, str(error), "no task is offered for adaptation", MEASURE)]
     if tasks:
-        return [*out, Finding("release", State.OK, f"measured together: {', '.join(tasks)}")]
-    return [*out, Finding("release", State.WARNING, "these models were not measured together",
-                          "no task is offered for adaptation", MEASURE)]
+        return [*out, Finding("release", State.OK, f"offered for adaptation: {', '.join(tasks)}")]
+    found = f"measured together, none well enough: {', '.join(sorted(measured))}" if measured else \
+        "these models were not measured together"
+    return [*out, Finding("release", State.WARNING, found, "no task is offered for adaptation",
+                          f"name judges with which some are ({others}), or: {MEASURE}" if others else MEASURE)]
 
 
 def _model(name: str, tell: Callable[[], str]) -> Finding:

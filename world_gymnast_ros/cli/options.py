@@ -54,7 +54,8 @@ def judge(parser: Parser) -> None:
 def judges(parser: Parser, checked: bool = True) -> None:
     """Add --judge, for any number."""
     parser.add_argument("--judge", type=_named(JUDGE, checked), action="append", default=[], metavar="NAME",
-                        help=f"{JUDGES}; again for each judge that must agree (default: those that ship)")
+                        help=f"{JUDGES}; again for each judge that must agree; tabletop: the two that know small "
+                        "objects on a table (default: the learned one that ships, alone)")
 
 
 def device(parser: Parser) -> None:
@@ -103,14 +104,25 @@ def session(parser: Parser) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of adapt.yaml")
 
 
-def session_settings(args: argparse.Namespace, path: Path | None = None, words: Sequence[str] = (), **changes: Any
-                     ) -> AdaptNodeConfig:
-    """Return adapt.yaml (`path`, None: the shipped one) with `words` (KEY=VALUE), those of --set, what `session` added,
-    and `changes` that are not None, on top."""
+def session_settings(args: argparse.Namespace, path: Path | None = None, words: Sequence[str] = (),
+                     on_twin: bool = False, **changes: Any) -> AdaptNodeConfig:
+    """Return adapt.yaml (`path`, None: the shipped one, with what the twin's scenes need where the session is
+    `on_twin`) with `words` (KEY=VALUE), those of --set, what `session` added, and `changes` that are not None, on top.
+    """
+    if on_twin and path is None:
+        words = [*(f"{key}={value}" for key, value in twin_settings().items()), *words]
     given = {key: value if value != "auto" else None for key, value in (("device", args.device), ("dtype", args.dtype))}
     return adapt_settings(path, [*words, *args.set], {
         "policy": args.policy or None, "world_model": args.world_model or None, "judges": ", ".join(args.judge) or None,
         **given, **changes})
+
+
+def twin_settings() -> dict[str, Any]:
+    """Return what adaptation on the twin has instead of the settings in adapt.yaml."""
+    from world_gymnast_ros.config import read_parameters
+    from world_gymnast_ros.paths import TWIN_ADAPT, share_path
+
+    return read_parameters(share_path(TWIN_ADAPT))
 
 
 def json_result(parser: Parser) -> None:

@@ -55,7 +55,10 @@ POLICY, WORLD_MODEL, JUDGE, find = named.POLICY, named.WORLD_MODEL, named.JUDGE,
 SHIPPED = {POLICY: "tiny/policy", WORLD_MODEL: "tiny/world_model", JUDGE: "tiny/reflector"}
 """What an empty name means."""
 GEOMETRIC = "tiny/locator"
-DEFAULT_JUDGES = f"{SHIPPED[JUDGE]}, {GEOMETRIC}"
+DEFAULT_JUDGE = "tiny/reflector_alone"
+"""The learned judge with thresholds for deciding alone: geometry of small objects is an option."""
+TABLETOP_JUDGES = (SHIPPED[JUDGE], GEOMETRIC)
+"""That option, `names.TABLETOP`: a geometric judge, and the learned one with a veto beside it."""
 AUTO = "auto"
 POLICY_TIMEOUT_S = 60.0
 """For one chunk of a policy's server, in imagination: no arm waits."""
@@ -172,10 +175,12 @@ def load_policy(where: str | Path | None = "", device: str = AUTO, dtype: str = 
 
 
 def judge_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of judges, given one by one or in one text with commas; empty means those that ship."""
+    """Return the names of judges, given one by one or in one text with commas; empty means the default, "tabletop" the
+    two that know small objects on a table."""
     words = names.split(",") if isinstance(names, str) else [str(n) for n in names]
-    found = tuple(w.strip() for w in words if w.strip())
-    return found or judge_names(DEFAULT_JUDGES)
+    given = [w.strip() for w in words if w.strip()]
+    found = tuple(name for w in given for name in (TABLETOP_JUDGES if w == named.TABLETOP else (w,)))
+    return found or (DEFAULT_JUDGE,)
 
 
 def geometric_judge(names: str | Sequence[str]) -> str:
@@ -237,13 +242,24 @@ def load_objects(where: str = GEOMETRIC, device: str = AUTO, camera: StoredCamer
     return SceneReader(locator if camera is None else locator.seen_from(camera))
 
 
+def needs_state(world_model: str | Path | None, judges: str | Sequence[str]) -> str:
+    """Return what cannot go without the arm's state at a captured frame, in words; '' where nothing is known to."""
+    if geometric_judge(judges):
+        return "the geometric judge"
+    return "the world model, which moves what the arm takes along," if moves_background(world_model) else ""
+
+
+def moves_background(world_model: str | Path | None) -> bool:
+    """Return whether a world model here has learned to move its background."""
+    return not is_address(world_model) and (checkpoint_dir(world_model, WORLD_MODEL) / MOVING_BACKGROUND).is_dir()
+
+
 def object_finder(world_model: str | Path | None, judges: str | Sequence[str], device: str = AUTO
                   ) -> ObjectDynamics | None:
     """Load what finds objects for a world model as `load_world_model` gives it with these judges; None where its
     background moves as it has learned."""
     geometric = geometric_judge(judges)
-    moving = not is_address(world_model) and (checkpoint_dir(world_model, WORLD_MODEL) / MOVING_BACKGROUND).is_dir()
-    return load_objects(geometric, device) if geometric or not moving else None
+    return load_objects(geometric, device) if geometric or not moves_background(world_model) else None
 
 
 def load_world_model(where: str | Path | None = "", judges: str | Sequence[str] = "", device: str = AUTO,

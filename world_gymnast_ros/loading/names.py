@@ -9,6 +9,8 @@ from world_gymnast_ros.paths import share_dir
 from world_gymnast_ros.serving.exchange import is_address
 
 POLICY, WORLD_MODEL, JUDGE = "policy", "world model", "judge"
+TABLETOP = "tabletop"
+"""Stands for two judges that ship: a geometric one for small objects on a table, and the learned one beside it."""
 
 
 def find(name: str) -> Path | None:
@@ -31,7 +33,7 @@ def missing(name: str, kind: str) -> BadCheckpoint:
 
 def check_name(name: str, kind: str) -> None:
     """Raise BadCheckpoint for a name that can stand for no model: no folder, no address, no name on the hub."""
-    if not name or find(name) is not None or is_address(name):
+    if not name or (name == TABLETOP and kind == JUDGE) or find(name) is not None or is_address(name):
         return
     from world_gymnast_ros.models.hub import is_hub_name
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from world_gymnast_ros.adaptation.trust import TaskRelease
+from world_gymnast_ros.adaptation.trust import RELEASE_AUC, RELEASE_FALSE_SUCCESS, TaskRelease
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig
 from world_gymnast_ros.files import write_text
 from world_gymnast_ros.loading.load import (
@@ -133,6 +133,19 @@ def served_release(url: str | Path | None) -> str:
 def release_table(world_model: str | Path | None = "", judges: str | Sequence[str] = "") -> dict[str, TaskRelease]:
     """Return the paired-replay table measured for a world model *with its judges*, by task; empty as `release_rows`."""
     return {task: TaskRelease.from_json(row) for task, row in release_rows(world_model, judges).items()}
+
+
+def offered(world_model: str | Path | None = "") -> dict[str, list[str]]:
+    """Return which tasks the release file of a world model offers for adaptation, by the judges that were measured."""
+    text = served_release(world_model) if is_address(world_model) else release_text(world_model)
+    found = {one["judge"]: sorted(task for task, row in one["tasks"].items() if is_offered(TaskRelease.from_json(row)))
+             for one in (_sets(text) if text else [])}
+    return {judges: tasks for judges, tasks in found.items() if tasks}
+
+
+def is_offered(row: TaskRelease) -> bool:
+    """Return whether a task that was measured so is offered for adaptation by default."""
+    return row.auc >= RELEASE_AUC and row.false_success_high <= RELEASE_FALSE_SUCCESS
 
 
 def write_release(world_model: str | Path | None, judges: str | Sequence[str], tasks: Mapping[str, Mapping[str, Any]],

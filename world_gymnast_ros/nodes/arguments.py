@@ -73,7 +73,8 @@ def _settled(spec: NodeSpec, value: Values, namespace: str, file: Path | None, r
             overrides[parameter] = value(argument)
     if "directory" in overrides and spec.name == "recorder_node":
         overrides["directory"] = str(Path(overrides["directory"]).expanduser().resolve())
-    files = (file,) if file is not None and _has_section(file, full_name(spec, namespace)) else ()
+    own = (file,) if file is not None and _has_section(file, full_name(spec, namespace)) else ()
+    files = (*spec.files, *own)
     if value("robot_name") and spec.name == "arm_node" and not _sets(files, "base_frame"):
         overrides["base_frame"] = f"{value('robot_name')}/base_link"  # as the driver names it
     if value("use_sim_time") in ("true", "True"):

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from world_gymnast_ros.errors import WorldGymnastError
-from world_gymnast_ros.paths import share_path
+from world_gymnast_ros.paths import TWIN_ADAPT, share_path
 
 GRACE_S = 4.0
 """Given to each of SIGINT and SIGTERM; the arm node holds within it."""
@@ -99,7 +99,8 @@ def robot_graph(camera_source: str = "0", allow_simulation_policy: bool = False)
 def twin_graph(scene: str = "", seed: int = 0) -> list[NodeSpec]:
     """Return the same graph with the twin in place of driver and camera. Empty `scene`: the one in twin.yaml."""
     overrides: dict[str, Any] = {"seed": seed, **({"scene": scene} if scene else {})}
-    return [TWIN.with_overrides(**overrides), POLICY, ARM, ADAPT, RECORDER]
+    adapt = replace(ADAPT, files=(share_path(TWIN_ADAPT),))
+    return [TWIN.with_overrides(**overrides), POLICY, ARM, adapt, RECORDER]
 
 
 def dry_graph(source: str, rate_hz: float = 5.0) -> list[NodeSpec]:

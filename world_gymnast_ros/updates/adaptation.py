@@ -117,6 +117,10 @@ def load_parts(config: AdaptNodeConfig, tell: Callable[[str], None] = lambda _: 
     return Parts(policy, world_model, judge, release_table(c.world_model, c.judges), learner_of(policy, c))
 
 
+FORMS = 4
+"""So many sentences of a task are named where it is refused."""
+
+
 def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[str], min_auc: float,
                    max_false_success: float = 1.0) -> None:
     """Refuse tasks that this world model with this judge was not shown to rank well. Raises NotTrusted.
@@ -131,8 +135,9 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
             found = "unknown" if row is None else f"{row.auc:.2f}"
             raise NotTrusted(f"'{instruction}' ({task}): paired-replay AUC is {found}, at least {min_auc:.2f} is "
                              f"required; measured with these models: {_measured(release)}. Say it in one of these "
-                             "forms, or record and mark episodes of it and measure them with `world-gymnast bench "
-                             "replay --episodes DIR --task NAME --write`")
+                             "forms, name judges with which it is offered (`world-gymnast doctor`), or record and mark "
+                             "episodes of it and measure them with `world-gymnast bench replay --episodes DIR --task "
+                             "NAME --write`")
         false = row.false_success_high
         if not false <= max_false_success:
             raise NotTrusted(f"'{instruction}' ({task}): up to {false:.0%} of failures pass for successes in paired "
@@ -141,9 +146,12 @@ def check_released(release: Mapping[str, TaskRelease], instructions: Sequence[st
 
 
 def _measured(release: Mapping[str, TaskRelease]) -> str:
-    """Return the tasks of a release table, with the forms of their sentences."""
-    return "; ".join(f"{name} {row.auc:.2f} ({', '.join(repr(form) for form in row.instructions or (name,))})"
-                     for name, row in release.items()) or "nothing"
+    """Return the tasks of a release table, with the forms of their sentences: the first few, where there are many."""
+    def forms(name: str, row: TaskRelease) -> str:
+        of = row.instructions or (name,)
+        more = f" and {len(of) - FORMS} more" if len(of) > FORMS else ""
+        return f"{', '.join(repr(form) for form in of[:FORMS])}{more}"
+    return "; ".join(f"{name} {row.auc:.2f} ({forms(name, row)})" for name, row in release.items()) or "nothing"
 
 
 def session_config(config: AdaptNodeConfig, instructions: Sequence[str], release: Mapping[str, TaskRelease]

@@ -192,6 +192,14 @@ class Reflector:
         """Set one calibration for all tasks."""
         self.config.calibrate(scale, offset)
 
+    def calibrate_task(self, task: str, scale: float, offset: float) -> None:
+        """Let it predict success in one task from the logit on at which this calibration does; others stay as they
+        are, and so does the scale, which all share."""
+        threshold = self.config.done_threshold
+        logit = (math.log(threshold / (1.0 - threshold)) - offset) / scale
+        self.config.task_offsets = {**self.config.task_offsets,
+                                    task: offset_at(logit, self.config.logit_scale, threshold)}
+
     def success_logits(self, frames: U8, instruction: str) -> F32:
         """Return uncalibrated logits float32 (G,): of the best two frames in a row."""
         return np.array([best_logit(row) for row in self.raw(frames, instruction)[0]], np.float32)
