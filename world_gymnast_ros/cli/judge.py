@@ -139,7 +139,7 @@ def run_learn(args: argparse.Namespace) -> int:
     learned = [name for name in names if name != geometric]
     if not geometric or len(learned) != 1:
         raise BadConfig(f"--judge names {', '.join(names)}; give one learned judge and one geometric one, or none: "
-                        "those that ship")
+                        "tabletop")
     world = build.load_world_model(args.world_model, names)
     read = read_episodes(args.episodes, world.frame_size[0], min_steps=2, camera=args.camera)
     episodes, left_out = read.marked, read.left_out
