@@ -67,22 +67,24 @@ def test_a_bench_that_takes_long_runs(name: str) -> None:
     prints(name, *SLOW[name])
 
 
-@pytest.mark.slow
-def test_the_bench_of_recorded_clips_runs(tmp_path: Path) -> None:
+def export_clips(tmp_path: Path) -> None:
+    """Write three recordings as clips into the folder clips."""
     for number in range(3):
         record(tmp_path / "episodes", f"e{number}", chunks=4, seed=number)
     assert cli.main(["episodes", "export", str(tmp_path / "episodes"), str(tmp_path / "clips"), "--format",
                      "worldgym"]) == 0
+
+
+@pytest.mark.slow
+def test_the_bench_of_recorded_clips_runs(tmp_path: Path) -> None:
+    export_clips(tmp_path)
     prints("worldgym_clips", [str(tmp_path / "clips"), small_autoencoder(tmp_path), str(tmp_path / "out"), *SMALL],
            "psnr_db")
 
 
 @pytest.mark.slow
 def test_the_bench_of_recorded_clips_fine_tunes_and_goes_on_where_it_is_done(tmp_path: Path) -> None:
-    for number in range(3):
-        record(tmp_path / "episodes", f"e{number}", chunks=4, seed=number)
-    assert cli.main(["episodes", "export", str(tmp_path / "episodes"), str(tmp_path / "clips"), "--format",
-                     "worldgym"]) == 0
+    export_clips(tmp_path)
     (tmp_path / "bridge.tfrecord").write_bytes(rlds_record(frames=6) * 2)
     words = [str(tmp_path / "clips"), small_autoencoder(tmp_path), str(tmp_path / "out"), *SMALL, "--batch", "2",
              "--tune", "2", "--pretrain", str(tmp_path / "bridge.tfrecord")]

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from world_gymnast_ros.cli import parser_of
+from world_gymnast_ros.cli import parser_of, train
 from world_gymnast_ros.errors import BadCheckpoint, BadConfig, RemotePolicyError
 from world_gymnast_ros.loading.load import JUDGE, load
 from world_gymnast_ros.models.judges.remote import RemoteConfig
@@ -54,6 +54,13 @@ def commands(page: Path) -> list[str]:
     return [re.split(r"\s{2,}", command)[0] for command in found]
 
 
+def parse(words: list[str]) -> None:
+    """Parse a command as it is typed; what is trained has options of its own."""
+    args = parser_of(words).parse_args(words)
+    if words[0] == "train" and args.what:
+        train.parsers()[args.what].parse_args(args.rest)
+
+
 @pytest.mark.parametrize("page", [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
                                   if commands(p)], ids=lambda page: page.name)
 def test_every_command_of_the_pages_is_understood(page: Path) -> None:
@@ -66,7 +73,7 @@ def test_every_command_of_the_pages_is_understood(page: Path) -> None:
             if shipped and not instruction.startswith(("-", ".")):
                 WordReader(WORDS, 16).encode(instruction)  # what ships knows no others
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                parser_of(words).parse_args(words)
+                parse(words)
         except SystemExit as end:
             assert end.code == 0, (command, said.getvalue())
         except (BadConfig, BadCheckpoint) as error:
@@ -89,7 +96,7 @@ def test_every_command_of_the_retraining_is_understood(tmp_path: Path) -> None:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                parser_of(words).parse_args(words)
+                parse(words)
         except SystemExit as end:
             assert end.code == 0, (words, said.getvalue())
 
